@@ -1,0 +1,392 @@
+//! The task that owns the core. Everything reaches it as a message; it steps the core, makes records
+//! durable, and only then lets answers and EC2 calls go.
+//!
+//! What waits in the channel together is stepped together and committed once, so a burst of ADDs shares
+//! one disk write. EC2 calls and kernel work run beside it and report back as events.
+
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use enid_ipamd::{AttachmentKey, Cause, Core, Effect, Event, Lease, Millis, PodRef, Refusal, Ticket, View, Write};
+use ipnet::Ipv4Net;
+use tokio::{
+    sync::{mpsc, oneshot, watch},
+    time::timeout,
+};
+use tracing::{debug, error, info, warn};
+
+use crate::{
+    clock::now,
+    ec2::Ec2,
+    kernel::{self, Kernel, Wanted},
+    metrics::Counters,
+    store::Store,
+};
+
+/// Messages stepped together.
+const BATCH: usize = 256;
+/// How often the kernel's links are listed.
+const LISTING: Duration = Duration::from_secs(5);
+
+/// What a request hears.
+#[derive(Debug)]
+pub enum Answer {
+    /// An address.
+    Offer(Lease),
+    /// No.
+    Refused(Refusal),
+    /// Whether the attachment is still its own.
+    Verdict(bool),
+    /// What was released.
+    Released(Option<std::net::Ipv4Addr>),
+}
+
+enum Message {
+    Event(Event),
+    Open(Ticket, mpsc::UnboundedSender<Answer>),
+    Lookup(AttachmentKey, oneshot::Sender<Option<Lease>>),
+    View(oneshot::Sender<View>),
+}
+
+/// A way to the brain.
+#[derive(Clone)]
+pub struct Handle {
+    sender: mpsc::Sender<Message>,
+    tickets: Arc<AtomicU64>,
+}
+
+/// One request under way; dropping it tells the brain that the caller has gone.
+pub struct Request {
+    handle: Handle,
+    /// Its number.
+    pub ticket: Ticket,
+    answers: mpsc::UnboundedReceiver<Answer>,
+}
+
+impl Handle {
+    /// Opens a request.
+    pub async fn open(&self) -> Option<Request> {
+        let ticket = Ticket(self.tickets.fetch_add(1, Ordering::Relaxed));
+        let (sender, answers) = mpsc::unbounded_channel();
+        self.sender.send(Message::Open(ticket, sender)).await.ok()?;
+        Some(Request { handle: self.clone(), ticket, answers })
+    }
+
+    /// Tells the brain that something happened.
+    pub async fn tell(&self, event: Event) {
+        // A closed channel means that the daemon is ending.
+        let _ = self.sender.send(Message::Event(event)).await;
+    }
+
+    /// The lease of an attachment.
+    pub async fn lookup(&self, key: AttachmentKey) -> Option<Lease> {
+        let (sender, answer) = oneshot::channel();
+        self.sender.send(Message::Lookup(key, sender)).await.ok()?;
+        answer.await.ok().flatten()
+    }
+
+    /// The state at this moment.
+    pub async fn view(&self) -> Option<View> {
+        let (sender, answer) = oneshot::channel();
+        self.sender.send(Message::View(sender)).await.ok()?;
+        answer.await.ok()
+    }
+}
+
+impl Request {
+    /// ADD's question.
+    pub async fn ask(&self, key: AttachmentKey, pod: Option<PodRef>, patience: u64) {
+        self.handle.tell(Event::Ask { ticket: self.ticket, key, pod, patience }).await;
+    }
+
+    /// The next answer; `None` when the daemon is ending.
+    pub async fn answer(&mut self) -> Option<Answer> {
+        self.answers.recv().await
+    }
+}
+
+impl Drop for Request {
+    fn drop(&mut self) {
+        let (handle, ticket) = (self.handle.clone(), self.ticket);
+        tokio::spawn(async move { handle.tell(Event::Gone { ticket }).await });
+    }
+}
+
+/// The brain before it runs.
+pub struct Brain {
+    core: Core,
+    store: Arc<Store>,
+    ec2: Ec2,
+    counters: Arc<Counters>,
+    native: Vec<Ipv4Net>,
+    eni_mtu: u32,
+    receiver: mpsc::Receiver<Message>,
+    handle: Handle,
+    open: BTreeMap<Ticket, mpsc::UnboundedSender<Answer>>,
+    kernel: Option<Kernel>,
+    applied: Wanted,
+    /// Set while something is expected that only metadata or the kernel can show.
+    hurry: watch::Sender<bool>,
+    ready: watch::Sender<bool>,
+    /// The last obstacle that was logged.
+    told: Option<Cause>,
+}
+
+/// What the brain is made of.
+pub struct Parts {
+    /// The state machine, with what the store remembers.
+    pub core: Core,
+    /// The open store.
+    pub store: Arc<Store>,
+    /// EC2 on behalf of this instance.
+    pub ec2: Ec2,
+    /// What `/metrics` counts.
+    pub counters: Arc<Counters>,
+    /// Destinations that see a pod's own address.
+    pub native: Vec<Ipv4Net>,
+    /// MTU of ENIs.
+    pub eni_mtu: u32,
+}
+
+impl Brain {
+    /// The brain, a way to it, whether metadata should be read in a hurry, and whether an ADD would
+    /// succeed.
+    pub fn new(parts: Parts) -> (Self, Handle, watch::Receiver<bool>, watch::Receiver<bool>) {
+        let (sender, receiver) = mpsc::channel(1024);
+        let handle = Handle { sender, tickets: Arc::new(AtomicU64::new(1)) };
+        let (hurry, hurries) = watch::channel(true);
+        let (ready, readiness) = watch::channel(false);
+        let Parts { core, store, ec2, counters, native, eni_mtu } = parts;
+        let brain = Brain {
+            core,
+            store,
+            ec2,
+            counters,
+            native,
+            eni_mtu,
+            receiver,
+            handle: handle.clone(),
+            open: BTreeMap::new(),
+            kernel: Some(Kernel::default()),
+            applied: Wanted::default(),
+            hurry,
+            ready,
+            told: None,
+        };
+        (brain, handle, hurries, readiness)
+    }
+
+    /// Runs until every handle has gone, which is when the daemon ends.
+    pub async fn run(mut self) {
+        let listing = self.list_links();
+        loop {
+            let messages = self.wait().await;
+            let mut effects = Vec::new();
+            if messages.is_empty() {
+                effects = self.core.step(now(), Event::Tick);
+            }
+            for message in messages {
+                self.take(message, &mut effects);
+            }
+            let effects = self.commit(effects).await;
+            self.carry().await;
+            // What the kernel just took on may serve those who wait.
+            let more = self.core.step(now(), Event::Tick);
+            let more = self.commit(more).await;
+            for effect in effects.into_iter().chain(more) {
+                self.act(effect);
+            }
+            self.publish();
+            if self.receiver.is_closed() && self.receiver.is_empty() {
+                break;
+            }
+        }
+        listing.abort();
+    }
+
+    async fn wait(&mut self) -> Vec<Message> {
+        let at = now();
+        let due = self.core.next_due(at).map_or(LISTING, |due| Duration::from_millis(due.since(at).max(1)));
+        // A link that has not shown up yet is looked for soon.
+        let due = if *self.hurry.borrow() { due.min(Duration::from_millis(100)) } else { due };
+        let mut messages = Vec::new();
+        let _ = timeout(due, self.receiver.recv_many(&mut messages, BATCH)).await;
+        messages
+    }
+
+    fn take(&mut self, message: Message, effects: &mut Vec<Effect>) {
+        match message {
+            Message::Event(event) => {
+                if let Event::Gone { ticket } = &event {
+                    self.open.remove(ticket);
+                }
+                effects.extend(self.core.step(now(), event));
+            }
+            Message::Open(ticket, sender) => drop(self.open.insert(ticket, sender)),
+            Message::Lookup(key, reply) => drop(reply.send(self.core.lease(&key).cloned())),
+            Message::View(reply) => drop(reply.send(self.core.view(now()))),
+        }
+    }
+
+    /// Makes the records durable. If that fails, nothing that follows from them may be said or done.
+    async fn commit(&mut self, effects: Vec<Effect>) -> Vec<Effect> {
+        let (records, rest): (Vec<Effect>, Vec<Effect>) =
+            effects.into_iter().partition(|effect| matches!(effect, Effect::Record(_)));
+        let writes: Vec<Write> = records
+            .into_iter()
+            .filter_map(|effect| match effect {
+                Effect::Record(write) => Some(write),
+                _ => None,
+            })
+            .collect();
+        if writes.is_empty() {
+            return rest;
+        }
+        let store = self.store.clone();
+        let written = tokio::task::spawn_blocking(move || store.write(&writes)).await;
+        match written {
+            Ok(Ok(())) => rest,
+            Ok(Err(failure)) => self.give_up(&format!("{failure:#}"), rest),
+            Err(failure) => self.give_up(&failure.to_string(), rest),
+        }
+    }
+
+    fn give_up(&mut self, failure: &str, effects: Vec<Effect>) -> Vec<Effect> {
+        error!(failure, "the store cannot be written: requests are refused");
+        let refused = |effect: Effect| match effect {
+            Effect::Offer { ticket, .. } => {
+                let refusal = Refusal::new(Cause::Internal, format!("the store cannot be written: {failure}"));
+                Some(Effect::Refuse { ticket, refusal })
+            }
+            Effect::Call { id, call } => {
+                warn!(action = call.action(), "not sent, since it could not be written down");
+                let _ = id;
+                None
+            }
+            other => Some(other),
+        };
+        effects.into_iter().filter_map(refused).collect()
+    }
+
+    /// Makes the kernel carry the ENIs before their addresses are answered.
+    async fn carry(&mut self) {
+        let wanted = Wanted::new(self.core.carried(), &self.native, self.eni_mtu);
+        let joining = self.joining();
+        if (wanted == self.applied && joining.is_empty()) || self.core.carried().next().is_none() {
+            return;
+        }
+        let Some(mut kernel) = self.kernel.take() else { return };
+        let attempt = wanted.clone();
+        let done = tokio::task::spawn_blocking(move || {
+            let answer = kernel.apply(&attempt);
+            (kernel, answer)
+        });
+        let Ok((kernel, answer)) = done.await else {
+            error!("the kernel's task ended without an answer");
+            self.kernel = Some(Kernel::default());
+            return;
+        };
+        self.kernel = Some(kernel);
+        match answer {
+            Ok(applied) => {
+                for change in &applied.changes {
+                    debug!(change, "kernel");
+                }
+                if let Some(reason) = &applied.waits_for {
+                    debug!(reason, "kernel waits");
+                } else {
+                    self.applied = wanted;
+                }
+                let up = joining.into_iter().filter(|(_, slot)| applied.slots.contains(slot));
+                for (eni, slot) in up {
+                    info!(%eni, slot, "ENI is up");
+                    // Effects of this event come with the tick that follows.
+                    let effects = self.core.step(now(), Event::EniUp { eni });
+                    let effects = self.commit(effects).await;
+                    effects.into_iter().for_each(|effect| self.act(effect));
+                }
+            }
+            Err(failure) => warn!("the kernel refused: {failure:#}"),
+        }
+    }
+
+    fn joining(&self) -> Vec<(enid_ipamd::EniId, u32)> {
+        let joining = |(eni, slot): (&enid_ipamd::Eni, u32)| {
+            (eni.state == enid_ipamd::EniState::Joining).then(|| (eni.facts.id.clone(), slot))
+        };
+        self.core.carried().filter_map(joining).collect()
+    }
+
+    fn act(&mut self, effect: Effect) {
+        match effect {
+            Effect::Record(_) => {}
+            Effect::Offer { ticket, lease, .. } => self.answer(ticket, Answer::Offer(lease)),
+            Effect::Refuse { ticket, refusal } => self.answer(ticket, Answer::Refused(refusal)),
+            Effect::Verdict { ticket, mine } => self.answer(ticket, Answer::Verdict(mine)),
+            Effect::Released { ticket, address } => self.answer(ticket, Answer::Released(address)),
+            Effect::Call { id, call } => {
+                let (ec2, handle, counters) = (self.ec2.clone(), self.handle.clone(), self.counters.clone());
+                info!(action = call.action(), "EC2 call");
+                tokio::spawn(async move {
+                    let answer = ec2.call(&call).await;
+                    counters.ec2(call.action(), answer.as_ref().err());
+                    if let Err(failure) = &answer {
+                        warn!(cause = %failure.cause, request_id = failure.request_id.as_deref(), "{}", failure.message);
+                    }
+                    handle.tell(Event::Done { id, answer }).await;
+                });
+            }
+        }
+    }
+
+    fn answer(&self, ticket: Ticket, answer: Answer) {
+        if let Some(sender) = self.open.get(&ticket) {
+            let _ = sender.send(answer);
+        }
+    }
+
+    fn publish(&mut self) {
+        let expects = self.core.expects_imds() || !self.joining().is_empty();
+        self.hurry.send_if_modified(|hurry| std::mem::replace(hurry, expects) != expects);
+        let obstacle = self.core.obstacle(now());
+        let ready = obstacle.is_none();
+        self.ready.send_if_modified(|known| std::mem::replace(known, ready) != ready);
+        let cause = obstacle.as_ref().map(|refusal| refusal.cause);
+        if cause != self.told {
+            match &obstacle {
+                Some(refusal) => info!(cause = %refusal.cause, "not ready: {}", refusal.message),
+                None => info!("ready"),
+            }
+            self.told = cause;
+        }
+    }
+
+    /// Lists the kernel's links at start and every few seconds: who is alive is the kernel's to say.
+    fn list_links(&self) -> tokio::task::JoinHandle<()> {
+        let handle = self.handle.clone();
+        tokio::spawn(async move {
+            let mut period = tokio::time::interval(LISTING);
+            loop {
+                period.tick().await;
+                let Some(view) = handle.view().await else { return };
+                let keys: Vec<AttachmentKey> = view.leases.into_iter().map(|lease| lease.key).collect();
+                match tokio::task::spawn_blocking(move || kernel::wired(&keys)).await {
+                    Ok(Ok(seen)) => handle.tell(Event::Links { seen }).await,
+                    Ok(Err(failure)) => warn!("cannot list the links: {failure:#}"),
+                    Err(failure) => error!("the listing of links ended without an answer: {failure}"),
+                }
+            }
+        })
+    }
+}
+
+/// So that other files need not know the core's clock.
+pub fn since(view: &View, at: Millis) -> u64 {
+    at.since(view.now)
+}

@@ -1,0 +1,123 @@
+//! What an operator asks at the command line, read through debug.sock.
+
+use anyhow::{Context, bail};
+use comfy_table::{Table, presets::NOTHING};
+use enid_api::v1::{GetPoolRequest, ListEnisRequest, ListLeasesRequest, Pool, debug_client::DebugClient};
+use hyper_util::rt::TokioIo;
+use serde::Serialize;
+use tokio::net::UnixStream;
+use tonic::transport::{Channel, Endpoint};
+use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient};
+use tower::service_fn;
+
+use crate::{settings::Settings, sockets};
+
+/// Runs one of the reading commands.
+pub fn run(name: &str, settings: &Settings, as_json: bool) -> anyhow::Result<()> {
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start the runtime")?;
+    let text = runtime.block_on(async {
+        let channel = connect(settings).await?;
+        let mut debug = DebugClient::new(channel.clone());
+        anyhow::Ok(match name {
+            "status" => show(as_json, &debug.get_pool(GetPoolRequest {}).await?.into_inner(), status)?,
+            "enis" => show(as_json, &debug.list_enis(ListEnisRequest {}).await?.into_inner().enis, |enis| {
+                let rows = enis.iter().map(|eni| {
+                    let used = format!("{}/{}", eni.assigned, eni.addresses);
+                    [
+                        &eni.id,
+                        &eni.state,
+                        &eni.device_index.to_string(),
+                        &eni.slot.to_string(),
+                        &eni.primary_address,
+                        &used,
+                        &eni.mac,
+                    ]
+                    .map(String::clone)
+                });
+                table(["ENI", "STATE", "DEVICE", "SLOT", "PRIMARY ADDRESS", "ASSIGNED", "MAC"], rows)
+            })?,
+            "pods" => show(as_json, &debug.list_leases(ListLeasesRequest {}).await?.into_inner().leases, |leases| {
+                let rows = leases.iter().map(|lease| {
+                    let pod = if lease.pod_name.is_empty() {
+                        "-".to_owned()
+                    } else {
+                        format!("{}/{}", lease.pod_namespace, lease.pod_name)
+                    };
+                    [
+                        &pod,
+                        &lease.container,
+                        &lease.ifname,
+                        &lease.address,
+                        &lease.eni,
+                        &lease.state,
+                        &lease.host_ifname,
+                    ]
+                    .map(String::clone)
+                });
+                table(["POD", "CONTAINER", "INTERFACE", "ADDRESS", "ENI", "STATE", "HOST LINK"], rows)
+            })?,
+            "health" => {
+                let answer = HealthClient::new(channel).check(HealthCheckRequest::default()).await?.into_inner();
+                if answer.status() != ServingStatus::Serving {
+                    bail!("the daemon answers {:?}", answer.status());
+                }
+                show(as_json, &"serving", |text| (*text).to_owned())?
+            }
+            other => bail!("there is no command {other:?}"),
+        })
+    })?;
+    println!("{text}");
+    Ok(())
+}
+
+async fn connect(settings: &Settings) -> anyhow::Result<Channel> {
+    let path = sockets::debug(&settings.run_dir);
+    let at = path.clone();
+    let connector = service_fn(move |_| {
+        let path = path.clone();
+        async move { UnixStream::connect(path).await.map(TokioIo::new) }
+    });
+    Endpoint::from_static("http://enid.local")
+        .connect_with_connector(connector)
+        .await
+        .with_context(|| format!("the daemon does not answer on {}", at.display()))
+}
+
+fn show<T: Serialize>(as_json: bool, value: &T, text: impl Fn(&T) -> String) -> anyhow::Result<String> {
+    if as_json { serde_json::to_string_pretty(value).context("cannot write JSON") } else { Ok(text(value)) }
+}
+
+fn status(pool: &Pool) -> String {
+    let ready = if pool.ready { "yes".to_owned() } else { format!("no, {}: {}", pool.cause, pool.cause_message) };
+    let mut rows = vec![
+        ["node".to_owned(), format!("{} ({}, {})", pool.node, pool.instance_id, pool.instance_type)],
+        ["ready".to_owned(), ready],
+        ["ENIs".to_owned(), format!("{} of {}", pool.enis, pool.eni_max)],
+        [
+            "addresses".to_owned(),
+            format!(
+                "{}: {} assigned, {} resting, {} available",
+                pool.total, pool.assigned, pool.resting, pool.available
+            ),
+        ],
+        ["waiting ADDs".to_owned(), pool.waiting.to_string()],
+    ];
+    if !pool.calls.is_empty() {
+        rows.push(["EC2 calls".to_owned(), pool.calls.join(", ")]);
+    }
+    if !pool.pause.is_empty() {
+        rows.push(["growth pauses".to_owned(), format!("{} ms more: {}", pool.pause_ms, pool.pause)]);
+    }
+    table(["", ""], rows.into_iter())
+}
+
+fn table<const N: usize>(head: [&str; N], rows: impl Iterator<Item = [String; N]>) -> String {
+    let mut table = Table::new();
+    table.load_style(NOTHING);
+    if head.iter().any(|title| !title.is_empty()) {
+        table.set_header(head);
+    }
+    table.add_rows(rows);
+    table.trim_fmt()
+}

@@ -1,0 +1,203 @@
+//! The daemon's start: settings, store, metadata, limits, then the brain and its faces.
+
+use std::{sync::Arc, time::Duration};
+
+use anyhow::Context;
+use enid_api::v1::{cni_server::CniServer, debug_server::DebugServer};
+use enid_ipamd::{Core, Event, Limits, Node};
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::watch,
+    time::{Instant, timeout},
+};
+use tokio_stream::wrappers::UnixListenerStream;
+use tonic::transport::Server;
+use tracing::{info, warn};
+
+use crate::{
+    brain::{Brain, Handle, Parts},
+    clock,
+    ec2::Ec2,
+    imds::{Imds, Instance},
+    install, limits,
+    metrics::{self, Counters},
+    serve_cni::CniService,
+    serve_debug::DebugService,
+    settings::Settings,
+    sockets,
+    store::{self, Store},
+};
+
+/// How often metadata is read when nothing is expected: it is node-local, and the one poll there is.
+const METADATA: Duration = Duration::from_secs(30);
+
+/// Runs the daemon until it is told to end.
+pub fn run(settings: Settings) -> anyhow::Result<()> {
+    let filter = tracing_subscriber::EnvFilter::new(format!("warn,enid={}", settings.log_level));
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
+    if settings.log_json {
+        log.json().init()
+    } else {
+        log.with_ansi(false).init()
+    }
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .context("cannot start the runtime")?
+        .block_on(serve(settings))
+}
+
+async fn serve(settings: Settings) -> anyhow::Result<()> {
+    install::drop_stale_conflist(&settings)?;
+    let boot = store::boot_id()?;
+    let (store, ledger) = Store::open(&settings.store_dir, &boot, clock::now(), settings.policy.rest_ms)?;
+    let store = Arc::new(store);
+    let imds = Imds::new();
+    let instance = instance(&imds, settings.start_wait).await?;
+    info!(
+        node = settings.node_name,
+        instance = instance.id,
+        kind = instance.kind,
+        leases = ledger.leases.len(),
+        "start"
+    );
+    let ec2 = Ec2::new(instance.clone(), &settings).await;
+    let counters = Arc::new(Counters::new()?);
+    let limits = limits(&ec2, &store, &instance, &counters).await?;
+    let mut native = instance.vpc_cidrs.clone();
+    native.extend(&settings.native_cidrs);
+    // Two lives of a node must not share a client token: the boot and the moment tell them apart.
+    let token_seed = format!("{}-{}", boot.split('-').next().unwrap_or_default(), clock::now().0);
+    let node = Node { instance_id: instance.id.clone(), limits, policy: settings.policy.clone(), token_seed };
+    let core = Core::new(node, ledger);
+    let parts = Parts { core, store, ec2, counters: counters.clone(), native, eni_mtu: settings.eni_mtu };
+    let (brain, handle, hurries, readiness) = Brain::new(parts);
+
+    sockets::folder(&settings.run_dir)?;
+    let cni = sockets::listen(&sockets::cni(&settings.run_dir))?;
+    let debug = sockets::listen(&sockets::debug(&settings.run_dir))?;
+    let (health, health_service) = tonic_health::server::health_reporter();
+    health.set_serving::<DebugServer<DebugService>>().await;
+    let cni_service = CniService {
+        handle: handle.clone(),
+        counters: counters.clone(),
+        pod_mtu: settings.pod_mtu,
+        veth_prefix: settings.veth_prefix.clone(),
+    };
+    let debug_service = DebugService {
+        handle: handle.clone(),
+        node: settings.node_name.clone(),
+        instance,
+        veth_prefix: settings.veth_prefix.clone(),
+    };
+    let reflection = tonic_reflection::server::Builder::configure()
+        .register_encoded_file_descriptor_set(enid_api::DESCRIPTORS)
+        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+        .build_v1()
+        .context("cannot describe the services")?;
+    let plugins =
+        Server::builder().add_service(CniServer::new(cni_service)).serve_with_incoming(UnixListenerStream::new(cni));
+    let operators = Server::builder()
+        .add_service(DebugServer::new(debug_service))
+        .add_service(health_service)
+        .add_service(reflection)
+        .serve_with_incoming(UnixListenerStream::new(debug));
+    let metrics_address = settings.metrics;
+    let metrics_server = async {
+        match metrics_address {
+            Some(address) => metrics::serve(address, handle.clone(), counters).await,
+            None => std::future::pending().await,
+        }
+    };
+    let mut terminate = signal(SignalKind::terminate()).context("cannot wait for SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("cannot wait for SIGINT")?;
+    tokio::select! {
+        () = brain.run() => anyhow::bail!("the brain ended"),
+        ended = plugins => ended.context("the plugin's server ended"),
+        ended = operators => ended.context("the debug server ended"),
+        ended = metrics_server => ended,
+        () = read_metadata(imds, handle.clone(), hurries) => anyhow::bail!("the metadata reader ended"),
+        ended = announce(settings, readiness, health) => ended,
+        _ = terminate.recv() => { info!("told to end; pods keep their links"); Ok(()) }
+        _ = interrupt.recv() => { info!("interrupted; pods keep their links"); Ok(()) }
+    }
+}
+
+async fn instance(imds: &Imds, wait: Duration) -> anyhow::Result<Instance> {
+    let started = Instant::now();
+    let mut pause = Duration::from_millis(100);
+    loop {
+        match imds.instance().await {
+            Ok(instance) => return Ok(instance),
+            Err(failure) if started.elapsed() + pause >= wait => {
+                let waited = wait.as_secs();
+                return Err(failure.context(format!(
+                    "the instance metadata service did not answer within {waited} s (ENID_START_WAIT); \
+                     enid needs IMDSv2, at AWS_EC2_METADATA_SERVICE_ENDPOINT or 169.254.169.254"
+                )));
+            }
+            Err(failure) => warn!("instance metadata: {failure:#}"),
+        }
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(Duration::from_secs(2));
+    }
+}
+
+/// Disk, then EC2, then the built-in table.
+async fn limits(ec2: &Ec2, store: &Store, instance: &Instance, counters: &Counters) -> anyhow::Result<Limits> {
+    if let Some(limits) = store.limits(&instance.kind)? {
+        return Ok(limits);
+    }
+    let answer = ec2.limits().await;
+    counters.ec2("DescribeInstanceTypes", answer.as_ref().err());
+    match (answer, limits::built_in(&instance.kind)) {
+        (Ok(limits), _) => {
+            store.keep_limits(&instance.kind, limits)?;
+            Ok(limits)
+        }
+        (Err(failure), Some(limits)) => {
+            warn!(cause = %failure.cause, "{}; the built-in limits of {} are used", failure.message, instance.kind);
+            Ok(limits)
+        }
+        (Err(failure), None) => {
+            anyhow::bail!("the limits of instance type {} are not known: {}", instance.kind, failure.message)
+        }
+    }
+}
+
+async fn read_metadata(imds: Imds, handle: Handle, mut hurries: watch::Receiver<bool>) {
+    const SOON: Duration = Duration::from_millis(50);
+    let mut pause = SOON;
+    loop {
+        match imds.enis().await {
+            Ok(enis) => handle.tell(Event::Imds { enis }).await,
+            Err(failure) => warn!("instance metadata: {failure:#}"),
+        }
+        let wait = if *hurries.borrow_and_update() { pause } else { METADATA };
+        match timeout(wait, hurries.changed()).await {
+            Ok(Ok(())) => pause = SOON,
+            Ok(Err(_)) => return, // the brain has ended
+            Err(_) => pause = (pause * 2).min(Duration::from_secs(1)),
+        }
+    }
+}
+
+/// Tells the runtime and health's readers when an address can be given.
+async fn announce(
+    settings: Settings,
+    mut readiness: watch::Receiver<bool>,
+    health: tonic_health::server::HealthReporter,
+) -> anyhow::Result<()> {
+    loop {
+        if *readiness.borrow_and_update() {
+            install::conflist(&settings)?;
+            health.set_serving::<CniServer<CniService>>().await;
+        } else {
+            health.set_not_serving::<CniServer<CniService>>().await;
+        }
+        if readiness.changed().await.is_err() {
+            return Ok(());
+        }
+    }
+}

@@ -1,0 +1,135 @@
+//! Instance metadata (IMDSv2), through the SDK's own client: tokens and
+//! AWS_EC2_METADATA_SERVICE_ENDPOINT are its business.
+
+use std::{collections::BTreeSet, net::Ipv4Addr, time::Duration};
+
+use anyhow::{Context, bail};
+use aws_config::imds::client::{Client, error::ImdsError};
+use enid_datapath::Mac;
+use enid_ipamd::{EniFacts, EniId};
+use ipnet::Ipv4Net;
+
+/// What does not change while the instance lives.
+#[derive(Clone, Debug)]
+pub struct Instance {
+    /// EC2's id.
+    pub id: String,
+    /// Such as m5.large.
+    pub kind: String,
+    /// Such as us-east-1.
+    pub region: String,
+    /// Subnet of the primary ENI, where new ENIs go.
+    pub subnet_id: String,
+    /// Security groups of the primary ENI.
+    pub groups: Vec<String>,
+    /// The VPC's IPv4 CIDRs.
+    pub vpc_cidrs: Vec<Ipv4Net>,
+}
+
+/// The metadata service of this instance.
+#[derive(Clone, Debug)]
+pub struct Imds {
+    client: Client,
+}
+
+impl Imds {
+    /// Nothing is asked yet.
+    pub fn new() -> Self {
+        let client = Client::builder()
+            .max_attempts(1)
+            .connect_timeout(Duration::from_secs(1))
+            .read_timeout(Duration::from_secs(1))
+            .build();
+        Imds { client }
+    }
+
+    /// Facts about the instance.
+    pub async fn instance(&self) -> anyhow::Result<Instance> {
+        let mac = self.get("mac").await?;
+        let primary = format!("network/interfaces/macs/{mac}");
+        let document = self.raw("/latest/dynamic/instance-identity/document").await?;
+        let document: serde_json::Value =
+            serde_json::from_str(&document).context("the identity document is not JSON")?;
+        let region = document["region"].as_str().context("the identity document names no region")?;
+        Ok(Instance {
+            id: self.get("instance-id").await?,
+            kind: self.get("instance-type").await?,
+            region: region.to_owned(),
+            subnet_id: self.get(&format!("{primary}/subnet-id")).await?,
+            groups: lines(&self.get(&format!("{primary}/security-group-ids")).await?),
+            vpc_cidrs: self.parsed_lines(&format!("{primary}/vpc-ipv4-cidr-blocks")).await?,
+        })
+    }
+
+    /// All ENIs with their addresses. An ENI of which only a part shows is left out until all of it does.
+    pub async fn enis(&self) -> anyhow::Result<Vec<EniFacts>> {
+        let mut enis = Vec::new();
+        for mac in lines(&self.get("network/interfaces/macs/").await?) {
+            if let Some(eni) = self.eni(mac.trim_end_matches('/')).await? {
+                enis.push(eni);
+            }
+        }
+        if enis.is_empty() {
+            bail!("it lists no ENI");
+        }
+        Ok(enis)
+    }
+
+    async fn eni(&self, mac: &str) -> anyhow::Result<Option<EniFacts>> {
+        let base = format!("network/interfaces/macs/{mac}");
+        let Some(id) = self.find(&format!("{base}/interface-id")).await? else { return Ok(None) };
+        let Some(addresses) = self.find(&format!("{base}/local-ipv4s")).await? else { return Ok(None) };
+        let mut addresses = parse_lines::<Ipv4Addr>("local-ipv4s", &addresses)?.into_iter();
+        let Some(primary) = addresses.next() else { return Ok(None) };
+        let subnet: Ipv4Net =
+            parse("subnet-ipv4-cidr-block", &self.get(&format!("{base}/subnet-ipv4-cidr-block")).await?)?;
+        let mac: Mac = mac.parse().map_err(anyhow::Error::msg)?;
+        Ok(Some(EniFacts {
+            id: EniId(id),
+            mac: mac.0,
+            device_index: parse("device-number", &self.get(&format!("{base}/device-number")).await?)?,
+            // Types with one card may leave it out.
+            card: match self.find(&format!("{base}/network-card")).await? {
+                Some(card) => parse("network-card", &card)?,
+                None => 0,
+            },
+            primary: Ipv4Net::new(primary, subnet.prefix_len())
+                .context("subnet-ipv4-cidr-block has no valid length")?,
+            subnet_id: self.get(&format!("{base}/subnet-id")).await?,
+            addresses: addresses.collect::<BTreeSet<_>>(),
+        }))
+    }
+
+    async fn get(&self, path: &str) -> anyhow::Result<String> {
+        self.find(path).await?.with_context(|| format!("it has no {path}"))
+    }
+
+    /// `None` where the service answers 404.
+    async fn find(&self, path: &str) -> anyhow::Result<Option<String>> {
+        match self.client.get(format!("/latest/meta-data/{path}")).await {
+            Ok(value) => Ok(Some(String::from(value))),
+            Err(ImdsError::ErrorResponse(answer)) if answer.response().status().as_u16() == 404 => Ok(None),
+            Err(error) => Err(anyhow::Error::new(error).context(format!("cannot read {path}"))),
+        }
+    }
+
+    async fn raw(&self, path: &str) -> anyhow::Result<String> {
+        self.client.get(path).await.map(String::from).with_context(|| format!("cannot read {path}"))
+    }
+
+    async fn parsed_lines<T: std::str::FromStr>(&self, path: &str) -> anyhow::Result<Vec<T>> {
+        parse_lines(path, &self.get(path).await?)
+    }
+}
+
+fn lines(text: &str) -> Vec<String> {
+    text.lines().map(str::trim).filter(|line| !line.is_empty()).map(str::to_owned).collect()
+}
+
+fn parse<T: std::str::FromStr>(name: &str, text: &str) -> anyhow::Result<T> {
+    text.trim().parse().map_err(|_| anyhow::anyhow!("its {name} is {text:?}, which cannot be read"))
+}
+
+fn parse_lines<T: std::str::FromStr>(name: &str, text: &str) -> anyhow::Result<Vec<T>> {
+    lines(text).iter().map(|line| parse(name, line)).collect()
+}

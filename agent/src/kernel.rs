@@ -1,0 +1,161 @@
+//! The node's side of the kernel: ENI links, route tables, rules, the nftables table, sysctls.
+//!
+//! Everything is read first and only what differs is written, so a restart with nothing changed writes
+//! nothing. `nft` is the one program the daemon runs. All of it blocks: callers use `spawn_blocking`.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    io::Write,
+    process::{Command, Stdio},
+};
+
+use anyhow::{Context, bail};
+use enid_datapath::{
+    Mac, Netlink, identity, marks,
+    node::{self, EniNet, Found},
+    ruleset::Ruleset,
+};
+use enid_ipamd::{AttachmentKey, Eni};
+use ipnet::Ipv4Net;
+
+/// What host and table should carry.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Wanted {
+    enis: Vec<EniNet>,
+    owner: BTreeMap<u32, Vec<Ipv4Net>>,
+    native: Vec<Ipv4Net>,
+}
+
+impl Wanted {
+    /// From the core's ENIs, the VPC's CIDRs and the settings.
+    pub fn new<'a>(carried: impl Iterator<Item = (&'a Eni, u32)>, native: &[Ipv4Net], mtu: u32) -> Self {
+        let mut wanted = Wanted { native: native.to_vec(), ..Wanted::default() };
+        for (eni, slot) in carried {
+            let facts = &eni.facts;
+            let table = if slot == 0 { 254 } else { marks::route_table(facts.device_index, facts.card) };
+            wanted.enis.push(EniNet { slot, mac: Mac(facts.mac), primary: facts.primary, table, mtu });
+            wanted.owner.insert(slot, facts.addresses.iter().map(|address| Ipv4Net::from(*address)).collect());
+        }
+        wanted
+    }
+}
+
+/// The kernel of this node, and what it was last made to carry.
+#[derive(Default)]
+pub struct Kernel {
+    digest: Option<String>,
+}
+
+/// How an attempt went.
+pub struct Applied {
+    /// Slots that host and table carry.
+    pub slots: BTreeSet<u32>,
+    /// What could not be done yet, one sentence.
+    pub waits_for: Option<String>,
+    /// What was changed, one sentence each.
+    pub changes: Vec<String>,
+}
+
+impl Kernel {
+    /// Makes the kernel carry what is wanted; an ENI whose link has not shown up yet is left for later.
+    pub fn apply(&mut self, wanted: &Wanted) -> anyhow::Result<Applied> {
+        let mut netlink = Netlink::open()?;
+        let found = Found::read(&mut netlink)?;
+        let (here, missing): (Vec<EniNet>, Vec<EniNet>) =
+            wanted.enis.iter().cloned().partition(|eni| found.ifname_of(eni.mac).is_some());
+        let mut changes = Vec::new();
+        ensure_sysctl("net/ipv4/ip_forward", "1", &mut changes)?;
+        for ifname in here.iter().filter_map(|eni| found.ifname_of(eni.mac)) {
+            // Loose on every ENI: main's answer for a remote pod is the primary link.
+            ensure_sysctl(&format!("net/ipv4/conf/{ifname}/rp_filter"), "2", &mut changes)?;
+        }
+        let requests = node::changes(&here, &found)?;
+        changes.extend(requests.iter().map(ToString::to_string));
+        netlink.apply(&requests)?;
+        if let Some(ruleset) = ruleset(wanted, &here, &found) {
+            self.replace_table(&ruleset, &mut changes)?;
+        }
+        let waits_for = missing.first().map(|eni| node::MissingLink(eni.mac).to_string());
+        Ok(Applied { slots: here.iter().map(|eni| eni.slot).collect(), waits_for, changes })
+    }
+
+    fn replace_table(&mut self, ruleset: &Ruleset, changes: &mut Vec<String>) -> anyhow::Result<()> {
+        let digest = ruleset.digest();
+        if self.digest.is_none() {
+            self.digest = table_digest();
+        }
+        if self.digest.as_deref() != Some(digest.as_str()) {
+            nft(&ruleset.transaction())?;
+            changes.push("replace the table ip enid".to_owned());
+            self.digest = Some(digest);
+        }
+        Ok(())
+    }
+}
+
+fn ruleset(wanted: &Wanted, here: &[EniNet], found: &Found) -> Option<Ruleset> {
+    let primary = here.iter().find(|eni| eni.slot == 0)?;
+    let carried = |slot: &u32| here.iter().any(|eni| eni.slot == *slot);
+    Some(Ruleset {
+        primary_ifname: found.ifname_of(primary.mac)?.to_owned(),
+        primary_address: primary.primary.addr(),
+        native: wanted.native.clone(),
+        owner: wanted
+            .owner
+            .iter()
+            .filter(|(slot, _)| carried(slot))
+            .map(|(slot, nets)| (*slot, nets.clone()))
+            .collect(),
+    })
+}
+
+/// What the comment of the kernel's table says, if there is one. Only our own table is listed.
+fn table_digest() -> Option<String> {
+    let listed = Command::new("nft").args(["list", "table", "ip", "enid"]).stderr(Stdio::null()).output().ok()?;
+    let text = String::from_utf8_lossy(&listed.stdout).into_owned();
+    text.split("comment \"").nth(1)?.split('"').next().map(str::to_owned)
+}
+
+fn nft(transaction: &str) -> anyhow::Result<()> {
+    let mut child = Command::new("nft")
+        .args(["-f", "-"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .context("cannot run nft, the program of the nftables package")?;
+    if let Some(mut stdin) = child.stdin.take() {
+        stdin.write_all(transaction.as_bytes()).context("cannot write to nft")?;
+    }
+    let output = child.wait_with_output().context("cannot wait for nft")?;
+    if !output.status.success() {
+        bail!("nft refused the table ip enid: {}", String::from_utf8_lossy(&output.stderr).trim());
+    }
+    Ok(())
+}
+
+fn ensure_sysctl(key: &str, value: &str, changes: &mut Vec<String>) -> anyhow::Result<()> {
+    let path = format!("/proc/sys/{key}");
+    let found = fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;
+    if found.trim() != value {
+        fs::write(&path, value).with_context(|| format!("cannot write {value} to {path}"))?;
+        changes.push(format!("set {} to {value}", key.replace('/', ".")));
+    }
+    Ok(())
+}
+
+/// The attachments among these whose link stands, from one complete listing.
+pub fn wired(keys: &[AttachmentKey]) -> anyhow::Result<Vec<AttachmentKey>> {
+    let links = node::pod_links(&Netlink::open()?.links()?);
+    let macs: BTreeSet<Mac> = links.into_iter().map(|(mac, ..)| mac).collect();
+    let stands = |key: &&AttachmentKey| macs.contains(&identity::host_mac(&key.network, &key.container, &key.ifname));
+    Ok(keys.iter().filter(stands).cloned().collect())
+}
+
+/// Whether the link of this name is the attachment's.
+pub fn is_wired(key: &AttachmentKey, ifname: &str) -> anyhow::Result<bool> {
+    let link = Netlink::open()?.link(ifname)?;
+    let mac = link.as_ref().and_then(enid_datapath::pod::mac);
+    Ok(mac == Some(identity::host_mac(&key.network, &key.container, &key.ifname)))
+}

@@ -1,0 +1,80 @@
+//! `enid`: the node daemon, its installer and the operator's commands.
+
+mod brain;
+mod clock;
+mod commands;
+mod daemon;
+mod ec2;
+mod imds;
+mod install;
+mod kernel;
+mod limits;
+mod metrics;
+mod serve_cni;
+mod serve_debug;
+mod settings;
+mod sockets;
+mod store;
+
+use std::process::ExitCode;
+
+use clap::{Arg, ArgMatches, Command};
+
+use crate::settings::{SETTINGS, Settings};
+
+fn main() -> ExitCode {
+    match run(&cli().get_matches()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // The whole chain, outermost first: every cause once.
+            eprintln!("enid: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(matches: &ArgMatches) -> anyhow::Result<()> {
+    let (name, matches) = matches.subcommand().ok_or_else(|| anyhow::anyhow!("no command given"))?;
+    let settings = Settings::read(&|setting| {
+        matches.get_one::<String>(setting.flag).cloned().or_else(|| std::env::var(setting.name).ok())
+    })
+    .map_err(|mistakes| anyhow::anyhow!("{}", mistakes.join("\n      ")))?;
+    match name {
+        "agent" => daemon::run(settings),
+        "init" => install::plugin(&settings),
+        _ => commands::run(name, &settings, matches.get_one::<String>("output").is_some_and(|output| output == "json")),
+    }
+}
+
+fn cli() -> Command {
+    let settings = || {
+        SETTINGS.iter().map(|setting| {
+            Arg::new(setting.flag).long(setting.flag).value_name(setting.name).help(format!(
+                "{} [default: {}]",
+                setting.help,
+                if setting.default.is_empty() { "none" } else { setting.default }
+            ))
+        })
+    };
+    let output = || {
+        Arg::new("output")
+            .short('o')
+            .long("output")
+            .value_parser(["table", "json"])
+            .default_value("table")
+            .help("Format")
+    };
+    let reading =
+        |name: &'static str, about: &'static str| Command::new(name).about(about).args(settings()).arg(output());
+    Command::new("enid")
+        .version(env!("CARGO_PKG_VERSION"))
+        .about("Native VPC addresses for pods: the node daemon and its commands")
+        .subcommand_required(true)
+        .arg_required_else_help(true)
+        .subcommand(Command::new("agent").about("Run the node daemon").args(settings()))
+        .subcommand(Command::new("init").about("Install the plugin into the runtime's folder").args(settings()))
+        .subcommand(reading("status", "The node, its pool, and what it waits for"))
+        .subcommand(reading("enis", "The ENIs of this node"))
+        .subcommand(reading("pods", "The pods and their addresses"))
+        .subcommand(reading("health", "Exit 0 while the daemon serves"))
+}

@@ -1,0 +1,138 @@
+//! `/metrics`: the peer's names and meanings. Gauges are read from the core's state when asked; only
+//! what happens is counted here.
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use anyhow::Context;
+use axum::{Router, http::StatusCode, routing::get};
+use enid_ipamd::{CallError, View};
+use prometheus::{
+    Encoder, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
+};
+
+use crate::brain::Handle;
+
+/// What is counted.
+pub struct Counters {
+    registry: Registry,
+    add_requests: IntCounter,
+    del_requests: IntCounterVec,
+    no_address: IntCounter,
+    ec2_requests: IntCounterVec,
+    ec2_errors: IntCounterVec,
+    api_errors: IntCounterVec,
+    add_seconds: HistogramVec,
+}
+
+impl Counters {
+    /// All at zero.
+    pub fn new() -> anyhow::Result<Self> {
+        let registry = Registry::new();
+        let counters = Counters {
+            add_requests: IntCounter::new("awscni_add_ip_req_count", "ADD requests")?,
+            del_requests: vec(&["reason"], "awscni_del_ip_req_count", "DEL requests by reason")?,
+            no_address: IntCounter::new("awscni_no_available_ip_addresses", "ADD requests that found no address")?,
+            ec2_requests: vec(&["fn"], "awscni_ec2api_req_count", "EC2 calls by action")?,
+            ec2_errors: vec(&["fn"], "awscni_ec2api_error_count", "EC2 calls that failed, by action")?,
+            api_errors: vec(
+                &["api", "error"],
+                "awscni_aws_api_error_count",
+                "EC2 calls that failed, by action and cause",
+            )?,
+            add_seconds: HistogramVec::new(
+                HistogramOpts::new("enid_add_seconds", "From ADD's question to its answer, by outcome")
+                    .buckets(vec![0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 1.0, 5.0, 15.0, 60.0]),
+                &["outcome"],
+            )?,
+            registry,
+        };
+        let build: IntGaugeVec =
+            IntGaugeVec::new(Opts::new("awscni_build_info", "Which build this is"), &["version", "goversion"])?;
+        build.with_label_values(&[env!("CARGO_PKG_VERSION"), ""]).set(1);
+        let Counters { registry, add_requests, del_requests, no_address, .. } = &counters;
+        registry.register(Box::new(build))?;
+        registry.register(Box::new(add_requests.clone()))?;
+        registry.register(Box::new(del_requests.clone()))?;
+        registry.register(Box::new(no_address.clone()))?;
+        for family in [&counters.ec2_requests, &counters.ec2_errors, &counters.api_errors] {
+            registry.register(Box::new(family.clone()))?;
+        }
+        registry.register(Box::new(counters.add_seconds.clone()))?;
+        Ok(counters)
+    }
+
+    /// An ADD was answered: with an address, or refused for a cause.
+    pub fn add(&self, took: Duration, cause: Option<&str>) {
+        self.add_requests.inc();
+        if cause.is_some() {
+            self.no_address.inc();
+        }
+        self.add_seconds.with_label_values(&[cause.unwrap_or("offered")]).observe(took.as_secs_f64());
+    }
+
+    /// A DEL came.
+    pub fn del(&self) {
+        self.del_requests.with_label_values(&["PodDeleted"]).inc();
+    }
+
+    /// An EC2 call ended.
+    pub fn ec2(&self, action: &str, failure: Option<&CallError>) {
+        self.ec2_requests.with_label_values(&[action]).inc();
+        if let Some(failure) = failure {
+            self.ec2_errors.with_label_values(&[action]).inc();
+            self.api_errors.with_label_values(&[action, failure.cause.name()]).inc();
+        }
+    }
+
+    /// All of it as text.
+    fn text(&self, view: &View) -> anyhow::Result<String> {
+        let gauges = Registry::new();
+        let gauge = |name: &str, help: &str, value: usize| -> anyhow::Result<()> {
+            let gauge = IntGauge::new(name, help)?;
+            gauge.set(i64::try_from(value)?);
+            Ok(gauges.register(Box::new(gauge))?)
+        };
+        let number = |value: u32| usize::try_from(value).unwrap_or(usize::MAX);
+        gauge("awscni_eni_max", "ENIs this node may have", number(view.eni_max))?;
+        gauge("awscni_ip_max", "Addresses for pods this node could hold", number(view.address_max))?;
+        gauge("awscni_eni_allocated", "ENIs of this node", view.enis.len())?;
+        gauge("awscni_total_ip_addresses", "Addresses held for pods", number(view.counts.total))?;
+        gauge("awscni_assigned_ip_addresses", "Addresses in the hands of pods", number(view.assigned))?;
+        gauge("awscni_total_ipv4_prefixes", "IPv4 prefixes held", 0)?;
+        gauge("enid_resting_ip_addresses", "Addresses that rest after use", number(view.resting))?;
+        gauge("enid_waiting_adds", "ADD requests that wait for an address", number(view.counts.waiting))?;
+        gauge(
+            "enid_invariants_broken",
+            "Steps refused because they would have broken an invariant",
+            view.broken.len(),
+        )?;
+        let per_eni = IntGaugeVec::new(Opts::new("awscni_assigned_ip_per_eni", "Addresses given, by ENI"), &["eni"])?;
+        for eni in &view.enis {
+            per_eni.with_label_values(&[eni.eni.facts.id.0.as_str()]).set(i64::from(eni.assigned));
+        }
+        gauges.register(Box::new(per_eni))?;
+        let mut text = Vec::new();
+        TextEncoder::new().encode(&gauges.gather(), &mut text)?;
+        TextEncoder::new().encode(&self.registry.gather(), &mut text)?;
+        Ok(String::from_utf8(text)?)
+    }
+}
+
+fn vec(labels: &[&str], name: &str, help: &str) -> prometheus::Result<IntCounterVec> {
+    IntCounterVec::new(Opts::new(name, help), labels)
+}
+
+/// Serves until the task is dropped.
+pub async fn serve(address: SocketAddr, handle: Handle, counters: Arc<Counters>) -> anyhow::Result<()> {
+    let listener = tokio::net::TcpListener::bind(address)
+        .await
+        .with_context(|| format!("cannot serve metrics on {address} (ENID_METRICS_ADDRESS)"))?;
+    let answer = move || {
+        let (handle, counters) = (handle.clone(), counters.clone());
+        async move {
+            let view = handle.view().await.ok_or(StatusCode::SERVICE_UNAVAILABLE)?;
+            counters.text(&view).map_err(|_| StatusCode::INTERNAL_SERVER_ERROR)
+        }
+    };
+    axum::serve(listener, Router::new().route("/metrics", get(answer))).await.context("the metrics server ended")
+}

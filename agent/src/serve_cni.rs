@@ -1,0 +1,166 @@
+//! `enid.v1.Cni` on cni.sock: a plugin's conversation, turned into messages to the brain.
+
+use std::{pin::Pin, sync::Arc, time::Instant};
+
+use enid_api::v1::{
+    AttachReply, AttachRequest, Attachment, LookupReply, LookupRequest, Offer, ReleaseReply, ReleaseRequest, Verdict,
+    attach_reply::Step as Reply, attach_request::Step as Said, cni_server::Cni,
+};
+use enid_datapath::{identity, marks};
+use enid_ipamd::{AttachmentKey, Event, Lease, PodRef, Refusal};
+use tokio_stream::Stream;
+use tonic::{Request, Response, Status, Streaming};
+use tracing::{info, warn};
+
+use crate::{
+    brain::{self, Answer, Handle},
+    kernel,
+    metrics::Counters,
+};
+
+/// The service.
+pub struct CniService {
+    /// To the brain.
+    pub handle: Handle,
+    /// What `/metrics` counts.
+    pub counters: Arc<Counters>,
+    /// MTU of pods.
+    pub pod_mtu: u32,
+    /// First letters of pods' host links.
+    pub veth_prefix: String,
+}
+
+#[tonic::async_trait]
+impl Cni for CniService {
+    type AttachStream = Pin<Box<dyn Stream<Item = Result<AttachReply, Status>> + Send>>;
+
+    async fn attach(&self, request: Request<Streaming<AttachRequest>>) -> Result<Response<Self::AttachStream>, Status> {
+        let mut said = request.into_inner();
+        let mut under_way = self.handle.open().await.ok_or_else(ending)?;
+        let started = Instant::now();
+        let counters = self.counters.clone();
+        let handle = self.handle.clone();
+        let (mtu, prefix) = (self.pod_mtu, self.veth_prefix.clone());
+        let stream = async_stream::try_stream! {
+            let Some(Said::Ask(ask)) = said.message().await?.and_then(|message| message.step) else {
+                Err(Status::invalid_argument("an attachment begins with a question"))?;
+                return;
+            };
+            let key = key(ask.attachment)?;
+            let pod = ask.pod.map(|pod| PodRef { namespace: pod.namespace, name: pod.name });
+            under_way.ask(key.clone(), pod, ask.patience_ms).await;
+            let lease = match answered(&mut under_way, &mut said).await? {
+                Answer::Offer(lease) => lease,
+                Answer::Refused(refusal) => {
+                    counters.add(started.elapsed(), Some(refusal.cause.name()));
+                    warn!(container = key.container, cause = %refusal.cause, "ADD refused: {}", refusal.message);
+                    yield reply(refused(refusal));
+                    return;
+                }
+                _ => Err(Status::internal("an answer to another question"))?,
+            };
+            counters.add(started.elapsed(), None);
+            yield reply(Reply::Offer(offer(&key, &lease, mtu, &prefix)));
+            let Some(Said::Wired(wired)) = said.message().await?.and_then(|message| message.step) else {
+                return; // the plugin gave up; the request's end tells the brain
+            };
+            let seen = seen(key.clone(), wired.host_ifname).await?;
+            handle.tell(Event::Wired { ticket: under_way.ticket, key: key.clone(), seen }).await;
+            let mine = match under_way.answer().await {
+                Some(Answer::Verdict(mine)) => mine,
+                _ => false,
+            };
+            let pod = lease.pod.map(|pod| format!("{}/{}", pod.namespace, pod.name)).unwrap_or_default();
+            let took_ms = started.elapsed().as_secs_f64() * 1000.0;
+            info!(pod, container = key.container, address = %lease.address, eni = %lease.eni, mine, took_ms, "ADD");
+            yield reply(Reply::Verdict(Verdict { mine }));
+        };
+        Ok(Response::new(Box::pin(stream)))
+    }
+
+    async fn release(&self, request: Request<ReleaseRequest>) -> Result<Response<ReleaseReply>, Status> {
+        let key = key(request.into_inner().attachment)?;
+        self.counters.del();
+        let mut under_way = self.handle.open().await.ok_or_else(ending)?;
+        self.handle.tell(Event::Release { ticket: under_way.ticket, key: key.clone() }).await;
+        let Some(Answer::Released(address)) = under_way.answer().await else { return Err(ending()) };
+        let address = address.map(|address| address.to_string()).unwrap_or_default();
+        info!(container = key.container, ifname = key.ifname, address, "DEL");
+        Ok(Response::new(ReleaseReply { address }))
+    }
+
+    async fn lookup(&self, request: Request<LookupRequest>) -> Result<Response<LookupReply>, Status> {
+        let key = key(request.into_inner().attachment)?;
+        let reply = self.handle.lookup(key).await.map_or_else(LookupReply::default, |lease| LookupReply {
+            address: lease.address.to_string(),
+            device_group: marks::group(lease.slot),
+        });
+        Ok(Response::new(reply))
+    }
+}
+
+/// Waits for the brain's answer, unless the plugin goes first.
+async fn answered(under_way: &mut brain::Request, said: &mut Streaming<AttachRequest>) -> Result<Answer, Status> {
+    tokio::select! {
+        answer = under_way.answer() => answer.ok_or_else(ending),
+        // Whatever the plugin says before it has an offer, it is not waiting any more.
+        _ = said.message() => Err(Status::cancelled("the plugin closed the request")),
+    }
+}
+
+async fn seen(key: AttachmentKey, ifname: String) -> Result<bool, Status> {
+    let looked = tokio::task::spawn_blocking(move || kernel::is_wired(&key, &ifname)).await;
+    looked
+        .map_err(|failure| Status::internal(failure.to_string()))?
+        .map_err(|failure| Status::internal(format!("cannot look for the link: {failure:#}")))
+}
+
+/// What the plugin is to wire.
+fn offer(key: &AttachmentKey, lease: &Lease, mtu: u32, prefix: &str) -> Offer {
+    let AttachmentKey { network, container, ifname } = key;
+    Offer {
+        address: lease.address.to_string(),
+        mtu,
+        host_ifname: host_ifname(key, lease, prefix),
+        host_mac: identity::host_mac(network, container, ifname).0.to_vec(),
+        pod_mac: identity::pod_mac(network, container, ifname).0.to_vec(),
+        device_group: marks::group(lease.slot),
+    }
+}
+
+/// The name of an attachment's host link.
+pub fn host_ifname(key: &AttachmentKey, lease: &Lease, prefix: &str) -> String {
+    match &lease.pod {
+        Some(pod) => identity::ifname_for_pod(prefix, &pod.namespace, &pod.name, lease.index),
+        None => identity::ifname_for_attachment(prefix, &key.network, &key.container, &key.ifname),
+    }
+}
+
+fn key(attachment: Option<Attachment>) -> Result<AttachmentKey, Status> {
+    let Some(Attachment { network, container, ifname }) = attachment else {
+        return Err(Status::invalid_argument("the request names no attachment"));
+    };
+    for (field, value) in [("network", &network), ("container", &container), ("ifname", &ifname)] {
+        if value.is_empty() || value.len() > 512 || value.contains('\0') {
+            return Err(Status::invalid_argument(format!("the attachment's {field} is empty or not a name")));
+        }
+    }
+    Ok(AttachmentKey { network, container, ifname })
+}
+
+fn refused(refusal: Refusal) -> Reply {
+    Reply::Refusal(enid_api::v1::Refusal {
+        cause: refusal.cause.name().to_owned(),
+        message: refusal.message,
+        aws_request_id: refusal.request_id.unwrap_or_default(),
+        retry_after_ms: refusal.retry_after.unwrap_or_default(),
+    })
+}
+
+fn reply(step: Reply) -> AttachReply {
+    AttachReply { step: Some(step) }
+}
+
+fn ending() -> Status {
+    Status::unavailable("the daemon is ending")
+}

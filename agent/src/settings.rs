@@ -1,0 +1,311 @@
+//! Every setting: its name, its flag, its default and what it means, in one table.
+//!
+//! The chart carries the same names; a test fails when one of them is missing there. Names are the
+//! peer's where it has the setting. An empty value counts as not set.
+
+use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, str::FromStr, time::Duration};
+
+use enid_ipamd::Policy;
+use ipnet::Ipv4Net;
+
+/// One setting.
+pub struct Setting {
+    /// Environment variable.
+    pub name: &'static str,
+    /// Flag, without the dashes.
+    pub flag: &'static str,
+    /// As it would be written.
+    pub default: &'static str,
+    /// One line.
+    pub help: &'static str,
+}
+
+macro_rules! settings {
+    ($($name:literal $flag:literal $default:literal $help:literal;)*) => {
+        /// The table.
+        pub const SETTINGS: &[Setting] =
+            &[$(Setting { name: $name, flag: $flag, default: $default, help: $help }),*];
+    };
+}
+
+settings! {
+    "WARM_ENI_TARGET" "warm-eni-target" "1" "Whole free ENIs' worth of addresses to hold";
+    "WARM_IP_TARGET" "warm-ip-target" "" "Free addresses to hold; switches WARM_ENI_TARGET off";
+    "MINIMUM_IP_TARGET" "minimum-ip-target" "" "Addresses to hold at least, free or not; switches WARM_ENI_TARGET off";
+    "MAX_ENI" "max-eni" "" "ENIs at most, below the instance type's own limit";
+    "MAX_PODS" "max-pods" "" "Pods that fit on the node: never more addresses held ahead than that";
+    "IP_COOLDOWN_PERIOD" "ip-cooldown-period" "30" "Seconds an address rests after use";
+    "MANAGE_UNTAGGED_ENI" "manage-untagged-eni" "true" "Adopt attached ENIs that carry no tag of ours";
+    "CLUSTER_NAME" "cluster-name" "" "Tag on ENIs: which cluster they belong to";
+    "ADDITIONAL_ENI_TAGS" "additional-eni-tags" "{}" "JSON object of further tags on new ENIs";
+    "AWS_VPC_ENI_MTU" "eni-mtu" "9001" "MTU of ENIs, bytes, 576 to 9001";
+    "POD_MTU" "pod-mtu" "" "MTU of pods, bytes, 576 to 9001; as the ENIs' if not set";
+    "AWS_VPC_K8S_CNI_VETHPREFIX" "veth-prefix" "eni" "First letters of pods' host links, four at most";
+    "AWS_VPC_K8S_CNI_EXCLUDE_SNAT_CIDRS" "exclude-snat-cidrs" "" "Comma list of IPv4 CIDRs that see the pod's own address";
+    "AWS_VPC_K8S_CNI_LOGLEVEL" "log-level" "info" "error, warn, info, debug or trace";
+    "ENID_LOG_FORMAT" "log-format" "text" "text or json";
+    "AWS_EC2_ENDPOINT" "ec2-endpoint" "" "EC2's URL, if not the region's own";
+    "MY_NODE_NAME" "node-name" "" "The node's name in Kubernetes; the host's name if not set";
+    "ENID_RUN_DIR" "run-dir" "/run/enid" "Folder of the sockets";
+    "ENID_STORE_DIR" "store-dir" "/var/lib/enid" "Folder of the store";
+    "HOST_CNI_BIN_PATH" "cni-bin-dir" "/opt/cni/bin" "Folder the plugin is installed in";
+    "HOST_CNI_CONFDIR_PATH" "cni-conf-dir" "/etc/cni/net.d" "Folder of the network configuration";
+    "ENID_ADD_WAIT" "add-wait" "60" "Seconds an ADD waits for an address, 1 to 600: below the runtime's own limit";
+    "ENID_START_WAIT" "start-wait" "30" "Seconds to wait for instance metadata at start";
+    "ENID_METRICS_ADDRESS" "metrics-address" "0.0.0.0:61678" "Where /metrics is served";
+    "DISABLE_METRICS" "disable-metrics" "false" "Serve no metrics";
+}
+
+/// The settings, checked.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// What the core goes by.
+    pub policy: Policy,
+    /// Tags on new ENIs, besides our own.
+    pub extra_tags: BTreeMap<String, String>,
+    /// CLUSTER_NAME, if set.
+    pub cluster_name: Option<String>,
+    /// Bytes.
+    pub eni_mtu: u32,
+    /// Bytes.
+    pub pod_mtu: u32,
+    /// Of pods' host links.
+    pub veth_prefix: String,
+    /// Besides the VPC's own CIDRs.
+    pub native_cidrs: Vec<Ipv4Net>,
+    /// A filter of `tracing`.
+    pub log_level: String,
+    /// One JSON object per line.
+    pub log_json: bool,
+    /// AWS_EC2_ENDPOINT, if set.
+    pub ec2_endpoint: Option<String>,
+    /// MY_NODE_NAME or the host's name.
+    pub node_name: String,
+    /// Sockets.
+    pub run_dir: PathBuf,
+    /// Store.
+    pub store_dir: PathBuf,
+    /// Plugin.
+    pub bin_dir: PathBuf,
+    /// Conflist.
+    pub conf_dir: PathBuf,
+    /// Written into the conflist.
+    pub add_wait: Duration,
+    /// For IMDS.
+    pub start_wait: Duration,
+    /// `None`: no metrics.
+    pub metrics: Option<SocketAddr>,
+}
+
+impl Settings {
+    /// Reads all of them and reports every mistake in one go.
+    pub fn read(value: &dyn Fn(&Setting) -> Option<String>) -> Result<Self, Vec<String>> {
+        let mut read = Reader { value, mistakes: Vec::new() };
+        let eni_mtu = read.number("AWS_VPC_ENI_MTU", 576, 9001).unwrap_or(9001);
+        let settings = Settings {
+            policy: Policy {
+                warm_enis: read.number("WARM_ENI_TARGET", 0, 1000).unwrap_or(1),
+                warm_addresses: read.number("WARM_IP_TARGET", 0, 100_000).unwrap_or(0),
+                minimum_addresses: read.number("MINIMUM_IP_TARGET", 0, 100_000).unwrap_or(0),
+                max_enis: read.number("MAX_ENI", 0, 1000),
+                max_pods: read.number("MAX_PODS", 1, 100_000),
+                rest_ms: u64::from(read.number("IP_COOLDOWN_PERIOD", 0, 86_400).unwrap_or(30)) * 1000,
+                manage_untagged: read.switch("MANAGE_UNTAGGED_ENI"),
+            },
+            extra_tags: read.tags("ADDITIONAL_ENI_TAGS"),
+            cluster_name: read.text("CLUSTER_NAME"),
+            eni_mtu,
+            pod_mtu: read.number("POD_MTU", 576, 9001).unwrap_or(eni_mtu),
+            veth_prefix: read.prefix("AWS_VPC_K8S_CNI_VETHPREFIX"),
+            native_cidrs: read.cidrs("AWS_VPC_K8S_CNI_EXCLUDE_SNAT_CIDRS"),
+            log_level: read.one_of("AWS_VPC_K8S_CNI_LOGLEVEL", &["error", "warn", "info", "debug", "trace"]),
+            log_json: read.one_of("ENID_LOG_FORMAT", &["text", "json"]) == "json",
+            ec2_endpoint: read.url("AWS_EC2_ENDPOINT"),
+            node_name: read.text("MY_NODE_NAME").unwrap_or_else(host_name),
+            run_dir: read.folder("ENID_RUN_DIR"),
+            store_dir: read.folder("ENID_STORE_DIR"),
+            bin_dir: read.folder("HOST_CNI_BIN_PATH"),
+            conf_dir: read.folder("HOST_CNI_CONFDIR_PATH"),
+            add_wait: Duration::from_secs(read.number("ENID_ADD_WAIT", 1, 600).unwrap_or(60).into()),
+            start_wait: Duration::from_secs(read.number("ENID_START_WAIT", 0, 3600).unwrap_or(30).into()),
+            metrics: Some(read.parsed::<SocketAddr>("ENID_METRICS_ADDRESS", "ADDRESS:PORT"))
+                .flatten()
+                .filter(|_| !read.switch("DISABLE_METRICS")),
+        };
+        if read.mistakes.is_empty() { Ok(settings) } else { Err(read.mistakes) }
+    }
+}
+
+struct Reader<'a> {
+    value: &'a dyn Fn(&Setting) -> Option<String>,
+    mistakes: Vec<String>,
+}
+
+impl Reader<'_> {
+    /// The value as written, or the default; `None` if both are empty.
+    fn text(&mut self, name: &str) -> Option<String> {
+        let setting = SETTINGS.iter().find(|setting| setting.name == name)?;
+        let given = (self.value)(setting).map(|value| value.trim().to_owned()).filter(|value| !value.is_empty());
+        given.or_else(|| Some(setting.default.to_owned()).filter(|value| !value.is_empty()))
+    }
+
+    fn mistake(&mut self, name: &str, value: &str, allowed: impl std::fmt::Display) {
+        self.mistakes.push(format!("{name} is {value:?}; allowed: {allowed}"));
+    }
+
+    fn number(&mut self, name: &str, least: u32, most: u32) -> Option<u32> {
+        let value = self.text(name)?;
+        let number = value.parse().ok().filter(|number| (least..=most).contains(number));
+        if number.is_none() {
+            self.mistake(name, &value, format_args!("whole numbers from {least} to {most}"));
+        }
+        number
+    }
+
+    fn switch(&mut self, name: &str) -> bool {
+        let value = self.text(name).unwrap_or_default();
+        match value.to_ascii_lowercase().as_str() {
+            "1" | "t" | "true" => true,
+            "0" | "f" | "false" => false,
+            _ => {
+                self.mistake(name, &value, "true, false");
+                false
+            }
+        }
+    }
+
+    fn one_of(&mut self, name: &str, allowed: &[&str]) -> String {
+        let value = self.text(name).unwrap_or_default().to_ascii_lowercase();
+        if !allowed.contains(&value.as_str()) {
+            self.mistake(name, &value, allowed.join(", "));
+        }
+        value
+    }
+
+    fn parsed<T: FromStr>(&mut self, name: &str, allowed: &str) -> Option<T> {
+        let value = self.text(name)?;
+        let parsed = value.parse().ok();
+        if parsed.is_none() {
+            self.mistake(name, &value, allowed);
+        }
+        parsed
+    }
+
+    fn cidrs(&mut self, name: &str) -> Vec<Ipv4Net> {
+        let value = self.text(name).unwrap_or_default();
+        let mut nets = Vec::new();
+        for item in value.split(',').map(str::trim).filter(|item| !item.is_empty()) {
+            match item.parse::<Ipv4Net>() {
+                Ok(net) => nets.push(net.trunc()),
+                Err(_) => self.mistake(name, item, "IPv4 CIDRs such as 172.31.0.0/16, separated by commas"),
+            }
+        }
+        nets
+    }
+
+    fn tags(&mut self, name: &str) -> BTreeMap<String, String> {
+        let value = self.text(name).unwrap_or_default();
+        match serde_json::from_str::<BTreeMap<String, String>>(&value) {
+            // The peer drops keys of its own namespace, and so do we: they say who owns an ENI.
+            Ok(tags) => tags.into_iter().filter(|(key, _)| !key.contains("k8s.amazonaws.com")).collect(),
+            Err(_) => {
+                self.mistake(name, &value, "a JSON object of strings such as {\"team\":\"net\"}");
+                BTreeMap::new()
+            }
+        }
+    }
+
+    fn prefix(&mut self, name: &str) -> String {
+        let value = self.text(name).unwrap_or_default();
+        let fits = value.len() <= 4 && value.chars().all(|c| c.is_ascii_alphanumeric());
+        if !fits || ["eth", "lo", "vlan"].contains(&value.as_str()) {
+            self.mistake(name, &value, "four letters or digits at most, but not eth, lo or vlan");
+        }
+        value
+    }
+
+    fn url(&mut self, name: &str) -> Option<String> {
+        let value = self.text(name)?;
+        if !value.starts_with("http://") && !value.starts_with("https://") {
+            self.mistake(name, &value, "a URL that starts with http:// or https://");
+        }
+        Some(value)
+    }
+
+    fn folder(&mut self, name: &str) -> PathBuf {
+        let value = self.text(name).unwrap_or_default();
+        if !value.starts_with('/') {
+            self.mistake(name, &value, "an absolute path");
+        }
+        PathBuf::from(value)
+    }
+}
+
+fn host_name() -> String {
+    nix::unistd::gethostname().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(given: &[(&str, &str)]) -> Result<Settings, Vec<String>> {
+        Settings::read(&|setting| {
+            given.iter().find(|(name, _)| *name == setting.name).map(|(_, value)| (*value).to_owned())
+        })
+    }
+
+    #[test]
+    fn the_defaults_are_allowed() {
+        let settings = read(&[]).unwrap();
+        assert_eq!((settings.policy.warm_enis, settings.eni_mtu, settings.pod_mtu), (1, 9001, 9001));
+        assert_eq!(settings.policy.rest_ms, 30_000);
+    }
+
+    #[test]
+    fn every_mistake_is_named_in_one_go() {
+        let bad = [
+            ("WARM_ENI_TARGET", "-1"),
+            ("MAX_ENI", "three"),
+            ("IP_COOLDOWN_PERIOD", "1.5"),
+            ("AWS_VPC_ENI_MTU", "9002"),
+            ("POD_MTU", "575"),
+            ("AWS_VPC_K8S_CNI_VETHPREFIX", "eth"),
+            ("AWS_VPC_K8S_CNI_EXCLUDE_SNAT_CIDRS", "10.0.0.0/33"),
+            ("ADDITIONAL_ENI_TAGS", "team=net"),
+            ("AWS_VPC_K8S_CNI_LOGLEVEL", "loud"),
+            ("AWS_EC2_ENDPOINT", "localhost:4566"),
+            ("ENID_RUN_DIR", "run"),
+            ("ENID_METRICS_ADDRESS", "everywhere"),
+            ("MANAGE_UNTAGGED_ENI", "perhaps"),
+        ];
+        let mistakes = read(&bad).unwrap_err();
+        assert_eq!(mistakes.len(), bad.len(), "{mistakes:#?}");
+        for (name, value) in bad {
+            let named = |text: &String| text.starts_with(name) && text.contains(value) && text.contains("allowed:");
+            assert!(mistakes.iter().any(named), "{name}: {mistakes:#?}");
+        }
+    }
+
+    #[test]
+    fn an_empty_value_is_not_set() {
+        assert_eq!(read(&[("WARM_IP_TARGET", ""), ("MAX_ENI", " ")]).unwrap().policy.max_enis, None);
+    }
+
+    #[test]
+    fn the_chart_knows_every_setting_and_no_other() {
+        let chart = |file: &str| {
+            std::fs::read_to_string(format!("{}/../charts/enid/{file}", env!("CARGO_MANIFEST_DIR"))).unwrap()
+        };
+        let schema: serde_json::Value = serde_json::from_str(&chart("values.schema.json")).unwrap();
+        let known = schema["properties"]["env"]["properties"].as_object().unwrap();
+        let values = chart("values.yaml");
+        for setting in SETTINGS {
+            assert!(known.contains_key(setting.name), "values.schema.json lacks {}", setting.name);
+            assert!(values.contains(&format!("\n  {}:", setting.name)), "values.yaml lacks {}", setting.name);
+        }
+        for name in known.keys() {
+            assert!(SETTINGS.iter().any(|setting| setting.name == name), "{name} is no setting");
+        }
+    }
+}

@@ -1,0 +1,92 @@
+//! The network configuration on stdin (CNI spec 1.1.0, section 1).
+
+use std::path::PathBuf;
+
+use serde::Deserialize;
+use serde_json::Value;
+
+use crate::{STDIN_MAX, error::Error, version};
+
+/// Longest wait for an address that the configuration may ask for: runtimes give up after some minutes.
+const WAIT_MAX_SECONDS: u64 = 600;
+const WAIT_DEFAULT_SECONDS: u64 = 60;
+const SOCKET_DEFAULT: &str = "/run/enid/cni.sock";
+
+/// Our part of a configuration. Keys that are not ours are tolerated.
+#[derive(Debug)]
+pub struct Config {
+    /// One of ours.
+    pub cni_version: &'static str,
+    /// Name of the network.
+    pub name: String,
+    /// The daemon's socket.
+    pub socket: PathBuf,
+    /// How long an ADD waits for an address, seconds.
+    pub add_wait_seconds: u64,
+    /// What plugins before us in the chain made.
+    pub prev_result: Option<Value>,
+    /// Passed on into the result.
+    pub dns: Option<Value>,
+}
+
+#[derive(Deserialize)]
+struct Raw {
+    #[serde(rename = "cniVersion")]
+    cni_version: Option<String>,
+    name: Option<String>,
+    socket: Option<Value>,
+    #[serde(rename = "addWaitSeconds")]
+    add_wait_seconds: Option<Value>,
+    #[serde(rename = "prevResult")]
+    prev_result: Option<Value>,
+    dns: Option<Value>,
+}
+
+impl Config {
+    /// Reads and checks it; every refusal names the key and the value.
+    pub fn parse(input: &[u8]) -> Result<Self, Error> {
+        if u64::try_from(input.len()).unwrap_or(u64::MAX) > STDIN_MAX {
+            return Err(Error::config(format!("the configuration has more than {STDIN_MAX} bytes")));
+        }
+        if input.iter().all(u8::is_ascii_whitespace) {
+            return Err(Error::decode("the configuration on stdin is empty; a JSON object is expected"));
+        }
+        let raw: Raw = serde_json::from_slice(input)
+            .map_err(|error| Error::decode(format!("the configuration on stdin is not the JSON expected: {error}")))?;
+        let cni_version = version::supported(raw.cni_version.as_deref())?;
+        Ok(Config {
+            cni_version,
+            name: network_name(raw.name)?,
+            socket: socket(raw.socket)?,
+            add_wait_seconds: wait(raw.add_wait_seconds)?,
+            prev_result: raw.prev_result.filter(|value| !value.is_null()),
+            dns: raw.dns.filter(|value| !value.is_null()),
+        })
+    }
+}
+
+fn network_name(name: Option<String>) -> Result<String, Error> {
+    let name = name.ok_or_else(|| Error::config("the configuration has no \"name\""))?;
+    let inner = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '-');
+    if name.starts_with(|c: char| c.is_ascii_alphanumeric()) && name.chars().all(inner) {
+        return Ok(name);
+    }
+    Err(Error::config(format!(
+        "\"name\" is {name:?}; it starts with a letter or digit and goes on with those, '_', '.' and '-'"
+    )))
+}
+
+fn socket(value: Option<Value>) -> Result<PathBuf, Error> {
+    match value {
+        None => Ok(PathBuf::from(SOCKET_DEFAULT)),
+        Some(Value::String(path)) if path.starts_with('/') => Ok(PathBuf::from(path)),
+        Some(other) => Err(Error::config(format!("\"socket\" is {other}; an absolute path is allowed"))),
+    }
+}
+
+fn wait(value: Option<Value>) -> Result<u64, Error> {
+    let Some(value) = value else { return Ok(WAIT_DEFAULT_SECONDS) };
+    value.as_u64().filter(|seconds| (1..=WAIT_MAX_SECONDS).contains(seconds)).ok_or_else(|| {
+        Error::config(format!("\"addWaitSeconds\" is {value}; whole seconds from 1 to {WAIT_MAX_SECONDS} are allowed"))
+    })
+}

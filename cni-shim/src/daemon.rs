@@ -1,0 +1,154 @@
+//! The conversation with the daemon.
+//!
+//! An attachment is one stream, kept open until the link stands: when it closes early, the daemon takes
+//! the address back. Every step has a deadline, so a daemon that hangs costs no more than that.
+
+use std::{future::Future, path::Path, time::Duration};
+
+use enid_api::v1::{
+    AttachReply, AttachRequest, LookupReply, LookupRequest, Offer, Refusal, ReleaseRequest, Wired, attach_reply,
+    attach_request, cni_client::CniClient,
+};
+use hyper_util::rt::TokioIo;
+use tokio::{net::UnixStream, runtime::Runtime, sync::mpsc, time::timeout};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Status, Streaming, transport::Channel, transport::Endpoint};
+use tower::service_fn;
+
+use crate::error::Error;
+
+/// How long the daemon may take for anything but growth.
+const ANSWER: Duration = Duration::from_secs(2);
+
+/// The message types of a request.
+pub use enid_api::v1::{Ask, Attachment, Pod};
+
+/// A connected daemon, and the one-thread runtime that the connection lives on.
+pub struct Daemon {
+    runtime: Runtime,
+    client: CniClient<Channel>,
+}
+
+/// An attachment under way.
+pub struct Session<'a> {
+    daemon: &'a Daemon,
+    requests: mpsc::Sender<AttachRequest>,
+    replies: Streaming<AttachReply>,
+}
+
+impl Daemon {
+    /// Connects to the daemon's socket.
+    pub fn connect(socket: &Path) -> Result<Self, Error> {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .map_err(|source| Error::io(format!("cannot start the plugin's runtime: {source}")))?;
+        let path = socket.to_owned();
+        let connector = service_fn(move |_| {
+            let path = path.clone();
+            async move { UnixStream::connect(path).await.map(TokioIo::new) }
+        });
+        // The name is not looked up: the connector goes to the socket.
+        let endpoint = Endpoint::from_static("http://enid.local");
+        let channel = runtime
+            .block_on(async { timeout(ANSWER, endpoint.connect_with_connector(connector)).await })
+            .map_err(|_| silent("accept a connection"))?
+            .map_err(|error| {
+                let why = std::error::Error::source(&error).map_or_else(|| error.to_string(), root);
+                let at = socket.display();
+                Error::later(format!("the enid daemon does not answer on {at}: {why}"), "cause=daemon_down")
+            })?;
+        Ok(Daemon { runtime, client: CniClient::new(channel) })
+    }
+
+    /// Asks for an address and waits for it as long as `patience`.
+    pub fn attach(&self, ask: Ask, patience: Duration) -> Result<(Session<'_>, Offer), Error> {
+        let (requests, stream) = mpsc::channel(2);
+        let mut client = self.client.clone();
+        let first = AttachRequest { step: Some(attach_request::Step::Ask(ask)) };
+        let replies = self.within("take the request", ANSWER, async {
+            requests.send(first).await.map_err(|_| Status::cancelled("the stream closed"))?;
+            client.attach(ReceiverStream::new(stream)).await
+        })?;
+        let mut session = Session { daemon: self, requests, replies: replies.into_inner() };
+        match session.next("offer an address", patience + ANSWER)? {
+            attach_reply::Step::Offer(offer) => Ok((session, offer)),
+            attach_reply::Step::Refusal(refusal) => Err(refused(refusal)),
+            attach_reply::Step::Verdict(_) => Err(unexpected("a verdict before an offer")),
+        }
+    }
+
+    /// Tells the daemon that an attachment has gone.
+    pub fn release(&self, attachment: Attachment) -> Result<(), Error> {
+        let mut client = self.client.clone();
+        let request = ReleaseRequest { attachment: Some(attachment) };
+        self.within("release the address", ANSWER, client.release(request)).map(drop)
+    }
+
+    /// What the daemon knows of an attachment.
+    pub fn lookup(&self, attachment: Attachment) -> Result<LookupReply, Error> {
+        let mut client = self.client.clone();
+        let request = LookupRequest { attachment: Some(attachment) };
+        self.within("look the attachment up", ANSWER, client.lookup(request)).map(tonic::Response::into_inner)
+    }
+
+    fn within<T>(
+        &self,
+        doing: &str,
+        limit: Duration,
+        call: impl Future<Output = Result<T, Status>>,
+    ) -> Result<T, Error> {
+        let answer = self.runtime.block_on(async { timeout(limit, call).await }).map_err(|_| silent(doing))?;
+        answer.map_err(|status| {
+            let details = format!("cause={:?}", status.code());
+            Error::later(format!("the enid daemon could not {doing}: {}", status.message()), details)
+        })
+    }
+}
+
+impl Session<'_> {
+    /// Says that the link stands; true if the attachment is still ours.
+    pub fn confirm(mut self, host_ifname: &str) -> Result<bool, Error> {
+        let wired = Wired { host_ifname: host_ifname.to_owned() };
+        let request = AttachRequest { step: Some(attach_request::Step::Wired(wired)) };
+        self.daemon.within("take the news of the link", ANSWER, async {
+            self.requests.send(request).await.map_err(|_| Status::unavailable("the connection has closed"))
+        })?;
+        match self.next("confirm the attachment", ANSWER)? {
+            attach_reply::Step::Verdict(verdict) => Ok(verdict.mine),
+            attach_reply::Step::Refusal(refusal) => Err(refused(refusal)),
+            attach_reply::Step::Offer(_) => Err(unexpected("a second offer")),
+        }
+    }
+
+    fn next(&mut self, doing: &str, limit: Duration) -> Result<attach_reply::Step, Error> {
+        let reply = self.daemon.within(doing, limit, self.replies.message())?;
+        reply.and_then(|reply| reply.step).ok_or_else(|| {
+            Error::later(format!("the enid daemon closed the connection before it could {doing}"), "cause=daemon_down")
+        })
+    }
+}
+
+fn refused(refusal: Refusal) -> Error {
+    let Refusal { cause, message, aws_request_id, retry_after_ms } = refusal;
+    let mut details = format!("cause={cause}");
+    if !aws_request_id.is_empty() {
+        details.push_str(&format!(" aws_request_id={aws_request_id}"));
+    }
+    if retry_after_ms > 0 {
+        details.push_str(&format!(" retry_after_ms={retry_after_ms}"));
+    }
+    Error::later(format!("no address for the pod ({cause}): {message}"), details)
+}
+
+fn silent(doing: &str) -> Error {
+    Error::later(format!("the enid daemon did not {doing} in time"), "cause=daemon_silent")
+}
+
+fn unexpected(what: &str) -> Error {
+    Error::internal(format!("the enid daemon sent {what}; plugin and daemon do not understand each other"))
+}
+
+fn root(error: &(dyn std::error::Error + 'static)) -> String {
+    error.source().map_or_else(|| error.to_string(), root)
+}

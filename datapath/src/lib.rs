@@ -1,0 +1,23 @@
+//! What a pod and an ENI look like in the kernel, as values, and the netlink that applies them.
+//!
+//! Used by the plugin, which wires pods, and by the daemon, which owns whatever belongs to the node or
+//! to an ENI. Wanted state is computed by pure functions; [`netlink`] is the one place that talks to
+//! the kernel, with plain blocking sockets: a request is a few messages long and answered at once.
+//!
+//! - [`pod`]: one veth, one host route, one permanent neighbour at each end.
+//! - [`node`]: links, addresses, tables and rules of the ENIs, and what differs from them.
+//! - [`ruleset`]: the one nftables table, `ip enid`, as text.
+//! - [`identity`]: whose link it is, told from its MAC, and what it is called.
+//!
+//! Not here: `nft` itself (the daemon runs it), sysctl policy beyond names and values, IPv6.
+
+pub mod identity;
+pub mod marks;
+pub mod netlink;
+pub mod netns;
+pub mod node;
+pub mod pod;
+pub mod ruleset;
+
+pub use identity::Mac;
+pub use netlink::{Error, Netlink};

@@ -1,0 +1,293 @@
+//! A blocking rtnetlink socket: batches of changes, each acknowledged, and complete listings.
+//!
+//! Several requests travel in one datagram, as the kernel allows (netlink(7)); it answers each on its own.
+//! A batch stops at its first refusal in the sense that the error is reported; later requests of the same
+//! datagram have been carried out by then, so callers batch only what may stand on its own.
+
+use std::{fmt, io};
+
+use netlink_packet_core::{
+    NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage,
+    NetlinkPayload,
+};
+use netlink_packet_route::{
+    RouteNetlinkMessage,
+    address::AddressMessage,
+    link::{LinkAttribute, LinkExtentMask, LinkMessage},
+    neighbour::NeighbourMessage,
+    route::RouteMessage,
+    rule::RuleMessage,
+};
+use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
+use nix::errno::Errno;
+
+/// One refusal of the kernel, with what was asked.
+#[derive(Debug, thiserror::Error)]
+#[error("{what}: {source}")]
+pub struct Error {
+    /// What was asked, for people.
+    pub what: String,
+    /// The kernel's answer.
+    pub source: io::Error,
+}
+
+impl Error {
+    pub(crate) fn new(what: impl Into<String>, source: io::Error) -> Self {
+        Error { what: what.into(), source }
+    }
+
+    /// Whether the kernel answered with this error number.
+    pub fn is(&self, errno: Errno) -> bool {
+        self.source.raw_os_error().map(Errno::from_raw) == Some(errno)
+    }
+}
+
+/// One change, and how to speak of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Request {
+    what: String,
+    message: RouteNetlinkMessage,
+    flags: u16,
+    /// An answer that means "already so".
+    already: Option<Errno>,
+}
+
+impl Request {
+    fn new(what: impl fmt::Display, message: RouteNetlinkMessage, flags: u16, already: Option<Errno>) -> Self {
+        Request { what: what.to_string(), message, flags, already }
+    }
+
+    /// Create a link that does not exist yet.
+    pub fn create_link(what: impl fmt::Display, link: LinkMessage) -> Self {
+        Self::new(what, RouteNetlinkMessage::NewLink(link), NLM_F_CREATE | NLM_F_EXCL, None)
+    }
+
+    /// Change an existing link.
+    pub fn set_link(what: impl fmt::Display, link: LinkMessage) -> Self {
+        Self::new(what, RouteNetlinkMessage::SetLink(link), 0, None)
+    }
+
+    /// Delete a link; one that is gone is fine.
+    pub fn delete_link(what: impl fmt::Display, link: LinkMessage) -> Self {
+        Self::new(what, RouteNetlinkMessage::DelLink(link), 0, Some(Errno::ENODEV))
+    }
+
+    /// Put an address on a link, or leave it there.
+    pub fn put_address(what: impl fmt::Display, address: AddressMessage) -> Self {
+        Self::new(what, RouteNetlinkMessage::NewAddress(address), NLM_F_CREATE | NLM_F_REPLACE, None)
+    }
+
+    /// Take an address from a link; one that is gone is fine.
+    pub fn delete_address(what: impl fmt::Display, address: AddressMessage) -> Self {
+        Self::new(what, RouteNetlinkMessage::DelAddress(address), 0, Some(Errno::EADDRNOTAVAIL))
+    }
+
+    /// Put a route in place of any other to the same destination in its table.
+    pub fn put_route(what: impl fmt::Display, route: RouteMessage) -> Self {
+        Self::new(what, RouteNetlinkMessage::NewRoute(route), NLM_F_CREATE | NLM_F_REPLACE, None)
+    }
+
+    /// Delete a route; one that is gone is fine.
+    pub fn delete_route(what: impl fmt::Display, route: RouteMessage) -> Self {
+        Self::new(what, RouteNetlinkMessage::DelRoute(route), 0, Some(Errno::ESRCH))
+    }
+
+    /// Put a neighbour entry in place.
+    pub fn put_neighbour(what: impl fmt::Display, neighbour: NeighbourMessage) -> Self {
+        Self::new(what, RouteNetlinkMessage::NewNeighbour(neighbour), NLM_F_CREATE | NLM_F_REPLACE, None)
+    }
+
+    /// Add a rule; one that is there is fine.
+    pub fn add_rule(what: impl fmt::Display, rule: RuleMessage) -> Self {
+        Self::new(what, RouteNetlinkMessage::NewRule(rule), NLM_F_CREATE | NLM_F_EXCL, Some(Errno::EEXIST))
+    }
+
+    /// Delete a rule; one that is gone is fine.
+    pub fn delete_rule(what: impl fmt::Display, rule: RuleMessage) -> Self {
+        Self::new(what, RouteNetlinkMessage::DelRule(rule), 0, Some(Errno::ENOENT))
+    }
+}
+
+impl fmt::Display for Request {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.what)
+    }
+}
+
+/// A socket that speaks to the namespace in which it was opened.
+pub struct Netlink {
+    socket: Socket,
+    sequence: u32,
+    received: Vec<u8>,
+}
+
+impl Netlink {
+    /// Opens a socket in the calling thread's network namespace.
+    pub fn open() -> Result<Self, Error> {
+        let open = || {
+            let mut socket = Socket::new(NETLINK_ROUTE)?;
+            socket.bind_auto()?;
+            socket.connect(&SocketAddr::new(0, 0))?;
+            Ok(socket)
+        };
+        let socket = open().map_err(|source| Error::new("open a netlink socket", source))?;
+        Ok(Netlink { socket, sequence: 0, received: Vec::new() })
+    }
+
+    /// Sends all requests in one datagram and waits for every answer; the first refusal is returned.
+    pub fn apply(&mut self, requests: &[Request]) -> Result<(), Error> {
+        if requests.is_empty() {
+            return Ok(());
+        }
+        let first = self.sequence + 1;
+        let datagram = requests
+            .iter()
+            .flat_map(|request| self.encode(request.message.clone(), NLM_F_REQUEST | NLM_F_ACK | request.flags))
+            .collect::<Vec<u8>>();
+        self.send(&requests[0].what, &datagram)?;
+        let mut refusal = None;
+        let mut open = requests.len();
+        while open > 0 {
+            for message in self.receive(&requests[0].what)? {
+                let NetlinkPayload::Error(answer) = message.payload else { continue };
+                let Some(request) = message
+                    .header
+                    .sequence_number
+                    .checked_sub(first)
+                    .and_then(|n| requests.get(usize::try_from(n).ok()?))
+                else {
+                    continue;
+                };
+                open -= 1;
+                if let Some(code) = answer.code {
+                    let errno = Errno::from_raw(-code.get());
+                    if request.already != Some(errno) && refusal.is_none() {
+                        refusal = Some(Error::new(&request.what, errno.into()));
+                    }
+                }
+            }
+        }
+        refusal.map_or(Ok(()), Err)
+    }
+
+    /// Everything of one kind, as the kernel lists it.
+    fn dump(&mut self, what: &str, message: RouteNetlinkMessage) -> Result<Vec<RouteNetlinkMessage>, Error> {
+        let request = self.encode(message, NLM_F_REQUEST | NLM_F_DUMP);
+        self.send(what, &request)?;
+        let mut found = Vec::new();
+        loop {
+            for message in self.receive(what)? {
+                if message.header.sequence_number != self.sequence {
+                    continue;
+                }
+                match message.payload {
+                    NetlinkPayload::InnerMessage(inner) => found.push(inner),
+                    NetlinkPayload::Done(_) => return Ok(found),
+                    NetlinkPayload::Error(answer) => return Err(Error::new(what, answer.to_io())),
+                    _ => {}
+                }
+            }
+        }
+    }
+
+    /// All links of the namespace, without statistics.
+    pub fn links(&mut self) -> Result<Vec<LinkMessage>, Error> {
+        let mut ask = LinkMessage::default();
+        ask.attributes.push(LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]));
+        Ok(keep(self.dump("list links", RouteNetlinkMessage::GetLink(ask))?, |message| match message {
+            RouteNetlinkMessage::NewLink(link) => Some(link),
+            _ => None,
+        }))
+    }
+
+    /// All addresses of the namespace, of both families.
+    pub fn addresses(&mut self) -> Result<Vec<AddressMessage>, Error> {
+        let found = self.dump("list addresses", RouteNetlinkMessage::GetAddress(AddressMessage::default()))?;
+        Ok(keep(found, |message| match message {
+            RouteNetlinkMessage::NewAddress(address) => Some(address),
+            _ => None,
+        }))
+    }
+
+    /// All IPv4 routes of all tables.
+    pub fn routes(&mut self) -> Result<Vec<RouteMessage>, Error> {
+        let mut ask = RouteMessage::default();
+        ask.header.address_family = netlink_packet_route::AddressFamily::Inet;
+        Ok(keep(self.dump("list routes", RouteNetlinkMessage::GetRoute(ask))?, |message| match message {
+            RouteNetlinkMessage::NewRoute(route) => Some(route),
+            _ => None,
+        }))
+    }
+
+    /// All IPv4 rules.
+    pub fn rules(&mut self) -> Result<Vec<RuleMessage>, Error> {
+        let mut ask = RuleMessage::default();
+        ask.header.family = netlink_packet_route::AddressFamily::Inet;
+        Ok(keep(self.dump("list rules", RouteNetlinkMessage::GetRule(ask))?, |message| match message {
+            RouteNetlinkMessage::NewRule(rule) => Some(rule),
+            _ => None,
+        }))
+    }
+
+    /// The link of this name, if there is one.
+    pub fn link(&mut self, name: &str) -> Result<Option<LinkMessage>, Error> {
+        let what = format!("look for link {name}");
+        let mut ask = LinkMessage::default();
+        ask.attributes.push(LinkAttribute::IfName(name.to_owned()));
+        ask.attributes.push(LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]));
+        let request = self.encode(RouteNetlinkMessage::GetLink(ask), NLM_F_REQUEST);
+        self.send(&what, &request)?;
+        loop {
+            for message in self.receive(&what)? {
+                if message.header.sequence_number != self.sequence {
+                    continue;
+                }
+                match message.payload {
+                    NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewLink(link)) => return Ok(Some(link)),
+                    NetlinkPayload::Error(answer) => {
+                        let error = Error::new(&what, answer.to_io());
+                        return if error.is(Errno::ENODEV) { Ok(None) } else { Err(error) };
+                    }
+                    _ => {}
+                }
+            }
+        }
+    }
+
+    fn encode(&mut self, message: RouteNetlinkMessage, flags: u16) -> Vec<u8> {
+        self.sequence += 1;
+        let mut header = NetlinkHeader::default();
+        header.flags = flags;
+        header.sequence_number = self.sequence;
+        let mut message = NetlinkMessage::new(header, NetlinkPayload::from(message));
+        message.finalize();
+        // Each message starts on a 4-byte border of the datagram (NLMSG_ALIGN).
+        let mut bytes = vec![0; message.buffer_len().next_multiple_of(4)];
+        message.serialize(&mut bytes);
+        bytes
+    }
+
+    fn send(&mut self, what: &str, bytes: &[u8]) -> Result<(), Error> {
+        self.socket.send(bytes, 0).map(drop).map_err(|source| Error::new(what, source))
+    }
+
+    fn receive(&mut self, what: &str) -> Result<Vec<NetlinkMessage<RouteNetlinkMessage>>, Error> {
+        self.received.clear();
+        self.received.reserve(64 * 1024);
+        let size = self.socket.recv(&mut self.received, 0).map_err(|source| Error::new(what, source))?;
+        let mut messages = Vec::new();
+        let mut rest = &self.received[..size];
+        while !rest.is_empty() {
+            let message = NetlinkMessage::<RouteNetlinkMessage>::deserialize(rest)
+                .map_err(|error| Error::new(what, io::Error::new(io::ErrorKind::InvalidData, error.to_string())))?;
+            let length = usize::try_from(message.header.length).unwrap_or(usize::MAX).next_multiple_of(4);
+            rest = rest.get(length..).unwrap_or_default();
+            messages.push(message);
+        }
+        Ok(messages)
+    }
+}
+
+fn keep<T>(found: Vec<RouteNetlinkMessage>, pick: impl Fn(RouteNetlinkMessage) -> Option<T>) -> Vec<T> {
+    found.into_iter().filter_map(pick).collect()
+}

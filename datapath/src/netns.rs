@@ -1,0 +1,70 @@
+//! Other network namespaces, entered only by a short-lived thread.
+
+use std::{
+    fs::File,
+    io,
+    os::fd::AsFd,
+    path::{Path, PathBuf},
+    thread,
+};
+
+use nix::{
+    sched::{CloneFlags, setns},
+    sys::stat::fstat,
+    sys::statfs::{FsType, fstatfs},
+};
+
+use crate::netlink::{Error, Netlink};
+
+/// What statfs says of namespace files (linux/magic.h, NSFS_MAGIC).
+const NSFS: FsType = FsType(0x6e73_6673);
+
+/// A network namespace, held open.
+#[derive(Debug)]
+pub struct Netns {
+    file: File,
+    path: PathBuf,
+}
+
+impl Netns {
+    /// Opens the namespace file that a runtime names in CNI_NETNS. Anything but a namespace is refused.
+    pub fn open(path: &Path) -> io::Result<Self> {
+        let file = File::open(path)?;
+        if fstatfs(&file)?.filesystem_type() != NSFS {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is not a namespace"));
+        }
+        Ok(Netns { file, path: path.to_owned() })
+    }
+
+    /// The namespace this process runs in.
+    pub fn own() -> io::Result<Self> {
+        Self::open(Path::new("/proc/self/ns/net"))
+    }
+
+    /// Whether both are the same namespace: device and inode say so (namespaces(7)).
+    pub fn is(&self, other: &Netns) -> io::Result<bool> {
+        let (a, b) = (fstat(&self.file)?, fstat(&other.file)?);
+        Ok((a.st_dev, a.st_ino) == (b.st_dev, b.st_ino))
+    }
+
+    /// The open namespace file, for a message that names it (IFLA_NET_NS_FD).
+    pub fn file(&self) -> &File {
+        &self.file
+    }
+
+    /// A netlink socket that speaks to this namespace for as long as it is open. The thread that
+    /// entered the namespace ends here: no thread of ours stays in a foreign one.
+    pub fn netlink(&self) -> Result<Netlink, Error> {
+        let entered = thread::scope(|scope| {
+            scope
+                .spawn(|| {
+                    setns(self.file.as_fd(), CloneFlags::CLONE_NEWNET).map_err(|errno| {
+                        Error::new(format!("enter namespace {}", self.path.display()), errno.into())
+                    })?;
+                    Netlink::open()
+                })
+                .join()
+        });
+        entered.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    }
+}

@@ -1,0 +1,282 @@
+//! What belongs to the node and its ENIs: link state, addresses, route tables, rules.
+//!
+//! [`changes`] compares what is wanted with what a listing found and returns only what differs, so a
+//! restart with nothing changed writes nothing, and repair is the same act as set-up.
+
+use std::{collections::BTreeMap, net::Ipv4Addr};
+
+use ipnet::Ipv4Net;
+use netlink_packet_route::{
+    AddressFamily,
+    address::{AddressAttribute, AddressMessage},
+    link::{LinkAttribute, LinkFlags, LinkMessage},
+    route::{RouteAddress, RouteAttribute, RouteMessage, RouteProtocol, RouteScope},
+    rule::{RuleAction, RuleAttribute, RuleMessage},
+};
+
+use crate::{
+    identity::Mac,
+    marks,
+    netlink::{Error, Netlink, Request},
+    pod::{self, ifname, route_in, updown},
+};
+
+const TABLE_MAIN: u32 = 254;
+
+/// An ENI as the kernel should know it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EniNet {
+    /// Slot in marks and device groups; 0 is the primary ENI.
+    pub slot: u32,
+    /// Tells which link it is.
+    pub mac: Mac,
+    /// Its own primary address, with the subnet's prefix length.
+    pub primary: Ipv4Net,
+    /// Its route table; the primary uses main.
+    pub table: u32,
+    /// Bytes.
+    pub mtu: u32,
+}
+
+impl EniNet {
+    /// The subnet's gateway: its first address (Amazon VPC User Guide, subnet CIDR blocks).
+    pub fn gateway(&self) -> Ipv4Addr {
+        Ipv4Addr::from(u32::from(self.primary.network()) + 1)
+    }
+}
+
+/// The kernel's answer to four listings.
+#[derive(Debug, Default)]
+pub struct Found {
+    links: Vec<LinkMessage>,
+    addresses: Vec<AddressMessage>,
+    routes: Vec<RouteMessage>,
+    rules: Vec<RuleMessage>,
+}
+
+impl Found {
+    /// Lists links, addresses, routes and rules of the namespace.
+    pub fn read(netlink: &mut Netlink) -> Result<Self, Error> {
+        Ok(Found {
+            links: netlink.links()?,
+            addresses: netlink.addresses()?,
+            routes: netlink.routes()?,
+            rules: netlink.rules()?,
+        })
+    }
+
+    /// Name of the link with this MAC that no device group marks as a pod's.
+    pub fn ifname_of(&self, mac: Mac) -> Option<&str> {
+        self.link_of(mac).map(ifname)
+    }
+
+    fn link_of(&self, mac: Mac) -> Option<&LinkMessage> {
+        self.links.iter().find(|link| pod::mac(link) == Some(mac) && group(link) == 0)
+    }
+
+    /// Every pod's link: MAC, name, device group.
+    pub fn pod_links(&self) -> Vec<(Mac, String, u32)> {
+        pod_links(&self.links)
+    }
+}
+
+/// Every link of a device group of ours: MAC, name, group.
+pub fn pod_links(links: &[LinkMessage]) -> Vec<(Mac, String, u32)> {
+    links
+        .iter()
+        .filter(|link| marks::slot_of_group(group(link)).is_some())
+        .filter_map(|link| Some((pod::mac(link)?, ifname(link).to_owned(), group(link))))
+        .collect()
+}
+
+fn group(link: &LinkMessage) -> u32 {
+    let found = link.attributes.iter().find_map(|attribute| match attribute {
+        LinkAttribute::Group(group) => Some(*group),
+        _ => None,
+    });
+    found.unwrap_or(0)
+}
+
+/// What has to change so that the kernel carries these ENIs. A link that is not there yet is an error of
+/// its own: the caller waits for it.
+pub fn changes(enis: &[EniNet], found: &Found) -> Result<Vec<Request>, MissingLink> {
+    let mut requests = rule_changes(enis, found);
+    for eni in enis {
+        let link = found.link_of(eni.mac).ok_or(MissingLink(eni.mac))?;
+        link_changes(eni, link, &mut requests);
+        if eni.slot != 0 {
+            address_changes(eni, link.header.index, found, &mut requests);
+            route_changes(eni, link.header.index, found, &mut requests);
+        }
+    }
+    Ok(requests)
+}
+
+/// EC2 says "attached" before the kernel shows the link.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[error("no link with MAC {0} on this node yet")]
+pub struct MissingLink(pub Mac);
+
+fn link_changes(eni: &EniNet, link: &LinkMessage, requests: &mut Vec<Request>) {
+    let (index, name) = (link.header.index, ifname(link));
+    if !link.attributes.contains(&LinkAttribute::Mtu(eni.mtu)) {
+        let mut message = LinkMessage::default();
+        message.header.index = index;
+        message.attributes.push(LinkAttribute::Mtu(eni.mtu));
+        requests.push(Request::set_link(format!("set the MTU of {name} to {}", eni.mtu), message));
+    }
+    if !link.header.flags.contains(LinkFlags::Up) {
+        requests.push(Request::set_link(format!("take {name} up"), updown(index, true)));
+    }
+}
+
+/// Pod addresses live in pods: a DHCP client's or cloud-setup's copy on the ENI would make them local.
+fn address_changes(eni: &EniNet, index: u32, found: &Found, requests: &mut Vec<Request>) {
+    let mut there = false;
+    for message in &found.addresses {
+        let Some(address) = local_ipv4(message).filter(|_| message.header.index == index) else { continue };
+        if address == eni.primary.addr() && message.header.prefix_len == eni.primary.prefix_len() {
+            there = true;
+        } else if !address.is_link_local() {
+            requests.push(Request::delete_address(format!("remove {address} from ENI link {index}"), message.clone()));
+        }
+    }
+    if !there {
+        let mut message = AddressMessage::default();
+        message.header.family = AddressFamily::Inet;
+        message.header.prefix_len = eni.primary.prefix_len();
+        message.header.index = index;
+        message.attributes = vec![
+            AddressAttribute::Local(eni.primary.addr().into()),
+            AddressAttribute::Address(eni.primary.addr().into()),
+        ];
+        requests.push(Request::put_address(format!("put {} on ENI link {index}", eni.primary), message));
+    }
+}
+
+fn route_changes(eni: &EniNet, index: u32, found: &Found, requests: &mut Vec<Request>) {
+    let gateway = eni.gateway();
+    let mut to_gateway = route_in(eni.table, RouteProtocol::Static);
+    to_gateway.header.scope = RouteScope::Link;
+    to_gateway.header.destination_prefix_length = 32;
+    to_gateway.attributes.push(RouteAttribute::Destination(RouteAddress::Inet(gateway)));
+    to_gateway.attributes.push(RouteAttribute::Oif(index));
+    let mut default = route_in(eni.table, RouteProtocol::Static);
+    default.attributes.push(RouteAttribute::Gateway(RouteAddress::Inet(gateway)));
+    default.attributes.push(RouteAttribute::Oif(index));
+    for (what, route) in [(format!("{gateway}"), to_gateway), ("default".to_owned(), default)] {
+        if !found.routes.iter().any(|there| same_route(there, &route)) {
+            requests.push(Request::put_route(format!("route {what} in table {}", eni.table), route));
+        }
+    }
+    // Main's answer for the subnet stays the primary's: two connected routes would compete. When the
+    // address is only being added now, the kernel makes this route with it; so it is looked for either way.
+    let mut connected = route_in(TABLE_MAIN, RouteProtocol::Kernel);
+    connected.header.scope = RouteScope::Link;
+    connected.header.destination_prefix_length = eni.primary.prefix_len();
+    connected.attributes.push(RouteAttribute::Destination(RouteAddress::Inet(eni.primary.network())));
+    connected.attributes.push(RouteAttribute::Oif(index));
+    let address_there = found
+        .addresses
+        .iter()
+        .any(|message| message.header.index == index && local_ipv4(message) == Some(eni.primary.addr()));
+    if !address_there || found.routes.iter().any(|there| same_route(there, &connected)) {
+        requests.push(Request::delete_route(format!("remove ENI link {index}'s subnet route from main"), connected));
+    }
+}
+
+fn rule_changes(enis: &[EniNet], found: &Found) -> Vec<Request> {
+    let wanted = rules(enis);
+    let mut requests = Vec::new();
+    for (what, rule) in &wanted {
+        if !found.rules.iter().any(|there| same_rule(there, rule)) {
+            requests.push(Request::add_rule(format!("add the rule {what}"), rule.clone()));
+        }
+    }
+    for there in found.rules.iter().filter(|rule| is_ours(rule)) {
+        if !wanted.values().any(|rule| same_rule(there, rule)) {
+            requests.push(Request::delete_rule("remove a rule of an ENI that is gone", there.clone()));
+        }
+    }
+    requests
+}
+
+/// The four kinds of rule, by their text. None of them is a pod's.
+pub fn rules(enis: &[EniNet]) -> BTreeMap<String, RuleMessage> {
+    let mut rules = BTreeMap::new();
+    let mut pods = rule(marks::PRIORITY_PODS, TABLE_MAIN);
+    pods.attributes.push(RuleAttribute::SuppressIfGroup(0));
+    rules.insert(format!("{}: lookup main suppress_ifgroup 0", marks::PRIORITY_PODS), pods);
+    let connmark = marked(rule(marks::PRIORITY_CONNMARK, TABLE_MAIN), marks::CONNMARK, marks::CONNMARK);
+    rules.insert(format!("{}: fwmark 0x80/0x80 lookup main", marks::PRIORITY_CONNMARK), connmark);
+    for eni in enis.iter().filter(|eni| eni.slot != 0) {
+        let mark = marks::mark(eni.slot);
+        let steered = marked(rule(marks::PRIORITY_ENI, eni.table), mark, marks::ENI_MASK);
+        rules.insert(format!("{}: fwmark {mark:#x}/0x7f lookup {}", marks::PRIORITY_ENI, eni.table), steered);
+        let mut own = rule(marks::PRIORITY_PRIMARY, eni.table);
+        own.header.src_len = 32;
+        own.attributes.push(RuleAttribute::Source(eni.primary.addr().into()));
+        rules.insert(format!("{}: from {} lookup {}", marks::PRIORITY_PRIMARY, eni.primary.addr(), eni.table), own);
+    }
+    rules
+}
+
+fn rule(priority: u32, table: u32) -> RuleMessage {
+    let mut message = RuleMessage::default();
+    message.header.family = AddressFamily::Inet;
+    message.header.action = RuleAction::ToTable;
+    message.header.table = u8::try_from(table).unwrap_or(0);
+    message.attributes = vec![RuleAttribute::Priority(priority), RuleAttribute::Table(table)];
+    message
+}
+
+fn marked(mut rule: RuleMessage, mark: u32, mask: u32) -> RuleMessage {
+    rule.attributes.push(RuleAttribute::FwMark(mark));
+    rule.attributes.push(RuleAttribute::FwMask(mask));
+    rule
+}
+
+/// Rules at our two numbered priorities are ours; at the other two only those that look like ours.
+fn is_ours(rule: &RuleMessage) -> bool {
+    match priority(rule) {
+        Some(marks::PRIORITY_ENI) => rule.attributes.contains(&RuleAttribute::FwMask(marks::ENI_MASK)),
+        Some(marks::PRIORITY_PRIMARY) => {
+            let secondary = |table: u32| (2..=64).contains(&table) || (10_100..20_000).contains(&table);
+            table(rule).is_some_and(secondary) && rule.header.src_len == 32
+        }
+        _ => false,
+    }
+}
+
+fn priority(rule: &RuleMessage) -> Option<u32> {
+    rule.attributes.iter().find_map(|attribute| match attribute {
+        RuleAttribute::Priority(priority) => Some(*priority),
+        _ => None,
+    })
+}
+
+fn table(rule: &RuleMessage) -> Option<u32> {
+    rule.attributes.iter().find_map(|attribute| match attribute {
+        RuleAttribute::Table(table) => Some(*table),
+        _ => None,
+    })
+}
+
+/// The kernel lists more attributes than we set; ours must all be among them.
+fn same_rule(there: &RuleMessage, wanted: &RuleMessage) -> bool {
+    there.header.src_len == wanted.header.src_len
+        && there.header.dst_len == wanted.header.dst_len
+        && wanted.attributes.iter().all(|attribute| there.attributes.contains(attribute))
+}
+
+fn same_route(there: &RouteMessage, wanted: &RouteMessage) -> bool {
+    there.header.destination_prefix_length == wanted.header.destination_prefix_length
+        && wanted.attributes.iter().all(|attribute| there.attributes.contains(attribute))
+}
+
+fn local_ipv4(message: &AddressMessage) -> Option<Ipv4Addr> {
+    message.attributes.iter().find_map(|attribute| match attribute {
+        AddressAttribute::Local(std::net::IpAddr::V4(address)) => Some(*address),
+        _ => None,
+    })
+}

@@ -1,0 +1,335 @@
+//! One pod's link: a veth, one host route in main and one permanent neighbour at each end.
+//!
+//! All of it vanishes with the link, so taking it down is one deletion and nothing can be left behind.
+//! The pair is made from inside the pod's namespace with the host end directly in the host's: moving it
+//! later would cost an RCU barrier. MACs are explicit, because udev rewrites those that are not, and the
+//! permanent neighbours depend on them.
+
+use std::{net::Ipv4Addr, os::fd::AsRawFd};
+
+use netlink_packet_route::{
+    AddressFamily,
+    address::{AddressAttribute, AddressMessage},
+    link::{InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage},
+    neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState},
+    route::{RouteAddress, RouteAttribute, RouteMessage, RouteProtocol, RouteScope, RouteType},
+};
+use nix::errno::Errno;
+
+use crate::{
+    identity::{self, Mac},
+    netlink::{Error, Netlink, Request},
+    netns::Netns,
+};
+
+/// The next hop that every pod sees; nobody owns it, the permanent neighbour answers for it.
+pub const GATEWAY: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 1);
+
+/// A pod's link as it should be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PodLink {
+    /// Name of the end in the host's namespace.
+    pub host_ifname: String,
+    /// Tells whose link it is: [`identity::host_mac`].
+    pub host_mac: Mac,
+    /// Name of the pod's end (CNI_IFNAME).
+    pub pod_ifname: String,
+    /// MAC of the pod's end.
+    pub pod_mac: Mac,
+    /// The pod's address, always /32.
+    pub address: Ipv4Addr,
+    /// Bytes, both ends.
+    pub mtu: u32,
+    /// Device group of the host end: names the ENI ([`crate::marks::group`]).
+    pub group: u32,
+}
+
+/// Why a pod's link could not be wired.
+#[derive(Debug, thiserror::Error)]
+pub enum WireError {
+    /// The pod has an interface of that name that is not ours.
+    #[error("the container already has an interface named {0}; it was left as it is")]
+    InterfaceExists(String),
+    /// The kernel refused a step.
+    #[error(transparent)]
+    Kernel(#[from] Error),
+}
+
+/// What wiring found in its way.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Wired {
+    /// A link of another attachment that held the name, and what it is called now.
+    pub moved_aside: Option<String>,
+}
+
+/// Makes the pod's link in both namespaces. What an earlier, unanswered try of the same attachment left
+/// behind is replaced; a failure undoes what was made.
+pub fn wire(link: &PodLink, host: &mut Netlink, host_ns: &Netns, pod: &mut Netlink) -> Result<Wired, WireError> {
+    let moved_aside = create(link, host, host_ns, pod)?;
+    configure(link, host, pod).inspect_err(|_| {
+        // The first error is the one to tell; a link that stays is found by DEL, by its MAC.
+        let _ = remove_by_mac(link.host_mac, &link.host_ifname, host);
+    })?;
+    Ok(Wired { moved_aside })
+}
+
+fn create(link: &PodLink, host: &mut Netlink, host_ns: &Netns, pod: &mut Netlink) -> Result<Option<String>, WireError> {
+    let request = [Request::create_link(
+        format!("create the pair {} / {}", link.pod_ifname, link.host_ifname),
+        link.pair(host_ns),
+    )];
+    let mut moved_aside = None;
+    // At most two things can stand in the way, each of them once: a link of ours, a link with our name.
+    for _ in 0..3 {
+        match pod.apply(&request) {
+            Err(error) if error.is(Errno::EEXIST) => {
+                if remove_by_mac(link.host_mac, &link.host_ifname, host)? {
+                    continue;
+                }
+                if pod.link(&link.pod_ifname)?.is_some() {
+                    break;
+                }
+                moved_aside = move_aside(&link.host_ifname, host)?.or(moved_aside);
+            }
+            answer => return answer.map(|()| moved_aside).map_err(WireError::from),
+        }
+    }
+    Err(WireError::InterfaceExists(link.pod_ifname.clone()))
+}
+
+/// Renames the link that holds a name which is not its own to keep. Kernels before 6.2 rename only links
+/// that are down, so it goes down for that moment.
+fn move_aside(name: &str, host: &mut Netlink) -> Result<Option<String>, Error> {
+    let Some(found) = host.link(name)? else { return Ok(None) };
+    let aside = identity::ifname_aside(mac(&found).unwrap_or(Mac([0; 6])));
+    let rename = || {
+        let mut message = by_index(found.header.index);
+        message.attributes.push(LinkAttribute::IfName(aside.clone()));
+        [Request::set_link(format!("rename {name} to {aside}"), message)]
+    };
+    if let Err(error) = host.apply(&rename()) {
+        if !error.is(Errno::EBUSY) {
+            return Err(error);
+        }
+        host.apply(&[Request::set_link(format!("take {name} down"), updown(found.header.index, false))])?;
+        host.apply(&rename())?;
+        host.apply(&[Request::set_link(format!("take {aside} up"), updown(found.header.index, true))])?;
+    }
+    Ok(Some(aside))
+}
+
+fn configure(link: &PodLink, host: &mut Netlink, pod: &mut Netlink) -> Result<(), Error> {
+    let gone = |name: &str| Error::new(format!("look for link {name}"), Errno::ENODEV.into());
+    let pod_end = pod.link(&link.pod_ifname)?.ok_or_else(|| gone(&link.pod_ifname))?;
+    // IFLA_LINK of one end is the index of the other.
+    let host_index = pod_end
+        .attributes
+        .iter()
+        .find_map(|attribute| match attribute {
+            LinkAttribute::Link(index) => Some(*index),
+            _ => None,
+        })
+        .ok_or_else(|| gone(&link.host_ifname))?;
+    let pod_index = pod_end.header.index;
+    // The pod's end first: when the host's comes up the pair has carrier at once.
+    pod.apply(&link.pod_requests(pod_index))?;
+    host.apply(&link.host_requests(host_index))
+}
+
+impl PodLink {
+    fn pair(&self, host_ns: &Netns) -> LinkMessage {
+        let mut peer = LinkMessage::default();
+        peer.attributes = vec![
+            LinkAttribute::IfName(self.host_ifname.clone()),
+            LinkAttribute::Address(self.host_mac.0.to_vec()),
+            LinkAttribute::Mtu(self.mtu),
+            LinkAttribute::Group(self.group),
+            LinkAttribute::NetNsFd(host_ns.file().as_raw_fd()),
+        ];
+        let mut message = LinkMessage::default();
+        message.attributes = vec![
+            LinkAttribute::IfName(self.pod_ifname.clone()),
+            LinkAttribute::Address(self.pod_mac.0.to_vec()),
+            LinkAttribute::Mtu(self.mtu),
+            LinkAttribute::LinkInfo(vec![
+                LinkInfo::Kind(InfoKind::Veth),
+                LinkInfo::Data(InfoData::Veth(InfoVeth::Peer(peer))),
+            ]),
+        ];
+        message
+    }
+
+    fn pod_requests(&self, index: u32) -> Vec<Request> {
+        let name = &self.pod_ifname;
+        let mut address = AddressMessage::default();
+        address.header.family = AddressFamily::Inet;
+        address.header.prefix_len = 32;
+        address.header.index = index;
+        address.attributes =
+            vec![AddressAttribute::Local(self.address.into()), AddressAttribute::Address(self.address.into())];
+        vec![
+            Request::set_link(format!("take {name} up"), updown(index, true)),
+            Request::put_address(format!("put {}/32 on {name}", self.address), address),
+            Request::put_neighbour(
+                format!("put the neighbour {GATEWAY} on {name}"),
+                neighbour(index, GATEWAY, self.host_mac),
+            ),
+            Request::put_route(format!("route {GATEWAY} over {name}"), link_route(GATEWAY, index)),
+            Request::put_route(format!("route default over {name}"), default_route(index)),
+        ]
+    }
+
+    fn host_requests(&self, index: u32) -> Vec<Request> {
+        let (name, address) = (&self.host_ifname, self.address);
+        vec![
+            Request::set_link(format!("take {name} up"), updown(index, true)),
+            Request::put_neighbour(
+                format!("put the neighbour {address} on {name}"),
+                neighbour(index, address, self.pod_mac),
+            ),
+            Request::put_route(format!("route {address} over {name}"), link_route(address, index)),
+        ]
+    }
+}
+
+/// Deletes the host link with this MAC, wherever its name; true if there was one. The link of a
+/// successor, with the same name and another MAC, is left alone.
+pub fn remove_by_mac(wanted: Mac, likely_name: &str, host: &mut Netlink) -> Result<bool, Error> {
+    let Some(found) = find_by_mac(wanted, likely_name, host)? else { return Ok(false) };
+    host.apply(&[Request::delete_link(format!("delete the link with MAC {wanted}"), by_index(found.header.index))])?;
+    Ok(true)
+}
+
+/// The host link with this MAC: under its likely name, or else among all links.
+pub fn find_by_mac(wanted: Mac, likely_name: &str, host: &mut Netlink) -> Result<Option<LinkMessage>, Error> {
+    if let Some(link) = host.link(likely_name)?
+        && mac(&link) == Some(wanted)
+    {
+        return Ok(Some(link));
+    }
+    Ok(host.links()?.into_iter().find(|link| mac(link) == Some(wanted)))
+}
+
+/// The Ethernet address of a link, if it has one.
+pub fn mac(link: &LinkMessage) -> Option<Mac> {
+    link.attributes.iter().find_map(|attribute| match attribute {
+        LinkAttribute::Address(bytes) => Mac::try_from(bytes.as_slice()).ok(),
+        _ => None,
+    })
+}
+
+/// The name of a link; the kernel gives every link one.
+pub fn ifname(link: &LinkMessage) -> &str {
+    let name = link.attributes.iter().find_map(|attribute| match attribute {
+        LinkAttribute::IfName(name) => Some(name.as_str()),
+        _ => None,
+    });
+    name.unwrap_or_default()
+}
+
+/// What differs from the wanted link: one sentence each, empty if all is as it should be (CHECK).
+pub fn faults(link: &PodLink, host: &mut Netlink, pod: &mut Netlink) -> Result<Vec<String>, Error> {
+    let mut faults = Vec::new();
+    match find_by_mac(link.host_mac, &link.host_ifname, host)? {
+        None => faults.push(format!("no host link with MAC {}", link.host_mac)),
+        Some(found) => {
+            let name = ifname(&found).to_owned();
+            if !found.header.flags.contains(LinkFlags::Up) {
+                faults.push(format!("host link {name} is down"));
+            }
+            if !has_route(&host.routes()?, link.address, found.header.index) {
+                faults.push(format!("no host route to {} over {name}", link.address));
+            }
+        }
+    }
+    let Some(found) = pod.link(&link.pod_ifname)? else {
+        faults.push(format!("the container has no interface {}", link.pod_ifname));
+        return Ok(faults);
+    };
+    let (name, index) = (&link.pod_ifname, found.header.index);
+    if !found.header.flags.contains(LinkFlags::Up) {
+        faults.push(format!("interface {name} is down"));
+    }
+    let held = |message: &AddressMessage| {
+        message.header.index == index && message.attributes.contains(&AddressAttribute::Local(link.address.into()))
+    };
+    if !pod.addresses()?.iter().any(held) {
+        faults.push(format!("interface {name} lacks the address {}", link.address));
+    }
+    let routes = pod.routes()?;
+    if !routes.iter().any(|route| route.header.destination_prefix_length == 0 && oif(route) == Some(index)) {
+        faults.push(format!("no default route over {name}"));
+    }
+    if !has_route(&routes, GATEWAY, index) {
+        faults.push(format!("no route to {GATEWAY} over {name}"));
+    }
+    Ok(faults)
+}
+
+fn has_route(routes: &[RouteMessage], to: Ipv4Addr, index: u32) -> bool {
+    routes.iter().any(|route| {
+        route.header.destination_prefix_length == 32
+            && route.attributes.contains(&RouteAttribute::Destination(RouteAddress::Inet(to)))
+            && oif(route) == Some(index)
+    })
+}
+
+fn oif(route: &RouteMessage) -> Option<u32> {
+    route.attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::Oif(index) => Some(*index),
+        _ => None,
+    })
+}
+
+fn by_index(index: u32) -> LinkMessage {
+    let mut message = LinkMessage::default();
+    message.header.index = index;
+    message
+}
+
+pub(crate) fn updown(index: u32, up: bool) -> LinkMessage {
+    let mut message = by_index(index);
+    message.header.change_mask = LinkFlags::Up;
+    message.header.flags = if up { LinkFlags::Up } else { LinkFlags::empty() };
+    message
+}
+
+fn neighbour(index: u32, address: Ipv4Addr, mac: Mac) -> NeighbourMessage {
+    let mut message = NeighbourMessage::default();
+    message.header.family = AddressFamily::Inet;
+    message.header.ifindex = index;
+    message.header.state = NeighbourState::Permanent;
+    message.attributes = vec![
+        NeighbourAttribute::Destination(NeighbourAddress::Inet(address)),
+        NeighbourAttribute::LinkLayerAddress(mac.0.to_vec()),
+    ];
+    message
+}
+
+pub(crate) fn route_in(table: u32, protocol: RouteProtocol) -> RouteMessage {
+    let mut message = RouteMessage::default();
+    message.header.address_family = AddressFamily::Inet;
+    message.header.protocol = protocol;
+    message.header.scope = RouteScope::Universe;
+    message.header.kind = RouteType::Unicast;
+    // Numbers above 255 do not fit the header; RTA_TABLE carries all of them.
+    message.header.table = u8::try_from(table).unwrap_or(0);
+    message.attributes.push(RouteAttribute::Table(table));
+    message
+}
+
+fn link_route(to: Ipv4Addr, index: u32) -> RouteMessage {
+    let mut message = route_in(254, RouteProtocol::Static);
+    message.header.scope = RouteScope::Link;
+    message.header.destination_prefix_length = 32;
+    message.attributes.push(RouteAttribute::Destination(RouteAddress::Inet(to)));
+    message.attributes.push(RouteAttribute::Oif(index));
+    message
+}
+
+fn default_route(index: u32) -> RouteMessage {
+    let mut message = route_in(254, RouteProtocol::Static);
+    message.attributes.push(RouteAttribute::Gateway(RouteAddress::Inet(GATEWAY)));
+    message.attributes.push(RouteAttribute::Oif(index));
+    message
+}

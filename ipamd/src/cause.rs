@@ -1,0 +1,77 @@
+//! Why an ADD was refused: a closed list, the same in the CNI error, the log, the debug socket.
+
+use std::fmt;
+
+/// The causes. Their names travel on the wire and into metrics, so they only ever grow in number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Cause {
+    /// The daemon has not read its node yet.
+    Starting,
+    /// The instance type carries no further ENI or address, and none is free.
+    EniLimit,
+    /// The subnet has no free address.
+    SubnetFull,
+    /// EC2 refused for lack of rights.
+    Denied,
+    /// EC2 throttles this account.
+    Throttled,
+    /// EC2 does not answer.
+    Ec2Unreachable,
+    /// EC2 refused for another reason.
+    Ec2Error,
+    /// Growth was under way when the plugin's patience ended.
+    StillGrowing,
+    /// A newer request for the same attachment, or its DEL, came in between.
+    Superseded,
+    /// A step was refused because it would have broken an invariant, or the store failed.
+    Internal,
+}
+
+impl Cause {
+    /// The name on the wire.
+    pub fn name(self) -> &'static str {
+        match self {
+            Cause::Starting => "starting",
+            Cause::EniLimit => "eni_limit",
+            Cause::SubnetFull => "subnet_full",
+            Cause::Denied => "denied",
+            Cause::Throttled => "throttled",
+            Cause::Ec2Unreachable => "ec2_unreachable",
+            Cause::Ec2Error => "ec2_error",
+            Cause::StillGrowing => "still_growing",
+            Cause::Superseded => "superseded",
+            Cause::Internal => "internal",
+        }
+    }
+
+    /// Whether waiting for the next try within one ADD makes sense.
+    pub fn passes(self) -> bool {
+        matches!(self, Cause::Starting | Cause::Throttled | Cause::Ec2Unreachable | Cause::StillGrowing)
+    }
+}
+
+impl fmt::Display for Cause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// A refused ADD: one cause, one sentence, and what EC2 said.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    /// Out of the closed list.
+    pub cause: Cause,
+    /// One sentence for people.
+    pub message: String,
+    /// The EC2 request behind it, where there is one.
+    pub request_id: Option<String>,
+    /// When growth is tried again, in milliseconds from now.
+    pub retry_after: Option<u64>,
+}
+
+impl Refusal {
+    /// A refusal without EC2's part in it.
+    pub fn new(cause: Cause, message: impl Into<String>) -> Self {
+        Refusal { cause, message: message.into(), request_id: None, retry_after: None }
+    }
+}

@@ -1,0 +1,53 @@
+//! Names of things, each a type of its own.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+/// EC2's id of a network interface.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct EniId(pub String);
+
+impl fmt::Display for EniId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// One interface of one container in one network: the key of an attachment (CNI spec 1.1.0, section 2,
+/// "Parameters").
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct AttachmentKey {
+    /// Name of the network configuration.
+    pub network: String,
+    /// CNI_CONTAINERID.
+    pub container: String,
+    /// CNI_IFNAME.
+    pub ifname: String,
+}
+
+/// The pod behind an attachment, as the runtime named it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PodRef {
+    /// K8S_POD_NAMESPACE.
+    pub namespace: String,
+    /// K8S_POD_NAME.
+    pub name: String,
+}
+
+/// Milliseconds on a clock that starts with the machine and goes on in sleep (CLOCK_BOOTTIME).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Millis(pub u64);
+
+impl Millis {
+    /// This much later.
+    #[must_use]
+    pub fn plus(self, millis: u64) -> Millis {
+        Millis(self.0.saturating_add(millis))
+    }
+
+    /// How long after `earlier`, or 0.
+    pub fn since(self, earlier: Millis) -> u64 {
+        self.0.saturating_sub(earlier.0)
+    }
+}
