@@ -1,1 +1,143 @@
-//! Placeholder.
+//! A VPC on one machine: how the unmodified daemon and plugin meet AWS in tests and in the demo.
+//!
+//! The VPC, each node, the Internet and a peered network are namespaces. Each is held by a process
+//! ([`hold`]) and has no name outside, so when the lab's process dies, by whatever signal, everything goes
+//! with it but one state folder. EC2 is LocalStack inside the VPC; what it says about ENIs becomes links,
+//! ports and metadata ([`hotplug`]). The VPC drops and counts packets with a source that EC2 did not assign
+//! to their ENI, so a wrong route or a missing SNAT is a lost packet and a number.
+
+pub mod ec2;
+mod fabric;
+pub mod hold;
+mod hotplug;
+mod imds;
+mod localstack;
+pub mod serve;
+mod space;
+mod state;
+mod wait;
+
+pub use fabric::{INTERNET_SERVER, PEER_CLIENT, VPC_CIDR};
+pub use imds::Faults;
+pub use state::{Node, State, folder};
+pub use wait::wait_until;
+
+use std::{
+    io::{BufRead, BufReader},
+    process::{Child, ChildStdin, Command, Stdio},
+    time::Duration,
+};
+
+use anyhow::{Context, bail};
+
+/// What a lab should have.
+#[derive(Clone, Debug)]
+pub struct LabConfig {
+    /// Labs of different names do not meet.
+    pub name: String,
+    /// How many nodes.
+    pub nodes: usize,
+    /// EC2 instance type of all nodes.
+    pub instance_type: String,
+}
+
+impl Default for LabConfig {
+    fn default() -> Self {
+        LabConfig { name: format!("lab{}", std::process::id()), nodes: 2, instance_type: "m5.large".to_owned() }
+    }
+}
+
+/// A running lab. Dropping one that was brought up by [`Lab::up`] takes it down.
+pub struct Lab {
+    state: State,
+    serving: Option<(Child, Option<ChildStdin>)>,
+}
+
+/// Packets that the VPC refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Drops {
+    /// Source not assigned to the ENI they came from.
+    pub foreign_source: u64,
+    /// Wanted to leave to the Internet with an address that has no public one.
+    pub inet_private: u64,
+}
+
+impl Lab {
+    /// Brings a lab up and waits until it is whole.
+    pub fn up(config: &LabConfig) -> anyhow::Result<Self> {
+        let mut child = Command::new(serve::program()?)
+            .args(["serve", "--until-eof", "--name", &config.name, "--nodes", &config.nodes.to_string()])
+            .args(["--instance-type", &config.instance_type])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .context("cannot start vpclab")?;
+        let stdin = child.stdin.take();
+        let mut lines = BufReader::new(child.stdout.take().context("vpclab has no output")?).lines();
+        match lines.next() {
+            Some(Ok(line)) if line == serve::READY => {}
+            _ => {
+                let status = child.wait().context("cannot wait for vpclab")?;
+                bail!("the lab did not come up ({status}); its own message stands above");
+            }
+        }
+        Ok(Lab { state: State::read(&config.name)?, serving: Some((child, stdin)) })
+    }
+
+    /// A lab that another process serves.
+    pub fn attach(name: &str) -> anyhow::Result<Self> {
+        Ok(Lab { state: State::read(name)?, serving: None })
+    }
+
+    /// What it is made of.
+    pub fn state(&self) -> &State {
+        &self.state
+    }
+
+    /// One of its nodes.
+    pub fn node(&self, index: usize) -> &Node {
+        &self.state.nodes[index]
+    }
+
+    /// A command that will run at a place: a node's name, `vpc`, `inet` or `peer`.
+    pub fn command(&self, place: &str, program: &str) -> anyhow::Result<Command> {
+        let pid = self.state.pid_of(place)?;
+        Ok(space::command(pid, program))
+    }
+
+    /// Runs a command at a place and returns what it printed; a failure carries its words.
+    pub fn run(&self, place: &str, program: &str, args: &[&str]) -> anyhow::Result<String> {
+        space::output(self.command(place, program)?.args(args))
+    }
+
+    /// What the VPC has refused so far.
+    pub fn drops(&self) -> anyhow::Result<Drops> {
+        fabric::drops(self.state.vpc_pid)
+    }
+
+    /// Asks EC2 by hand.
+    pub fn ec2(&self, action: &str, parameters: &[(&str, &str)]) -> anyhow::Result<String> {
+        space::within(self.state.vpc_pid, || ec2::call(action, parameters))?
+    }
+
+    /// Ends LocalStack, as if EC2 could not be reached any more.
+    pub fn kill_ec2(&self) -> anyhow::Result<()> {
+        let ended = space::output(Command::new("kill").args(["-9", &self.state.localstack_pid.to_string()]));
+        ended?;
+        wait_until(Duration::from_secs(5), || self.ec2("DescribeVpcs", &[]).is_err())
+    }
+
+    /// Changes how instance metadata behaves.
+    pub fn set_imds(&self, faults: &Faults) -> anyhow::Result<()> {
+        imds::write_faults(&self.state.name, faults)
+    }
+}
+
+impl Drop for Lab {
+    fn drop(&mut self) {
+        if let Some((mut child, stdin)) = self.serving.take() {
+            drop(stdin); // end of file is the word to end
+            let _ = child.wait();
+        }
+    }
+}

@@ -1,0 +1,124 @@
+//! EC2 by hand: the Query protocol, as far as the lab needs it. Callers are inside the VPC's namespace.
+
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use roxmltree::{Document, Node};
+
+/// Where EC2 listens: an address of the VPC, outside its subnets.
+pub const ADDRESS: &str = "10.0.0.5";
+/// Its port.
+pub const PORT: u16 = 4566;
+const VERSION: &str = "2016-11-15";
+/// LocalStack checks no signature; it reads region and service from this header.
+const AUTHORIZATION: &str =
+    "AWS4-HMAC-SHA256 Credential=test/20260101/us-east-1/ec2/aws4_request, SignedHeaders=host, Signature=0";
+
+/// EC2's URL.
+pub fn endpoint() -> String {
+    format!("http://{ADDRESS}:{PORT}")
+}
+
+/// One call; the answer's XML.
+pub fn call(action: &str, parameters: &[(&str, &str)]) -> anyhow::Result<String> {
+    let agent = agent();
+    let form = [("Action", action), ("Version", VERSION)].into_iter().chain(parameters.iter().copied());
+    let mut answer = agent
+        .post(endpoint())
+        .header("Authorization", AUTHORIZATION)
+        .send_form(form)
+        .with_context(|| format!("EC2 does not answer {action}"))?;
+    let text = answer.body_mut().read_to_string().with_context(|| format!("EC2's answer to {action} breaks off"))?;
+    if !answer.status().is_success() {
+        bail!("EC2 refuses {action} {parameters:?}: {text}");
+    }
+    Ok(text)
+}
+
+/// Whether LocalStack says that it is ready.
+pub fn healthy() -> bool {
+    let url = format!("{}/_localstack/health", endpoint());
+    agent().get(url).call().is_ok_and(|answer| answer.status().is_success())
+}
+
+fn agent() -> ureq::Agent {
+    ureq::Agent::config_builder()
+        .timeout_global(Some(Duration::from_secs(20)))
+        .http_status_as_error(false)
+        .proxy(None)
+        .build()
+        .into()
+}
+
+/// The first element of this name, anywhere in the answer.
+pub fn first(xml: &str, name: &str) -> anyhow::Result<String> {
+    let document = Document::parse(xml).context("EC2's answer is not XML")?;
+    let found = document.descendants().find(|node| node.has_tag_name_anywhere(name)).and_then(|node| node.text());
+    found.map(str::to_owned).with_context(|| format!("EC2's answer has no {name}: {xml}"))
+}
+
+/// One ENI as EC2 describes it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Eni {
+    /// Its id.
+    pub id: String,
+    /// Its subnet's id.
+    pub subnet_id: String,
+    /// Its security groups.
+    pub groups: Vec<String>,
+    /// Its addresses, the primary one first.
+    pub addresses: Vec<String>,
+    /// Instance and device index, while attached.
+    pub attachment: Option<(String, u32)>,
+}
+
+/// All ENIs.
+pub fn enis() -> anyhow::Result<Vec<Eni>> {
+    let xml = call("DescribeNetworkInterfaces", &[("MaxResults", "1000")])?;
+    let document = Document::parse(&xml).context("EC2's answer is not XML")?;
+    let set = document.descendants().find(|node| node.has_tag_name_anywhere("networkInterfaceSet"));
+    Ok(set.into_iter().flat_map(|set| items(set)).filter_map(eni).collect())
+}
+
+fn eni(item: Node<'_, '_>) -> Option<Eni> {
+    let mut addresses: Vec<(bool, String)> = list(item, "privateIpAddressesSet")
+        .filter_map(|address| Some((text(address, "primary")? != "true", text(address, "privateIpAddress")?)))
+        .collect();
+    addresses.sort_by_key(|(secondary, _)| *secondary);
+    let attachment = child(item, "attachment")
+        .and_then(|attachment| Some((text(attachment, "instanceId")?, text(attachment, "deviceIndex")?.parse().ok()?)));
+    Some(Eni {
+        id: text(item, "networkInterfaceId")?,
+        subnet_id: text(item, "subnetId")?,
+        groups: list(item, "groupSet").filter_map(|group| text(group, "groupId")).collect(),
+        addresses: addresses.into_iter().map(|(_, address)| address).collect(),
+        attachment,
+    })
+}
+
+fn items<'a, 'i>(set: Node<'a, 'i>) -> impl Iterator<Item = Node<'a, 'i>> {
+    set.children().filter(|node| node.has_tag_name_anywhere("item"))
+}
+
+fn list<'a, 'i>(node: Node<'a, 'i>, name: &str) -> impl Iterator<Item = Node<'a, 'i>> {
+    child(node, name).into_iter().flat_map(|set| items(set))
+}
+
+fn child<'a, 'i>(node: Node<'a, 'i>, name: &str) -> Option<Node<'a, 'i>> {
+    node.children().find(|child| child.has_tag_name_anywhere(name))
+}
+
+fn text(node: Node<'_, '_>, name: &str) -> Option<String> {
+    child(node, name)?.text().map(str::to_owned).filter(|text| !text.trim().is_empty())
+}
+
+/// EC2 puts everything into a namespace that changes with the version.
+trait LocalName {
+    fn has_tag_name_anywhere(&self, name: &str) -> bool;
+}
+
+impl LocalName for Node<'_, '_> {
+    fn has_tag_name_anywhere(&self, name: &str) -> bool {
+        self.tag_name().name() == name
+    }
+}

@@ -1,0 +1,106 @@
+//! A holder: process 1 of a set of namespaces, which live exactly as long as it does.
+//!
+//! It ends when its standard input does, that is with the lab's process, whatever ends that one.
+
+use std::{
+    io::{BufRead, BufReader, Read},
+    process::{Child, ChildStdin, Command, Stdio},
+    thread,
+    time::Duration,
+};
+
+use anyhow::{Context, bail};
+use nix::sys::wait::waitpid;
+
+use crate::wait;
+
+/// Mounts of a node: standard paths are its own, the rest is the machine's. Overlays take what is
+/// written to `/etc`, `/opt` and `/var/lib` into memory.
+const NODE_MOUNTS: &str = r#"
+mount --make-rprivate /
+mkdir -p /run/vpclab
+mount -t tmpfs cg /run/vpclab
+mkdir /run/vpclab/cg
+mount --rbind /sys/fs/cgroup /run/vpclab/cg
+umount -R -l /sys
+mount -t sysfs sysfs /sys
+mount --rbind /run/vpclab/cg /sys/fs/cgroup 2>/dev/null || true
+mount -t tmpfs run /run
+mkdir -p /run/netns /run/overlay
+for d in etc opt var/lib; do
+    mkdir -p /run/overlay/$d/upper /run/overlay/$d/work
+    mount -t overlay overlay -o lowerdir=/$d,upperdir=/run/overlay/$d/upper,workdir=/run/overlay/$d/work /$d
+done
+mkdir -p /etc/cni/net.d /opt/cni/bin /var/lib/enid
+"#;
+
+/// The holder's own program: sets the mounts up, says so, and waits for the end of its input.
+pub fn main(host_name: &str, node: bool) -> anyhow::Result<()> {
+    nix::unistd::sethostname(host_name).context("cannot set the host's name")?;
+    let mounts = if node { NODE_MOUNTS } else { "mount --make-rprivate /" };
+    let status = Command::new("sh").args(["-euc", mounts]).stdin(Stdio::null()).status().context("cannot run sh")?;
+    if !status.success() {
+        bail!("the mounts of {host_name} cannot be made");
+    }
+    let loopback = Command::new("ip").args(["link", "set", "lo", "up"]).stdin(Stdio::null()).status();
+    if !loopback.context("cannot run ip")?.success() {
+        bail!("the loopback link of {host_name} cannot be taken up");
+    }
+    // Process 1 inherits every orphan; nobody else would collect them.
+    thread::spawn(|| {
+        loop {
+            if waitpid(None, None).is_err() {
+                wait::pause(Duration::from_millis(200));
+            }
+        }
+    });
+    println!("ready");
+    let _ = std::io::stdin().read_to_end(&mut Vec::new());
+    Ok(())
+}
+
+/// A running holder, from outside.
+pub struct Holder {
+    unshare: Child,
+    stdin: Option<ChildStdin>,
+    /// Its process number here.
+    pub pid: u32,
+}
+
+impl Holder {
+    /// Starts one and waits until its namespaces are whole.
+    pub fn start(host_name: &str, node: bool) -> anyhow::Result<Self> {
+        let program = crate::serve::program()?;
+        let mut unshare = Command::new("unshare")
+            .args(["-n", "-m", "-u", "-p", "-i", "-f", "--kill-child=KILL", "--mount-proc", "--"])
+            .arg(program)
+            .args(["hold", host_name])
+            .args(node.then_some("--node"))
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .context("cannot run unshare (util-linux)")?;
+        let stdin = unshare.stdin.take();
+        let mut line = String::new();
+        BufReader::new(unshare.stdout.take().context("unshare has no output")?).read_line(&mut line)?;
+        if line.trim() != "ready" {
+            let _ = unshare.wait();
+            bail!("the namespaces of {host_name} cannot be made; root is needed, and a kernel with namespaces");
+        }
+        let pid = child_of(unshare.id())?;
+        Ok(Holder { unshare, stdin, pid })
+    }
+}
+
+impl Drop for Holder {
+    fn drop(&mut self) {
+        drop(self.stdin.take());
+        let _ = self.unshare.wait();
+    }
+}
+
+fn child_of(pid: u32) -> anyhow::Result<u32> {
+    let path = format!("/proc/{pid}/task/{pid}/children");
+    let children = std::fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;
+    children.split_whitespace().next().and_then(|child| child.parse().ok()).with_context(|| format!("{path} is empty"))
+}

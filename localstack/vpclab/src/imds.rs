@@ -1,0 +1,424 @@
+//! IMDSv2 for all nodes, on 169.254.169.254 inside the VPC. A node is told by the address it asks from.
+//!
+//! Tokens, their lifetime and the hop limit are as on EC2 (Amazon EC2 User Guide, "Use the Instance
+//! Metadata Service"): the answer to a token's PUT leaves with a TTL of the hop limit, so beyond that
+//! many hops it never arrives.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    fs,
+    io::{BufRead, BufReader, Read, Write},
+    net::{IpAddr, TcpListener, TcpStream},
+    sync::{Arc, Mutex},
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::Context;
+use serde::{Deserialize, Serialize};
+
+use crate::{fabric, state};
+
+const TOKEN_MAX_SECONDS: u64 = 21_600;
+const TTL: u32 = 64;
+
+/// How metadata misbehaves.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Faults {
+    /// It shows what was true so long ago.
+    pub lag_ms: u64,
+    /// It closes every connection.
+    pub down: bool,
+    /// HttpPutResponseHopLimit.
+    pub hop_limit: u32,
+}
+
+impl Default for Faults {
+    fn default() -> Self {
+        Faults { lag_ms: 0, down: false, hop_limit: 1 }
+    }
+}
+
+/// What it says about one node.
+#[derive(Clone, Debug, Default)]
+pub struct NodeView {
+    /// EC2's id.
+    pub instance_id: String,
+    /// Such as m5.large.
+    pub instance_type: String,
+    /// Place of the primary's subnet in [`fabric::SUBNETS`].
+    pub subnet: usize,
+    /// EC2's id of the VPC.
+    pub vpc_id: String,
+    /// Public address of the primary.
+    pub public_address: String,
+    /// Attached ENIs.
+    pub enis: Vec<EniView>,
+}
+
+/// What it says about one ENI.
+#[derive(Clone, Debug, Default)]
+pub struct EniView {
+    /// EC2's id.
+    pub id: String,
+    /// The lab's MAC.
+    pub mac: String,
+    /// Device index.
+    pub device_index: u32,
+    /// EC2's id of the subnet.
+    pub subnet_id: String,
+    /// Its place in [`fabric::SUBNETS`].
+    pub subnet: usize,
+    /// The primary address first.
+    pub addresses: Vec<String>,
+    /// Security groups.
+    pub groups: Vec<String>,
+}
+
+/// The published views, young and old ones.
+#[derive(Clone, Default)]
+pub struct Metadata {
+    views: Arc<Mutex<VecDeque<(Instant, Vec<NodeView>)>>>,
+    tokens: Arc<Mutex<BTreeMap<String, (String, Instant)>>>,
+    name: String,
+}
+
+impl Metadata {
+    /// Nothing is published yet.
+    pub fn new(name: &str) -> Self {
+        Metadata { name: name.to_owned(), ..Metadata::default() }
+    }
+
+    /// This is true from now on.
+    pub fn publish(&self, views: Vec<NodeView>) {
+        let mut published = lock(&self.views);
+        published.push_back((Instant::now(), views));
+        while published.len() > 64 {
+            published.pop_front();
+        }
+    }
+
+    /// The youngest view that is at least this old.
+    fn view(&self, lag: Duration) -> Vec<NodeView> {
+        let published = lock(&self.views);
+        let shown = published.iter().rev().find(|(at, _)| at.elapsed() >= lag).or_else(|| published.front());
+        shown.map(|(_, views)| views.clone()).unwrap_or_default()
+    }
+
+    /// Answers until the process ends. The calling thread is inside the VPC's namespace.
+    pub fn serve(&self, listener: &TcpListener) {
+        for stream in listener.incoming().flatten() {
+            let metadata = self.clone();
+            thread::spawn(move || {
+                // A broken connection is the client's affair.
+                let _ = metadata.converse(&stream);
+            });
+        }
+    }
+
+    fn converse(&self, stream: &TcpStream) -> std::io::Result<()> {
+        stream.set_read_timeout(Some(Duration::from_secs(30)))?;
+        stream.set_nodelay(true)?;
+        let peer = stream.peer_addr()?.ip();
+        let mut reader = BufReader::new(stream.try_clone()?);
+        while let Some(request) = Request::read(&mut reader)? {
+            let faults = read_faults(&self.name);
+            if faults.down {
+                return Ok(());
+            }
+            let node = self.node(peer, Duration::from_millis(faults.lag_ms));
+            let answer = self.answer(&request, node.as_ref());
+            let token = request.method == "PUT";
+            stream.set_ttl(if token { faults.hop_limit } else { TTL })?;
+            let mut out = stream;
+            out.write_all(answer.render().as_bytes())?;
+        }
+        Ok(())
+    }
+
+    fn node(&self, peer: IpAddr, lag: Duration) -> Option<NodeView> {
+        let peer = peer.to_string();
+        // The asker is told by what is true now; what it hears may be older.
+        let now = self
+            .view(Duration::ZERO)
+            .into_iter()
+            .find(|node| node.enis.iter().any(|eni| eni.addresses.contains(&peer)))?;
+        self.view(lag).into_iter().find(|node| node.instance_id == now.instance_id)
+    }
+
+    fn answer(&self, request: &Request, node: Option<&NodeView>) -> Answer {
+        let Some(node) = node else { return Answer::status(404) };
+        match request.method.as_str() {
+            "PUT" if request.path == "/latest/api/token" => self.grant(request, node),
+            "GET" => {
+                let known = request.header("x-aws-ec2-metadata-token").is_some_and(|token| self.knows(token, node));
+                if !known {
+                    return Answer::status(401);
+                }
+                document(node, &request.path).map_or_else(|| Answer::status(404), Answer::found)
+            }
+            "PUT" => Answer::status(404),
+            _ => Answer::status(405),
+        }
+    }
+
+    fn grant(&self, request: &Request, node: &NodeView) -> Answer {
+        if request.header("x-forwarded-for").is_some() {
+            return Answer::status(403);
+        }
+        let asked = request.header("x-aws-ec2-metadata-token-ttl-seconds").and_then(|ttl| ttl.parse().ok());
+        let Some(ttl) = asked.filter(|ttl| (1..=TOKEN_MAX_SECONDS).contains(ttl)) else { return Answer::status(400) };
+        let mut tokens = lock(&self.tokens);
+        tokens.retain(|_, (_, until)| *until > Instant::now());
+        let token = format!("{}-{:x}-{}", node.instance_id, nanos(), tokens.len());
+        tokens.insert(token.clone(), (node.instance_id.clone(), Instant::now() + Duration::from_secs(ttl)));
+        Answer { ttl: Some(ttl), ..Answer::found(token) }
+    }
+
+    fn knows(&self, token: &str, node: &NodeView) -> bool {
+        lock(&self.tokens)
+            .get(token)
+            .is_some_and(|(owner, until)| *owner == node.instance_id && *until > Instant::now())
+    }
+}
+
+/// What a path says about a node; `None` is 404.
+fn document(node: &NodeView, path: &str) -> Option<String> {
+    let (_, _, zone) = fabric::SUBNETS[node.subnet];
+    let region = &zone[..zone.len() - 1];
+    let primary = node.enis.iter().find(|eni| eni.device_index == 0)?;
+    if path == "/latest/dynamic/instance-identity/document" {
+        let identity = serde_json::json!({
+            "accountId": "000000000000", "region": region, "availabilityZone": zone,
+            "instanceId": node.instance_id, "instanceType": node.instance_type,
+            "privateIp": primary.addresses.first(), "architecture": "x86_64", "version": "2017-09-30",
+        });
+        return Some(identity.to_string());
+    }
+    let path = path.strip_prefix("/latest/meta-data")?.trim_matches('/');
+    let root = [
+        ("instance-id", node.instance_id.clone()),
+        ("instance-type", node.instance_type.clone()),
+        ("local-ipv4", primary.addresses.first()?.clone()),
+        ("mac", primary.mac.clone()),
+        ("public-ipv4", node.public_address.clone()),
+        ("placement/availability-zone", zone.to_owned()),
+        ("placement/region", region.to_owned()),
+        ("services/domain", "amazonaws.com".to_owned()),
+    ];
+    if let Some((_, value)) = root.iter().find(|(name, _)| *name == path) {
+        return Some(value.clone());
+    }
+    let Some(rest) = path.strip_prefix("network/interfaces/macs") else {
+        return listing(root.iter().map(|(name, _)| *name).chain(["network/interfaces/macs/"]), path);
+    };
+    let rest = rest.trim_matches('/');
+    if rest.is_empty() {
+        return Some(node.enis.iter().map(|eni| format!("{}/", eni.mac)).collect::<Vec<_>>().join("\n"));
+    }
+    let (mac, field) = rest.split_once('/').unwrap_or((rest, ""));
+    let eni = node.enis.iter().find(|eni| eni.mac == mac)?;
+    let fields = eni_fields(node, eni);
+    match fields.iter().find(|(name, _)| *name == field) {
+        Some((_, value)) => Some(value.clone()),
+        None => listing(fields.iter().map(|(name, _)| *name), field),
+    }
+}
+
+fn eni_fields(node: &NodeView, eni: &EniView) -> Vec<(&'static str, String)> {
+    let (cidr, ..) = fabric::SUBNETS[eni.subnet];
+    let mut fields = vec![
+        ("device-number", eni.device_index.to_string()),
+        ("interface-id", eni.id.clone()),
+        ("local-ipv4s", eni.addresses.join("\n")),
+        ("mac", eni.mac.clone()),
+        ("network-card", "0".to_owned()),
+        ("owner-id", "000000000000".to_owned()),
+        ("security-group-ids", eni.groups.join("\n")),
+        ("subnet-id", eni.subnet_id.clone()),
+        ("subnet-ipv4-cidr-block", cidr.to_owned()),
+        ("vpc-id", node.vpc_id.clone()),
+        ("vpc-ipv4-cidr-block", fabric::VPC_CIDR.to_owned()),
+        ("vpc-ipv4-cidr-blocks", fabric::VPC_CIDR.to_owned()),
+    ];
+    if eni.device_index == 0 {
+        fields.push(("public-ipv4s", node.public_address.clone()));
+    }
+    fields
+}
+
+/// The next parts of the names below a folder, folders with a slash; `None` if nothing is below it.
+fn listing<'a>(names: impl Iterator<Item = &'a str>, folder: &str) -> Option<String> {
+    let mut lines: Vec<String> = names
+        .filter_map(|name| {
+            let below = if folder.is_empty() { name } else { name.strip_prefix(folder)?.strip_prefix('/')? };
+            let first = below.split_inclusive('/').next()?;
+            Some(first.to_owned())
+        })
+        .collect();
+    lines.sort();
+    lines.dedup();
+    (!lines.is_empty()).then(|| lines.join("\n"))
+}
+
+struct Request {
+    method: String,
+    path: String,
+    headers: Vec<(String, String)>,
+}
+
+impl Request {
+    /// The next request of a connection; `None` at its end.
+    fn read(reader: &mut impl BufRead) -> std::io::Result<Option<Self>> {
+        let mut line = String::new();
+        if reader.read_line(&mut line)? == 0 {
+            return Ok(None);
+        }
+        let mut words = line.split_whitespace();
+        let (method, path) = (words.next().unwrap_or_default().to_owned(), words.next().unwrap_or_default().to_owned());
+        let mut headers = Vec::new();
+        loop {
+            let mut line = String::new();
+            if reader.read_line(&mut line)? == 0 || line.trim().is_empty() {
+                break;
+            }
+            if let Some((name, value)) = line.split_once(':') {
+                headers.push((name.trim().to_ascii_lowercase(), value.trim().to_owned()));
+            }
+        }
+        let request = Request { method, path, headers };
+        let length = request.header("content-length").and_then(|length| length.parse().ok()).unwrap_or(0);
+        std::io::copy(&mut reader.take(length), &mut std::io::sink())?;
+        Ok(Some(request))
+    }
+
+    fn header(&self, wanted: &str) -> Option<&str> {
+        self.headers.iter().find(|(name, _)| name == wanted).map(|(_, value)| value.as_str())
+    }
+}
+
+struct Answer {
+    status: u16,
+    body: String,
+    ttl: Option<u64>,
+}
+
+impl Answer {
+    fn status(status: u16) -> Self {
+        Answer { status, body: String::new(), ttl: None }
+    }
+
+    fn found(body: String) -> Self {
+        Answer { status: 200, body, ttl: None }
+    }
+
+    fn render(&self) -> String {
+        let reason = match self.status {
+            200 => "OK",
+            400 => "Bad Request",
+            401 => "Unauthorized",
+            403 => "Forbidden",
+            404 => "Not Found",
+            _ => "Method Not Allowed",
+        };
+        let ttl = self.ttl.map(|ttl| format!("X-Aws-Ec2-Metadata-Token-Ttl-Seconds: {ttl}\r\n")).unwrap_or_default();
+        let Answer { status, body, .. } = self;
+        format!(
+            "HTTP/1.1 {status} {reason}\r\nContent-Type: text/plain\r\n{ttl}Content-Length: {}\r\n\r\n{body}",
+            body.len()
+        )
+    }
+}
+
+/// Changes the faults of a lab; its server reads them at every request.
+pub fn write_faults(name: &str, faults: &Faults) -> anyhow::Result<()> {
+    let path = state::folder(name).join("imds.json");
+    let beside = path.with_extension("new");
+    fs::write(&beside, serde_json::to_vec(faults).context("cannot write JSON")?)
+        .and_then(|()| fs::rename(&beside, &path))
+        .with_context(|| format!("cannot write {}", path.display()))
+}
+
+fn read_faults(name: &str) -> Faults {
+    let text = fs::read(state::folder(name).join("imds.json")).unwrap_or_default();
+    serde_json::from_slice(&text).unwrap_or_default()
+}
+
+fn nanos() -> u128 {
+    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default().as_nanos()
+}
+
+/// A thread that panicked has left a view that is still whole.
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn node() -> NodeView {
+        let eni = |index: u32| EniView {
+            id: format!("eni-{index}"),
+            mac: format!("02:00:00:00:00:0{index}"),
+            device_index: index,
+            subnet_id: "subnet-1".to_owned(),
+            subnet: 0,
+            addresses: vec![format!("10.0.1.1{index}"), format!("10.0.1.2{index}")],
+            groups: vec!["sg-1".to_owned()],
+        };
+        NodeView {
+            instance_id: "i-1".to_owned(),
+            instance_type: "m5.large".to_owned(),
+            public_address: "203.0.113.10".to_owned(),
+            vpc_id: "vpc-1".to_owned(),
+            subnet: 0,
+            enis: vec![eni(0), eni(1)],
+        }
+    }
+
+    #[test]
+    fn paths_are_answered_as_on_ec2() {
+        let get = |path: &str| document(&node(), &format!("/latest/meta-data/{path}"));
+        assert_eq!(get("instance-id").as_deref(), Some("i-1"));
+        assert_eq!(get("placement/availability-zone").as_deref(), Some("us-east-1a"));
+        assert_eq!(get("network/interfaces/macs/").as_deref(), Some("02:00:00:00:00:00/\n02:00:00:00:00:01/"));
+        assert_eq!(
+            get("network/interfaces/macs/02:00:00:00:00:01/local-ipv4s").as_deref(),
+            Some("10.0.1.11\n10.0.1.21")
+        );
+        assert_eq!(get("network/interfaces/macs/02:00:00:00:00:01/ipv4-prefix"), None);
+        assert_eq!(get("network/interfaces/macs/02:00:00:00:00:09/mac"), None);
+        assert_eq!(get("ipv6"), None);
+        let fields = get("network/interfaces/macs/02:00:00:00:00:01").unwrap();
+        assert!(fields.lines().any(|line| line == "local-ipv4s") && !fields.contains("ipv6s"));
+        assert!(get("placement/").unwrap().contains("region"));
+        let identity = document(&node(), "/latest/dynamic/instance-identity/document").unwrap();
+        assert!(identity.contains("\"region\":\"us-east-1\""));
+    }
+
+    #[test]
+    fn a_token_is_needed_and_belongs_to_its_node() {
+        let metadata = Metadata::new("test");
+        let request = |method: &str, path: &str, headers: &[(&str, &str)]| Request {
+            method: method.to_owned(),
+            path: path.to_owned(),
+            headers: headers.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect(),
+        };
+        let node = node();
+        let ask = |request: &Request| metadata.answer(request, Some(&node));
+        let path = "/latest/meta-data/mac";
+        assert_eq!(ask(&request("GET", path, &[])).status, 401);
+        assert_eq!(ask(&request("PUT", "/latest/api/token", &[])).status, 400);
+        let ttl = "x-aws-ec2-metadata-token-ttl-seconds";
+        for bad in ["0", "21601", "x"] {
+            assert_eq!(ask(&request("PUT", "/latest/api/token", &[(ttl, bad)])).status, 400);
+        }
+        assert_eq!(ask(&request("PUT", "/latest/api/token", &[(ttl, "60"), ("x-forwarded-for", "1")])).status, 403);
+        let token = ask(&request("PUT", "/latest/api/token", &[(ttl, "60")])).body;
+        let with_token = request("GET", path, &[("x-aws-ec2-metadata-token", &token)]);
+        assert_eq!(ask(&with_token).status, 200);
+        let other = NodeView { instance_id: "i-2".to_owned(), ..node.clone() };
+        assert_eq!(metadata.answer(&with_token, Some(&other)).status, 401);
+    }
+}

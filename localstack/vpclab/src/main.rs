@@ -1,0 +1,174 @@
+//! `vpclab up|down|status|exec NODE -- CMD`: a VPC on one machine.
+
+use std::{
+    fs,
+    os::unix::process::CommandExt,
+    process::{Command, ExitCode, Stdio},
+    time::Duration,
+};
+
+use anyhow::{Context, bail};
+use clap::{Parser, Subcommand};
+use vpclab::{Lab, LabConfig, State, folder, hold, serve, wait_until};
+
+#[derive(Parser)]
+#[command(version, about = "A VPC on one machine: LocalStack's EC2, IMDSv2, nodes as namespaces")]
+struct Cli {
+    #[command(subcommand)]
+    command: Verb,
+}
+
+#[derive(clap::Args)]
+struct Name {
+    /// Labs of different names do not meet
+    #[arg(long, default_value = "lab")]
+    name: String,
+}
+
+#[derive(clap::Args)]
+struct Size {
+    /// How many nodes
+    #[arg(long, default_value_t = 2)]
+    nodes: usize,
+    /// EC2 instance type of the nodes
+    #[arg(long, default_value = "m5.large")]
+    instance_type: String,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    /// Bring a lab up and leave it running
+    Up {
+        #[command(flatten)]
+        name: Name,
+        #[command(flatten)]
+        size: Size,
+    },
+    /// Take a lab down, and clean up after one that was killed
+    Down(Name),
+    /// Show nodes and what the VPC dropped
+    Status(Name),
+    /// Run a command on a node, or at vpc, inet or peer
+    Exec {
+        #[command(flatten)]
+        name: Name,
+        /// node0, node1, … vpc, inet, peer
+        node: String,
+        /// The command and its arguments
+        #[arg(last = true, required = true)]
+        command: Vec<String>,
+    },
+    #[command(hide = true)]
+    Serve {
+        #[command(flatten)]
+        name: Name,
+        #[command(flatten)]
+        size: Size,
+        #[arg(long)]
+        until_eof: bool,
+    },
+    #[command(hide = true)]
+    Hold {
+        host_name: String,
+        #[arg(long)]
+        node: bool,
+    },
+}
+
+fn main() -> ExitCode {
+    match run(Cli::parse().command) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("vpclab: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(verb: Verb) -> anyhow::Result<ExitCode> {
+    match verb {
+        Verb::Up { name, size } => up(&name.name, &size)?,
+        Verb::Down(name) => down(&name.name)?,
+        Verb::Status(name) => status(&name.name)?,
+        Verb::Exec { name, node, command } => {
+            let error = Lab::attach(&name.name)?.command(&node, &command[0])?.args(&command[1..]).exec();
+            return Err(error).with_context(|| format!("cannot run {command:?}"));
+        }
+        Verb::Serve { name, size, until_eof } => {
+            let Size { nodes, instance_type } = size;
+            serve::serve(&LabConfig { name: name.name, nodes, instance_type }, until_eof)?;
+        }
+        Verb::Hold { host_name, node } => hold::main(&host_name, node)?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn up(name: &str, size: &Size) -> anyhow::Result<()> {
+    if State::read(name).is_ok_and(|state| state.is_live()) {
+        bail!("a lab named {name:?} is running already; `vpclab down --name {name}` ends it");
+    }
+    let log = std::env::temp_dir().join(format!("vpclab-{name}.log"));
+    let out = fs::File::create(&log).with_context(|| format!("cannot write {}", log.display()))?;
+    let mut child = Command::new("setsid")
+        .arg(serve::program()?)
+        .args(["serve", "--name", name, "--nodes", &size.nodes.to_string(), "--instance-type", &size.instance_type])
+        .stdin(Stdio::null())
+        .stdout(out.try_clone().context("cannot share the log")?)
+        .stderr(out)
+        .spawn()
+        .context("cannot run setsid (util-linux)")?;
+    let mut ended = false;
+    let waited = wait_until(Duration::from_secs(150), || {
+        ended = child.try_wait().is_ok_and(|status| status.is_some());
+        ended || State::read(name).is_ok_and(|state| state.is_live())
+    });
+    let said = fs::read_to_string(&log).unwrap_or_default();
+    let _ = fs::remove_file(&log);
+    if ended {
+        bail!("the lab did not come up: {}", said.trim().trim_start_matches("vpclab: "));
+    }
+    waited.context("the lab did not come up")?;
+    status(name)
+}
+
+fn down(name: &str) -> anyhow::Result<()> {
+    let folder = folder(name);
+    if let Ok(state) = State::read(name)
+        && state.is_live()
+    {
+        let pid = state.serve_pid.to_string();
+        Command::new("kill").arg(&pid).status().context("cannot run kill")?;
+        if wait_until(Duration::from_secs(20), || !state.is_live()).is_err() {
+            Command::new("kill").args(["-9", &pid]).status().context("cannot run kill")?;
+            wait_until(Duration::from_secs(5), || !state.is_live())?;
+        }
+    }
+    match fs::remove_dir_all(&folder) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            return Err(error).with_context(|| format!("cannot remove {}", folder.display()));
+        }
+        _ => {}
+    }
+    let _ = fs::remove_dir("/run/vpclab"); // the last lab takes the folder along
+    println!("lab {name} is down");
+    Ok(())
+}
+
+fn status(name: &str) -> anyhow::Result<()> {
+    let lab = Lab::attach(name)?;
+    let state = lab.state();
+    if !state.is_live() {
+        bail!("the lab {name:?} was killed; `vpclab down --name {name}` cleans up");
+    }
+    println!("lab {name}: {} with EC2 at {}", state.vpc_id, state.ec2_endpoint);
+    for node in &state.nodes {
+        let vpclab::Node { name, instance_id, address, public_address, .. } = node;
+        println!("  {name}  {instance_id}  {address}  public {public_address}");
+    }
+    let drops = lab.drops()?;
+    println!(
+        "dropped: {} with a foreign source, {} private ones towards the Internet",
+        drops.foreign_source, drops.inet_private
+    );
+    Ok(())
+}

@@ -1,0 +1,178 @@
+//! The lab's process: brings everything up, follows EC2, ends it all.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    io::Read,
+    net::TcpListener,
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+        mpsc,
+    },
+    thread,
+};
+
+use anyhow::{Context, bail};
+use nix::sys::signal::{SigSet, Signal};
+
+use crate::{
+    LabConfig, ec2, fabric,
+    hold::Holder,
+    hotplug::{Hotplug, Plugged},
+    imds::{Faults, Metadata, NodeView, write_faults},
+    localstack, space,
+    state::{Node, State, folder, start_of},
+};
+
+/// The line that says that the lab is whole.
+pub const READY: &str = "ready";
+
+/// The `vpclab` program: this one, or the one beside the program that uses the library.
+pub fn program() -> anyhow::Result<PathBuf> {
+    if let Some(named) = std::env::var_os("VPCLAB_BIN") {
+        return Ok(named.into());
+    }
+    let own = std::env::current_exe().context("cannot tell which program this is")?;
+    if own.file_name().is_some_and(|name| name == "vpclab") {
+        return Ok(own);
+    }
+    let folders = own.ancestors().skip(1).take(2);
+    let beside = folders.map(|folder| folder.join("vpclab")).find(|path| path.is_file());
+    beside.context("the program vpclab is not beside this one; `cargo build -p vpclab` makes it")
+}
+
+/// Runs a lab until SIGTERM, SIGINT or, if asked, the end of standard input.
+pub fn serve(config: &LabConfig, until_eof: bool) -> anyhow::Result<()> {
+    let signals = SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT]);
+    // Before any thread starts: all of them inherit it, one of them waits for the signals.
+    signals.thread_block().context("cannot block signals")?;
+    refuse_if_live(&config.name)?;
+    let folder = folder(&config.name);
+    fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
+    let ended = run(config, until_eof, signals);
+    fs::remove_dir_all(&folder).with_context(|| format!("cannot remove {}", folder.display()))?;
+    ended
+}
+
+/// A name can be used again once its lab has ended, however it ended.
+fn refuse_if_live(name: &str) -> anyhow::Result<()> {
+    let valid = |c: char| c.is_ascii_alphanumeric() || c == '-';
+    if name.is_empty() || name.len() > 32 || !name.chars().all(valid) {
+        bail!("the lab's name is {name:?}; letters, digits and '-' are allowed, 32 at most");
+    }
+    if State::read(name).is_ok_and(|state| state.is_live()) {
+        bail!("a lab named {name:?} is running already; `vpclab down --name {name}` ends it");
+    }
+    Ok(())
+}
+
+fn run(config: &LabConfig, until_eof: bool, signals: SigSet) -> anyhow::Result<()> {
+    let folder = folder(&config.name);
+    let vpc = Holder::start("vpc", false)?;
+    let inet = Holder::start("inet", false)?;
+    let peer = Holder::start("peer", false)?;
+    let nodes: Vec<(String, Holder)> = (0..config.nodes)
+        .map(|index| format!("node{index}"))
+        .map(|name| Holder::start(&name, true).map(|holder| (name, holder)))
+        .collect::<anyhow::Result<_>>()?;
+    fabric::base(vpc.pid, inet.pid, peer.pid)?;
+    let mut localstack = localstack::start(vpc.pid, &folder)?;
+    let (vpc_id, subnets) = space::within(vpc.pid, create_vpc)??;
+    let mut plugged = BTreeMap::new();
+    let mut state = State {
+        name: config.name.clone(),
+        serve_pid: std::process::id(),
+        serve_start: start_of(std::process::id()).unwrap_or_default(),
+        vpc_pid: vpc.pid,
+        inet_pid: inet.pid,
+        peer_pid: peer.pid,
+        localstack_pid: localstack::pid(&localstack)?,
+        ec2_endpoint: ec2::endpoint(),
+        vpc_id: vpc_id.clone(),
+        nodes: Vec::new(),
+    };
+    for (index, (name, holder)) in nodes.iter().enumerate() {
+        let subnet = index % fabric::SUBNETS.len();
+        let (node, view) = space::within(vpc.pid, || run_instance(config, index, &subnets[subnet]))??;
+        let node = Node { name: name.clone(), pid: holder.pid, subnet_id: subnets[subnet].clone(), ..node };
+        let view = NodeView { vpc_id: vpc_id.clone(), subnet, ..view };
+        let public_address = node.public_address.clone();
+        plugged.insert(node.instance_id.clone(), Plugged { pid: holder.pid, view, public_address });
+        state.nodes.push(node);
+    }
+    let metadata = Metadata::new(&config.name);
+    write_faults(&config.name, &Faults::default())?;
+    let places = subnets.iter().cloned().enumerate().map(|(place, id)| (id, place)).collect();
+    let mut hotplug = Hotplug::new(vpc.pid, plugged, places, metadata.clone());
+    hotplug.follow()?;
+    let listener = space::within(vpc.pid, || TcpListener::bind("169.254.169.254:80"))??;
+    thread::spawn(move || metadata.serve(&listener));
+    let stop = Arc::new(AtomicBool::new(false));
+    let follower = thread::spawn({
+        let stop = stop.clone();
+        move || hotplug.run(&stop)
+    });
+    state.write()?;
+    println!("{READY}");
+    wait_for_the_end(until_eof, signals);
+    stop.store(true, Ordering::Relaxed);
+    let _ = follower.join();
+    drop((vpc, inet, peer, nodes));
+    // It died with the VPC's process 1.
+    let _ = localstack.wait();
+    Ok(())
+}
+
+fn wait_for_the_end(until_eof: bool, signals: SigSet) {
+    let (sender, end) = mpsc::channel();
+    if until_eof {
+        let sender = sender.clone();
+        thread::spawn(move || {
+            let _ = std::io::stdin().read_to_end(&mut Vec::new());
+            let _ = sender.send(());
+        });
+    }
+    thread::spawn(move || {
+        let _ = signals.wait();
+        let _ = sender.send(());
+    });
+    let _ = end.recv();
+}
+
+fn create_vpc() -> anyhow::Result<(String, Vec<String>)> {
+    let vpc_id = ec2::first(&ec2::call("CreateVpc", &[("CidrBlock", fabric::VPC_CIDR)])?, "vpcId")?;
+    let mut subnets = Vec::new();
+    for (cidr, _, zone) in fabric::SUBNETS {
+        let parameters = [("VpcId", vpc_id.as_str()), ("CidrBlock", cidr), ("AvailabilityZone", zone)];
+        subnets.push(ec2::first(&ec2::call("CreateSubnet", &parameters)?, "subnetId")?);
+    }
+    Ok((vpc_id, subnets))
+}
+
+fn run_instance(config: &LabConfig, index: usize, subnet_id: &str) -> anyhow::Result<(Node, NodeView)> {
+    let (cidr, ..) = fabric::SUBNETS[index % fabric::SUBNETS.len()];
+    let network = cidr.trim_end_matches("0/24");
+    let address = format!("{network}{}", 10 + index);
+    let parameters = [
+        ("ImageId", "ami-12c6146b"),
+        ("InstanceType", config.instance_type.as_str()),
+        ("SubnetId", subnet_id),
+        ("PrivateIpAddress", address.as_str()),
+        ("MinCount", "1"),
+        ("MaxCount", "1"),
+    ];
+    let instance_id = ec2::first(&ec2::call("RunInstances", &parameters)?, "instanceId")?;
+    let public_address = fabric::public_address(index);
+    let node = Node {
+        name: String::new(),
+        pid: 0,
+        instance_id: instance_id.clone(),
+        address,
+        public_address: public_address.clone(),
+        subnet_id: subnet_id.to_owned(),
+    };
+    let instance_type = config.instance_type.clone();
+    Ok((node, NodeView { instance_id, instance_type, public_address, ..NodeView::default() }))
+}

@@ -1,0 +1,23 @@
+//! The one place that lets time pass: waiting for a condition, with a bound.
+
+use std::time::{Duration, Instant};
+
+use anyhow::bail;
+
+/// Asks every few milliseconds until the condition holds or the bound is reached.
+pub fn wait_until(bound: Duration, mut holds: impl FnMut() -> bool) -> anyhow::Result<()> {
+    let end = Instant::now() + bound;
+    while !holds() {
+        if Instant::now() >= end {
+            bail!("not within {} s", bound.as_secs_f32());
+        }
+        pause(Duration::from_millis(5));
+    }
+    Ok(())
+}
+
+/// A poll's pause.
+#[expect(clippy::disallowed_methods, reason = "polling needs a pause; every caller has a bound or an end")]
+pub(crate) fn pause(time: Duration) {
+    std::thread::sleep(time);
+}
