@@ -1,1 +1,30 @@
-//! Placeholder.
+//! What end-to-end tests, the demo and the bench share: a lab whose nodes run the real daemon and the real
+//! plugin, pods as namespaces, and traffic between them.
+
+pub mod node;
+pub mod pod;
+pub mod traffic;
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+
+pub use node::{Daemon, Place};
+pub use pod::Pod;
+pub use vpclab::{Lab, LabConfig, wait_until};
+
+/// The program of that name, built beside this one.
+pub fn program(name: &str) -> anyhow::Result<PathBuf> {
+    let own = std::env::current_exe().context("cannot tell which program this is")?;
+    let found = own.ancestors().skip(1).take(2).map(|folder| folder.join(name)).find(|path| path.is_file());
+    found.with_context(|| format!("{name} is not built; `make build` does that"))
+}
+
+/// The plugin as it ships: small and static.
+pub fn plugin() -> anyhow::Result<PathBuf> {
+    let own = std::env::current_exe().context("cannot tell which program this is")?;
+    let target = own.ancestors().find(|folder| folder.ends_with("debug")).and_then(Path::parent);
+    let path = target.context("not below target/debug")?.join("x86_64-unknown-linux-gnu/shim/enid-cni");
+    anyhow::ensure!(path.is_file(), "{} is not built; `make build` does that", path.display());
+    Ok(path)
+}

@@ -35,7 +35,7 @@ pub fn start(vpc_pid: u32, folder: &Path) -> anyhow::Result<Child> {
         .arg(format!("HOME={}", volume.display()))
         .arg(format!("TMPDIR={}", volume.display()))
         .arg(python)
-        .args(["-m", "localstack.runtime.main"])
+        .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("../launch.py"))
         .stdin(Stdio::null())
         .stdout(out.try_clone().context("cannot share LocalStack's log")?)
         .stderr(out)

@@ -1,0 +1,85 @@
+//! `probe serve [NETNS…]` answers every connection with the address it saw; `probe ask ADDR:PORT` asks one.
+//!
+//! A question carries 256 KiB, so that a path which loses large packets does not pass.
+
+use std::{
+    io::{Read, Write},
+    net::{SocketAddr, TcpListener, TcpStream},
+    process::{Command, Stdio},
+    time::Duration,
+};
+
+use anyhow::{Context, bail};
+
+const LIMIT: Duration = Duration::from_secs(3);
+const BYTES: usize = 256 * 1024;
+
+fn main() -> anyhow::Result<()> {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    match args.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
+        ["ask", address] => ask(address.parse().context("ask needs ADDR:PORT")?),
+        ["serve"] => serve(),
+        ["serve", namespaces @ ..] => serve_in(namespaces),
+        _ => bail!("probe serve [NETNS...] | probe ask ADDR:PORT"),
+    }
+}
+
+fn ask(address: SocketAddr) -> anyhow::Result<()> {
+    let mut stream = TcpStream::connect_timeout(&address, LIMIT).with_context(|| format!("connect to {address}"))?;
+    stream.set_read_timeout(Some(LIMIT))?;
+    stream.set_write_timeout(Some(LIMIT))?;
+    stream.write_all(&vec![7; BYTES]).context("send")?;
+    stream.shutdown(std::net::Shutdown::Write)?;
+    let mut seen = String::new();
+    stream.read_to_string(&mut seen).context("read the answer")?;
+    let (bytes, peer) = seen.split_once(' ').context("an answer")?;
+    anyhow::ensure!(bytes == BYTES.to_string(), "the server got {bytes} of {BYTES} bytes");
+    println!("{peer}");
+    Ok(())
+}
+
+fn serve() -> anyhow::Result<()> {
+    let listener = TcpListener::bind(("0.0.0.0", enid_tests::traffic::PORT)).context("listen")?;
+    println!("ready");
+    std::thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            std::thread::spawn(move || answer(stream));
+        }
+    });
+    // The end of the input is the word to end.
+    std::io::stdin().read_to_end(&mut Vec::new())?;
+    Ok(())
+}
+
+fn answer(mut stream: TcpStream) -> std::io::Result<()> {
+    stream.set_read_timeout(Some(LIMIT))?;
+    let mut all = Vec::new();
+    stream.read_to_end(&mut all)?;
+    let peer = stream.peer_addr()?.ip();
+    stream.write_all(format!("{} {peer}", all.len()).as_bytes())
+}
+
+fn serve_in(namespaces: &[&str]) -> anyhow::Result<()> {
+    let own = std::env::current_exe()?;
+    let mut servers = Vec::new();
+    for netns in namespaces {
+        let mut child = Command::new("ip")
+            .args(["netns", "exec", netns])
+            .arg(&own)
+            .arg("serve")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .with_context(|| format!("start a server in {netns}"))?;
+        let mut line = [0; 6];
+        child.stdout.take().context("no output")?.read_exact(&mut line).with_context(|| format!("server in {netns}"))?;
+        servers.push(child);
+    }
+    println!("ready");
+    std::io::stdin().read_to_end(&mut Vec::new())?;
+    for mut server in servers {
+        drop(server.stdin.take());
+        server.wait()?;
+    }
+    Ok(())
+}

@@ -1,0 +1,127 @@
+//! A node of the lab: its daemon, and commands that run on it.
+
+use std::{
+    fs::{self, File},
+    path::PathBuf,
+    process::{Child, Command, Stdio},
+    time::Duration,
+};
+
+use anyhow::Context;
+use serde_json::Value;
+use vpclab::{Lab, wait_until};
+
+use crate::program;
+
+/// Somewhere in the lab: a node by its name, `vpc`, `inet` or `peer`.
+#[derive(Clone, Copy)]
+pub struct Place<'a> {
+    /// The lab.
+    pub lab: &'a Lab,
+    /// The name.
+    pub name: &'a str,
+}
+
+impl<'a> Place<'a> {
+    /// The node of this number.
+    pub fn node(lab: &'a Lab, index: usize) -> Self {
+        Place { lab, name: &lab.node(index).name }
+    }
+
+    /// Runs a shell line; what it printed, or its words as an error.
+    pub fn sh(&self, line: &str) -> anyhow::Result<String> {
+        self.lab.run(self.name, "sh", &["-ec", line])
+    }
+
+    /// A command that will run here.
+    pub fn command(&self, program: impl Into<PathBuf>) -> anyhow::Result<Command> {
+        self.lab.command(self.name, &program.into().to_string_lossy())
+    }
+
+    /// One of the operator's commands, as JSON.
+    pub fn enid(&self, name: &str) -> anyhow::Result<Value> {
+        let text = self.lab.run(self.name, &program("enid")?.to_string_lossy(), &[name, "-o", "json"])?;
+        serde_json::from_str(&text).with_context(|| format!("enid {name} prints no JSON: {text}"))
+    }
+}
+
+/// A daemon that runs on a node. Dropping it kills it.
+pub struct Daemon {
+    child: Child,
+    log_path: PathBuf,
+}
+
+impl Daemon {
+    /// Starts one with these settings, and does not wait.
+    pub fn spawn(place: Place<'_>, settings: &[(&str, &str)]) -> anyhow::Result<Self> {
+        let log_path = vpclab::folder(&place.lab.state().name).join(format!("{}.log", place.name));
+        let log = File::options().create(true).append(true).open(&log_path).context("cannot write the daemon's log")?;
+        let mut command = place.command("env")?;
+        command.args(["AWS_ACCESS_KEY_ID=test", "AWS_SECRET_ACCESS_KEY=test"]);
+        command.arg(format!("MY_NODE_NAME={}", place.name));
+        if !settings.iter().any(|(name, _)| *name == "AWS_EC2_ENDPOINT") {
+            command.arg(format!("AWS_ENDPOINT_URL_EC2={}", place.lab.state().ec2_endpoint));
+        }
+        command.args(settings.iter().map(|(name, value)| format!("{name}={value}")));
+        let child = command
+            .arg(program("enid")?)
+            .arg("agent")
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log)
+            .spawn()
+            .context("cannot start the daemon")?;
+        Ok(Daemon { child, log_path })
+    }
+
+    /// Starts one and waits until it can give an address.
+    pub fn start(place: Place<'_>, settings: &[(&str, &str)]) -> anyhow::Result<Self> {
+        let daemon = Self::spawn(place, settings)?;
+        let ready = || place.enid("status").is_ok_and(|status| status["ready"] == true);
+        wait_until(Duration::from_secs(20), ready)
+            .with_context(|| format!("the daemon of {} does not get ready: {}", place.name, daemon.log()))?;
+        Ok(daemon)
+    }
+
+    /// What it logged.
+    pub fn log(&self) -> String {
+        fs::read_to_string(&self.log_path).unwrap_or_default()
+    }
+
+    /// The process number of the daemon itself, below `nsenter`.
+    pub fn pid(&self) -> anyhow::Result<u32> {
+        let path = format!("/proc/{0}/task/{0}/children", self.child.id());
+        let children = fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;
+        children.split_whitespace().next().and_then(|pid| pid.parse().ok()).context("the daemon does not run")
+    }
+
+    /// kill −9, and waits until it has ended.
+    pub fn kill(mut self) -> anyhow::Result<()> {
+        self.end()
+    }
+
+    /// Waits for its own end: the exit code.
+    pub fn wait(mut self, bound: Duration) -> anyhow::Result<(Option<i32>, String)> {
+        let mut code = None;
+        wait_until(bound, || {
+            code = self.child.try_wait().ok().flatten().map(|status| status.code());
+            code.is_some()
+        })
+        .context("the daemon did not end")?;
+        Ok((code.flatten(), self.log()))
+    }
+
+    fn end(&mut self) -> anyhow::Result<()> {
+        if let Ok(pid) = self.pid() {
+            Command::new("kill").args(["-9", &pid.to_string()]).status().context("cannot run kill")?;
+        }
+        self.child.wait().context("cannot wait for the daemon")?;
+        Ok(())
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        let _ = self.end();
+    }
+}

@@ -1,0 +1,95 @@
+//! Traffic between places: one small server everywhere, asked over TCP, and `ping`.
+
+use std::{
+    process::{Child, Stdio},
+    time::Duration,
+};
+
+use anyhow::Context;
+use vpclab::wait_until;
+
+use crate::{node::Place, program};
+
+/// Where every server listens.
+pub const PORT: u16 = 8080;
+
+/// A place, or a pod's namespace on it.
+#[derive(Clone, Copy)]
+pub struct Spot<'a> {
+    /// The node or other place.
+    pub place: Place<'a>,
+    /// The pod's namespace; `None` for the place itself.
+    pub netns: Option<&'a str>,
+}
+
+/// A running server; dropping it ends it.
+pub struct Servers {
+    child: Child,
+}
+
+impl Drop for Servers {
+    fn drop(&mut self) {
+        drop(self.child.stdin.take()); // they end with their input
+        let _ = self.child.wait();
+    }
+}
+
+/// Starts a server in each namespace of a place, or on the place itself, and waits for all of them.
+pub fn serve(place: Place<'_>, namespaces: &[&str]) -> anyhow::Result<Servers> {
+    let probe = program("probe")?;
+    let mut child = place
+        .command(&probe)?
+        .arg("serve")
+        .args(namespaces)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .context("cannot start the servers")?;
+    let mut line = String::new();
+    let stdout = child.stdout.take().context("the servers have no output")?;
+    std::io::BufRead::read_line(&mut std::io::BufReader::new(stdout), &mut line)?;
+    anyhow::ensure!(line.trim() == "ready", "the servers on {} do not start", place.name);
+    Ok(Servers { child })
+}
+
+impl Spot<'_> {
+    fn run(&self, program: &str, args: &[&str]) -> anyhow::Result<String> {
+        match self.netns {
+            Some(netns) => {
+                let all: Vec<&str> = ["netns", "exec", netns, program].into_iter().chain(args.iter().copied()).collect();
+                self.place.lab.run(self.place.name, "ip", &all)
+            }
+            None => self.place.lab.run(self.place.name, program, args),
+        }
+    }
+
+    /// Connects, sends a few hundred kilobytes, and returns the address that the server saw.
+    pub fn ask(&self, address: &str, port: u16) -> anyhow::Result<String> {
+        let probe = program("probe")?;
+        self.run(&probe.to_string_lossy(), &["ask", &format!("{address}:{port}")]).map(|seen| seen.trim().to_owned())
+    }
+
+    /// One echo with this many bytes that may not be fragmented.
+    pub fn ping(&self, address: &str, bytes: u32) -> anyhow::Result<()> {
+        let bytes = bytes.to_string();
+        self.run("ping", &["-n", "-q", "-c", "1", "-W", "2", "-M", "do", "-s", &bytes, address]).map(drop)
+    }
+}
+
+/// Waits until a counter of a table reaches a number.
+pub fn wait_for_counter(place: Place<'_>, counter: &str, least: u64) -> anyhow::Result<u64> {
+    let mut seen = 0;
+    wait_until(Duration::from_secs(3), || {
+        seen = read_counter(place, counter).unwrap_or(0);
+        seen >= least
+    })
+    .with_context(|| format!("the counter {counter} on {} stands at {seen}", place.name))?;
+    Ok(seen)
+}
+
+/// Packets of one of our own counters.
+pub fn read_counter(place: Place<'_>, counter: &str) -> anyhow::Result<u64> {
+    let text = place.sh(&format!("nft list counter ip enid {counter}"))?;
+    let number = text.split("packets ").nth(1).and_then(|rest| rest.split_whitespace().next()?.parse().ok());
+    number.with_context(|| format!("no counter in {text}"))
+}
