@@ -68,7 +68,7 @@ fn answer(command: &str, var: env::Lookup<'_>, input: &[u8]) -> Result<String, E
         }
         "CHECK" => {
             let config = Config::parse(input)?;
-            version::needs(&config.cni_version, "CHECK", "0.4.0")?;
+            version::needs(config.cni_version, "CHECK", "0.4.0")?;
             check::check(&Env::for_add(var)?, &config).map(|()| String::new())
         }
         "DEL" => {
@@ -108,7 +108,8 @@ mod tests {
     /// Every refusal: (command, environment, stdin) -> (code, a word that must be in the message).
     #[test]
     fn bad_input_is_one_error_document() {
-        let rows: [(&str, &[(&str, &str)], &str, u64, &str); 16] = [
+        type Row<'a> = (&'a str, &'a [(&'a str, &'a str)], &'a str, u64, &'a str);
+        let rows: [Row<'_>; 16] = [
             ("add", &POD, CONFIG, 4, "\"add\""),
             ("GC", &POD, CONFIG, 4, "GC"),
             ("ADD", &POD, "", 6, "empty"),

@@ -1,1 +1,97 @@
-//! Placeholder.
+//! The lab itself: it refuses what EC2's network refuses, follows EC2, and leaves nothing.
+
+use std::{path::Path, process::Command, time::Duration};
+
+use enid_tests::{Lab, LabConfig, Place, program, wait_until};
+use vpclab::{INTERNET_SERVER, State, ec2, folder};
+
+const BOUND: Duration = Duration::from_secs(10);
+
+fn vpclab(args: &[&str]) -> (bool, String) {
+    let output = Command::new(program("vpclab").unwrap()).args(args).output().unwrap();
+    (
+        output.status.success(),
+        format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr)),
+    )
+}
+
+/// Processes whose command line holds this text.
+fn processes(text: &str) -> Vec<String> {
+    std::fs::read_dir("/proc")
+        .unwrap()
+        .flatten()
+        .filter_map(|entry| std::fs::read(entry.path().join("cmdline")).ok())
+        .map(|line| String::from_utf8_lossy(&line).replace('\0', " "))
+        .filter(|line| line.contains(text))
+        .collect()
+}
+
+#[test]
+fn the_vpc_checks_sources_and_follows_ec2() {
+    let lab = Lab::up(&LabConfig::default()).unwrap();
+    let (node, other) = (Place::node(&lab, 0), Place::node(&lab, 1));
+    node.sh(&format!("ping -n -c1 -W2 {}", lab.node(1).address)).unwrap();
+    node.sh(&format!("ping -n -c1 -W2 {INTERNET_SERVER}")).unwrap();
+    // A source that EC2 did not assign is dropped and counted.
+    assert_eq!(lab.drops().unwrap().foreign_source, 0);
+    node.sh("ip addr add 10.0.1.99/32 dev lo").unwrap();
+    let foreign = format!("ping -n -c1 -W1 -I 10.0.1.99 {}", lab.node(1).address);
+    assert!(node.sh(&foreign).is_err());
+    assert_eq!(lab.drops().unwrap().foreign_source, 1);
+    // What EC2 attaches appears, with its addresses; what it detaches vanishes.
+    let created = lab
+        .ec2("CreateNetworkInterface", &[("SubnetId", &lab.node(0).subnet_id), ("SecondaryPrivateIpAddressCount", "2")])
+        .unwrap();
+    let eni = ec2::first(&created, "networkInterfaceId").unwrap();
+    let instance = &lab.node(0).instance_id;
+    let attach = [("NetworkInterfaceId", eni.as_str()), ("InstanceId", instance), ("DeviceIndex", "1")];
+    let attachment = ec2::first(&lab.ec2("AttachNetworkInterface", &attach).unwrap(), "attachmentId").unwrap();
+    wait_until(BOUND, || node.sh("ip link show eth1").is_ok()).unwrap();
+    lab.ec2("DetachNetworkInterface", &[("AttachmentId", &attachment)]).unwrap();
+    wait_until(BOUND, || node.sh("ip link show eth1").is_err()).unwrap();
+    // A node has its own standard paths.
+    node.sh("touch /etc/cni/net.d/here /var/lib/enid/here").unwrap();
+    assert!(other.sh("ls /etc/cni/net.d/here").is_err());
+    assert!(!Path::new("/var/lib/enid/here").exists());
+}
+
+#[test]
+fn metadata_wants_a_token_and_keeps_its_hop_limit() {
+    let lab = Lab::up(&LabConfig { nodes: 1, ..LabConfig::default() }).unwrap();
+    let node = Place::node(&lab, 0);
+    let ask = |script: &str| {
+        node.sh(&format!("python3 - <<'P'\nimport urllib.request as u, urllib.error as e\nB='http://169.254.169.254/latest/'\ndef get(path, **h):\n  try: return u.urlopen(u.Request(B+path, headers=h), timeout=2).read().decode()\n  except e.HTTPError as x: return str(x.code)\ndef put(**h): return u.urlopen(u.Request(B+'api/token', headers=h, method='PUT'), timeout=2).read().decode()\n{script}\nP"))
+            .unwrap()
+            .trim()
+            .to_owned()
+    };
+    assert_eq!(ask("print(get('meta-data/mac'))"), "401");
+    let with_token = "t=put(**{'X-aws-ec2-metadata-token-ttl-seconds':'60'})\nprint(get('meta-data/local-ipv4', **{'X-aws-ec2-metadata-token':t}))";
+    assert_eq!(ask(with_token), lab.node(0).address);
+    // One hop further, the answer to the token's PUT does not arrive.
+    node.sh("ip netns add far; ip link add near type veth peer name eth0 netns far; ip addr add 192.168.9.1/24 dev near; ip link set near up; ip -n far addr add 192.168.9.2/24 dev eth0; ip -n far link set eth0 up; ip -n far route add default via 192.168.9.1; echo 1 > /proc/sys/net/ipv4/ip_forward; nft add table ip far; nft 'add chain ip far out { type nat hook postrouting priority srcnat; }'; nft add rule ip far out oifname eth0 masquerade").unwrap();
+    let far = "ip netns exec far python3 -c \"import urllib.request as u; print(len(u.urlopen(u.Request('http://169.254.169.254/latest/api/token', headers={'X-aws-ec2-metadata-token-ttl-seconds':'60'}, method='PUT'), timeout=2).read()))\"";
+    assert!(node.sh(far).is_err());
+    lab.set_imds(&vpclab::Faults { hop_limit: 2, ..vpclab::Faults::default() }).unwrap();
+    node.sh(far).unwrap();
+}
+
+#[test]
+fn a_killed_lab_leaves_nothing_and_a_live_name_is_refused() {
+    let name = format!("killed{}", std::process::id());
+    let (ok, said) = vpclab(&["up", "--name", &name, "--nodes", "1"]);
+    assert!(ok, "{said}");
+    let (ok, said) = vpclab(&["up", "--name", &name]);
+    assert!(!ok && said.contains("is running already"), "{said}");
+    let (ok, said) = vpclab(&["exec", "--name", &name, "node9", "--", "true"]);
+    assert!(!ok && said.contains("node9") && said.contains("node0"), "{said}");
+    let state = State::read(&name).unwrap();
+    Command::new("kill").args(["-9", &state.serve_pid.to_string()]).status().unwrap();
+    let holders = [state.vpc_pid, state.inet_pid, state.peer_pid, state.nodes[0].pid, state.localstack_pid];
+    wait_until(BOUND, || holders.iter().all(|pid| !Path::new(&format!("/proc/{pid}/ns")).join("net").exists()))
+        .unwrap();
+    let (ok, said) = vpclab(&["down", "--name", &name]);
+    assert!(ok, "{said}");
+    assert!(!folder(&name).exists());
+    assert_eq!(processes(&name), Vec::<String>::new());
+}

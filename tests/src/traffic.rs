@@ -56,7 +56,8 @@ impl Spot<'_> {
     fn run(&self, program: &str, args: &[&str]) -> anyhow::Result<String> {
         match self.netns {
             Some(netns) => {
-                let all: Vec<&str> = ["netns", "exec", netns, program].into_iter().chain(args.iter().copied()).collect();
+                let all: Vec<&str> =
+                    ["netns", "exec", netns, program].into_iter().chain(args.iter().copied()).collect();
                 self.place.lab.run(self.place.name, "ip", &all)
             }
             None => self.place.lab.run(self.place.name, program, args),

@@ -75,10 +75,13 @@ pub struct EniView {
     pub groups: Vec<String>,
 }
 
+/// All nodes, from that moment on.
+type Published = (Instant, Vec<NodeView>);
+
 /// The published views, young and old ones.
 #[derive(Clone, Default)]
 pub struct Metadata {
-    views: Arc<Mutex<VecDeque<(Instant, Vec<NodeView>)>>>,
+    views: Arc<Mutex<VecDeque<Published>>>,
     tokens: Arc<Mutex<BTreeMap<String, (String, Instant)>>>,
     name: String,
 }

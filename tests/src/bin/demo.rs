@@ -75,8 +75,7 @@ fn run(keep: bool) -> anyhow::Result<Checks> {
     println!("A VPC with two subnets, two m5.large nodes, LocalStack's EC2, an Internet and a peered network …");
     let lab = if keep { keep_lab()? } else { Lab::up(&LabConfig { name: "demo".to_owned(), ..LabConfig::default() })? };
     let places: Vec<Place<'_>> = (0..NODES).map(|index| Place::node(&lab, index)).collect();
-    let daemons: Vec<Daemon> =
-        places.iter().map(|place| Daemon::start(*place, &[])).collect::<anyhow::Result<_>>()?;
+    let daemons: Vec<Daemon> = places.iter().map(|place| Daemon::start(*place, &[])).collect::<anyhow::Result<_>>()?;
     let pods = add_pods(&places)?;
     print_table(&places, &pods);
     let mut checks = Checks::default();
@@ -85,7 +84,9 @@ fn run(keep: bool) -> anyhow::Result<Checks> {
         daemons.into_iter().for_each(std::mem::forget);
         println!("\nThe lab stays up. Look around, for instance:");
         let (vpclab, enid) = (program("vpclab")?, program("enid")?);
-        for line in ["node0 -- ENID status", "node0 -- ENID pods", "node1 -- ip rule", "node1 -- nft list table ip enid"] {
+        for line in
+            ["node0 -- ENID status", "node0 -- ENID pods", "node1 -- ip rule", "node1 -- nft list table ip enid"]
+        {
             println!("  {} exec --name demo {}", vpclab.display(), line.replace("ENID", &enid.to_string_lossy()));
         }
         println!("and take it down with: {} down --name demo", vpclab.display());
@@ -109,7 +110,8 @@ fn run(keep: bool) -> anyhow::Result<Checks> {
 }
 
 fn keep_lab() -> anyhow::Result<Lab> {
-    let status = Command::new(program("vpclab")?).args(["up", "--name", "demo"]).status().context("cannot run vpclab")?;
+    let status =
+        Command::new(program("vpclab")?).args(["up", "--name", "demo"]).status().context("cannot run vpclab")?;
     anyhow::ensure!(status.success(), "the lab did not come up");
     Lab::attach("demo")
 }
@@ -215,10 +217,13 @@ fn traffic_checks(lab: &Lab, places: &[Place<'_>], pods: &[Running], checks: &mu
                 echo(pod, host, 56)
             });
             let far = pick(1 - node, secondary, 0)?;
-            checks.check(&format!("node{node} to a pod on a {} ENI of the other node, and back", kind(secondary)), || {
-                Spot { place: *place, netns: None }.ask(&far.address, PORT)?;
-                talk(far, host, PORT, &far.address)
-            });
+            checks.check(
+                &format!("node{node} to a pod on a {} ENI of the other node, and back", kind(secondary)),
+                || {
+                    Spot { place: *place, netns: None }.ask(&far.address, PORT)?;
+                    talk(far, host, PORT, &far.address)
+                },
+            );
         }
     }
     println!("\nServices (plain nft rules in kube-proxy's place)");
@@ -241,9 +246,10 @@ fn traffic_checks(lab: &Lab, places: &[Place<'_>], pods: &[Running], checks: &mu
         });
         for secondary in [false, true] {
             let from = pick(other, secondary, 0)?;
-            checks.check(&format!("NodePort of node{node}, from a pod on a {} ENI of node{other}", kind(secondary)), || {
-                talk(from, host, NODE_PORT, &from.address)
-            });
+            checks.check(
+                &format!("NodePort of node{node}, from a pod on a {} ENI of node{other}", kind(secondary)),
+                || talk(from, host, NODE_PORT, &from.address),
+            );
         }
     }
     println!("\nBeyond the VPC");
@@ -255,16 +261,21 @@ fn traffic_checks(lab: &Lab, places: &[Place<'_>], pods: &[Running], checks: &mu
                 anyhow::ensure!(seen == PEER_CLIENT, "the server saw {seen}");
                 Spot { place: peer, netns: None }.ping(&pod.address, 56)
             });
-            checks.check(&format!("pod on a {} ENI of node{node} to the Internet, as the node", kind(secondary)), || {
-                talk(pod, INTERNET_SERVER, PORT, &lab.node(node).public_address)?;
-                echo(pod, INTERNET_SERVER, 56)
-            });
+            checks.check(
+                &format!("pod on a {} ENI of node{node} to the Internet, as the node", kind(secondary)),
+                || {
+                    talk(pod, INTERNET_SERVER, PORT, &lab.node(node).public_address)?;
+                    echo(pod, INTERNET_SERVER, 56)
+                },
+            );
         }
     }
     println!("\nFrames and drops");
     for (a, b) in combinations {
         let (from, to) = (pick(0, a, 0)?, pick(1, b, 0)?);
-        checks.check(&format!("jumbo frames (MTU 9001), {} to {} ENI", kind(a), kind(b)), || echo(from, &to.address, JUMBO));
+        checks.check(&format!("jumbo frames (MTU 9001), {} to {} ENI", kind(a), kind(b)), || {
+            echo(from, &to.address, JUMBO)
+        });
     }
     checks.check("the VPC dropped no packet of a foreign source", || {
         let drops = lab.drops()?;

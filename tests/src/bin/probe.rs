@@ -72,7 +72,12 @@ fn serve_in(namespaces: &[&str]) -> anyhow::Result<()> {
             .spawn()
             .with_context(|| format!("start a server in {netns}"))?;
         let mut line = [0; 6];
-        child.stdout.take().context("no output")?.read_exact(&mut line).with_context(|| format!("server in {netns}"))?;
+        child
+            .stdout
+            .take()
+            .context("no output")?
+            .read_exact(&mut line)
+            .with_context(|| format!("server in {netns}"))?;
         servers.push(child);
     }
     println!("ready");

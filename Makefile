@@ -1,0 +1,67 @@
+# The verbs of this project; CI calls the same ones. `make` lists them.
+SHELL := /bin/bash
+TARGET := $(or $(CARGO_TARGET_DIR),target)
+SHIM := x86_64-unknown-linux-gnu
+
+.PHONY: help tools build check test demo bench audit chart purity
+
+help:
+	@echo "make demo    two nodes, forty pods, every path a packet can take (KEEP=1 leaves it up)"
+	@echo "make test    everything that tests"
+	@echo "make check   format, lints, licences, borders between crates, chart"
+	@echo "make bench   ADD and DEL beside the floor; sizes"
+	@echo "make audit   known vulnerabilities (needs the advisory database, from outside)"
+	@echo "make build   the programs;  make tools   what a fresh Debian 12 lacks"
+
+tools:
+	tools/packages
+	localstack/install
+	tools/cargo-deny
+	tools/helm
+	tools/grpcurl
+
+# One profile for the daemon everywhere; the plugin as it ships, small and static.
+build:
+	cargo build --locked --workspace
+	RUSTFLAGS="-C target-feature=+crt-static" cargo build --locked --profile shim --target $(SHIM) -p enid-cni
+
+check: tools/cargo-deny purity chart
+	cargo fmt --all --check
+	cargo clippy --locked --workspace --all-targets -- -D warnings
+	.tools/bin/cargo-deny --log-level error check bans licenses sources
+
+# The core has no I/O and no runtime in its tree; the plugin and the datapath have no AWS.
+purity:
+	@tree=$$(cargo tree --locked -p enid-ipamd -e normal --prefix none) || exit 1; \
+	if grep -E '^(tokio|aws-|kube|netlink-|nix|tonic)' <<<"$$tree"; then echo "ipamd pulls in I/O (above)"; exit 1; fi
+	@tree=$$(cargo tree --locked -p enid-cni -p enid-datapath -p enid-api -p vpclab -e normal --prefix none) || exit 1; \
+	if grep -E '^aws-' <<<"$$tree"; then echo "the AWS SDK outside the agent (above)"; exit 1; fi
+	@echo "borders: ipamd is pure, AWS stays in the agent"
+
+chart:
+	tools/helm
+	tools/chart
+
+test: root build
+	localstack/install
+	tools/grpcurl
+	cargo test --locked --workspace -- --test-threads=1
+
+demo: root
+	tools/packages
+	localstack/install
+	@$(MAKE) --no-print-directory build
+	$(TARGET)/debug/demo
+
+bench: root build
+	$(MAKE) --no-print-directory -C tests/bench TARGET=$(abspath $(TARGET))
+
+audit:
+	.tools/bin/cargo-deny check advisories
+
+.PHONY: root tools/cargo-deny tools/helm tools/grpcurl
+root:
+	@[ "$$(id -u)" = 0 ] || { echo "namespaces need root: sudo make $(MAKECMDGOALS)"; exit 1; }
+
+tools/cargo-deny:
+	@tools/cargo-deny
