@@ -13,8 +13,11 @@ pub use node::{Daemon, Place};
 pub use pod::Pod;
 pub use vpclab::{Lab, LabConfig, wait_until};
 
-/// The program of that name, built beside this one.
+/// The program of that name, built beside this one; ENID_BIN names another daemon.
 pub fn program(name: &str) -> anyhow::Result<PathBuf> {
+    if let Some(named) = std::env::var_os("ENID_BIN").filter(|_| name == "enid") {
+        return Ok(named.into());
+    }
     let own = std::env::current_exe().context("cannot tell which program this is")?;
     let found = own.ancestors().skip(1).take(2).map(|folder| folder.join(name)).find(|path| path.is_file());
     found.with_context(|| format!("{name} is not built; `make build` does that"))
