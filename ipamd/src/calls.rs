@@ -31,11 +31,8 @@ impl Core {
                 self.audited = true;
                 self.forget_slots(&attached, effects);
                 attached.into_iter().for_each(|eni| self.audit(eni, effects));
-                if unattached && left.is_empty() {
-                    self.close_intents(effects);
-                }
-                for eni in left {
-                    self.call(Call::Delete { eni }, effects);
+                if unattached {
+                    self.sweep(left, effects);
                 }
             }
             (Call::Tag { eni }, _) => {
@@ -43,8 +40,9 @@ impl Core {
                     eni.ours = true;
                 }
             }
-            (Call::Create { .. }, Done::Created { eni }) => {
+            (Call::Create { token, .. }, Done::Created { eni }) => {
                 // The intent stays until the ENI is protected: an audit after a restart finds it by tag.
+                self.intents.insert(token, Some(eni.clone()));
                 let device_index = self.free_device_index();
                 self.call(Call::Attach { eni, device_index }, effects);
             }
@@ -58,26 +56,47 @@ impl Core {
             }
             (Call::Protect { eni, .. }, _) => {
                 self.join(&eni, effects);
+                self.close_intents(|created| created == Some(&eni), effects);
                 if !self.enis.contains_key(&eni) {
                     self.expected.insert(eni, Expected { addresses: [].into(), since: now });
                 }
-                self.close_intents(effects);
             }
             (Call::Detach { eni, .. }, _) => self.call(Call::Delete { eni }, effects),
-            (Call::Delete { .. }, _) => self.deleted(effects),
+            (Call::Delete { eni }, _) => self.deleted(&eni, effects),
             _ => {}
         }
     }
 
-    fn deleted(&mut self, effects: &mut Vec<Effect>) {
-        if !self.calls.values().any(|call| matches!(call, Call::Delete { .. } | Call::Create { .. })) {
-            self.close_intents(effects);
+    /// ENIs that an earlier creation left unattached go; what then is known about intents.
+    fn sweep(&mut self, left: Vec<EniId>, effects: &mut Vec<Effect>) {
+        // One audit sees all that this instance ever created, so an unclear creation with nothing left
+        // behind was none.
+        if left.is_empty() {
+            self.close_intents(|created| created.is_none(), effects);
+        }
+        for eni in left {
+            let call = Call::Delete { eni };
+            if !self.calls.values().any(|under_way| *under_way == call) {
+                self.call(call, effects);
+            }
         }
     }
 
-    /// Growth is one order at a time, so a finished order closes every intent.
-    fn close_intents(&mut self, effects: &mut Vec<Effect>) {
-        for token in std::mem::take(&mut self.intents) {
+    fn deleted(&mut self, eni: &EniId, effects: &mut Vec<Effect>) {
+        self.close_intents(|created| created == Some(eni), effects);
+        // An intent without an answer is closed by an audit that finds nothing left.
+        self.audited = self.audited && self.intents.values().all(Option::is_some);
+    }
+
+    fn close_intents(&mut self, known: impl Fn(Option<&EniId>) -> bool, effects: &mut Vec<Effect>) {
+        let closed: Vec<String> = self
+            .intents
+            .iter()
+            .filter(|(_, created)| known(created.as_ref()))
+            .map(|(token, _)| token.clone())
+            .collect();
+        for token in closed {
+            self.intents.remove(&token);
             effects.push(Effect::Record(Write::Intent(token, false)));
         }
     }
@@ -142,9 +161,12 @@ impl Core {
                 self.call(Call::Detach { eni, attachment }, effects);
             }
             Call::Detach { eni, .. } if error.not_found => return self.call(Call::Delete { eni }, effects),
-            Call::Delete { .. } if error.not_found => return self.deleted(effects),
+            Call::Delete { eni } if error.not_found => return self.deleted(&eni, effects),
             // EC2 has answered: nothing was created.
-            Call::Create { .. } if error.cause != Cause::Ec2Unreachable => self.close_intents(effects),
+            Call::Create { token, .. } if error.cause != Cause::Ec2Unreachable => {
+                self.intents.remove(&token);
+                effects.push(Effect::Record(Write::Intent(token, false)));
+            }
             // An unclear answer may hide a created ENI: the next audit reads back by our tag.
             Call::Create { .. } | Call::Detach { .. } | Call::Delete { .. } => self.audited = false,
             _ => {}

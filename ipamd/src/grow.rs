@@ -34,7 +34,7 @@ impl Core {
         }
         let room = self.node.limits.addresses_per_eni.saturating_sub(1);
         let token = format!("enid-{}-{}", self.node.token_seed, self.next_call);
-        self.intents.insert(token.clone());
+        self.intents.insert(token.clone(), None);
         effects.push(Effect::Record(Write::Intent(token.clone(), true)));
         self.call(Call::Create { token, addresses: self.portion(missing, room) }, effects);
     }

@@ -105,7 +105,8 @@ pub struct Core {
     holders: BTreeMap<Ipv4Addr, AttachmentKey>,
     resting: BTreeMap<Ipv4Addr, Millis>,
     slots: BTreeMap<EniId, u32>,
-    intents: BTreeSet<String>,
+    /// Creations whose end is not known, and what EC2 answered to them.
+    intents: BTreeMap<String, Option<EniId>>,
     waiters: VecDeque<Waiter>,
     calls: BTreeMap<CallId, Call>,
     next_call: u64,
@@ -139,7 +140,7 @@ impl Core {
             holders,
             resting: ledger.resting,
             slots: ledger.slots,
-            intents: ledger.intents,
+            intents: ledger.intents.into_iter().map(|token| (token, None)).collect(),
             waiters: VecDeque::new(),
             calls: BTreeMap::new(),
             next_call: 1,

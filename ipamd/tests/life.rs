@@ -1,0 +1,416 @@
+//! A node's life against a small EC2 that keeps limits, answers late, and sometimes refuses.
+//!
+//! The properties hold for every order of events: an address has one owner, what was answered is what is
+//! recorded, and whoever waits is answered in the end.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    net::Ipv4Addr,
+};
+
+use enid_ipamd::{
+    AttachmentKey, AuditedEni, Call, CallError, CallId, Cause, Core, Done, Effect, EniFacts, EniId, Event, Lease,
+    Ledger, Limits, Millis, Node, PodRef, Policy, Ticket, Write,
+};
+use proptest::prelude::*;
+
+const LIMITS: Limits = Limits { enis: 3, addresses_per_eni: 4 };
+
+fn policy() -> Policy {
+    Policy {
+        warm_enis: 0,
+        warm_addresses: 1,
+        minimum_addresses: 0,
+        max_enis: None,
+        max_pods: None,
+        rest_ms: 1_000,
+        manage_untagged: true,
+    }
+}
+
+/// One ENI in EC2.
+#[derive(Clone, Debug, Default)]
+struct Cloud {
+    tagged: bool,
+    protected: bool,
+    device: Option<u32>,
+    addresses: BTreeSet<Ipv4Addr>,
+}
+
+/// The node around the core: EC2, metadata, kernel, store.
+struct World {
+    core: Core,
+    now: Millis,
+    enis: BTreeMap<EniId, Cloud>,
+    next: u8,
+    calls: VecDeque<(CallId, Call)>,
+    refuse: Option<Cause>,
+    ledger: Ledger,
+    /// Links that stand, as the kernel would list them.
+    links: BTreeSet<AttachmentKey>,
+    offered: BTreeMap<Ticket, (AttachmentKey, Lease)>,
+    asked: BTreeSet<Ticket>,
+    refused: Vec<(Ticket, Cause)>,
+    tickets: u64,
+    sent: Vec<&'static str>,
+    /// The last verdict.
+    mine: bool,
+}
+
+fn key(pod: u8) -> AttachmentKey {
+    AttachmentKey { network: "enid".into(), container: format!("c{pod}"), ifname: "eth0".into() }
+}
+
+fn node() -> Node {
+    Node { instance_id: "i-1".into(), limits: LIMITS, policy: policy(), token_seed: "t".into() }
+}
+
+impl World {
+    fn new() -> Self {
+        let primary = Cloud { device: Some(0), protected: true, ..Cloud::default() };
+        let mut world = World {
+            core: Core::new(node(), Ledger::default()),
+            now: Millis(1),
+            enis: BTreeMap::from([(EniId("eni-0".into()), primary)]),
+            next: 10,
+            calls: VecDeque::new(),
+            refuse: None,
+            ledger: Ledger::default(),
+            links: BTreeSet::new(),
+            offered: BTreeMap::new(),
+            asked: BTreeSet::new(),
+            refused: Vec::new(),
+            tickets: 0,
+            sent: Vec::new(),
+            mine: false,
+        };
+        world.start();
+        world
+    }
+
+    fn start(&mut self) {
+        self.metadata();
+        self.listing();
+    }
+
+    fn step(&mut self, event: Event) {
+        for effect in self.core.step(self.now, event) {
+            match effect {
+                Effect::Record(write) => self.record(write),
+                Effect::Call { id, call } => {
+                    if let Call::Create { token, .. } = &call {
+                        assert!(self.ledger.intents.contains(token), "created before it was written down");
+                    }
+                    self.sent.push(call.action());
+                    self.calls.push_back((id, call));
+                }
+                Effect::Offer { ticket, key, lease } => {
+                    let recorded = self.ledger.leases.get(&key).expect("a lease is durable before it is offered");
+                    assert_eq!(recorded.address, lease.address);
+                    assert!(!self.ledger.resting.contains_key(&lease.address), "it rests");
+                    self.asked.remove(&ticket);
+                    self.offered.insert(ticket, (key, lease));
+                }
+                Effect::Refuse { ticket, refusal } => {
+                    self.asked.remove(&ticket);
+                    self.refused.push((ticket, refusal.cause));
+                }
+                Effect::Verdict { mine, .. } => self.mine = mine,
+                Effect::Released { .. } => {}
+            }
+        }
+        assert_eq!(self.core.view(self.now).broken, Vec::<String>::new());
+        let addresses: BTreeSet<_> = self.ledger.leases.values().map(|lease| lease.address).collect();
+        assert_eq!(addresses.len(), self.ledger.leases.len(), "two owners in the store");
+    }
+
+    fn record(&mut self, write: Write) {
+        match write {
+            Write::Lease(key, Some(lease)) => drop(self.ledger.leases.insert(key, lease)),
+            Write::Lease(key, None) => drop(self.ledger.leases.remove(&key)),
+            Write::Rest(address, Some(until)) => drop(self.ledger.resting.insert(address, until)),
+            Write::Rest(address, None) => drop(self.ledger.resting.remove(&address)),
+            Write::Slot(eni, Some(slot)) => drop(self.ledger.slots.insert(eni, slot)),
+            Write::Slot(eni, None) => drop(self.ledger.slots.remove(&eni)),
+            Write::Intent(token, true) => drop(self.ledger.intents.insert(token)),
+            Write::Intent(token, false) => drop(self.ledger.intents.remove(&token)),
+        }
+    }
+
+    /// EC2 answers the oldest call.
+    fn answer(&mut self) {
+        let Some((id, call)) = self.calls.pop_front() else { return };
+        let answer = match self.refuse {
+            Some(cause) => Err(CallError { cause, message: "no".into(), request_id: None, not_found: false }),
+            None => Ok(self.carry_out(&call)),
+        };
+        self.step(Event::Done { id, answer });
+    }
+
+    fn addresses(&mut self, count: u32) -> BTreeSet<Ipv4Addr> {
+        (0..count)
+            .map(|_| {
+                self.next = self.next.checked_add(1).expect("enough addresses");
+                Ipv4Addr::new(10, 0, 1, self.next)
+            })
+            .collect()
+    }
+
+    fn carry_out(&mut self, call: &Call) -> Done {
+        match call {
+            Call::Audit { .. } => {
+                let attached = self.enis.iter().filter(|(_, eni)| eni.device.is_some());
+                let audited = |(id, eni): (&EniId, &Cloud)| AuditedEni {
+                    id: id.clone(),
+                    ours: eni.tagged,
+                    no_manage: false,
+                    delete_on_termination: eni.protected,
+                    attachment: format!("att-{id}"),
+                };
+                let unattached = self.enis.iter().filter(|(_, eni)| eni.device.is_none()).map(|(id, _)| id.clone());
+                Done::Audited { attached: attached.map(audited).collect(), unattached: unattached.collect() }
+            }
+            Call::Tag { eni } => {
+                self.enis.get_mut(eni).expect("known").tagged = true;
+                Done::Fine
+            }
+            Call::Create { addresses, .. } => {
+                let id = EniId(format!("eni-{}", self.next));
+                assert!(*addresses < LIMITS.addresses_per_eni, "more than an ENI carries");
+                let addresses = self.addresses(*addresses);
+                self.enis.insert(id.clone(), Cloud { tagged: true, addresses, ..Cloud::default() });
+                Done::Created { eni: id }
+            }
+            Call::Attach { eni, device_index } => {
+                let attached = self.enis.values().filter_map(|eni| eni.device).collect::<Vec<_>>();
+                assert!(!attached.contains(device_index), "device index {device_index} is taken");
+                assert!(attached.len() < 3, "more ENIs than the type carries");
+                self.enis.get_mut(eni).expect("known").device = Some(*device_index);
+                Done::Attached { attachment: format!("att-{eni}") }
+            }
+            Call::Protect { eni, .. } => {
+                self.enis.get_mut(eni).expect("known").protected = true;
+                Done::Fine
+            }
+            Call::Assign { eni, addresses } => {
+                let new = self.addresses(*addresses);
+                let eni = self.enis.get_mut(eni).expect("known");
+                assert!(eni.tagged, "changed before it was ours");
+                eni.addresses.extend(&new);
+                assert!(eni.addresses.len() < 4, "more than an ENI carries");
+                Done::Assigned { addresses: new.into_iter().collect() }
+            }
+            Call::Detach { eni, .. } => {
+                self.enis.get_mut(eni).expect("known").device = None;
+                Done::Fine
+            }
+            Call::Delete { eni } => {
+                let gone = self.enis.remove(eni).expect("known");
+                assert!(gone.device.is_none() && self.ledger.leases.values().all(|lease| lease.eni != *eni));
+                Done::Fine
+            }
+        }
+    }
+
+    fn metadata(&mut self) {
+        let shown = self.enis.iter().filter_map(|(id, eni)| {
+            let device_index = eni.device?;
+            Some(EniFacts {
+                id: id.clone(),
+                mac: [2, 0, 0, 0, 0, u8::try_from(device_index).ok()?],
+                device_index,
+                card: 0,
+                primary: format!("10.0.9.{}/24", device_index + 1).parse().ok()?,
+                subnet_id: "subnet-1".into(),
+                addresses: eni.addresses.clone(),
+            })
+        });
+        let enis = shown.collect();
+        self.step(Event::Imds { enis });
+        let joined: Vec<EniId> = self.core.carried().map(|(eni, _)| eni.facts.id.clone()).collect();
+        for eni in joined {
+            assert!(self.enis[&eni].protected, "an ENI that outlives its instance serves pods");
+            self.step(Event::EniUp { eni });
+        }
+    }
+
+    fn listing(&mut self) {
+        let seen = self.links.iter().cloned().collect();
+        self.step(Event::Links { seen });
+    }
+
+    fn ask(&mut self, pod: u8) {
+        self.tickets += 1;
+        let ticket = Ticket(self.tickets);
+        self.asked.insert(ticket);
+        let pod_ref = PodRef { namespace: "default".into(), name: format!("p{pod}") };
+        self.step(Event::Ask { ticket, key: key(pod), pod: Some(pod_ref), patience: 60_000 });
+    }
+
+    /// Each plugin that was offered an address wires its link, or dies before it could.
+    fn wire(&mut self, dies: bool) {
+        for (ticket, (key, _)) in std::mem::take(&mut self.offered) {
+            if !dies {
+                self.links.insert(key.clone());
+                self.step(Event::Wired { ticket, key: key.clone(), seen: true });
+                if !self.mine {
+                    // The plugin undoes what it wired.
+                    self.links.remove(&key);
+                }
+            }
+            self.step(Event::Gone { ticket });
+        }
+    }
+
+    fn del(&mut self, pod: u8, told: bool) {
+        self.links.remove(&key(pod));
+        if told {
+            self.tickets += 1;
+            self.step(Event::Release { ticket: Ticket(self.tickets), key: key(pod) });
+        }
+    }
+
+    fn pass(&mut self, millis: u64) {
+        self.now = self.now.plus(millis);
+        self.step(Event::Tick);
+    }
+
+    /// kill −9: memory goes, the ledger, the links and EC2 stay. Calls under way may have arrived.
+    fn restart(&mut self, arrived: bool) {
+        while let Some((_, call)) = self.calls.pop_front() {
+            if arrived {
+                self.carry_out(&call);
+            }
+        }
+        self.offered.clear();
+        self.asked.clear();
+        self.core = Core::new(Node { token_seed: format!("t{}", self.now.0), ..node() }, self.ledger.clone());
+        self.start();
+    }
+
+    fn settle(&mut self) {
+        self.refuse = None;
+        for _ in 0..400 {
+            self.answer();
+            self.metadata();
+            self.wire(false);
+            self.listing();
+            self.pass(700);
+        }
+    }
+}
+
+#[derive(Clone, Debug)]
+enum Move {
+    Ask(u8),
+    Wire(bool),
+    Del(u8, bool),
+    Answer,
+    Metadata,
+    Listing,
+    Pass(u64),
+    Refuse(Option<Cause>),
+    Restart(bool),
+}
+
+fn moves() -> impl Strategy<Value = Vec<Move>> {
+    let cause = prop_oneof![Just(Cause::Throttled), Just(Cause::SubnetFull), Just(Cause::Ec2Unreachable)];
+    let one = prop_oneof![
+        6 => (0..12_u8).prop_map(Move::Ask),
+        5 => prop::bool::weighted(0.2).prop_map(Move::Wire),
+        4 => ((0..12_u8), any::<bool>()).prop_map(|(pod, told)| Move::Del(pod, told)),
+        6 => Just(Move::Answer),
+        4 => Just(Move::Metadata),
+        2 => Just(Move::Listing),
+        3 => (1..8_000_u64).prop_map(Move::Pass),
+        1 => prop::option::of(cause).prop_map(Move::Refuse),
+        1 => any::<bool>().prop_map(Move::Restart),
+    ];
+    prop::collection::vec(one, 1..120)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 512, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn any_life_keeps_the_invariants_and_comes_to_rest(moves in moves()) {
+        let mut world = World::new();
+        for step in moves {
+            match step {
+                Move::Ask(pod) => world.ask(pod),
+                Move::Wire(dies) => world.wire(dies),
+                Move::Del(pod, told) => world.del(pod, told),
+                Move::Answer => world.answer(),
+                Move::Metadata => world.metadata(),
+                Move::Listing => world.listing(),
+                Move::Pass(millis) => world.pass(millis),
+                Move::Refuse(cause) => world.refuse = cause,
+                Move::Restart(arrived) => world.restart(arrived),
+            }
+            if world.next > 200 {
+                break;
+            }
+        }
+        world.settle();
+        // Nobody waits for ever, leases and links agree, nothing ownerless is left in EC2.
+        prop_assert!(world.asked.is_empty(), "{:?} still wait", world.asked);
+        let held: BTreeSet<_> = world.ledger.leases.keys().cloned().collect();
+        prop_assert_eq!(&held, &world.links);
+        prop_assert!(world.ledger.intents.is_empty());
+        prop_assert!(world.enis.values().all(|eni| eni.device.is_some() && eni.protected), "{:?}", world.enis);
+    }
+}
+
+#[test]
+fn a_first_boot_costs_three_calls_and_a_hundred_waiting_adds_one_order() {
+    let mut world = World::new();
+    world.settle();
+    assert_eq!(world.sent, ["DescribeNetworkInterfaces", "CreateTags", "AssignPrivateIpAddresses"]);
+    world.sent.clear();
+    (0..3).for_each(|pod| world.ask(pod));
+    assert_eq!(world.sent.len(), 1, "one order for all: {:?}", world.sent);
+}
+
+#[test]
+fn a_quiet_node_calls_nobody() {
+    let mut world = World::new();
+    world.settle();
+    let calls = world.sent.len();
+    for _ in 0..1_000 {
+        world.pass(86_400);
+        world.metadata();
+        world.listing();
+    }
+    assert_eq!(world.sent.len(), calls);
+}
+
+#[test]
+fn an_address_rests_before_it_is_given_again_and_rest_survives_a_restart() {
+    let mut world = World::new();
+    world.settle();
+    world.ask(1);
+    world.wire(false);
+    let first = world.ledger.leases[&key(1)].address;
+    world.del(1, true);
+    world.restart(true);
+    assert!(world.ledger.resting.contains_key(&first));
+    world.ask(2);
+    assert_ne!(world.ledger.leases.get(&key(2)).map(|lease| lease.address), Some(first));
+}
+
+#[test]
+fn a_crash_between_create_and_attach_leaves_no_eni_behind() {
+    let mut world = World::new();
+    world.settle();
+    (0..4).for_each(|pod| world.ask(pod));
+    while world.calls.front().is_none_or(|(_, call)| !matches!(call, Call::Attach { .. })) {
+        world.answer();
+        world.metadata();
+        world.pass(10);
+    }
+    world.calls.clear();
+    world.restart(false);
+    assert!(world.enis.values().any(|eni| eni.device.is_none()));
+    world.settle();
+    assert!(world.enis.values().all(|eni| eni.device.is_some()));
+}
