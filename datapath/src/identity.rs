@@ -35,7 +35,10 @@ impl FromStr for Mac {
         let wrong = || format!("{text:?} is not a MAC; six bytes like 02:00:5e:10:00:01 are");
         let bytes: Vec<u8> = text
             .split(':')
-            .map(|part| if part.len() == 2 { u8::from_str_radix(part, 16).ok() } else { None })
+            .map(|part| {
+                let hex = part.len() == 2 && part.bytes().all(|byte| byte.is_ascii_hexdigit());
+                hex.then(|| u8::from_str_radix(part, 16).ok()).flatten()
+            })
             .collect::<Option<_>>()
             .ok_or_else(wrong)?;
         bytes.try_into().map(Mac).map_err(|_| wrong())

@@ -172,7 +172,11 @@ fn operators_read_the_daemon_with_plain_tools() {
     }
     let conflist = place.sh("cat /etc/cni/net.d/05-enid.conflist").unwrap();
     assert!(conflist.contains("\"cniVersion\": \"1.0.0\""), "{conflist}");
-    place.sh(&format!("mkdir -p /opt/cni/bin; cp {} /tmp/enid-$$; true", enid.display())).unwrap();
+    // The installer puts the plugin in place, and leaves one that is up to date alone.
+    let init = || place.lab.run(place.name, &enid.to_string_lossy(), &["init"]).unwrap();
+    assert!(init().contains("installed /opt/cni/bin/enid-cni"));
+    assert_eq!(place.sh("stat -c %a /opt/cni/bin/enid-cni; ls -A /opt/cni/bin").unwrap(), "755\nenid-cni\n");
+    assert!(init().contains("up to date"));
     pod.del(place).unwrap();
 }
 

@@ -1,0 +1,190 @@
+//! What the datapath does to a real kernel: set up, set up again, changed, taken down. Needs root.
+//!
+//! Every namespace belongs to a process of the test and goes with it.
+
+use std::{
+    io::{BufRead, BufReader},
+    path::PathBuf,
+    process::{Child, Command, Stdio},
+};
+
+use enid_datapath::{
+    Mac, Netlink, identity, marks,
+    netns::Netns,
+    node::{self, EniNet, Found},
+    pod::{self, PodLink, WireError},
+    ruleset::Ruleset,
+};
+
+/// A network namespace, held by a `cat` that ends when its input does.
+struct Space {
+    holder: Child,
+}
+
+impl Space {
+    fn new() -> Self {
+        let mut holder = Command::new("unshare")
+            .args(["-n", "sh", "-c", "ip link set lo up; echo ready; exec cat"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut line = String::new();
+        BufReader::new(holder.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        assert_eq!(line, "ready\n", "namespaces need root");
+        Space { holder }
+    }
+
+    fn netns(&self) -> Netns {
+        Netns::open(&PathBuf::from(format!("/proc/{}/ns/net", self.holder.id()))).unwrap()
+    }
+
+    fn run(&self, line: &str) -> (bool, String) {
+        let output = Command::new("nsenter")
+            .args(["-t", &self.holder.id().to_string(), "-n", "sh", "-ec", line])
+            .output()
+            .unwrap();
+        (output.status.success(), String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned())
+    }
+
+    fn sh(&self, line: &str) -> String {
+        let (ok, said) = self.run(line);
+        assert!(ok, "{line}: {said}");
+        said
+    }
+}
+
+impl Drop for Space {
+    fn drop(&mut self) {
+        drop(self.holder.stdin.take());
+        self.holder.wait().unwrap();
+    }
+}
+
+fn link(container: &str, name: &str) -> PodLink {
+    PodLink {
+        host_ifname: name.to_owned(),
+        host_mac: identity::host_mac("enid", container, "eth0"),
+        pod_ifname: "eth0".to_owned(),
+        pod_mac: identity::pod_mac("enid", container, "eth0"),
+        address: "10.0.1.20".parse().unwrap(),
+        mtu: 9001,
+        group: marks::group(1),
+    }
+}
+
+fn wire(link: &PodLink, host: &Space, pod: &Space) -> Result<pod::Wired, WireError> {
+    let (host_ns, pod_ns) = (host.netns(), pod.netns());
+    pod::wire(link, &mut host_ns.netlink().unwrap(), &host_ns, &mut pod_ns.netlink().unwrap())
+}
+
+fn snapshot(space: &Space) -> String {
+    space.sh("ip -o link | sed 's/^[0-9]*: //'; ip route show table all type unicast; ip neigh show nud permanent")
+}
+
+#[test]
+fn a_pod_is_wired_again_and_goes_without_a_trace() {
+    let (host, pod) = (Space::new(), Space::new());
+    let before = (snapshot(&host), snapshot(&pod));
+    let wanted = link("c1", "eni0000000001a");
+    wire(&wanted, &host, &pod).unwrap();
+    // The first packet gets through, without ARP.
+    pod.sh("ping -n -c1 -W1 -I eth0 169.254.1.1 >/dev/null || true; ip neigh show 169.254.1.1 | grep -q PERMANENT");
+    assert!(host.sh("ip -d link show eni0000000001a").contains(&wanted.host_mac.to_string()));
+    assert!(pod.sh("ip addr show eth0").contains("10.0.1.20/32"));
+    // An unanswered try is made anew; the result is one link.
+    wire(&wanted, &host, &pod).unwrap();
+    assert_eq!(host.sh("ip -o link show type veth | wc -l").trim(), "1");
+    let faults = |host: &Space, pod: &Space| {
+        pod::faults(&wanted, &mut host.netns().netlink().unwrap(), &mut pod.netns().netlink().unwrap()).unwrap()
+    };
+    assert_eq!(faults(&host, &pod), Vec::<String>::new());
+    host.sh("ip route del 10.0.1.20/32");
+    pod.sh("ip addr del 10.0.1.20/32 dev eth0");
+    // With its last address the kernel drops the pod's routes too.
+    let named = faults(&host, &pod).join("; ");
+    for fault in ["no host route to 10.0.1.20", "lacks the address 10.0.1.20", "no default route"] {
+        assert!(named.contains(fault), "{fault:?} is not in {named}");
+    }
+    let mut netlink = host.netns().netlink().unwrap();
+    assert!(pod::remove_by_mac(wanted.host_mac, "another-name", &mut netlink).unwrap());
+    assert!(!pod::remove_by_mac(wanted.host_mac, &wanted.host_ifname, &mut netlink).unwrap());
+    assert_eq!((snapshot(&host), snapshot(&pod)), before);
+}
+
+#[test]
+fn names_that_are_taken() {
+    let (host, old, new) = (Space::new(), Space::new(), Space::new());
+    wire(&link("old", "eni0000000001a"), &host, &old).unwrap();
+    // Another attachment's link has the name: it steps aside and stays.
+    let wired = wire(&link("new", "eni0000000001a"), &host, &new).unwrap();
+    let aside = wired.moved_aside.unwrap();
+    assert!(host.sh(&format!("ip link show {aside}")).contains(&identity::host_mac("enid", "old", "eth0").to_string()));
+    // The container has an interface of that name: an error, and it stays as it was.
+    let taken = Space::new();
+    taken.sh("ip link add eth0 type veth peer name other; ip addr add 192.0.2.1/32 dev eth0");
+    let refused = wire(&link("third", "eni0000000003c"), &host, &taken).unwrap_err();
+    assert!(matches!(refused, WireError::InterfaceExists(_)), "{refused}");
+    assert!(taken.sh("ip addr show eth0").contains("192.0.2.1"));
+    assert!(!host.run("ip link show eni0000000003c").0);
+}
+
+#[test]
+fn enis_are_set_up_once_and_repaired() {
+    let host = Space::new();
+    host.sh("ip link add eth0 address 02:00:00:00:00:01 type veth peer name p0
+         ip link add eth1 address 02:00:00:00:00:02 type veth peer name p1
+         ip addr add 10.0.1.10/24 dev eth0; ip link set eth0 up; ip link set p0 up; ip link set p1 up
+         ip route add default via 10.0.1.1
+         ip addr add 10.0.1.77/24 dev eth1");
+    let eni = |slot: u32, last: u8, address: &str, table: u32| EniNet {
+        slot,
+        mac: Mac([2, 0, 0, 0, 0, last]),
+        primary: address.parse().unwrap(),
+        table,
+        mtu: 9001,
+    };
+    let enis = [eni(0, 1, "10.0.1.10/24", 254), eni(1, 2, "10.0.1.11/24", marks::route_table(1, 0))];
+    let mut netlink = host.netns().netlink().unwrap();
+    let mut apply = |enis: &[EniNet]| {
+        let requests = node::changes(enis, &Found::read(&mut netlink).unwrap()).unwrap();
+        netlink.apply(&requests).unwrap();
+        requests.len()
+    };
+    assert!(apply(&enis) > 0);
+    assert_eq!(apply(&enis), 0, "a second look finds nothing to do");
+    let addresses = host.sh("ip -o -4 addr show dev eth1");
+    assert!(addresses.contains("10.0.1.11/24") && !addresses.contains("10.0.1.77"), "{addresses}");
+    assert!(!host.sh("ip route show table main").contains("dev eth1"));
+    assert!(host.sh("ip route show table 2").contains("default via 10.0.1.1 dev eth1"));
+    assert!(host.sh("ip rule").contains("from 10.0.1.11 lookup 2"));
+    // What somebody takes away comes back.
+    host.sh("ip rule del pref 512; ip route flush table 2; ip link set eth1 mtu 1500");
+    assert_eq!(apply(&enis), 4);
+    assert_eq!(apply(&enis), 0);
+    // An ENI that is gone takes its rules along.
+    assert_eq!(apply(&enis[..1]), 2);
+    assert!(!host.sh("ip rule").contains("lookup 2"));
+    let missing = [eni(2, 9, "10.0.1.12/24", 3)];
+    assert!(node::changes(&missing, &Found::read(&mut Netlink::open().unwrap()).unwrap()).is_err());
+}
+
+#[test]
+fn the_table_is_taken_by_the_kernel_and_replaced_whole() {
+    let host = Space::new();
+    let mut ruleset = Ruleset {
+        primary_ifname: "eth0".to_owned(),
+        primary_address: "10.0.1.10".parse().unwrap(),
+        native: vec!["10.0.0.0/16".parse().unwrap(), "10.1.0.0/16".parse().unwrap()],
+        owner: (0..64).map(|slot| (slot, vec![format!("10.0.1.{}/32", 20 + slot).parse().unwrap()])).collect(),
+    };
+    let load = |ruleset: &Ruleset| host.sh(&format!("nft -f - <<'T'\n{}\nT", ruleset.transaction()));
+    load(&ruleset);
+    assert!(host.sh("nft list table ip enid").contains(&ruleset.digest()));
+    let once = host.sh("nft list table ip enid");
+    load(&ruleset);
+    assert_eq!(host.sh("nft list table ip enid"), once);
+    ruleset.owner.clear();
+    load(&ruleset);
+    assert!(!host.sh("nft list table ip enid").contains("chain eni1"));
+}
