@@ -2,6 +2,8 @@
 //!
 //! Every namespace belongs to a process of the test and goes with it.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
 use std::{
     io::{BufRead, BufReader},
     path::PathBuf,

@@ -1,5 +1,7 @@
 //! Bad input and missing parts: one clear message with its cause, and nothing left half-made.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
 use std::{sync::OnceLock, time::Duration};
 
 use enid_tests::{Daemon, Lab, LabConfig, Place, Pod, pod};

@@ -1,5 +1,7 @@
 //! The lab itself: it refuses what EC2's network refuses, follows EC2, and leaves nothing.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
 use std::{path::Path, process::Command, time::Duration};
 
 use enid_tests::{Lab, LabConfig, Place, program, wait_until};

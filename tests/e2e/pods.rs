@@ -1,5 +1,7 @@
 //! The main job, on real parts: addresses given and taken back, and nothing left behind.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
 use std::{collections::BTreeSet, sync::OnceLock, time::Duration};
 
 use enid_tests::{
