@@ -63,14 +63,13 @@ fn a_late_del_leaves_the_successor_of_the_same_name_alone() {
     let place = Place::node(lab(), 1);
     let settings = [("WARM_IP_TARGET", "3")];
     let daemon = Daemon::start(place, &settings).unwrap();
-    let _servers;
     let old = Pod::new(1, "web-0");
     old.add(place).unwrap();
     // The StatefulSet's next pod has the same name, another sandbox and another namespace.
     place.sh("ip netns del web-0").unwrap();
     let new = Pod { container: "sandbox-second".to_owned(), ..old.clone() };
     let (address, _) = new.add(place).unwrap();
-    _servers = serve(place, &["web-0"]).unwrap();
+    let _servers = serve(place, &["web-0"]).unwrap();
     let works = || Spot { place, netns: None }.ask(&address, PORT).is_ok();
     assert!(works());
     old.call(place, "DEL").unwrap();
