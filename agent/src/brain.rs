@@ -13,7 +13,9 @@ use std::{
     time::Duration,
 };
 
-use enid_ipamd::{AttachmentKey, Cause, Core, Effect, Event, Lease, Millis, PodRef, Refusal, Ticket, View, Write};
+use enid_ipamd::{
+    AttachmentKey, CallError, Cause, Core, Effect, Event, Lease, Millis, PodRef, Refusal, Ticket, View, Write,
+};
 use ipnet::Ipv4Net;
 use tokio::{
     sync::{mpsc, oneshot, watch},
@@ -266,7 +268,10 @@ impl Brain {
             }
             Effect::Call { id, call } => {
                 warn!(action = call.action(), "not sent, since it could not be written down");
-                let _ = id;
+                let message = format!("{} was not sent: the store cannot be written: {failure}", call.action());
+                let error = CallError { cause: Cause::Internal, message, request_id: None, not_found: false };
+                let handle = self.handle.clone();
+                tokio::spawn(async move { handle.tell(Event::Done { id, answer: Err(error) }).await });
                 None
             }
             other => Some(other),

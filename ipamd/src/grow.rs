@@ -69,7 +69,11 @@ impl Core {
         let mut ready: Vec<&Eni> = self
             .enis
             .values()
-            .filter(|eni| eni.state == EniState::Ready && (eni.ours || self.node.policy.manage_untagged))
+            .filter(|eni| {
+                // The primary is always managed, as the peer has it.
+                let ours = eni.ours || eni.slot == Some(0) || self.node.policy.manage_untagged;
+                eni.state == EniState::Ready && ours
+            })
             .collect();
         ready.sort_by_key(|eni| eni.slot);
         ready.into_iter().find_map(|eni| {
@@ -80,7 +84,10 @@ impl Core {
 
     /// What a request waits for, as a refusal would tell it now.
     pub(crate) fn why_waiting(&self, now: Millis) -> Refusal {
-        if let Some((until, refusal)) = &self.pause {
+        // An old refusal that the next try may lift is no reason to give up while that try is under way.
+        if let Some((until, refusal)) = &self.pause
+            && (*until > now || refusal.cause.passes() || !self.on_its_way())
+        {
             let retry_after = Some(until.since(now)).filter(|ms| *ms > 0);
             return Refusal { retry_after, ..refusal.clone() };
         }
