@@ -23,7 +23,7 @@ tools:
 # One profile for the daemon everywhere; the plugin as it ships, small and static.
 build:
 	cargo build --locked --workspace
-	RUSTFLAGS="-C target-feature=+crt-static" cargo build --locked --profile shim --target $(SHIM) -p enid-cni
+	RUSTFLAGS="-C target-feature=+crt-static -C relocation-model=static" cargo build --locked --profile shim --target $(SHIM) -p enid-cni
 
 check: tools/cargo-deny purity chart
 	cargo fmt --all --check

@@ -2,7 +2,9 @@
 //! durable, and only then lets answers and EC2 calls go.
 //!
 //! What waits in the channel together is stepped together and committed once, so a burst of ADDs shares
-//! one disk write. EC2 calls and kernel work run beside it and report back as events.
+//! one disk write. An offer alone goes ahead of the disk: the plugin wires while the lease is written,
+//! and the verdict, without which it prints nothing, waits for the disk. EC2 calls and kernel work run
+//! beside it and report back as events.
 
 use std::{
     collections::BTreeMap,
@@ -18,6 +20,7 @@ use enid_ipamd::{
 };
 use ipnet::Ipv4Net;
 use tokio::{
+    runtime,
     sync::{mpsc, oneshot, watch},
     time::timeout,
 };
@@ -128,6 +131,7 @@ pub struct Brain {
     counters: Arc<Counters>,
     native: Vec<Ipv4Net>,
     eni_mtu: u32,
+    elsewhere: runtime::Handle,
     receiver: mpsc::Receiver<Message>,
     handle: Handle,
     open: BTreeMap<Ticket, mpsc::UnboundedSender<Answer>>,
@@ -154,6 +158,8 @@ pub struct Parts {
     pub native: Vec<Ipv4Net>,
     /// MTU of ENIs.
     pub eni_mtu: u32,
+    /// Where work runs that no pod waits for by the microsecond.
+    pub elsewhere: runtime::Handle,
 }
 
 impl Brain {
@@ -164,7 +170,7 @@ impl Brain {
         let handle = Handle { sender, tickets: Arc::new(AtomicU64::new(1)) };
         let (hurry, hurries) = watch::channel(true);
         let (ready, readiness) = watch::channel(false);
-        let Parts { core, store, ec2, counters, native, eni_mtu } = parts;
+        let Parts { core, store, ec2, counters, native, eni_mtu, elsewhere } = parts;
         let brain = Brain {
             core,
             store,
@@ -172,6 +178,7 @@ impl Brain {
             counters,
             native,
             eni_mtu,
+            elsewhere,
             receiver,
             handle: handle.clone(),
             open: BTreeMap::new(),
@@ -196,14 +203,8 @@ impl Brain {
             for message in messages {
                 self.take(message, &mut effects);
             }
-            let effects = self.commit(effects).await;
+            self.perform(effects).await;
             self.carry().await;
-            // What the kernel just took on may serve those who wait.
-            let more = self.core.step(now(), Event::Tick);
-            let more = self.commit(more).await;
-            for effect in effects.into_iter().chain(more) {
-                self.act(effect);
-            }
             self.publish();
             if self.receiver.is_closed() && self.receiver.is_empty() {
                 break;
@@ -236,47 +237,55 @@ impl Brain {
         }
     }
 
-    /// Makes the records durable. If that fails, nothing that follows from them may be said or done.
-    async fn commit(&mut self, effects: Vec<Effect>) -> Vec<Effect> {
-        let (records, rest): (Vec<Effect>, Vec<Effect>) =
-            effects.into_iter().partition(|effect| matches!(effect, Effect::Record(_)));
-        let writes: Vec<Write> = records
-            .into_iter()
-            .filter_map(|effect| match effect {
-                Effect::Record(write) => Some(write),
-                _ => None,
-            })
-            .collect();
-        if writes.is_empty() {
-            return rest;
+    /// Carries a batch of effects out: offers, then the disk, then all the rest.
+    async fn perform(&mut self, effects: Vec<Effect>) {
+        let mut writes = Vec::new();
+        let mut offered = Vec::new();
+        let mut rest = Vec::new();
+        for effect in effects {
+            match effect {
+                Effect::Record(write) => writes.push(write),
+                Effect::Offer { ticket, lease, .. } => {
+                    offered.push(ticket);
+                    self.answer(ticket, Answer::Offer(lease));
+                }
+                other => rest.push(other),
+            }
         }
-        let store = self.store.clone();
-        let written = tokio::task::spawn_blocking(move || store.write(&writes)).await;
-        match written {
-            Ok(Ok(())) => rest,
-            Ok(Err(failure)) => self.give_up(&format!("{failure:#}"), rest),
-            Err(failure) => self.give_up(&failure.to_string(), rest),
+        match self.write(writes).await {
+            Ok(()) => rest.into_iter().for_each(|effect| self.act(effect)),
+            Err(failure) => self.give_up(&format!("{failure:#}"), offered, rest),
         }
     }
 
-    fn give_up(&mut self, failure: &str, effects: Vec<Effect>) -> Vec<Effect> {
+    async fn write(&self, writes: Vec<Write>) -> anyhow::Result<()> {
+        if writes.is_empty() {
+            return Ok(());
+        }
+        let store = self.store.clone();
+        tokio::task::spawn_blocking(move || store.write(&writes)).await?
+    }
+
+    /// The disk refused: whoever was offered an address hears that it is not theirs, and no call goes out.
+    fn give_up(&mut self, failure: &str, offered: Vec<Ticket>, effects: Vec<Effect>) {
         error!(failure, "the store cannot be written: requests are refused");
-        let refused = |effect: Effect| match effect {
-            Effect::Offer { ticket, .. } => {
-                let refusal = Refusal::new(Cause::Internal, format!("the store cannot be written: {failure}"));
-                Some(Effect::Refuse { ticket, refusal })
-            }
-            Effect::Call { id, call } => {
-                warn!(action = call.action(), "not sent, since it could not be written down");
-                let message = format!("{} was not sent: the store cannot be written: {failure}", call.action());
-                let error = CallError { cause: Cause::Internal, message, request_id: None, not_found: false };
-                let handle = self.handle.clone();
-                tokio::spawn(async move { handle.tell(Event::Done { id, answer: Err(error) }).await });
-                None
-            }
-            other => Some(other),
-        };
-        effects.into_iter().filter_map(refused).collect()
+        for ticket in offered {
+            let refusal = Refusal::new(Cause::Internal, format!("the store cannot be written: {failure}"));
+            self.answer(ticket, Answer::Refused(refusal));
+            let handle = self.handle.clone();
+            tokio::spawn(async move { handle.tell(Event::Gone { ticket }).await });
+        }
+        for effect in effects {
+            let Effect::Call { id, call } = effect else {
+                self.act(effect);
+                continue;
+            };
+            warn!(action = call.action(), "not sent, since it could not be written down");
+            let message = format!("{} was not sent: the store cannot be written: {failure}", call.action());
+            let error = CallError { cause: Cause::Internal, message, request_id: None, not_found: false };
+            let handle = self.handle.clone();
+            tokio::spawn(async move { handle.tell(Event::Done { id, answer: Err(error) }).await });
+        }
     }
 
     /// Makes the kernel carry the ENIs before their addresses are answered.
@@ -311,10 +320,9 @@ impl Brain {
                 let up = joining.into_iter().filter(|(_, slot)| applied.slots.contains(slot));
                 for (eni, slot) in up {
                     info!(%eni, slot, "ENI is up");
-                    // Effects of this event come with the tick that follows.
+                    // It may serve those who wait.
                     let effects = self.core.step(now(), Event::EniUp { eni });
-                    let effects = self.commit(effects).await;
-                    effects.into_iter().for_each(|effect| self.act(effect));
+                    self.perform(effects).await;
                 }
             }
             Err(failure) => warn!("the kernel refused: {failure:#}"),
@@ -330,15 +338,14 @@ impl Brain {
 
     fn act(&mut self, effect: Effect) {
         match effect {
-            Effect::Record(_) => {}
-            Effect::Offer { ticket, lease, .. } => self.answer(ticket, Answer::Offer(lease)),
+            Effect::Record(_) | Effect::Offer { .. } => {}
             Effect::Refuse { ticket, refusal } => self.answer(ticket, Answer::Refused(refusal)),
             Effect::Verdict { ticket, mine } => self.answer(ticket, Answer::Verdict(mine)),
             Effect::Released { ticket, address } => self.answer(ticket, Answer::Released(address)),
             Effect::Call { id, call } => {
                 let (ec2, handle, counters) = (self.ec2.clone(), self.handle.clone(), self.counters.clone());
                 info!(action = call.action(), "EC2 call");
-                tokio::spawn(async move {
+                self.elsewhere.spawn(async move {
                     let answer = ec2.call(&call).await;
                     counters.ec2(call.action(), answer.as_ref().err());
                     if let Err(failure) = &answer {
@@ -375,7 +382,7 @@ impl Brain {
     /// Lists the kernel's links at start and every few seconds: who is alive is the kernel's to say.
     fn list_links(&self) -> tokio::task::JoinHandle<()> {
         let handle = self.handle.clone();
-        tokio::spawn(async move {
+        self.elsewhere.spawn(async move {
             let mut period = tokio::time::interval(LISTING);
             loop {
                 period.tick().await;

@@ -6,6 +6,7 @@ use anyhow::Context;
 use enid_api::v1::{cni_server::CniServer, debug_server::DebugServer};
 use enid_ipamd::{Core, Event, Limits, Node};
 use tokio::{
+    runtime,
     signal::unix::{SignalKind, signal},
     sync::watch,
     time::{Instant, timeout},
@@ -40,15 +41,19 @@ pub fn run(settings: Settings) -> anyhow::Result<()> {
     } else {
         log.with_ansi(false).init()
     }
-    tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
+    // The brain and the plugins' socket share this thread, so a pod's request never waits for another
+    // thread to wake up. Everything else has a thread of its own: EC2, metadata, operators, metrics.
+    let elsewhere = runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .thread_name("enid-aside")
         .enable_all()
         .build()
-        .context("cannot start the runtime")?
-        .block_on(serve(settings))
+        .context("cannot start a runtime")?;
+    let pods = runtime::Builder::new_current_thread().enable_all().build().context("cannot start a runtime")?;
+    pods.block_on(serve(settings, elsewhere.handle().clone()))
 }
 
-async fn serve(settings: Settings) -> anyhow::Result<()> {
+async fn serve(settings: Settings, elsewhere: runtime::Handle) -> anyhow::Result<()> {
     install::drop_stale_conflist(&settings)?;
     let boot = store::boot_id()?;
     let (store, ledger) = Store::open(&settings.store_dir, &boot, clock::now(), settings.policy.rest_ms)?;
@@ -71,12 +76,23 @@ async fn serve(settings: Settings) -> anyhow::Result<()> {
     let token_seed = format!("{}-{}", boot.split('-').next().unwrap_or_default(), clock::now().0);
     let node = Node { instance_id: instance.id.clone(), limits, policy: settings.policy.clone(), token_seed };
     let core = Core::new(node, ledger);
-    let parts = Parts { core, store, ec2, counters: counters.clone(), native, eni_mtu: settings.eni_mtu };
+    let parts = Parts {
+        core,
+        store,
+        ec2,
+        counters: counters.clone(),
+        native,
+        eni_mtu: settings.eni_mtu,
+        elsewhere: elsewhere.clone(),
+    };
     let (brain, handle, hurries, readiness) = Brain::new(parts);
 
     sockets::folder(&settings.run_dir)?;
     let cni = sockets::listen(&sockets::cni(&settings.run_dir))?;
-    let debug = sockets::listen(&sockets::debug(&settings.run_dir))?;
+    let debug = {
+        let _entered = elsewhere.enter();
+        sockets::listen(&sockets::debug(&settings.run_dir))?
+    };
     let (health, health_service) = tonic_health::server::health_reporter();
     health.set_serving::<DebugServer<DebugService>>().await;
     let cni_service = CniService {
@@ -103,22 +119,22 @@ async fn serve(settings: Settings) -> anyhow::Result<()> {
         .add_service(health_service)
         .add_service(reflection)
         .serve_with_incoming(UnixListenerStream::new(debug));
-    let metrics_address = settings.metrics;
-    let metrics_server = async {
+    let (metrics_address, asked) = (settings.metrics, handle.clone());
+    let metrics_server = async move {
         match metrics_address {
-            Some(address) => metrics::serve(address, handle.clone(), counters).await,
+            Some(address) => metrics::serve(address, asked, counters).await,
             None => std::future::pending().await,
         }
     };
     let mut terminate = signal(SignalKind::terminate()).context("cannot wait for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot wait for SIGINT")?;
     tokio::select! {
-        () = brain.run() => anyhow::bail!("the brain ended"),
-        ended = plugins => ended.context("the plugin's server ended"),
-        ended = operators => ended.context("the debug server ended"),
-        ended = metrics_server => ended,
-        () = read_metadata(imds, handle.clone(), hurries) => anyhow::bail!("the metadata reader ended"),
-        ended = announce(settings, readiness, health) => ended,
+        ended = tokio::spawn(brain.run()) => { ended?; anyhow::bail!("the brain ended") }
+        ended = tokio::spawn(plugins) => ended?.context("the plugin's server ended"),
+        ended = elsewhere.spawn(operators) => ended?.context("the debug server ended"),
+        ended = elsewhere.spawn(metrics_server) => ended?,
+        ended = elsewhere.spawn(read_metadata(imds, handle, hurries)) => { ended?; anyhow::bail!("the metadata reader ended") }
+        ended = elsewhere.spawn(announce(settings, readiness, health)) => ended?,
         _ = terminate.recv() => { info!("told to end; pods keep their links"); Ok(()) }
         _ = interrupt.recv() => { info!("interrupted; pods keep their links"); Ok(()) }
     }

@@ -64,10 +64,15 @@ impl Cni for CniService {
             let Some(Said::Wired(wired)) = said.message().await?.and_then(|message| message.step) else {
                 return; // the plugin gave up; the request's end tells the brain
             };
-            let seen = seen(key.clone(), wired.host_ifname).await?;
+            let seen = kernel::is_wired(&key, &wired.host_ifname)
+                .map_err(|failure| Status::internal(format!("cannot look for the link: {failure:#}")))?;
             handle.tell(Event::Wired { ticket: under_way.ticket, key: key.clone(), seen }).await;
             let mine = match under_way.answer().await {
                 Some(Answer::Verdict(mine)) => mine,
+                Some(Answer::Refused(refusal)) => {
+                    yield reply(refused(refusal)); // the lease could not be written down
+                    return;
+                }
                 _ => false,
             };
             let pod = lease.pod.map(|pod| format!("{}/{}", pod.namespace, pod.name)).unwrap_or_default();
@@ -106,13 +111,6 @@ async fn answered(under_way: &mut brain::Request, said: &mut Streaming<AttachReq
         // Whatever the plugin says before it has an offer, it is not waiting any more.
         _ = said.message() => Err(Status::cancelled("the plugin closed the request")),
     }
-}
-
-async fn seen(key: AttachmentKey, ifname: String) -> Result<bool, Status> {
-    let looked = tokio::task::spawn_blocking(move || kernel::is_wired(&key, &ifname)).await;
-    looked
-        .map_err(|failure| Status::internal(failure.to_string()))?
-        .map_err(|failure| Status::internal(format!("cannot look for the link: {failure:#}")))
 }
 
 /// What the plugin is to wire.

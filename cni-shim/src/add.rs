@@ -1,4 +1,4 @@
-//! ADD: ask, wire, confirm, print. A step that fails undoes the ones before it.
+//! ADD: ask, wire, hear the verdict, print. A step that fails undoes the ones before it.
 
 use std::{net::Ipv4Addr, path::Path, time::Duration};
 
@@ -27,7 +27,7 @@ pub fn add(env: &Env, config: &Config) -> Result<String, Error> {
         pod: env.pod.clone().map(|(namespace, name)| Pod { namespace, name, uid: env.pod_uid.clone() }),
         patience_ms: config.add_wait_seconds * 1000,
     };
-    let (session, offer) = daemon.attach(ask, patience)?;
+    let (mut session, offer) = daemon.attach(ask, patience)?;
     let link = PodLink {
         host_ifname: offer.host_ifname,
         host_mac: mac("host_mac", &offer.host_mac)?,
@@ -37,29 +37,32 @@ pub fn add(env: &Env, config: &Config) -> Result<String, Error> {
         mtu: offer.mtu,
         group: offer.device_group,
     };
-    let mut host = Netlink::open().map_err(|error| Error::kernel("wire the pod", error))?;
-    let mut inside = pod_ns.netlink().map_err(|error| Error::kernel("wire the pod", error))?;
-    let wired =
-        pod::wire(&link, &mut host, &host_ns, &mut inside).map_err(|error| Error::kernel("wire the pod", error))?;
-    if let Some(aside) = wired.moved_aside {
+    let refused = |error: &dyn std::fmt::Display| Error::kernel("wire the pod", error);
+    let mut host = Netlink::open().map_err(|error| refused(&error))?;
+    let mut inside = pod_ns.netlink_and_back(&host_ns).map_err(|error| refused(&error))?;
+    let pair = pod::create(&link, &mut host, &host_ns, &mut inside).map_err(|error| refused(&error))?;
+    if let Some(aside) = &pair.moved_aside {
         eprintln!("enid-cni: {} belonged to another attachment and is now {aside}", link.host_ifname);
     }
-    let undo = |host: &mut Netlink| {
-        // What cannot be undone here is found by DEL, which the runtime sends after a failed ADD.
-        let _ = pod::remove_by_mac(link.host_mac, &link.host_ifname, host);
-    };
-    match session.confirm(&link.host_ifname) {
+    // The daemon looks at the link while the pod's end is configured. The host's end comes after the
+    // verdict: an address that is not ours any more is never made reachable.
+    let confirmed = session.say_wired(&link.host_ifname).and_then(|()| {
+        pod::configure_inside(&link, &pair, &mut host, &mut inside).map_err(|error| refused(&error))?;
+        session.verdict()
+    });
+    match confirmed {
         Ok(true) => {}
         Ok(false) => {
-            undo(&mut host);
+            pod::undo(&link, &mut host);
             return Err(Error::later("the attachment was given up while it was wired", "cause=superseded"));
         }
         Err(error) => {
-            undo(&mut host);
+            pod::undo(&link, &mut host);
             return Err(error);
         }
     }
-    result::render(config, &link, &netns_path.to_string_lossy()).inspect_err(|_| undo(&mut host))
+    pod::configure_outside(&link, &pair, &mut host).map_err(|error| refused(&error))?;
+    result::render(config, &link, &netns_path.to_string_lossy()).inspect_err(|_| pod::undo(&link, &mut host))
 }
 
 /// Our own namespace and the container's; a container that shares ours is refused before anything is done.

@@ -17,7 +17,8 @@ pub fn check(env: &Env, config: &Config) -> Result<(), Error> {
     let address = result::address_in(previous, &env.ifname).ok_or_else(|| {
         Error::config(format!("\"prevResult\" names no IPv4 address on {} of the container", env.ifname))
     })?;
-    let (_, pod_ns) = namespaces(env.netns.as_deref().unwrap_or(std::path::Path::new("")), env.own_netns_allowed)?;
+    let (host_ns, pod_ns) =
+        namespaces(env.netns.as_deref().unwrap_or(std::path::Path::new("")), env.own_netns_allowed)?;
     let held = Daemon::connect(&config.socket)?.lookup(attachment(env, config))?;
     if held.address != address.to_string() {
         let daemon = if held.address.is_empty() { "no address".to_owned() } else { held.address };
@@ -35,7 +36,7 @@ pub fn check(env: &Env, config: &Config) -> Result<(), Error> {
     };
     let doing = "look at the pod's link";
     let mut host = Netlink::open().map_err(|error| Error::kernel(doing, error))?;
-    let mut inside = pod_ns.netlink().map_err(|error| Error::kernel(doing, error))?;
+    let mut inside = pod_ns.netlink_and_back(&host_ns).map_err(|error| Error::kernel(doing, error))?;
     let faults = pod::faults(&wanted, &mut host, &mut inside).map_err(|error| Error::kernel(doing, error))?;
     if faults.is_empty() { Ok(()) } else { Err(Error::check(faults.join("; "))) }
 }

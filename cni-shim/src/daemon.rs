@@ -107,13 +107,20 @@ impl Daemon {
 }
 
 impl Session<'_> {
-    /// Says that the link stands; true if the attachment is still ours.
-    pub fn confirm(mut self, host_ifname: &str) -> Result<bool, Error> {
+    /// Says that the link stands.
+    pub fn say_wired(&mut self, host_ifname: &str) -> Result<(), Error> {
         let wired = Wired { host_ifname: host_ifname.to_owned() };
         let request = AttachRequest { step: Some(attach_request::Step::Wired(wired)) };
         self.daemon.within("take the news of the link", ANSWER, async {
-            self.requests.send(request).await.map_err(|_| Status::unavailable("the connection has closed"))
-        })?;
+            self.requests.send(request).await.map_err(|_| Status::unavailable("the connection has closed"))?;
+            // Lets the connection's tasks put it on the wire now; left out, it would go with the verdict's wait.
+            tokio::task::yield_now().await;
+            Ok(())
+        })
+    }
+
+    /// Whether the attachment is still ours.
+    pub fn verdict(&mut self) -> Result<bool, Error> {
         match self.next("confirm the attachment", ANSWER)? {
             attach_reply::Step::Verdict(verdict) => Ok(verdict.mine),
             attach_reply::Step::Refusal(refusal) => Err(refused(refusal)),

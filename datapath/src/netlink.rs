@@ -87,6 +87,11 @@ impl Request {
         Self::new(what, RouteNetlinkMessage::NewRoute(route), NLM_F_CREATE | NLM_F_REPLACE, None)
     }
 
+    /// Add a route where none leads to the same destination yet.
+    pub fn add_route(what: impl fmt::Display, route: RouteMessage) -> Self {
+        Self::new(what, RouteNetlinkMessage::NewRoute(route), NLM_F_CREATE | NLM_F_EXCL, None)
+    }
+
     /// Delete a route; one that is gone is fine.
     pub fn delete_route(what: impl fmt::Display, route: RouteMessage) -> Self {
         Self::new(what, RouteNetlinkMessage::DelRoute(route), 0, Some(Errno::ESRCH))

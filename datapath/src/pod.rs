@@ -50,30 +50,57 @@ pub enum WireError {
     /// The pod has an interface of that name that is not ours.
     #[error("the container already has an interface named {0}; it was left as it is")]
     InterfaceExists(String),
+    /// The host sends packets for the address to another link.
+    #[error("the host routes {0} over another link already; the address was left to that one")]
+    AddressRouted(Ipv4Addr),
     /// The kernel refused a step.
     #[error(transparent)]
     Kernel(#[from] Error),
 }
 
-/// What wiring found in its way.
-#[derive(Debug, Default, PartialEq, Eq)]
-pub struct Wired {
+/// A pair that has just been made: both ends down, nothing on them.
+#[derive(Debug)]
+pub struct Pair {
+    host_index: u32,
+    pod_index: u32,
     /// A link of another attachment that held the name, and what it is called now.
     pub moved_aside: Option<String>,
 }
 
-/// Makes the pod's link in both namespaces. What an earlier, unanswered try of the same attachment left
-/// behind is replaced; a failure undoes what was made.
-pub fn wire(link: &PodLink, host: &mut Netlink, host_ns: &Netns, pod: &mut Netlink) -> Result<Wired, WireError> {
-    let moved_aside = create(link, host, host_ns, pod)?;
-    configure(link, host, pod).inspect_err(|_| {
-        // The first error is the one to tell; a link that stays is found by DEL, by its MAC.
-        let _ = remove_by_mac(link.host_mac, &link.host_ifname, host);
-    })?;
-    Ok(Wired { moved_aside })
+/// Makes the pair. What an earlier, unanswered try of the same attachment left behind is replaced.
+pub fn create(link: &PodLink, host: &mut Netlink, host_ns: &Netns, pod: &mut Netlink) -> Result<Pair, WireError> {
+    let moved_aside = make_room_and_create(link, host, host_ns, pod)?;
+    let found = ends(link, pod);
+    let (pod_index, host_index) = found.inspect_err(|_| undo(link, host))?;
+    Ok(Pair { host_index, pod_index, moved_aside })
 }
 
-fn create(link: &PodLink, host: &mut Netlink, host_ns: &Netns, pod: &mut Netlink) -> Result<Option<String>, WireError> {
+/// Configures the pod's end. Nothing outside the pod can be reached by it yet.
+pub fn configure_inside(link: &PodLink, pair: &Pair, host: &mut Netlink, pod: &mut Netlink) -> Result<(), WireError> {
+    Ok(pod.apply(&link.pod_requests(pair.pod_index)).inspect_err(|_| undo(link, host))?)
+}
+
+/// Configures the host's end, which makes the address reachable. A route that another link holds stays
+/// there: an address has one owner.
+pub fn configure_outside(link: &PodLink, pair: &Pair, host: &mut Netlink) -> Result<(), WireError> {
+    let applied = host.apply(&link.host_requests(pair.host_index));
+    applied
+        .inspect_err(|_| undo(link, host))
+        .map_err(|error| if error.is(Errno::EEXIST) { WireError::AddressRouted(link.address) } else { error.into() })
+}
+
+/// Takes away what was made. The first error is the one to tell; a link that stays is found by DEL, by
+/// its MAC.
+pub fn undo(link: &PodLink, host: &mut Netlink) {
+    let _ = remove_by_mac(link.host_mac, &link.host_ifname, host);
+}
+
+fn make_room_and_create(
+    link: &PodLink,
+    host: &mut Netlink,
+    host_ns: &Netns,
+    pod: &mut Netlink,
+) -> Result<Option<String>, WireError> {
     let request = [Request::create_link(
         format!("create the pair {} / {}", link.pod_ifname, link.host_ifname),
         link.pair(host_ns),
@@ -118,22 +145,16 @@ fn move_aside(name: &str, host: &mut Netlink) -> Result<Option<String>, Error> {
     Ok(Some(aside))
 }
 
-fn configure(link: &PodLink, host: &mut Netlink, pod: &mut Netlink) -> Result<(), Error> {
+/// The indices of both ends: the pod's, the host's.
+fn ends(link: &PodLink, pod: &mut Netlink) -> Result<(u32, u32), Error> {
     let gone = |name: &str| Error::new(format!("look for link {name}"), Errno::ENODEV.into());
     let pod_end = pod.link(&link.pod_ifname)?.ok_or_else(|| gone(&link.pod_ifname))?;
     // IFLA_LINK of one end is the index of the other.
-    let host_index = pod_end
-        .attributes
-        .iter()
-        .find_map(|attribute| match attribute {
-            LinkAttribute::Link(index) => Some(*index),
-            _ => None,
-        })
-        .ok_or_else(|| gone(&link.host_ifname))?;
-    let pod_index = pod_end.header.index;
-    // The pod's end first: when the host's comes up the pair has carrier at once.
-    pod.apply(&link.pod_requests(pod_index))?;
-    host.apply(&link.host_requests(host_index))
+    let host_index = pod_end.attributes.iter().find_map(|attribute| match attribute {
+        LinkAttribute::Link(index) => Some(*index),
+        _ => None,
+    });
+    Ok((pod_end.header.index, host_index.ok_or_else(|| gone(&link.host_ifname))?))
 }
 
 impl PodLink {
@@ -187,7 +208,7 @@ impl PodLink {
                 format!("put the neighbour {address} on {name}"),
                 neighbour(index, address, self.pod_mac),
             ),
-            Request::put_route(format!("route {address} over {name}"), link_route(address, index)),
+            Request::add_route(format!("route {address} over {name}"), link_route(address, index)),
         ]
     }
 }

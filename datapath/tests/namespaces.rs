@@ -75,9 +75,13 @@ fn link(container: &str, name: &str) -> PodLink {
     }
 }
 
-fn wire(link: &PodLink, host: &Space, pod: &Space) -> Result<pod::Wired, WireError> {
+fn wire(link: &PodLink, host: &Space, pod: &Space) -> Result<pod::Pair, WireError> {
     let (host_ns, pod_ns) = (host.netns(), pod.netns());
-    pod::wire(link, &mut host_ns.netlink().unwrap(), &host_ns, &mut pod_ns.netlink().unwrap())
+    let (mut outside, mut inside) = (host_ns.netlink().unwrap(), pod_ns.netlink().unwrap());
+    let pair = pod::create(link, &mut outside, &host_ns, &mut inside)?;
+    pod::configure_inside(link, &pair, &mut outside, &mut inside)?;
+    pod::configure_outside(link, &pair, &mut outside)?;
+    Ok(pair)
 }
 
 fn snapshot(space: &Space) -> String {
@@ -119,7 +123,8 @@ fn names_that_are_taken() {
     let (host, old, new) = (Space::new(), Space::new(), Space::new());
     wire(&link("old", "eni0000000001a"), &host, &old).unwrap();
     // Another attachment's link has the name: it steps aside and stays.
-    let wired = wire(&link("new", "eni0000000001a"), &host, &new).unwrap();
+    let wired = wire(&PodLink { address: "10.0.1.21".parse().unwrap(), ..link("new", "eni0000000001a") }, &host, &new);
+    let wired = wired.unwrap();
     let aside = wired.moved_aside.unwrap();
     assert!(host.sh(&format!("ip link show {aside}")).contains(&identity::host_mac("enid", "old", "eth0").to_string()));
     // The container has an interface of that name: an error, and it stays as it was.
@@ -128,6 +133,12 @@ fn names_that_are_taken() {
     let refused = wire(&link("third", "eni0000000003c"), &host, &taken).unwrap_err();
     assert!(matches!(refused, WireError::InterfaceExists(_)), "{refused}");
     assert!(taken.sh("ip addr show eth0").contains("192.0.2.1"));
+    // A live pod's address is asked for by mistake: its route stays, and nothing of the second is left.
+    let second = Space::new();
+    let before = snapshot(&host);
+    let refused = wire(&link("fourth", "eni0000000004d"), &host, &second).unwrap_err();
+    assert!(matches!(refused, WireError::AddressRouted(_)), "{refused}");
+    assert_eq!(snapshot(&host), before);
     assert!(!host.run("ip link show eni0000000003c").0);
 }
 

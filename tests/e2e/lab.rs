@@ -97,3 +97,37 @@ fn a_killed_lab_leaves_nothing_and_a_live_name_is_refused() {
     assert!(!folder(&name).exists());
     assert_eq!(processes(&name), Vec::<String>::new());
 }
+
+#[test]
+fn a_localstack_that_does_not_start_is_one_sentence_and_leaves_nothing() {
+    for (python, words) in [("/none/such", "LocalStack is not installed"), ("/bin/false", "LocalStack ended at once")] {
+        let name = format!("broken{}", std::process::id());
+        let mut up = Command::new(program("vpclab").unwrap());
+        let output = up.args(["up", "--name", &name]).env("VPCLAB_PYTHON", python).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(!output.status.success());
+        assert!(said.contains(words) && said.trim().lines().count() == 1, "{said}");
+        assert!(!folder(&name).exists());
+        assert_eq!(processes(&name), Vec::<String>::new());
+    }
+}
+
+#[test]
+fn an_install_without_network_says_so() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let folder = std::env::temp_dir().join(format!("enid-install-{}", std::process::id()));
+    std::fs::create_dir_all(folder.join("localstack")).unwrap();
+    for file in ["install", "requirements.lock"] {
+        std::fs::copy(root.join("localstack").join(file), folder.join("localstack").join(file)).unwrap();
+    }
+    let nowhere = "http://127.0.0.1:9";
+    let output = Command::new(folder.join("localstack/install"))
+        .envs([("https_proxy", nowhere), ("HTTPS_PROXY", nowhere), ("PIP_RETRIES", "0"), ("PIP_NO_CACHE_DIR", "1")])
+        .envs([("PIP_INDEX_URL", "https://pypi.org/simple"), ("PIP_CONFIG_FILE", "/dev/null")])
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    std::fs::remove_dir_all(&folder).unwrap();
+    assert!(!output.status.success());
+    assert!(said.contains("cannot be fetched") && said.contains("PyPI"), "{said}");
+}

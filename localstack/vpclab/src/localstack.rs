@@ -64,11 +64,12 @@ pub fn pid(child: &Child) -> anyhow::Result<u32> {
     Ok(children.split_whitespace().next().and_then(|pid| pid.parse().ok()).unwrap_or(child.id()))
 }
 
+/// The Python that has LocalStack: `VPCLAB_PYTHON`, or what `localstack/install` made.
 fn python() -> anyhow::Result<PathBuf> {
-    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let python = here.join("../.venv/bin/python");
+    let installed = || Path::new(env!("CARGO_MANIFEST_DIR")).join("../.venv/bin/python");
+    let python = std::env::var_os("VPCLAB_PYTHON").map_or_else(installed, PathBuf::from);
     if !python.exists() {
-        bail!("LocalStack is not installed; `make tools` does that (localstack/install)");
+        bail!("LocalStack is not installed: there is no {}; `make tools` installs it", python.display());
     }
     Ok(python)
 }
