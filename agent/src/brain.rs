@@ -49,7 +49,7 @@ pub enum Answer {
     /// Whether the attachment is still its own.
     Verdict(bool),
     /// What was released.
-    Released(Option<std::net::Ipv4Addr>),
+    Released(Option<std::net::IpAddr>),
 }
 
 enum Message {
@@ -137,11 +137,18 @@ pub struct Brain {
     open: BTreeMap<Ticket, mpsc::UnboundedSender<Answer>>,
     kernel: Option<Kernel>,
     applied: Wanted,
+    /// The topology that `applied` was made from.
+    carried: Option<u64>,
     /// Set while something is expected that only metadata or the kernel can show.
     hurry: watch::Sender<bool>,
     ready: watch::Sender<bool>,
     /// The last obstacle that was logged.
     told: Option<Cause>,
+    /// What the store has refused so far, and in which words.
+    unwritten: Vec<Write>,
+    store_failure: Option<String>,
+    /// What the kernel refused last: told once.
+    kernel_failure: Option<String>,
 }
 
 /// What the brain is made of.
@@ -184,9 +191,13 @@ impl Brain {
             open: BTreeMap::new(),
             kernel: Some(Kernel::default()),
             applied: Wanted::default(),
+            carried: None,
             hurry,
             ready,
             told: None,
+            unwritten: Vec::new(),
+            store_failure: None,
+            kernel_failure: None,
         };
         (brain, handle, hurries, readiness)
     }
@@ -197,12 +208,11 @@ impl Brain {
         loop {
             let messages = self.wait().await;
             let mut effects = Vec::new();
-            if messages.is_empty() {
-                effects = self.core.step(now(), Event::Tick);
-            }
             for message in messages {
                 self.take(message, &mut effects);
             }
+            // The batch is complete: what it needs is ordered together.
+            effects.extend(self.core.step(now(), Event::Tick));
             self.perform(effects).await;
             self.carry().await;
             self.publish();
@@ -233,7 +243,11 @@ impl Brain {
             }
             Message::Open(ticket, sender) => drop(self.open.insert(ticket, sender)),
             Message::Lookup(key, reply) => drop(reply.send(self.core.lease(&key).cloned())),
-            Message::View(reply) => drop(reply.send(self.core.view(now()))),
+            Message::View(reply) => {
+                let mut view = self.core.view(now());
+                view.obstacle = self.obstacle();
+                drop(reply.send(view));
+            }
         }
     }
 
@@ -258,17 +272,32 @@ impl Brain {
         }
     }
 
-    async fn write(&self, writes: Vec<Write>) -> anyhow::Result<()> {
-        if writes.is_empty() {
+    /// Makes records durable, those first that could not be written before.
+    async fn write(&mut self, writes: Vec<Write>) -> anyhow::Result<()> {
+        self.unwritten.extend(writes);
+        if self.unwritten.is_empty() {
             return Ok(());
         }
         let store = self.store.clone();
-        tokio::task::spawn_blocking(move || store.write(&writes)).await?
+        let writes = std::mem::take(&mut self.unwritten);
+        let (writes, written) = tokio::task::spawn_blocking(move || {
+            let written = store.write(&writes);
+            (writes, written)
+        })
+        .await?;
+        match &written {
+            Ok(()) => self.store_failure = None,
+            Err(failure) => {
+                self.unwritten = writes;
+                self.store_failure = Some(format!("{failure:#}"));
+            }
+        }
+        written
     }
 
     /// The disk refused: whoever was offered an address hears that it is not theirs, and no call goes out.
     fn give_up(&mut self, failure: &str, offered: Vec<Ticket>, effects: Vec<Effect>) {
-        error!(failure, "the store cannot be written: requests are refused");
+        warn!(failure, "the store cannot be written: requests are refused");
         for ticket in offered {
             let refusal = Refusal::new(Cause::Internal, format!("the store cannot be written: {failure}"));
             self.answer(ticket, Answer::Refused(refusal));
@@ -276,7 +305,7 @@ impl Brain {
             tokio::spawn(async move { handle.tell(Event::Gone { ticket }).await });
         }
         for effect in effects {
-            let Effect::Call { id, call } = effect else {
+            let Effect::Call { id, call, .. } = effect else {
                 self.act(effect);
                 continue;
             };
@@ -290,9 +319,14 @@ impl Brain {
 
     /// Makes the kernel carry the ENIs before their addresses are answered.
     async fn carry(&mut self) {
-        let wanted = Wanted::new(self.core.carried(), &self.native, self.eni_mtu);
         let joining = self.joining();
+        if joining.is_empty() && self.carried == Some(self.core.topology()) {
+            return;
+        }
+        let topology = self.core.topology();
+        let wanted = Wanted::new(self.core.carried(), &self.native, self.eni_mtu);
         if (wanted == self.applied && joining.is_empty()) || self.core.carried().next().is_none() {
+            self.carried = Some(topology);
             return;
         }
         let Some(mut kernel) = self.kernel.take() else { return };
@@ -309,6 +343,7 @@ impl Brain {
         self.kernel = Some(kernel);
         match answer {
             Ok(applied) => {
+                self.kernel_failure = None;
                 for change in &applied.changes {
                     debug!(change, "kernel");
                 }
@@ -316,6 +351,7 @@ impl Brain {
                     debug!(reason, "kernel waits");
                 } else {
                     self.applied = wanted;
+                    self.carried = Some(topology);
                 }
                 let up = joining.into_iter().filter(|(_, slot)| applied.slots.contains(slot));
                 for (eni, slot) in up {
@@ -325,7 +361,13 @@ impl Brain {
                     self.perform(effects).await;
                 }
             }
-            Err(failure) => warn!("the kernel refused: {failure:#}"),
+            Err(failure) => {
+                let words = format!("{failure:#}");
+                if self.kernel_failure.as_ref() != Some(&words) {
+                    warn!("the kernel refused: {words}");
+                    self.kernel_failure = Some(words);
+                }
+            }
         }
     }
 
@@ -342,7 +384,8 @@ impl Brain {
             Effect::Refuse { ticket, refusal } => self.answer(ticket, Answer::Refused(refusal)),
             Effect::Verdict { ticket, mine } => self.answer(ticket, Answer::Verdict(mine)),
             Effect::Released { ticket, address } => self.answer(ticket, Answer::Released(address)),
-            Effect::Call { id, call } => {
+            Effect::Forget { .. } => {}
+            Effect::Call { id, call, .. } => {
                 let (ec2, handle, counters) = (self.ec2.clone(), self.handle.clone(), self.counters.clone());
                 info!(action = call.action(), "EC2 call");
                 self.elsewhere.spawn(async move {
@@ -363,10 +406,17 @@ impl Brain {
         }
     }
 
+    /// Why an ADD would fail now.
+    fn obstacle(&self) -> Option<Refusal> {
+        let of_store =
+            |failure: &String| Refusal::new(Cause::Internal, format!("the store cannot be written: {failure}"));
+        self.store_failure.as_ref().map(of_store).or_else(|| self.core.obstacle(now()))
+    }
+
     fn publish(&mut self) {
         let expects = self.core.expects_imds() || !self.joining().is_empty();
         self.hurry.send_if_modified(|hurry| std::mem::replace(hurry, expects) != expects);
-        let obstacle = self.core.obstacle(now());
+        let obstacle = self.obstacle();
         let ready = obstacle.is_none();
         self.ready.send_if_modified(|known| std::mem::replace(known, ready) != ready);
         let cause = obstacle.as_ref().map(|refusal| refusal.cause);
@@ -387,9 +437,9 @@ impl Brain {
             loop {
                 period.tick().await;
                 let Some(view) = handle.view().await else { return };
-                let keys: Vec<AttachmentKey> = view.leases.into_iter().map(|lease| lease.key).collect();
-                match tokio::task::spawn_blocking(move || kernel::wired(&keys)).await {
-                    Ok(Ok(seen)) => handle.tell(Event::Links { seen }).await,
+                let keys: Vec<AttachmentKey> = view.leases.keys().cloned().collect();
+                match tokio::task::spawn_blocking(move || kernel::listing(&keys)).await {
+                    Ok(Ok((seen, strangers))) => handle.tell(Event::Links { seen, strangers }).await,
                     Ok(Err(failure)) => warn!("cannot list the links: {failure:#}"),
                     Err(failure) => error!("the listing of links ended without an answer: {failure}"),
                 }

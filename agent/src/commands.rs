@@ -12,6 +12,9 @@ use tower::service_fn;
 
 use crate::{settings::Settings, sockets};
 
+/// Health's name for "an ADD would get an address".
+const CNI_SERVICE: &str = "enid.v1.Cni";
+
 /// Runs one of the reading commands.
 pub fn run(name: &str, settings: &Settings, as_json: bool) -> anyhow::Result<()> {
     let runtime =
@@ -57,8 +60,9 @@ pub fn run(name: &str, settings: &Settings, as_json: bool) -> anyhow::Result<()>
                 });
                 table(["POD", "CONTAINER", "INTERFACE", "ADDRESS", "ENI", "STATE", "HOST LINK"], rows)
             })?,
-            "health" => {
-                let answer = HealthClient::new(channel).check(HealthCheckRequest::default()).await?.into_inner();
+            "health" | "ready" => {
+                let service = if name == "ready" { CNI_SERVICE } else { "" }.to_owned();
+                let answer = HealthClient::new(channel).check(HealthCheckRequest { service }).await?.into_inner();
                 if answer.status() != ServingStatus::Serving {
                     bail!("the daemon answers {:?}", answer.status());
                 }

@@ -20,7 +20,7 @@ use crate::{
     clock,
     ec2::Ec2,
     imds::{Imds, Instance},
-    install, limits,
+    install, kernel, limits,
     metrics::{self, Counters},
     serve_cni::CniService,
     serve_debug::DebugService,
@@ -54,6 +54,14 @@ pub fn run(settings: Settings) -> anyhow::Result<()> {
 }
 
 async fn serve(settings: Settings, elsewhere: runtime::Handle) -> anyhow::Result<()> {
+    // All that can be wrong here is told before anything is changed.
+    let _claimed = sockets::claim(&settings.run_dir)?;
+    kernel::check_nft()?;
+    install::check_folder(&settings)?;
+    let metrics = match settings.metrics {
+        Some(address) => Some(metrics::bind(address)?),
+        None => None,
+    };
     install::drop_stale_conflist(&settings)?;
     let boot = store::boot_id()?;
     let (store, ledger) = Store::open(&settings.store_dir, &boot, clock::now(), settings.policy.rest_ms)?;
@@ -87,7 +95,6 @@ async fn serve(settings: Settings, elsewhere: runtime::Handle) -> anyhow::Result
     };
     let (brain, handle, hurries, readiness) = Brain::new(parts);
 
-    sockets::folder(&settings.run_dir)?;
     let cni = sockets::listen(&sockets::cni(&settings.run_dir))?;
     let debug = {
         let _entered = elsewhere.enter();
@@ -119,10 +126,10 @@ async fn serve(settings: Settings, elsewhere: runtime::Handle) -> anyhow::Result
         .add_service(health_service)
         .add_service(reflection)
         .serve_with_incoming(UnixListenerStream::new(debug));
-    let (metrics_address, asked) = (settings.metrics, handle.clone());
+    let asked = handle.clone();
     let metrics_server = async move {
-        match metrics_address {
-            Some(address) => metrics::serve(address, asked, counters).await,
+        match metrics {
+            Some(listener) => metrics::serve(listener, asked, counters).await,
             None => std::future::pending().await,
         }
     };

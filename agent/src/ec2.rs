@@ -2,16 +2,21 @@
 //!
 //! The one place that knows AWS error codes. Every answer is about this instance's ENIs only.
 
-use std::time::Duration;
+use std::{
+    net::IpAddr,
+    time::{Duration, SystemTime},
+};
 
 use aws_config::{BehaviorVersion, Region, retry::RetryConfig, timeout::TimeoutConfig};
 use aws_sdk_ec2::{
     Client,
-    error::{DisplayErrorContext, ProvideErrorMetadata, SdkError},
+    error::{ProvideErrorMetadata, SdkError},
     operation::RequestId,
     types::{Filter, NetworkInterface, NetworkInterfaceAttachmentChanges, ResourceType, Tag, TagSpecification},
 };
-use enid_ipamd::{AuditedEni, Call, CallError, Cause, Done, EniId, Limits};
+use aws_smithy_types::{DateTime, date_time::Format};
+use enid_ipamd::{AuditedEni, Call, CallError, Cause, Done, EniId, Kind, Limits, LooseEni, Order, Scope};
+use ipnet::IpNet;
 
 use crate::{imds::Instance, settings::Settings};
 
@@ -19,6 +24,13 @@ use crate::{imds::Instance, settings::Settings};
 const TAG_INSTANCE: &str = "node.k8s.amazonaws.com/instance_id";
 const TAG_CLUSTER: &str = "cluster.k8s.amazonaws.com/name";
 const TAG_NO_MANAGE: &str = "node.k8s.amazonaws.com/no_manage";
+const TAG_CREATED: &str = "node.k8s.amazonaws.com/createdAt";
+/// What descriptions of our kind's ENIs begin with; the instance's id follows.
+const DESCRIPTION: &str = "aws-K8S-";
+/// Our own: the client token of the creation, by which a later life finds what an earlier one had begun.
+const TAG_TOKEN: &str = "enid/token";
+/// An ENI younger than this may be on its way to its node.
+const LEAKED_AGE: Duration = Duration::from_secs(300);
 
 /// EC2 on behalf of one instance.
 #[derive(Clone, Debug)]
@@ -63,12 +75,18 @@ impl Ec2 {
             .send()
             .await
             .map_err(|error| classify(action, error))?;
-        let network = answer.instance_types().first().and_then(|found| found.network_info());
+        let found = answer.instance_types().first();
+        let network = found.and_then(|found| found.network_info());
+        // Prefixes need Nitro (Amazon EC2 User Guide, "Prefix delegation"); bare metal names no hypervisor.
+        let nitro = found.is_some_and(|found| {
+            found.bare_metal() == Some(true) || found.hypervisor().is_some_and(|kind| kind.as_str() == "nitro")
+        });
         let number = |value: Option<i32>| value.and_then(|value| u32::try_from(value).ok());
         let limits = network.and_then(|network| {
             Some(Limits {
                 enis: number(network.maximum_network_interfaces())?,
                 addresses_per_eni: number(network.ipv4_addresses_per_interface())?,
+                prefixes: nitro,
             })
         });
         limits.ok_or_else(|| odd(action, &format!("it does not know the instance type {}", self.instance.kind)))
@@ -78,13 +96,13 @@ impl Ec2 {
     pub async fn call(&self, call: &Call) -> Result<Done, CallError> {
         let action = call.action();
         match call {
-            Call::Audit { unattached } => self.audit(*unattached).await,
+            Call::Audit { scope } => self.audit(*scope).await,
             Call::Tag { eni } => {
                 let tags = self.tags.iter().map(|(key, value)| tag(key, value)).collect();
                 let sent = self.client.create_tags().resources(&eni.0).set_tags(Some(tags)).send().await;
                 sent.map(|_| Done::Fine).map_err(|error| classify(action, error))
             }
-            Call::Create { token, addresses } => self.create(token, *addresses).await,
+            Call::Create { token, order } => self.create(token, *order).await,
             Call::Attach { eni, device_index } => {
                 let request = self.client.attach_network_interface().network_interface_id(&eni.0);
                 let request = request.instance_id(&self.instance.id).device_index(signed(*device_index));
@@ -99,14 +117,9 @@ impl Ec2 {
                 let sent = request.attachment(change.build()).send().await;
                 sent.map(|_| Done::Fine).map_err(|error| classify(action, error))
             }
-            Call::Assign { eni, addresses } => {
-                let request = self.client.assign_private_ip_addresses().network_interface_id(&eni.0);
-                let request = request.secondary_private_ip_address_count(signed(*addresses));
-                let answer = request.send().await.map_err(|error| classify(action, error))?;
-                let assigned = answer.assigned_private_ip_addresses();
-                let addresses = assigned.iter().filter_map(|item| item.private_ip_address()?.parse().ok()).collect();
-                Ok(Done::Assigned { addresses })
-            }
+            Call::Assign { eni, order } => self.assign(eni, *order).await,
+            Call::Unassign { eni, blocks } => self.unassign(eni, blocks).await,
+            Call::FindLeaked => self.find_leaked().await,
             Call::Detach { attachment, .. } => {
                 let sent = self.client.detach_network_interface().attachment_id(attachment).send().await;
                 sent.map(|_| Done::Fine).map_err(|error| classify(action, error))
@@ -118,43 +131,120 @@ impl Ec2 {
         }
     }
 
-    async fn create(&self, token: &str, addresses: u32) -> Result<Done, CallError> {
+    async fn create(&self, token: &str, order: Order) -> Result<Done, CallError> {
         let action = "CreateNetworkInterface";
-        let tags = self.tags.iter().map(|(key, value)| tag(key, value)).collect();
+        let now = DateTime::from(SystemTime::now()).fmt(Format::DateTime).unwrap_or_default();
+        let own = [(TAG_TOKEN, token), (TAG_CREATED, now.as_str())];
+        let own = own.iter().map(|(key, value)| tag(key, value));
+        let tags = self.tags.iter().map(|(key, value)| tag(key, value)).chain(own).collect();
         let specification =
             TagSpecification::builder().resource_type(ResourceType::NetworkInterface).set_tags(Some(tags)).build();
-        let answer = self
+        let request = self
             .client
             .create_network_interface()
             .client_token(token)
-            .description(format!("aws-K8S-{}", self.instance.id))
+            .description(format!("{DESCRIPTION}{}", self.instance.id))
             .subnet_id(&self.instance.subnet_id)
             .set_groups(Some(self.instance.groups.clone()))
-            .secondary_private_ip_address_count(signed(addresses))
-            .tag_specifications(specification)
-            .send()
-            .await
-            .map_err(|error| classify(action, error))?;
-        let eni = answer.network_interface().and_then(|eni| eni.network_interface_id());
-        let eni = eni.ok_or_else(|| odd(action, "it names no ENI"))?;
-        Ok(Done::Created { eni: EniId(eni.to_owned()) })
+            .tag_specifications(specification);
+        let request = match order.kind {
+            Kind::Single => request.secondary_private_ip_address_count(signed(order.count)),
+            Kind::Prefix => request.ipv4_prefix_count(signed(order.count)),
+            Kind::V6Prefix => request.ipv6_prefix_count(signed(order.count)),
+        };
+        let answer = request.send().await.map_err(|error| classify(action, error))?;
+        let eni = answer.network_interface().ok_or_else(|| odd(action, "it describes no ENI"))?;
+        let id = eni.network_interface_id().ok_or_else(|| odd(action, "it names no ENI"))?;
+        Ok(Done::Created { eni: EniId(id.to_owned()), blocks: blocks(eni).collect() })
     }
 
-    async fn audit(&self, unattached: bool) -> Result<Done, CallError> {
-        let attached = self.describe("attachment.instance-id", &[]).await?;
-        let attached = attached.iter().filter_map(|eni| self.audited(eni)).collect();
-        let mut left = Vec::new();
-        if unattached {
-            let found = self.describe(&format!("tag:{TAG_INSTANCE}"), &[("status", "available")]).await?;
-            left = found.iter().filter_map(|eni| Some(EniId(eni.network_interface_id()?.to_owned()))).collect();
+    async fn assign(&self, eni: &EniId, order: Order) -> Result<Done, CallError> {
+        let count = signed(order.count);
+        if order.kind == Kind::V6Prefix {
+            let request = self.client.assign_ipv6_addresses().network_interface_id(&eni.0).ipv6_prefix_count(count);
+            let answer = request.send().await.map_err(|error| classify("AssignIpv6Addresses", error))?;
+            let blocks = answer.assigned_ipv6_prefixes().iter().filter_map(|net| net.parse().ok()).collect();
+            return Ok(Done::Assigned { blocks });
         }
-        Ok(Done::Audited { attached, unattached: left })
+        let request = self.client.assign_private_ip_addresses().network_interface_id(&eni.0);
+        let request = match order.kind {
+            Kind::Prefix => request.ipv4_prefix_count(count),
+            _ => request.secondary_private_ip_address_count(count),
+        };
+        let answer = request.send().await.map_err(|error| classify("AssignPrivateIpAddresses", error))?;
+        let singles =
+            answer.assigned_private_ip_addresses().iter().filter_map(|item| single(item.private_ip_address()?));
+        let prefixes = answer.assigned_ipv4_prefixes().iter().filter_map(|item| item.ipv4_prefix()?.parse().ok());
+        Ok(Done::Assigned { blocks: singles.chain(prefixes).collect() })
     }
 
-    /// Every ENI of which `filter` names this instance.
-    async fn describe(&self, filter: &str, more: &[(&str, &str)]) -> Result<Vec<NetworkInterface>, CallError> {
-        let mut request = self.client.describe_network_interfaces();
-        for (name, value) in [(filter, self.instance.id.as_str())].iter().chain(more) {
+    async fn unassign(&self, eni: &EniId, blocks: &[IpNet]) -> Result<Done, CallError> {
+        let v6: Vec<String> =
+            blocks.iter().filter(|net| matches!(net, IpNet::V6(_))).map(ToString::to_string).collect();
+        if !v6.is_empty() {
+            let request = self.client.unassign_ipv6_addresses().network_interface_id(&eni.0);
+            let sent = request.set_ipv6_prefixes(Some(v6)).send().await;
+            return sent.map(|_| Done::Fine).map_err(|error| classify("UnassignIpv6Addresses", error));
+        }
+        let (singles, prefixes): (Vec<&IpNet>, Vec<&IpNet>) = blocks.iter().partition(|net| net.prefix_len() == 32);
+        let singles: Vec<String> = singles.iter().map(|net| net.addr().to_string()).collect();
+        let prefixes: Vec<String> = prefixes.iter().map(ToString::to_string).collect();
+        let request = self.client.unassign_private_ip_addresses().network_interface_id(&eni.0);
+        let request = request.set_private_ip_addresses(Some(singles).filter(|list| !list.is_empty()));
+        let sent = request.set_ipv4_prefixes(Some(prefixes).filter(|list| !list.is_empty())).send().await;
+        sent.map(|_| Done::Fine).map_err(|error| classify("UnassignPrivateIpAddresses", error))
+    }
+
+    async fn audit(&self, scope: Scope) -> Result<Done, CallError> {
+        let filter = match scope {
+            Scope::Ours => format!("tag:{TAG_INSTANCE}"),
+            Scope::Attached => "attachment.instance-id".to_owned(),
+        };
+        let found = self.describe(&[(&filter, &self.instance.id)]).await?;
+        let here = |eni: &&NetworkInterface| {
+            let attachment = eni.attachment();
+            attachment.and_then(|it| it.instance_id()) == Some(self.instance.id.as_str())
+        };
+        let (attached, rest): (Vec<_>, Vec<_>) = found.iter().partition(here);
+        let loose = rest.into_iter().filter(|eni| eni.attachment().is_none_or(|it| it.attachment_id().is_none()));
+        let loose = loose.filter_map(|eni| {
+            Some(LooseEni {
+                id: EniId(eni.network_interface_id()?.to_owned()),
+                token: tag_value(eni, TAG_TOKEN).map(str::to_owned),
+            })
+        });
+        Ok(Done::Audited {
+            attached: attached.into_iter().filter_map(|eni| self.audited(eni)).collect(),
+            unattached: loose.collect(),
+        })
+    }
+
+    /// ENIs of this cluster, made by one of our kind minutes ago, that hang nowhere.
+    async fn find_leaked(&self) -> Result<Done, CallError> {
+        let Some((_, cluster)) = self.tags.iter().find(|(key, _)| key == TAG_CLUSTER) else {
+            return Ok(Done::Leaked { enis: Vec::new() });
+        };
+        let by_cluster = format!("tag:{TAG_CLUSTER}");
+        let filters = [
+            (by_cluster.as_str(), cluster.as_str()),
+            ("tag-key", TAG_INSTANCE),
+            ("status", "available"),
+            ("vpc-id", self.instance.vpc_id.as_str()),
+        ];
+        let found = self.describe(&filters).await?;
+        let old = |eni: &&NetworkInterface| {
+            let created = tag_value(eni, TAG_CREATED).and_then(|text| DateTime::from_str(text, Format::DateTime).ok());
+            let age = created.and_then(|at| SystemTime::now().duration_since(at.try_into().ok()?).ok());
+            let described = eni.description().is_some_and(|text| text.starts_with(DESCRIPTION));
+            described && age.is_some_and(|age| age > LEAKED_AGE)
+        };
+        let enis = found.iter().filter(old).filter_map(|eni| Some(EniId(eni.network_interface_id()?.to_owned())));
+        Ok(Done::Leaked { enis: enis.collect() })
+    }
+
+    async fn describe(&self, filters: &[(&str, &str)]) -> Result<Vec<NetworkInterface>, CallError> {
+        let mut request = self.client.describe_network_interfaces().max_results(1000);
+        for (name, value) in filters {
             request = request.filters(Filter::builder().name(*name).values(*value).build());
         }
         let pages = request.into_paginator().items().send().collect::<Result<Vec<_>, _>>().await;
@@ -162,16 +252,34 @@ impl Ec2 {
     }
 
     fn audited(&self, eni: &NetworkInterface) -> Option<AuditedEni> {
-        let value = |wanted: &str| eni.tag_set().iter().find(|tag| tag.key() == Some(wanted)).and_then(Tag::value);
         let attachment = eni.attachment();
         Some(AuditedEni {
             id: EniId(eni.network_interface_id()?.to_owned()),
-            ours: value(TAG_INSTANCE) == Some(self.instance.id.as_str()),
-            no_manage: value(TAG_NO_MANAGE) == Some("true"),
+            ours: tag_value(eni, TAG_INSTANCE) == Some(self.instance.id.as_str()),
+            no_manage: tag_value(eni, TAG_NO_MANAGE) == Some("true"),
             delete_on_termination: attachment.and_then(|it| it.delete_on_termination()).unwrap_or(false),
             attachment: attachment.and_then(|it| it.attachment_id()).unwrap_or_default().to_owned(),
+            token: tag_value(eni, TAG_TOKEN).map(str::to_owned),
+            blocks: blocks(eni).collect(),
         })
     }
+}
+
+fn tag_value<'a>(eni: &'a NetworkInterface, key: &str) -> Option<&'a str> {
+    eni.tag_set().iter().find(|tag| tag.key() == Some(key)).and_then(Tag::value)
+}
+
+/// The blocks on an ENI, its own address left out.
+fn blocks(eni: &NetworkInterface) -> impl Iterator<Item = IpNet> {
+    let singles = eni.private_ip_addresses().iter().filter(|item| item.primary() != Some(true));
+    let singles = singles.filter_map(|item| single(item.private_ip_address()?));
+    let prefixes = eni.ipv4_prefixes().iter().filter_map(|item| item.ipv4_prefix()?.parse().ok());
+    let v6 = eni.ipv6_prefixes().iter().filter_map(|item| item.ipv6_prefix()?.parse().ok());
+    singles.chain(prefixes).chain(v6)
+}
+
+fn single(address: &str) -> Option<IpNet> {
+    address.parse::<IpAddr>().ok().map(IpNet::from)
 }
 
 fn tag(key: &str, value: &str) -> Tag {
@@ -201,7 +309,7 @@ where
     let code = error.code().unwrap_or_default().to_owned();
     let words = match &error {
         SdkError::ServiceError(_) => format!("{code}: {}", error.message().unwrap_or("no further words")),
-        other => DisplayErrorContext(other).to_string(),
+        other => last_cause(other),
     };
     let cause = match &error {
         SdkError::ServiceError(answer) if answer.raw().status().is_server_error() && code.is_empty() => {
@@ -216,10 +324,20 @@ where
     CallError { cause, message: format!("{action} {verb}: {words}"), request_id, not_found }
 }
 
+/// The innermost error is the one that says what happened: "Connection refused", not how it was passed on.
+fn last_cause(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut last = error;
+    while let Some(source) = last.source() {
+        last = source;
+    }
+    last.to_string()
+}
+
 /// EC2's codes (Amazon EC2 API Reference, "Error codes"), sorted by what can be done about them.
 fn cause_of(code: &str) -> Cause {
     match code {
-        "InsufficientFreeAddressesInSubnet" | "InsufficientCidrBlocks" => Cause::SubnetFull,
+        "InsufficientFreeAddressesInSubnet" => Cause::SubnetFull,
+        "InsufficientCidrBlocks" => Cause::NoPrefix,
         "RequestLimitExceeded" | "Throttling" | "ThrottlingException" | "RequestThrottled" => Cause::Throttled,
         "UnauthorizedOperation" | "AuthFailure" | "AccessDenied" | "AccessDeniedException" | "OptInRequired" => {
             Cause::Denied
@@ -238,6 +356,7 @@ mod tests {
     fn codes_are_sorted_once() {
         let rows = [
             ("InsufficientFreeAddressesInSubnet", Cause::SubnetFull),
+            ("InsufficientCidrBlocks", Cause::NoPrefix),
             ("RequestLimitExceeded", Cause::Throttled),
             ("UnauthorizedOperation", Cause::Denied),
             ("PrivateIpAddressLimitExceeded", Cause::EniLimit),

@@ -1,13 +1,17 @@
 //! Instance metadata (IMDSv2), through the SDK's own client: tokens and
 //! AWS_EC2_METADATA_SERVICE_ENDPOINT are its business.
 
-use std::{collections::BTreeSet, net::Ipv4Addr, time::Duration};
+use std::{
+    collections::BTreeSet,
+    net::{IpAddr, Ipv4Addr},
+    time::Duration,
+};
 
 use anyhow::{Context, bail};
 use aws_config::imds::client::{Client, error::ImdsError};
 use enid_datapath::Mac;
 use enid_ipamd::{EniFacts, EniId};
-use ipnet::Ipv4Net;
+use ipnet::{IpNet, Ipv4Net};
 
 /// What does not change while the instance lives.
 #[derive(Clone, Debug)]
@@ -20,6 +24,8 @@ pub struct Instance {
     pub region: String,
     /// Subnet of the primary ENI, where new ENIs go.
     pub subnet_id: String,
+    /// The VPC.
+    pub vpc_id: String,
     /// Security groups of the primary ENI.
     pub groups: Vec<String>,
     /// The VPC's IPv4 CIDRs.
@@ -56,6 +62,7 @@ impl Imds {
             kind: self.get("instance-type").await?,
             region: region.to_owned(),
             subnet_id: self.get(&format!("{primary}/subnet-id")).await?,
+            vpc_id: self.get(&format!("{primary}/vpc-id")).await?,
             groups: lines(&self.get(&format!("{primary}/security-group-ids")).await?),
             vpc_cidrs: self.parsed_lines(&format!("{primary}/vpc-ipv4-cidr-blocks")).await?,
         })
@@ -83,6 +90,9 @@ impl Imds {
         let Some(primary) = addresses.next() else { return Ok(None) };
         let subnet: Ipv4Net =
             parse("subnet-ipv4-cidr-block", &self.get(&format!("{base}/subnet-ipv4-cidr-block")).await?)?;
+        // 404 means that it has none.
+        let prefixes = self.find(&format!("{base}/ipv4-prefix")).await?.unwrap_or_default();
+        let prefixes = parse_lines::<Ipv4Net>("ipv4-prefix", &prefixes)?.into_iter().map(|net| IpNet::V4(net.trunc()));
         let mac: Mac = mac.parse().map_err(anyhow::Error::msg)?;
         Ok(Some(EniFacts {
             id: EniId(id),
@@ -96,7 +106,7 @@ impl Imds {
             primary: Ipv4Net::new(primary, subnet.prefix_len())
                 .context("subnet-ipv4-cidr-block has no valid length")?,
             subnet_id: self.get(&format!("{base}/subnet-id")).await?,
-            addresses: addresses.collect::<BTreeSet<_>>(),
+            blocks: addresses.map(|address| IpNet::from(IpAddr::V4(address))).chain(prefixes).collect::<BTreeSet<_>>(),
         }))
     }
 

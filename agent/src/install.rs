@@ -42,6 +42,17 @@ fn find_plugin() -> anyhow::Result<PathBuf> {
     found.cloned().with_context(|| format!("the plugin is neither {} nor {}", places[0].display(), places[1].display()))
 }
 
+/// Whether the configuration can be written when its time comes.
+pub fn check_folder(settings: &Settings) -> anyhow::Result<()> {
+    let probe = settings.conf_dir.join(".enid-probe");
+    let can_write = || {
+        fs::create_dir_all(&settings.conf_dir)?;
+        fs::write(&probe, "")?;
+        fs::remove_file(&probe)
+    };
+    can_write().with_context(|| format!("cannot write to {} (HOST_CNI_CONFDIR_PATH)", settings.conf_dir.display()))
+}
+
 /// Takes away a configuration that another boot left.
 pub fn drop_stale_conflist(settings: &Settings) -> anyhow::Result<()> {
     let path = settings.conf_dir.join(CONFLIST);

@@ -7,6 +7,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
     io::Write,
+    net::IpAddr,
     process::{Command, Stdio},
 };
 
@@ -17,7 +18,7 @@ use enid_datapath::{
     ruleset::Ruleset,
 };
 use enid_ipamd::{AttachmentKey, Eni};
-use ipnet::Ipv4Net;
+use ipnet::{IpNet, Ipv4Net};
 
 /// What host and table should carry.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -35,7 +36,8 @@ impl Wanted {
             let facts = &eni.facts;
             let table = if slot == 0 { 254 } else { marks::route_table(facts.device_index, facts.card) };
             wanted.enis.push(EniNet { slot, mac: Mac(facts.mac), primary: facts.primary, table, mtu });
-            wanted.owner.insert(slot, facts.addresses.iter().map(|address| Ipv4Net::from(*address)).collect());
+            let v4 = eni.blocks.iter().filter_map(|net| if let IpNet::V4(net) = net { Some(*net) } else { None });
+            wanted.owner.insert(slot, v4.collect());
         }
         wanted
     }
@@ -86,7 +88,7 @@ impl Kernel {
             self.digest = table_digest();
         }
         if self.digest.as_deref() != Some(digest.as_str()) {
-            nft(&ruleset.transaction())?;
+            nft(&ruleset.transaction(unheld()))?;
             changes.push("replace the table ip enid".to_owned());
             self.digest = Some(digest);
         }
@@ -110,11 +112,25 @@ fn ruleset(wanted: &Wanted, here: &[EniNet], found: &Found) -> Option<Ruleset> {
     })
 }
 
+/// What our counter has come to: packets, bytes.
+fn unheld() -> (u64, u64) {
+    let listed = Command::new("nft").args(["list", "counter", "ip", "enid", "unheld"]).stderr(Stdio::null()).output();
+    let text = listed.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default();
+    let number = |name: &str| text.split(name).nth(1)?.split_whitespace().next()?.parse().ok();
+    (number("packets").unwrap_or(0), number("bytes").unwrap_or(0))
+}
+
 /// What the comment of the kernel's table says, if there is one. Only our own table is listed.
 fn table_digest() -> Option<String> {
     let listed = Command::new("nft").args(["list", "table", "ip", "enid"]).stderr(Stdio::null()).output().ok()?;
     let text = String::from_utf8_lossy(&listed.stdout).into_owned();
     text.split("comment \"").nth(1)?.split('"').next().map(str::to_owned)
+}
+
+/// Whether the one program we run is there.
+pub fn check_nft() -> anyhow::Result<()> {
+    let found = Command::new("nft").arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status();
+    found.map(drop).context("cannot run nft, the program of the nftables package")
 }
 
 fn nft(transaction: &str) -> anyhow::Result<()> {
@@ -145,12 +161,18 @@ fn ensure_sysctl(key: &str, value: &str, changes: &mut Vec<String>) -> anyhow::R
     Ok(())
 }
 
-/// The attachments among these whose link stands, from one complete listing.
-pub fn wired(keys: &[AttachmentKey]) -> anyhow::Result<Vec<AttachmentKey>> {
-    let links = node::pod_links(&Netlink::open()?.links()?);
-    let macs: BTreeSet<Mac> = links.into_iter().map(|(mac, ..)| mac).collect();
-    let stands = |key: &&AttachmentKey| macs.contains(&identity::host_mac(&key.network, &key.container, &key.ifname));
-    Ok(keys.iter().filter(stands).cloned().collect())
+/// One complete listing: the attachments among these whose link stands, and the addresses that are routed
+/// over pods' links of no such attachment.
+pub fn listing(keys: &[AttachmentKey]) -> anyhow::Result<(Vec<AttachmentKey>, Vec<IpAddr>)> {
+    let mut netlink = Netlink::open()?;
+    let links = netlink.links()?;
+    let by_mac: BTreeMap<Mac, &AttachmentKey> =
+        keys.iter().map(|key| (identity::host_mac(&key.network, &key.container, &key.ifname), key)).collect();
+    let (known, strange): (Vec<_>, Vec<_>) =
+        node::pod_links(&links).into_iter().partition(|link| by_mac.contains_key(&link.mac));
+    let seen = known.iter().filter_map(|link| by_mac.get(&link.mac).map(|key| (*key).clone())).collect();
+    let strangers = if strange.is_empty() { Vec::new() } else { node::routed_over(&strange, &netlink.routes()?) };
+    Ok((seen, strangers))
 }
 
 /// Whether the link of this name is the attachment's.

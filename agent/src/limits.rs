@@ -26,5 +26,6 @@ const TABLE: [(&str, u32, u32); 16] = [
 /// The built-in figure for a type.
 pub fn built_in(kind: &str) -> Option<Limits> {
     let (_, enis, addresses_per_eni) = *TABLE.iter().find(|(name, ..)| *name == kind)?;
-    Some(Limits { enis, addresses_per_eni })
+    // All of the table are Nitro types but the oldest.
+    Some(Limits { enis, addresses_per_eni, prefixes: true })
 }

@@ -18,7 +18,7 @@ mod store;
 
 use std::process::ExitCode;
 
-use clap::{Arg, ArgMatches, Command};
+use clap::{Arg, ArgAction, ArgMatches, Command};
 
 use crate::settings::{SETTINGS, Settings};
 
@@ -42,7 +42,11 @@ fn run(matches: &ArgMatches) -> anyhow::Result<()> {
     match name {
         "agent" => daemon::run(settings),
         "init" => install::plugin(&settings),
-        _ => commands::run(name, &settings, matches.get_one::<String>("output").is_some_and(|output| output == "json")),
+        _ => {
+            let as_json = matches.get_one::<String>("output").is_some_and(|output| output == "json");
+            let ready = name == "health" && matches.get_flag("ready");
+            commands::run(if ready { "ready" } else { name }, &settings, as_json)
+        }
     }
 }
 
@@ -76,5 +80,12 @@ fn cli() -> Command {
         .subcommand(reading("status", "The node, its pool, and what it waits for"))
         .subcommand(reading("enis", "The ENIs of this node"))
         .subcommand(reading("pods", "The pods and their addresses"))
-        .subcommand(reading("health", "Exit 0 while the daemon serves"))
+        .subcommand(
+            reading("health", "Exit 0 while the daemon serves").arg(
+                Arg::new("ready")
+                    .long("ready")
+                    .action(ArgAction::SetTrue)
+                    .help("Exit 0 only while an ADD would get an address"),
+            ),
+        )
 }

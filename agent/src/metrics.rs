@@ -1,11 +1,15 @@
 //! `/metrics`: the peer's names and meanings. Gauges are read from the core's state when asked; only
 //! what happens is counted here.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    net::{SocketAddr, TcpListener},
+    sync::Arc,
+    time::Duration,
+};
 
 use anyhow::Context;
 use axum::{Router, http::StatusCode, routing::get};
-use enid_ipamd::{CallError, View};
+use enid_ipamd::{CallError, Cause, View};
 use prometheus::{
     Encoder, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
 };
@@ -62,12 +66,12 @@ impl Counters {
     }
 
     /// An ADD was answered: with an address, or refused for a cause.
-    pub fn add(&self, took: Duration, cause: Option<&str>) {
+    pub fn add(&self, took: Duration, cause: Option<Cause>) {
         self.add_requests.inc();
-        if cause.is_some() {
+        if cause.is_some_and(|cause| !matches!(cause, Cause::Superseded | Cause::Internal)) {
             self.no_address.inc();
         }
-        self.add_seconds.with_label_values(&[cause.unwrap_or("offered")]).observe(took.as_secs_f64());
+        self.add_seconds.with_label_values(&[cause.map_or("wired", Cause::name)]).observe(took.as_secs_f64());
     }
 
     /// A DEL came.
@@ -87,28 +91,29 @@ impl Counters {
     /// All of it as text.
     fn text(&self, view: &View) -> anyhow::Result<String> {
         let gauges = Registry::new();
-        let gauge = |name: &str, help: &str, value: usize| -> anyhow::Result<()> {
+        let gauge = |name: &str, help: &str, value: u64| -> anyhow::Result<()> {
             let gauge = IntGauge::new(name, help)?;
             gauge.set(i64::try_from(value)?);
             Ok(gauges.register(Box::new(gauge))?)
         };
-        let number = |value: u32| usize::try_from(value).unwrap_or(usize::MAX);
-        gauge("awscni_eni_max", "ENIs this node may have", number(view.eni_max))?;
-        gauge("awscni_ip_max", "Addresses for pods this node could hold", number(view.address_max))?;
-        gauge("awscni_eni_allocated", "ENIs of this node", view.enis.len())?;
-        gauge("awscni_total_ip_addresses", "Addresses held for pods", number(view.counts.total))?;
-        gauge("awscni_assigned_ip_addresses", "Addresses in the hands of pods", number(view.assigned))?;
-        gauge("awscni_total_ipv4_prefixes", "IPv4 prefixes held", 0)?;
-        gauge("enid_resting_ip_addresses", "Addresses that rest after use", number(view.resting))?;
-        gauge("enid_waiting_adds", "ADD requests that wait for an address", number(view.counts.waiting))?;
+        let length = |value: usize| u64::try_from(value).unwrap_or(u64::MAX);
+        let counts = view.counts;
+        gauge("awscni_eni_max", "ENIs this node may have", u64::from(view.eni_max))?;
+        gauge("awscni_ip_max", "Addresses for pods this node could hold", view.address_max)?;
+        gauge("awscni_eni_allocated", "ENIs of this node", length(view.enis.len()))?;
+        gauge("awscni_total_ip_addresses", "Addresses held for pods", counts.total)?;
+        gauge("awscni_assigned_ip_addresses", "Addresses in the hands of pods", counts.held)?;
+        gauge("awscni_total_ipv4_prefixes", "IPv4 prefixes held", counts.prefixes)?;
+        gauge("enid_resting_ip_addresses", "Addresses that rest after use", counts.resting)?;
+        gauge("enid_waiting_adds", "ADD requests that wait for an address", counts.waiting)?;
         gauge(
             "enid_invariants_broken",
             "Steps refused because they would have broken an invariant",
-            view.broken.len(),
+            length(view.broken.len()),
         )?;
         let per_eni = IntGaugeVec::new(Opts::new("awscni_assigned_ip_per_eni", "Addresses given, by ENI"), &["eni"])?;
-        for eni in &view.enis {
-            per_eni.with_label_values(&[eni.eni.facts.id.0.as_str()]).set(i64::from(eni.assigned));
+        for (id, eni) in &view.enis {
+            per_eni.with_label_values(&[id.0.as_str()]).set(i64::try_from(eni.sums.held)?);
         }
         gauges.register(Box::new(per_eni))?;
         let mut text = Vec::new();
@@ -122,11 +127,19 @@ fn vec(labels: &[&str], name: &str, help: &str) -> prometheus::Result<IntCounter
     IntCounterVec::new(Opts::new(name, help), labels)
 }
 
+/// Takes the address.
+pub fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
+    let bind = || {
+        let listener = TcpListener::bind(address)?;
+        listener.set_nonblocking(true)?;
+        Ok::<_, std::io::Error>(listener)
+    };
+    bind().with_context(|| format!("cannot serve metrics on {address} (ENID_METRICS_ADDRESS)"))
+}
+
 /// Serves until the task is dropped.
-pub async fn serve(address: SocketAddr, handle: Handle, counters: Arc<Counters>) -> anyhow::Result<()> {
-    let listener = tokio::net::TcpListener::bind(address)
-        .await
-        .with_context(|| format!("cannot serve metrics on {address} (ENID_METRICS_ADDRESS)"))?;
+pub async fn serve(listener: TcpListener, handle: Handle, counters: Arc<Counters>) -> anyhow::Result<()> {
+    let listener = tokio::net::TcpListener::from_std(listener).context("cannot serve metrics")?;
     let answer = move || {
         let (handle, counters) = (handle.clone(), counters.clone());
         async move {

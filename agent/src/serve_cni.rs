@@ -7,7 +7,7 @@ use enid_api::v1::{
     attach_reply::Step as Reply, attach_request::Step as Said, cni_server::Cni,
 };
 use enid_datapath::{identity, marks};
-use enid_ipamd::{AttachmentKey, Event, Lease, PodRef, Refusal};
+use enid_ipamd::{AttachmentKey, Cause, Event, Lease, PodRef, Refusal};
 use tokio_stream::Stream;
 use tonic::{Request, Response, Status, Streaming};
 use tracing::{info, warn};
@@ -52,14 +52,13 @@ impl Cni for CniService {
             let lease = match answered(&mut under_way, &mut said).await? {
                 Answer::Offer(lease) => lease,
                 Answer::Refused(refusal) => {
-                    counters.add(started.elapsed(), Some(refusal.cause.name()));
+                    counters.add(started.elapsed(), Some(refusal.cause));
                     warn!(container = key.container, cause = %refusal.cause, "ADD refused: {}", refusal.message);
                     yield reply(refused(refusal));
                     return;
                 }
                 _ => Err(Status::internal("an answer to another question"))?,
             };
-            counters.add(started.elapsed(), None);
             yield reply(Reply::Offer(offer(&key, &lease, mtu, &prefix)));
             let Some(Said::Wired(wired)) = said.message().await?.and_then(|message| message.step) else {
                 return; // the plugin gave up; the request's end tells the brain
@@ -70,11 +69,13 @@ impl Cni for CniService {
             let mine = match under_way.answer().await {
                 Some(Answer::Verdict(mine)) => mine,
                 Some(Answer::Refused(refusal)) => {
+                    counters.add(started.elapsed(), Some(refusal.cause));
                     yield reply(refused(refusal)); // the lease could not be written down
                     return;
                 }
                 _ => false,
             };
+            counters.add(started.elapsed(), (!mine).then_some(Cause::Superseded));
             let pod = lease.pod.map(|pod| format!("{}/{}", pod.namespace, pod.name)).unwrap_or_default();
             let took_ms = started.elapsed().as_secs_f64() * 1000.0;
             info!(pod, container = key.container, address = %lease.address, eni = %lease.eni, mine, took_ms, "ADD");

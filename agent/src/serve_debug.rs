@@ -40,7 +40,9 @@ impl Debug for DebugService {
             Some(refusal) => (refusal.cause.to_string(), refusal.message.clone()),
             None => Default::default(),
         };
-        let pause = view.pause.as_ref().filter(|(until, _)| *until > view.now);
+        let pause = view.pauses.iter().filter(|(_, until, _)| *until > view.now).max_by_key(|(_, until, _)| *until);
+        let number = |value: u64| u32::try_from(value).unwrap_or(u32::MAX);
+        let counts = view.counts;
         Ok(Response::new(Pool {
             node: self.node.clone(),
             instance_id: self.instance.id.clone(),
@@ -50,22 +52,24 @@ impl Debug for DebugService {
             cause_message,
             enis: u32::try_from(view.enis.len()).unwrap_or(u32::MAX),
             eni_max: view.eni_max,
-            total: view.counts.total,
-            assigned: view.assigned,
-            resting: view.resting,
-            available: view.counts.available,
-            waiting: view.counts.waiting,
+            total: number(counts.total),
+            assigned: number(counts.held),
+            resting: number(counts.resting),
+            available: number(counts.available),
+            waiting: number(counts.waiting),
+            prefixes: number(counts.prefixes),
             calls: view.calls.iter().map(|action| (*action).to_owned()).collect(),
-            pause: pause.map(|(_, refusal)| refusal.message.clone()).unwrap_or_default(),
-            pause_ms: pause.map_or(0, |(until, _)| since(&view, *until)),
+            pause: pause.map(|(.., refusal)| refusal.message.clone()).unwrap_or_default(),
+            pause_ms: pause.map_or(0, |(_, until, _)| since(&view, *until)),
             version: env!("CARGO_PKG_VERSION").to_owned(),
         }))
     }
 
     async fn list_enis(&self, _: Request<ListEnisRequest>) -> Result<Response<ListEnisResponse>, Status> {
-        let enis = self.view().await?.enis.into_iter().map(|view| {
-            let facts = &view.eni.facts;
-            let slot = view.eni.slot.unwrap_or_default();
+        let enis = self.view().await?.enis.into_iter().map(|(_, eni)| {
+            let facts = &eni.facts;
+            let slot = eni.slot.unwrap_or_default();
+            let number = |value: u64| u32::try_from(value).unwrap_or(u32::MAX);
             Eni {
                 id: facts.id.0.clone(),
                 mac: Mac(facts.mac).to_string(),
@@ -73,9 +77,10 @@ impl Debug for DebugService {
                 slot,
                 primary_address: facts.primary.addr().to_string(),
                 subnet_id: facts.subnet_id.clone(),
-                state: state(view.eni.state).to_owned(),
-                addresses: u32::try_from(facts.addresses.len()).unwrap_or(u32::MAX),
-                assigned: view.assigned,
+                state: state(&eni).to_owned(),
+                addresses: number(eni.sums.total),
+                assigned: number(eni.sums.held),
+                blocks: eni.blocks.iter().map(ToString::to_string).collect(),
                 route_table: if slot == 0 { 254 } else { marks::route_table(facts.device_index, facts.card) },
             }
         });
@@ -87,30 +92,32 @@ impl Debug for DebugService {
         _: Request<ListAddressesRequest>,
     ) -> Result<Response<ListAddressesResponse>, Status> {
         let view = self.view().await?;
-        let addresses = view.addresses.iter().map(|seen| {
+        let addresses = view.addresses().into_iter().map(|seen| {
             let (state, rests_ms) = match seen.state {
                 AddressState::Assigned => ("assigned", 0),
                 AddressState::Resting(until) => ("resting", since(&view, until)),
                 AddressState::Available => ("available", 0),
+                AddressState::Withheld => ("withheld", 0),
             };
-            Address { address: seen.address.to_string(), eni: seen.eni.clone(), state: state.to_owned(), rests_ms }
+            let (address, block) = (seen.address.to_string(), seen.block.to_string());
+            Address { address, eni: seen.eni.0, state: state.to_owned(), rests_ms, block }
         });
         Ok(Response::new(ListAddressesResponse { addresses: addresses.collect() }))
     }
 
     async fn list_leases(&self, _: Request<ListLeasesRequest>) -> Result<Response<ListLeasesResponse>, Status> {
-        let leases = self.view().await?.leases.into_iter().map(|view| {
-            let host_ifname = host_ifname(&view.key, &view.lease, &self.veth_prefix);
-            let (pod_namespace, pod_name) = view.lease.pod.map(|pod| (pod.namespace, pod.name)).unwrap_or_default();
+        let leases = self.view().await?.leases.into_iter().map(|(key, lease)| {
+            let host_ifname = host_ifname(&key, &lease, &self.veth_prefix);
+            let (pod_namespace, pod_name) = lease.pod.map(|pod| (pod.namespace, pod.name)).unwrap_or_default();
             Lease {
-                network: view.key.network,
-                container: view.key.container,
-                ifname: view.key.ifname,
+                network: key.network,
+                container: key.container,
+                ifname: key.ifname,
                 pod_namespace,
                 pod_name,
-                address: view.lease.address.to_string(),
-                eni: view.lease.eni.0,
-                state: if view.lease.wired { "wired" } else { "reserved" }.to_owned(),
+                address: lease.address.to_string(),
+                eni: lease.eni.0,
+                state: if lease.wired { "wired" } else { "reserved" }.to_owned(),
                 host_ifname,
             }
         });
@@ -118,11 +125,13 @@ impl Debug for DebugService {
     }
 }
 
-fn state(state: EniState) -> &'static str {
-    match state {
+fn state(eni: &enid_ipamd::Eni) -> &'static str {
+    match eni.state {
+        _ if eni.doubted => "doubted",
         EniState::Unknown => "unknown",
         EniState::Joining => "joining",
         EniState::Ready => "ready",
+        EniState::Leaving(_) => "leaving",
         EniState::Foreign => "foreign",
     }
 }

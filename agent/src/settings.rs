@@ -5,8 +5,9 @@
 
 use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, str::FromStr, time::Duration};
 
-use enid_ipamd::Policy;
+use enid_ipamd::{Kind, Policy, Provisioning, Target};
 use ipnet::Ipv4Net;
+use tonic::transport::Uri;
 
 /// One setting.
 pub struct Setting {
@@ -29,14 +30,20 @@ macro_rules! settings {
 }
 
 settings! {
-    "WARM_ENI_TARGET" "warm-eni-target" "1" "Whole free ENIs' worth of addresses to hold";
-    "WARM_IP_TARGET" "warm-ip-target" "" "Free addresses to hold; switches WARM_ENI_TARGET off";
-    "MINIMUM_IP_TARGET" "minimum-ip-target" "" "Addresses to hold at least, free or not; switches WARM_ENI_TARGET off";
-    "MAX_ENI" "max-eni" "" "ENIs at most, below the instance type's own limit";
+    "WARM_ENI_TARGET" "warm-eni-target" "" "Whole free ENIs' worth of addresses to hold; with no target set, the daemon learns its own";
+    "WARM_IP_TARGET" "warm-ip-target" "" "Free addresses to hold; switches WARM_ENI_TARGET and WARM_PREFIX_TARGET off";
+    "MINIMUM_IP_TARGET" "minimum-ip-target" "" "Addresses to hold at least, free or not; switches the same two off";
+    "WARM_PREFIX_TARGET" "warm-prefix-target" "" "Free /28s to hold with ENABLE_PREFIX_DELEGATION";
+    "ENABLE_PREFIX_DELEGATION" "prefix-delegation" "false" "Ask for /28s; single addresses where the type or the subnet has none";
+    "MAX_ENI" "max-eni" "" "ENIs at most, below the instance type's own limit; 0 is no limit";
     "MAX_PODS" "max-pods" "" "Pods that fit on the node: never more addresses held ahead than that";
     "IP_COOLDOWN_PERIOD" "ip-cooldown-period" "30" "Seconds an address rests after use";
     "MANAGE_UNTAGGED_ENI" "manage-untagged-eni" "true" "Adopt attached ENIs that carry no tag of ours";
-    "CLUSTER_NAME" "cluster-name" "" "Tag on ENIs: which cluster they belong to";
+    "DISABLE_NETWORK_RESOURCE_PROVISIONING" "disable-provisioning" "false" "Neither create, change nor give back anything in EC2";
+    "ENABLE_IMDS_ONLY_MODE" "imds-only" "false" "Do not ask EC2 at all; implies the previous one";
+    "DISABLE_LEAKED_ENI_CLEANUP" "disable-leaked-eni-cleanup" "false" "Leave ENIs alone that other nodes of the cluster have lost";
+    "AWS_MANAGE_ENIS_NON_SCHEDULABLE" "manage-cordoned" "false" "Keep a pool ahead on a cordoned node too";
+    "CLUSTER_NAME" "cluster-name" "" "Tag on ENIs: which cluster they belong to; lost ENIs are looked for only with it";
     "ADDITIONAL_ENI_TAGS" "additional-eni-tags" "{}" "JSON object of further tags on new ENIs";
     "AWS_VPC_ENI_MTU" "eni-mtu" "9001" "MTU of ENIs, bytes, 576 to 9001";
     "POD_MTU" "pod-mtu" "" "MTU of pods, bytes, 576 to 9001; as the ENIs' if not set";
@@ -104,13 +111,22 @@ impl Settings {
         let eni_mtu = read.number("AWS_VPC_ENI_MTU", 576, 9001).unwrap_or(9001);
         let settings = Settings {
             policy: Policy {
-                warm_enis: read.number("WARM_ENI_TARGET", 0, 1000).unwrap_or(1),
-                warm_addresses: read.number("WARM_IP_TARGET", 0, 100_000).unwrap_or(0),
-                minimum_addresses: read.number("MINIMUM_IP_TARGET", 0, 100_000).unwrap_or(0),
+                target: read.target(),
+                kind: if read.switch("ENABLE_PREFIX_DELEGATION") { Kind::Prefix } else { Kind::Single },
                 max_enis: read.number("MAX_ENI", 0, 1000),
                 max_pods: read.number("MAX_PODS", 1, 100_000),
                 rest_ms: u64::from(read.number("IP_COOLDOWN_PERIOD", 0, 86_400).unwrap_or(30)) * 1000,
                 manage_untagged: read.switch("MANAGE_UNTAGGED_ENI"),
+                provisioning: match (
+                    read.switch("ENABLE_IMDS_ONLY_MODE"),
+                    read.switch("DISABLE_NETWORK_RESOURCE_PROVISIONING"),
+                ) {
+                    (true, _) => Provisioning::ImdsOnly,
+                    (_, true) => Provisioning::Off,
+                    _ => Provisioning::On,
+                },
+                clean_leaked: !read.switch("DISABLE_LEAKED_ENI_CLEANUP") && read.text("CLUSTER_NAME").is_some(),
+                manage_cordoned: read.switch("AWS_MANAGE_ENIS_NON_SCHEDULABLE"),
             },
             extra_tags: read.tags("ADDITIONAL_ENI_TAGS"),
             cluster_name: read.text("CLUSTER_NAME"),
@@ -132,6 +148,17 @@ impl Settings {
                 .flatten()
                 .filter(|_| !read.switch("DISABLE_METRICS")),
         };
+        if settings.pod_mtu > settings.eni_mtu {
+            let most = format!("at most AWS_VPC_ENI_MTU, which is {}", settings.eni_mtu);
+            read.mistake("POD_MTU", &settings.pod_mtu.to_string(), most);
+        }
+        for name in ["AWS_ENDPOINT_URL_EC2", "AWS_ENDPOINT_URL", "AWS_EC2_METADATA_SERVICE_ENDPOINT"] {
+            // The SDK reads these itself, and complains at length.
+            let value = std::env::var(name).unwrap_or_default();
+            if !value.is_empty() && !is_url(&value) {
+                read.mistake(name, &value, URLS);
+            }
+        }
         if read.mistakes.is_empty() { Ok(settings) } else { Err(read.mistakes) }
     }
 }
@@ -160,6 +187,23 @@ impl Reader<'_> {
             self.mistake(name, &value, format_args!("whole numbers from {least} to {most}"));
         }
         number
+    }
+
+    /// `auto`, unless one of the peer's targets is set; then the peer's defaults hold for the others.
+    fn target(&mut self) -> Target {
+        let enis = self.number("WARM_ENI_TARGET", 0, 1000);
+        let addresses = self.number("WARM_IP_TARGET", 0, 100_000);
+        let minimum = self.number("MINIMUM_IP_TARGET", 0, 100_000);
+        let prefixes = self.number("WARM_PREFIX_TARGET", 0, 1000);
+        if [enis, addresses, minimum, prefixes].iter().all(Option::is_none) {
+            return Target::Auto;
+        }
+        Target::Warm {
+            enis: enis.unwrap_or(1),
+            addresses: addresses.unwrap_or(0),
+            minimum: minimum.unwrap_or(0),
+            prefixes: prefixes.unwrap_or(1),
+        }
     }
 
     fn switch(&mut self, name: &str) -> bool {
@@ -226,8 +270,8 @@ impl Reader<'_> {
 
     fn url(&mut self, name: &str) -> Option<String> {
         let value = self.text(name)?;
-        if !value.starts_with("http://") && !value.starts_with("https://") {
-            self.mistake(name, &value, "a URL that starts with http:// or https://");
+        if !is_url(&value) {
+            self.mistake(name, &value, URLS);
         }
         Some(value)
     }
@@ -239,6 +283,15 @@ impl Reader<'_> {
         }
         PathBuf::from(value)
     }
+}
+
+const URLS: &str = "a URL such as http://10.0.0.5:4566 or https://ec2.eu-west-1.amazonaws.com";
+
+fn is_url(value: &str) -> bool {
+    let parsed: Option<Uri> = value.parse().ok();
+    parsed.is_some_and(|uri| {
+        matches!(uri.scheme_str(), Some("http" | "https")) && uri.host().is_some_and(|host| !host.is_empty())
+    })
 }
 
 fn host_name() -> String {
@@ -258,7 +311,7 @@ mod tests {
     #[test]
     fn the_defaults_are_allowed() {
         let settings = read(&[]).unwrap();
-        assert_eq!((settings.policy.warm_enis, settings.eni_mtu, settings.pod_mtu), (1, 9001, 9001));
+        assert_eq!((settings.policy.target, settings.eni_mtu, settings.pod_mtu), (Target::Auto, 9001, 9001));
         assert_eq!(settings.policy.rest_ms, 30_000);
     }
 
@@ -274,7 +327,7 @@ mod tests {
             ("AWS_VPC_K8S_CNI_EXCLUDE_SNAT_CIDRS", "10.0.0.0/33"),
             ("ADDITIONAL_ENI_TAGS", "team=net"),
             ("AWS_VPC_K8S_CNI_LOGLEVEL", "loud"),
-            ("AWS_EC2_ENDPOINT", "localhost:4566"),
+            ("AWS_EC2_ENDPOINT", "http://"),
             ("ENID_RUN_DIR", "run"),
             ("ENID_METRICS_ADDRESS", "everywhere"),
             ("MANAGE_UNTAGGED_ENI", "perhaps"),

@@ -2,11 +2,15 @@
 
 use std::{
     fs,
-    os::unix::fs::{DirBuilderExt, PermissionsExt},
+    os::unix::fs::{DirBuilderExt, FileTypeExt, PermissionsExt},
     path::{Path, PathBuf},
 };
 
 use anyhow::Context;
+use nix::{
+    errno::Errno,
+    fcntl::{Flock, FlockArg},
+};
 use tokio::net::UnixListener;
 
 /// Where the plugin asks.
@@ -19,21 +23,28 @@ pub fn debug(run_dir: &Path) -> PathBuf {
     run_dir.join("debug.sock")
 }
 
-/// Makes the folder, for root alone.
-pub fn folder(run_dir: &Path) -> anyhow::Result<()> {
+/// Makes the folder, for root alone, and claims it: as long as the lock is held no second daemon gets it.
+pub fn claim(run_dir: &Path) -> anyhow::Result<Flock<fs::File>> {
     fs::DirBuilder::new()
         .recursive(true)
         .mode(0o700)
         .create(run_dir)
-        .with_context(|| format!("cannot make the folder {}", run_dir.display()))
+        .with_context(|| format!("cannot make the folder {} (ENID_RUN_DIR)", run_dir.display()))?;
+    let path = run_dir.join("lock");
+    let file = fs::File::create(&path).with_context(|| format!("cannot write {}", path.display()))?;
+    Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| match errno {
+        Errno::EWOULDBLOCK => anyhow::anyhow!("another enid agent runs with ENID_RUN_DIR {}", run_dir.display()),
+        errno => anyhow::anyhow!("cannot lock {}: {errno}", path.display()),
+    })
 }
 
 /// Listens on a path; a socket that an earlier life left there goes first.
 pub fn listen(path: &Path) -> anyhow::Result<UnixListener> {
     let at = || format!("cannot listen on {}", path.display());
-    match fs::remove_file(path) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error).with_context(at),
-        _ => {}
+    match fs::symlink_metadata(path) {
+        Ok(found) if found.file_type().is_socket() => fs::remove_file(path).with_context(at)?,
+        Ok(_) => anyhow::bail!("{}: something that is no socket is there", at()),
+        Err(_) => {}
     }
     let listener = UnixListener::bind(path).with_context(at)?;
     fs::set_permissions(path, fs::Permissions::from_mode(0o600)).with_context(at)?;

@@ -4,24 +4,34 @@
 //! addresses that rest from now on; slots and intents stay. The file carries a schema version; one from
 //! the future is refused, not guessed.
 
-use std::{fs, net::Ipv4Addr, os::unix::fs::DirBuilderExt, path::Path};
+use std::{
+    fs,
+    net::IpAddr,
+    os::unix::fs::DirBuilderExt,
+    path::{Path, PathBuf},
+    sync::{Mutex, PoisonError},
+};
 
 use anyhow::{Context, bail};
-use enid_ipamd::{AttachmentKey, EniId, Lease, Ledger, Limits, Millis, PodRef, Write};
-use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
+use enid_ipamd::{AttachmentKey, EniId, Intent, Kind, Lease, Ledger, Limits, Millis, Order, PodRef, Write};
+use redb::{Database, DatabaseError, ReadableDatabase, ReadableTable, StorageError, TableDefinition};
 use serde::{Deserialize, Serialize};
+use tracing::error;
 
-const SCHEMA: &str = "1";
+/// 1: intents were tokens only. 2: they say what was intended.
+const SCHEMA: &str = "2";
 const META: TableDefinition<&str, &str> = TableDefinition::new("meta");
 const LEASES: TableDefinition<&str, &str> = TableDefinition::new("leases");
 const RESTS: TableDefinition<&str, u64> = TableDefinition::new("rests");
 const SLOTS: TableDefinition<&str, u32> = TableDefinition::new("slots");
-const INTENTS: TableDefinition<&str, ()> = TableDefinition::new("intents");
+const INTENTS: TableDefinition<&str, &str> = TableDefinition::new("intentions");
+/// Schema 1.
+const TOKENS: TableDefinition<&str, ()> = TableDefinition::new("intents");
 
 /// A lease as it is written: keys and values are JSON, so unknown fields of a later version pass.
 #[derive(Serialize, Deserialize)]
 struct StoredLease {
-    address: Ipv4Addr,
+    address: IpAddr,
     eni: EniId,
     slot: u32,
     pod: Option<PodRef>,
@@ -30,7 +40,9 @@ struct StoredLease {
 
 /// The open file.
 pub struct Store {
-    database: Database,
+    path: PathBuf,
+    /// `None` after a failed write, until it can be opened again: redb gives up on a file that failed.
+    database: Mutex<Option<Database>>,
 }
 
 impl Store {
@@ -42,21 +54,50 @@ impl Store {
             .create(dir)
             .with_context(|| format!("cannot make the store's folder {}", dir.display()))?;
         let path = dir.join("enid.redb");
-        let database = Database::create(&path).with_context(|| format!("cannot open the store {}", path.display()))?;
-        let store = Store { database };
+        let database = match Database::create(&path) {
+            Ok(database) => database,
+            Err(failure) if is_damage(&failure) => {
+                set_aside(&path, &failure)?;
+                Database::create(&path).with_context(|| format!("cannot make the store {}", path.display()))?
+            }
+            Err(failure) => {
+                return Err(failure).with_context(|| format!("cannot open the store {}", path.display()));
+            }
+        };
+        let store = Store { path: path.clone(), database: Mutex::new(Some(database)) };
         let ledger =
             store.read(boot_id, now, rest_ms).with_context(|| format!("cannot read the store {}", path.display()))?;
         Ok((store, ledger))
     }
 
     fn read(&self, boot_id: &str, now: Millis, rest_ms: u64) -> anyhow::Result<Ledger> {
-        let txn = self.database.begin_write()?;
+        self.with(|database| Self::read_from(database, boot_id, now, rest_ms))
+    }
+
+    /// Works on the open file, and opens it again if the last write failed.
+    fn with<T>(&self, work: impl FnOnce(&Database) -> anyhow::Result<T>) -> anyhow::Result<T> {
+        let mut held = self.database.lock().unwrap_or_else(PoisonError::into_inner);
+        let database = match held.take() {
+            Some(database) => database,
+            None => {
+                Database::create(&self.path).with_context(|| format!("cannot open {} again", self.path.display()))?
+            }
+        };
+        let done = work(&database)?;
+        *held = Some(database);
+        Ok(done)
+    }
+
+    fn read_from(database: &Database, boot_id: &str, now: Millis, rest_ms: u64) -> anyhow::Result<Ledger> {
+        let txn = database.begin_write()?;
         let mut ledger = Ledger::default();
         {
             let mut meta = txn.open_table(META)?;
             let schema = meta.get("schema")?.map(|value| value.value().to_owned());
-            if schema.as_deref().unwrap_or(SCHEMA) != SCHEMA {
-                bail!("its schema is {schema:?}; this version of enid reads {SCHEMA:?}");
+            match schema.as_deref() {
+                None | Some(SCHEMA) => {}
+                Some("1") => migrate_tokens(&txn)?,
+                Some(other) => bail!("its schema is {other:?}; this version of enid reads up to {SCHEMA:?}"),
             }
             let same_boot = meta.get("boot")?.is_some_and(|value| value.value() == boot_id);
             meta.insert("schema", SCHEMA)?;
@@ -90,7 +131,8 @@ impl Store {
                 ledger.slots.insert(EniId(eni.value().to_owned()), slot.value());
             }
             for entry in txn.open_table(INTENTS)?.iter()? {
-                ledger.intents.insert(entry?.0.value().to_owned());
+                let (token, intent) = entry?;
+                ledger.intents.insert(token.value().to_owned(), serde_json::from_str(intent.value())?);
             }
         }
         txn.commit()?;
@@ -99,7 +141,11 @@ impl Store {
 
     /// Makes all of these durable, together.
     pub fn write(&self, writes: &[Write]) -> anyhow::Result<()> {
-        let txn = self.database.begin_write()?;
+        self.with(|database| Self::write_to(database, writes))
+    }
+
+    fn write_to(database: &Database, writes: &[Write]) -> anyhow::Result<()> {
+        let txn = database.begin_write()?;
         {
             let mut leases = txn.open_table(LEASES)?;
             let mut rests = txn.open_table(RESTS)?;
@@ -117,8 +163,10 @@ impl Store {
                     Write::Rest(address, None) => drop(rests.remove(address.to_string().as_str())?),
                     Write::Slot(eni, Some(slot)) => drop(slots.insert(eni.0.as_str(), slot)?),
                     Write::Slot(eni, None) => drop(slots.remove(eni.0.as_str())?),
-                    Write::Intent(token, true) => drop(intents.insert(token.as_str(), ())?),
-                    Write::Intent(token, false) => drop(intents.remove(token.as_str())?),
+                    Write::Intent(token, Some(intent)) => {
+                        intents.insert(token.as_str(), serde_json::to_string(intent)?.as_str())?;
+                    }
+                    Write::Intent(token, None) => drop(intents.remove(token.as_str())?),
                 }
             }
         }
@@ -128,24 +176,75 @@ impl Store {
 
     /// The limits of an instance type, if EC2 told them once.
     pub fn limits(&self, kind: &str) -> anyhow::Result<Option<Limits>> {
-        let txn = self.database.begin_read()?;
+        self.with(|database| Self::limits_in(database, kind))
+    }
+
+    fn limits_in(database: &Database, kind: &str) -> anyhow::Result<Option<Limits>> {
+        let txn = database.begin_read()?;
         let meta = txn.open_table(META)?;
         let Some(value) = meta.get(format!("limits:{kind}").as_str())? else { return Ok(None) };
-        let mut numbers = value.value().split(' ').map(str::parse);
-        match (numbers.next(), numbers.next()) {
-            (Some(Ok(enis)), Some(Ok(addresses_per_eni))) => Ok(Some(Limits { enis, addresses_per_eni })),
-            _ => Ok(None),
-        }
+        // One that an earlier version wrote has no third word: EC2 is asked again.
+        let mut words = value.value().split(' ');
+        let mut number = || words.next()?.parse::<u32>().ok();
+        let (enis, addresses_per_eni, prefixes) = (number(), number(), number());
+        Ok(match (enis, addresses_per_eni, prefixes) {
+            (Some(enis), Some(addresses_per_eni), Some(prefixes)) => {
+                Some(Limits { enis, addresses_per_eni, prefixes: prefixes == 1 })
+            }
+            _ => None,
+        })
     }
 
     /// Remembers them.
     pub fn keep_limits(&self, kind: &str, limits: Limits) -> anyhow::Result<()> {
-        let txn = self.database.begin_write()?;
-        let value = format!("{} {}", limits.enis, limits.addresses_per_eni);
-        txn.open_table(META)?.insert(format!("limits:{kind}").as_str(), value.as_str())?;
-        txn.commit()?;
-        Ok(())
+        let value = format!("{} {} {}", limits.enis, limits.addresses_per_eni, u32::from(limits.prefixes));
+        self.with(|database| {
+            let txn = database.begin_write()?;
+            txn.open_table(META)?.insert(format!("limits:{kind}").as_str(), value.as_str())?;
+            txn.commit()?;
+            Ok(())
+        })
     }
+}
+
+/// What cannot be mended by trying again.
+fn is_damage(failure: &DatabaseError) -> bool {
+    match failure {
+        DatabaseError::Storage(StorageError::Corrupted(_)) | DatabaseError::RepairAborted => true,
+        // redb says so of a file that is not one of its own.
+        DatabaseError::Storage(StorageError::Io(error)) => error.kind() == std::io::ErrorKind::InvalidData,
+        _ => false,
+    }
+}
+
+/// Keeps a damaged file for whoever wants to know. What it said is found again without it: the kernel shows
+/// which addresses pods use, EC2 and metadata show what the node has.
+fn set_aside(path: &Path, failure: &DatabaseError) -> anyhow::Result<()> {
+    let aside = (1..)
+        .map(|number| path.with_extension(format!("redb.damaged-{number}")))
+        .find(|aside| !aside.exists())
+        .context("no name is left for the damaged store")?;
+    fs::rename(path, &aside).with_context(|| format!("cannot rename the damaged store {}", path.display()))?;
+    error!(
+        "the store {} is damaged ({failure}); it is set aside as {}, and a new one is begun from what kernel and EC2 show",
+        path.display(),
+        aside.display()
+    );
+    Ok(())
+}
+
+/// Schema 1 knew tokens of creations and no more. How much was asked for does not matter any more: an
+/// audit finds what there is, and one address is the least.
+fn migrate_tokens(txn: &redb::WriteTransaction) -> anyhow::Result<()> {
+    let order = Order { kind: Kind::Single, count: 1 };
+    let intent = serde_json::to_string(&Intent::Create(order))?;
+    let mut intents = txn.open_table(INTENTS)?;
+    for entry in txn.open_table(TOKENS)?.iter()? {
+        intents.insert(entry?.0.value(), intent.as_str())?;
+    }
+    drop(intents);
+    txn.delete_table(TOKENS)?;
+    Ok(())
 }
 
 impl From<StoredLease> for Lease {
@@ -175,7 +274,13 @@ pub fn boot_id() -> anyhow::Result<String> {
 
 #[cfg(test)]
 mod tests {
+    use std::net::Ipv4Addr;
+
     use super::*;
+
+    fn address(last: u8) -> IpAddr {
+        IpAddr::V4(Ipv4Addr::new(10, 0, 1, last))
+    }
 
     fn key() -> AttachmentKey {
         AttachmentKey { network: "enid".into(), container: "c".into(), ifname: "eth0".into() }
@@ -184,13 +289,13 @@ mod tests {
     fn written(dir: &Path) -> Ledger {
         let (store, ledger) = Store::open(dir, "boot-1", Millis(0), 30).unwrap();
         assert!(ledger.leases.is_empty());
-        let lease = Lease::remembered(Ipv4Addr::new(10, 0, 1, 20), EniId("eni-1".into()), 1, None, 0);
+        let lease = Lease::remembered(address(20), EniId("eni-1".into()), 1, None, 0);
         store
             .write(&[
                 Write::Lease(key(), Some(lease)),
-                Write::Rest(Ipv4Addr::new(10, 0, 1, 21), Some(Millis(99))),
+                Write::Rest(address(21), Some(Millis(99))),
                 Write::Slot(EniId("eni-1".into()), Some(1)),
-                Write::Intent("token".into(), true),
+                Write::Intent("token".into(), Some(Intent::Leave(EniId("eni-9".into())))),
             ])
             .unwrap();
         drop(store);
@@ -207,10 +312,10 @@ mod tests {
     fn what_was_written_is_remembered() {
         let dir = folder("same");
         let ledger = written(&dir);
-        assert_eq!(ledger.leases[&key()].address, Ipv4Addr::new(10, 0, 1, 20));
-        assert_eq!(ledger.resting[&Ipv4Addr::new(10, 0, 1, 21)], Millis(99));
+        assert_eq!(ledger.leases[&key()].address, address(20));
+        assert_eq!(ledger.resting[&address(21)], Millis(99));
         assert_eq!(ledger.slots[&EniId("eni-1".into())], 1);
-        assert!(ledger.intents.contains("token"));
+        assert_eq!(ledger.intents["token"], Intent::Leave(EniId("eni-9".into())));
         fs::remove_dir_all(dir).unwrap();
     }
 
@@ -220,9 +325,31 @@ mod tests {
         written(&dir);
         let (_, ledger) = Store::open(&dir, "boot-2", Millis(7), 30).unwrap();
         assert!(ledger.leases.is_empty());
-        assert_eq!(ledger.resting[&Ipv4Addr::new(10, 0, 1, 20)], Millis(37));
-        assert_eq!(ledger.resting[&Ipv4Addr::new(10, 0, 1, 21)], Millis(37));
+        assert_eq!(ledger.resting[&address(20)], Millis(37));
+        assert_eq!(ledger.resting[&address(21)], Millis(37));
         assert_eq!(ledger.slots.len(), 1);
+        fs::remove_dir_all(dir).unwrap();
+    }
+
+    #[test]
+    fn a_store_of_schema_1_is_taken_over_and_one_from_the_future_refused() {
+        let dir = folder("schema");
+        written(&dir);
+        let rewrite = |schema: &str| {
+            let database = Database::create(dir.join("enid.redb")).unwrap();
+            let txn = database.begin_write().unwrap();
+            txn.open_table(META).unwrap().insert("schema", schema).unwrap();
+            txn.open_table(TOKENS).unwrap().insert("older", ()).unwrap();
+            txn.commit().unwrap();
+        };
+        rewrite("1");
+        let (store, ledger) = Store::open(&dir, "boot-1", Millis(5), 30).unwrap();
+        drop(store);
+        assert!(matches!(ledger.intents["older"], Intent::Create(_)));
+        assert_eq!(ledger.leases.len(), 1);
+        rewrite("9");
+        let refused = format!("{:#}", Store::open(&dir, "boot-1", Millis(5), 30).err().unwrap());
+        assert!(refused.contains("\"9\""), "{refused}");
         fs::remove_dir_all(dir).unwrap();
     }
 }

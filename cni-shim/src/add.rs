@@ -1,16 +1,16 @@
 //! ADD: ask, wire, hear the verdict, print. A step that fails undoes the ones before it.
 
-use std::{net::Ipv4Addr, path::Path, time::Duration};
+use std::{fmt, net::Ipv4Addr, path::Path, time::Duration};
 
 use enid_datapath::{
-    Mac, Netlink,
+    Mac, Netlink, identity,
     netns::Netns,
-    pod::{self, PodLink},
+    pod::{self, Pair, PodLink, WireError},
 };
 
 use crate::{
     config::Config,
-    daemon::{Ask, Attachment, Daemon, Pod},
+    daemon::{Ask, Attachment, Daemon, Pod, Session},
     env::Env,
     error::Error,
     result,
@@ -20,6 +20,10 @@ use crate::{
 pub fn add(env: &Env, config: &Config) -> Result<String, Error> {
     let netns_path = env.netns.as_deref().unwrap_or(Path::new(""));
     let (host_ns, pod_ns) = namespaces(netns_path, env.own_netns_allowed)?;
+    let mut kernel =
+        Kernel { host: Netlink::open().map_err(kernel_refused)?, inside: enter(&pod_ns, &host_ns)?, host_ns };
+    // What is in the way is found before an address is taken for it.
+    kernel.check_free(env, config)?;
     let daemon = Daemon::connect(&config.socket)?;
     let patience = Duration::from_secs(config.add_wait_seconds);
     let ask = Ask {
@@ -37,32 +41,58 @@ pub fn add(env: &Env, config: &Config) -> Result<String, Error> {
         mtu: offer.mtu,
         group: offer.device_group,
     };
-    let refused = |error: &dyn std::fmt::Display| Error::kernel("wire the pod", error);
-    let mut host = Netlink::open().map_err(|error| refused(&error))?;
-    let mut inside = pod_ns.netlink_and_back(&host_ns).map_err(|error| refused(&error))?;
-    let pair = pod::create(&link, &mut host, &host_ns, &mut inside).map_err(|error| refused(&error))?;
-    if let Some(aside) = &pair.moved_aside {
-        eprintln!("enid-cni: {} belonged to another attachment and is now {aside}", link.host_ifname);
-    }
-    // The daemon looks at the link while the pod's end is configured. The host's end comes after the
-    // verdict: an address that is not ours any more is never made reachable.
-    let confirmed = session.say_wired(&link.host_ifname).and_then(|()| {
-        pod::configure_inside(&link, &pair, &mut host, &mut inside).map_err(|error| refused(&error))?;
-        session.verdict()
-    });
-    match confirmed {
-        Ok(true) => {}
-        Ok(false) => {
-            pod::undo(&link, &mut host);
-            return Err(Error::later("the attachment was given up while it was wired", "cause=superseded"));
+    let pair = kernel.confirm(&link, &mut session).inspect_err(|_| pod::undo(&link, &mut kernel.host))?;
+    pod::configure_outside(&link, &pair, &mut kernel.host).map_err(kernel_refused).inspect_err(|_| {
+        // The daemon has confirmed: it has to be told. If that fails it finds the link missing.
+        let _ = daemon.release(attachment(env, config));
+    })?;
+    Ok(result::render(config, &link, &netns_path.to_string_lossy()))
+}
+
+/// Both ends of the kernel.
+struct Kernel {
+    host: Netlink,
+    inside: Netlink,
+    host_ns: Netns,
+}
+
+impl Kernel {
+    /// The container may have an interface of that name only if it is from an earlier try of this attachment.
+    fn check_free(&mut self, env: &Env, config: &Config) -> Result<(), Error> {
+        let own = identity::pod_mac(&config.name, &env.container, &env.ifname);
+        match self.inside.link(&env.ifname).map_err(kernel_refused)? {
+            Some(found) if pod::mac(&found) != Some(own) => {
+                Err(kernel_refused(WireError::InterfaceExists(env.ifname.clone())))
+            }
+            _ => Ok(()),
         }
-        Err(error) => {
-            pod::undo(&link, &mut host);
-            return Err(error);
-        }
     }
-    pod::configure_outside(&link, &pair, &mut host).map_err(|error| refused(&error))?;
-    result::render(config, &link, &netns_path.to_string_lossy()).inspect_err(|_| pod::undo(&link, &mut host))
+
+    /// Makes the link up to the daemon's verdict. The daemon looks at it while the pod's end is configured.
+    /// The host's end comes later: an address that is not ours any more is never made reachable.
+    fn confirm(&mut self, link: &PodLink, session: &mut Session<'_>) -> Result<Pair, Error> {
+        let pair = pod::create(link, &mut self.host, &self.host_ns, &mut self.inside).map_err(kernel_refused)?;
+        if let Some(aside) = &pair.moved_aside {
+            eprintln!("enid-cni: {} belonged to another attachment and is now {aside}", link.host_ifname);
+        }
+        session.say_wired(&link.host_ifname)?;
+        pod::configure_inside(link, &pair, &mut self.host, &mut self.inside).map_err(kernel_refused)?;
+        if session.verdict()? {
+            return Ok(pair);
+        }
+        Err(Error::later("the attachment was given up while it was wired", "cause=superseded"))
+    }
+}
+
+fn kernel_refused(error: impl fmt::Display) -> Error {
+    Error::kernel("wire the pod", error)
+}
+
+/// A socket in the container's namespace. What cannot be entered is no network namespace.
+pub fn enter(pod: &Netns, own: &Netns) -> Result<Netlink, Error> {
+    pod.netlink_and_back(own).map_err(|error| {
+        Error::environment(format!("CNI_NETNS cannot be entered, so it is no network namespace: {error}"))
+    })
 }
 
 /// Our own namespace and the container's; a container that shares ours is refused before anything is done.

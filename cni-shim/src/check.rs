@@ -3,7 +3,7 @@
 use enid_datapath::{Netlink, identity, pod, pod::PodLink};
 
 use crate::{
-    add::{attachment, namespaces},
+    add::{attachment, enter, namespaces},
     config::Config,
     daemon::Daemon,
     env::Env,
@@ -36,7 +36,7 @@ pub fn check(env: &Env, config: &Config) -> Result<(), Error> {
     };
     let doing = "look at the pod's link";
     let mut host = Netlink::open().map_err(|error| Error::kernel(doing, error))?;
-    let mut inside = pod_ns.netlink_and_back(&host_ns).map_err(|error| Error::kernel(doing, error))?;
+    let mut inside = enter(&pod_ns, &host_ns)?;
     let faults = pod::faults(&wanted, &mut host, &mut inside).map_err(|error| Error::kernel(doing, error))?;
     if faults.is_empty() { Ok(()) } else { Err(Error::check(faults.join("; "))) }
 }

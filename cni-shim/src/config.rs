@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use serde::Deserialize;
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use crate::{STDIN_MAX, error::Error, version};
 
@@ -24,7 +24,7 @@ pub struct Config {
     /// How long an ADD waits for an address, seconds.
     pub add_wait_seconds: u64,
     /// What plugins before us in the chain made.
-    pub prev_result: Option<Value>,
+    pub prev_result: Option<Map<String, Value>>,
     /// Passed on into the result.
     pub dns: Option<Value>,
 }
@@ -59,7 +59,7 @@ impl Config {
             name: network_name(raw.name)?,
             socket: socket(raw.socket)?,
             add_wait_seconds: wait(raw.add_wait_seconds)?,
-            prev_result: raw.prev_result.filter(|value| !value.is_null()),
+            prev_result: previous(raw.prev_result)?,
             dns: raw.dns.filter(|value| !value.is_null()),
         })
     }
@@ -82,6 +82,21 @@ fn socket(value: Option<Value>) -> Result<PathBuf, Error> {
         Some(Value::String(path)) if path.starts_with('/') => Ok(PathBuf::from(path)),
         Some(other) => Err(Error::config(format!("\"socket\" is {other}; an absolute path is allowed"))),
     }
+}
+
+/// An object whose lists are lists, or nothing.
+fn previous(value: Option<Value>) -> Result<Option<Map<String, Value>>, Error> {
+    let result = match value {
+        None | Some(Value::Null) => return Ok(None),
+        Some(Value::Object(result)) => result,
+        Some(other) => return Err(Error::config(format!("\"prevResult\" is {other}; an object is allowed"))),
+    };
+    for key in ["interfaces", "ips", "routes"] {
+        if let Some(other) = result.get(key).filter(|value| !value.is_array() && !value.is_null()) {
+            return Err(Error::config(format!("\"prevResult\" has {key} {other}; a list is allowed")));
+        }
+    }
+    Ok(Some(result))
 }
 
 fn wait(value: Option<Value>) -> Result<u64, Error> {

@@ -12,10 +12,13 @@ use enid_api::v1::{
 use hyper_util::rt::TokioIo;
 use tokio::{net::UnixStream, runtime::Runtime, sync::mpsc, time::timeout};
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Status, Streaming, transport::Channel, transport::Endpoint};
+use tonic::{Code, Status, Streaming, transport::Channel, transport::Endpoint};
 use tower::service_fn;
 
 use crate::error::Error;
+
+// Causes that only the plugin can name, beside the daemon's own (enid_ipamd::Cause): daemon_down,
+// daemon_silent, daemon_refused.
 
 /// How long the daemon may take for anything but growth.
 const ANSWER: Duration = Duration::from_secs(2);
@@ -99,9 +102,18 @@ impl Daemon {
         call: impl Future<Output = Result<T, Status>>,
     ) -> Result<T, Error> {
         let answer = self.runtime.block_on(async { timeout(limit, call).await }).map_err(|_| silent(doing))?;
-        answer.map_err(|status| {
-            let details = format!("cause={:?}", status.code());
-            Error::later(format!("the enid daemon could not {doing}: {}", status.message()), details)
+        answer.map_err(|status| match status.code() {
+            Code::Unimplemented => Error::later(
+                format!("what listens on the socket is not an enid daemon of this kind: it cannot {doing}"),
+                "cause=daemon_refused",
+            ),
+            Code::Unavailable => {
+                Error::later(format!("the enid daemon went away: could not {doing}"), "cause=daemon_down")
+            }
+            code => {
+                let words = if status.message().is_empty() { code.description() } else { status.message() };
+                Error::later(format!("the enid daemon could not {doing}: {words}"), "cause=daemon_refused")
+            }
         })
     }
 }

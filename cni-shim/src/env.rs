@@ -27,15 +27,20 @@ pub struct Env {
 impl Env {
     /// For ADD and CHECK: all three variables are needed.
     pub fn for_add(var: Lookup<'_>) -> Result<Self, Error> {
-        Self::read(var, &["CNI_CONTAINERID", "CNI_IFNAME", "CNI_NETNS"])
+        Self::read(var, &["CNI_CONTAINERID", "CNI_IFNAME", "CNI_NETNS"], parse_args)
     }
 
     /// For DEL: the namespace may be gone already.
     pub fn for_del(var: Lookup<'_>) -> Result<Self, Error> {
-        Self::read(var, &["CNI_CONTAINERID", "CNI_IFNAME"])
+        // The attachment says all that is needed; arguments that cannot be read must not keep it alive.
+        Self::read(var, &["CNI_CONTAINERID", "CNI_IFNAME"], |args| Ok(parse_args(args).unwrap_or_default()))
     }
 
-    fn read(var: Lookup<'_>, needed: &[&str]) -> Result<Self, Error> {
+    fn read(
+        var: Lookup<'_>,
+        needed: &[&str],
+        args: impl Fn(&str) -> Result<Vec<(String, String)>, Error>,
+    ) -> Result<Self, Error> {
         let set = |name: &str| var(name).filter(|value| !value.is_empty());
         let missing: Vec<&str> = needed.iter().copied().filter(|name| set(name).is_none()).collect();
         if !missing.is_empty() {
@@ -45,7 +50,7 @@ impl Env {
         let (container, ifname) = (text("CNI_CONTAINERID"), text("CNI_IFNAME"));
         valid_container(&container)?;
         valid_ifname(&ifname)?;
-        let args = parse_args(&text("CNI_ARGS"))?;
+        let args = args(&text("CNI_ARGS"))?;
         let arg = |wanted: &str| args.iter().find(|(key, _)| key == wanted).map(|(_, value)| value.clone());
         Ok(Env {
             container,
@@ -73,12 +78,14 @@ fn valid_container(id: &str) -> Result<(), Error> {
 }
 
 fn valid_ifname(name: &str) -> Result<(), Error> {
-    let bad = |c: char| c == '/' || c == ':' || c.is_whitespace() || c.is_control();
-    if name.len() <= enid_datapath::identity::IFNAME_MAX && name != "." && name != ".." && !name.contains(bad) {
+    // '%' makes the kernel number a name; "all" and "default" are not links but folders of sysctls.
+    let bad = |c: char| matches!(c, '/' | ':' | '%') || c.is_whitespace() || c.is_control();
+    let reserved = [".", "..", "all", "default"].contains(&name);
+    if name.len() <= enid_datapath::identity::IFNAME_MAX && !reserved && !name.contains(bad) {
         return Ok(());
     }
     Err(Error::environment(format!(
-        "CNI_IFNAME is {:?}; it has 15 bytes at most and no '/', ':' or white space",
+        "CNI_IFNAME is {:?}; it has 15 bytes at most, no '/', ':', '%' or white space, and is not \"all\" or \"default\"",
         name.chars().take(64).collect::<String>()
     )))
 }

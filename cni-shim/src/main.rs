@@ -109,7 +109,7 @@ mod tests {
     #[test]
     fn bad_input_is_one_error_document() {
         type Row<'a> = (&'a str, &'a [(&'a str, &'a str)], &'a str, u64, &'a str);
-        let rows: [Row<'_>; 16] = [
+        let rows: [Row<'_>; 20] = [
             ("add", &POD, CONFIG, 4, "\"add\""),
             ("GC", &POD, CONFIG, 4, "GC"),
             ("ADD", &POD, "", 6, "empty"),
@@ -124,6 +124,10 @@ mod tests {
             ("ADD", &[], CONFIG, 4, "CNI_CONTAINERID, CNI_IFNAME, CNI_NETNS"),
             ("ADD", &[("CNI_CONTAINERID", "../x"), POD[1], POD[2]], CONFIG, 4, "../x"),
             ("ADD", &[POD[0], ("CNI_IFNAME", "a-name-of-16-bytes"), POD[2]], CONFIG, 4, "a-name-of-16-bytes"),
+            ("ADD", &[POD[0], ("CNI_IFNAME", "eth%d"), POD[2]], CONFIG, 4, "eth%d"),
+            ("ADD", &[POD[0], ("CNI_IFNAME", "all"), POD[2]], CONFIG, 4, "all"),
+            ("ADD", &POD, r#"{"cniVersion":"1.0.0","name":"enid","prevResult":5}"#, 7, "prevResult"),
+            ("ADD", &POD, r#"{"cniVersion":"1.0.0","name":"enid","prevResult":{"ips":7}}"#, 7, "ips"),
             ("ADD", &[POD[0], POD[1], POD[2], ("CNI_ARGS", "K8S_POD_NAME")], CONFIG, 4, "K8S_POD_NAME"),
             ("CHECK", &POD, r#"{"cniVersion":"0.3.1","name":"enid"}"#, 1, "0.4.0"),
         ];

@@ -5,15 +5,11 @@ use std::net::Ipv4Addr;
 use enid_datapath::pod::{GATEWAY, PodLink};
 use serde_json::{Map, Value, json};
 
-use crate::{config::Config, error::Error};
+use crate::config::Config;
 
 /// The result for this link, after what earlier plugins of the chain made.
-pub fn render(config: &Config, link: &PodLink, sandbox: &str) -> Result<String, Error> {
-    let mut result = match &config.prev_result {
-        None => Map::new(),
-        Some(Value::Object(previous)) => previous.clone(),
-        Some(other) => return Err(Error::config(format!("\"prevResult\" is {other}; an object is allowed"))),
-    };
+pub fn render(config: &Config, link: &PodLink, sandbox: &str) -> String {
+    let mut result = config.prev_result.clone().unwrap_or_default();
     let before = result.get("interfaces").and_then(Value::as_array).map_or(0, Vec::len);
     let one = config.cni_version == "1.1.0";
     let mut host = json!({ "name": link.host_ifname, "mac": link.host_mac.to_string() });
@@ -29,27 +25,26 @@ pub fn render(config: &Config, link: &PodLink, sandbox: &str) -> Result<String, 
     } else if config.cni_version.starts_with("0.") {
         address["version"] = json!("4");
     }
-    append(&mut result, "interfaces", vec![host, pod])?;
-    append(&mut result, "ips", vec![address])?;
-    append(&mut result, "routes", vec![to_gateway, default])?;
+    append(&mut result, "interfaces", vec![host, pod]);
+    append(&mut result, "ips", vec![address]);
+    append(&mut result, "routes", vec![to_gateway, default]);
     if let Some(dns) = &config.dns {
         result.entry("dns").or_insert_with(|| dns.clone());
     }
     result.insert("cniVersion".to_owned(), json!(config.cni_version));
-    Ok(Value::Object(result).to_string())
+    Value::Object(result).to_string()
 }
 
-fn append(result: &mut Map<String, Value>, key: &str, items: Vec<Value>) -> Result<(), Error> {
+/// The configuration has been checked: what is there is a list, or null.
+fn append(result: &mut Map<String, Value>, key: &str, items: Vec<Value>) {
     match result.entry(key).or_insert_with(|| json!([])) {
         Value::Array(list) => list.extend(items),
-        null @ Value::Null => *null = Value::Array(items),
-        other => return Err(Error::config(format!("\"prevResult\" has {key} {other}; a list is allowed"))),
+        other => *other = Value::Array(items),
     }
-    Ok(())
 }
 
 /// The address that a result names for an interface of the container, if it names one.
-pub fn address_in(result: &Value, ifname: &str) -> Option<Ipv4Addr> {
+pub fn address_in(result: &Map<String, Value>, ifname: &str) -> Option<Ipv4Addr> {
     let interfaces = result.get("interfaces")?.as_array()?;
     result.get("ips")?.as_array()?.iter().find_map(|ip| {
         let index = usize::try_from(ip.get("interface")?.as_u64()?).ok()?;
@@ -80,7 +75,7 @@ mod tests {
             mtu: 9001,
             group: 0x656e_0000,
         };
-        serde_json::from_str(&render(&config, &link, "/run/netns/p").unwrap()).unwrap()
+        serde_json::from_str(&render(&config, &link, "/run/netns/p")).unwrap()
     }
 
     #[test]
@@ -91,8 +86,8 @@ mod tests {
             assert_eq!(result["ips"][0]["version"].as_str(), version.starts_with("0.").then_some("4"), "{version}");
             assert_eq!(result["interfaces"][1]["mtu"].as_u64(), (version == "1.1.0").then_some(9001), "{version}");
             assert_eq!(result["interfaces"][0].get("sandbox"), None);
-            assert_eq!(address_in(&result, "eth0"), Some(Ipv4Addr::new(10, 0, 1, 20)));
-            assert_eq!(address_in(&result, "eth1"), None);
+            assert_eq!(address_in(result.as_object().unwrap(), "eth0"), Some(Ipv4Addr::new(10, 0, 1, 20)));
+            assert_eq!(address_in(result.as_object().unwrap(), "eth1"), None);
         }
     }
 

@@ -1,9 +1,9 @@
 //! Other network namespaces: entered for as long as it takes to open a socket there.
 
 use std::{
-    fs::File,
+    fs::{File, OpenOptions},
     io,
-    os::fd::AsFd,
+    os::{fd::AsFd, unix::fs::OpenOptionsExt},
     path::{Path, PathBuf},
     thread,
 };
@@ -29,7 +29,8 @@ pub struct Netns {
 impl Netns {
     /// Opens the namespace file that a runtime names in CNI_NETNS. Anything but a namespace is refused.
     pub fn open(path: &Path) -> io::Result<Self> {
-        let file = File::open(path)?;
+        // Nothing that a path may lead to can hold the opening up: a FIFO would.
+        let file = OpenOptions::new().read(true).custom_flags(nix::libc::O_NONBLOCK).open(path)?;
         if fstatfs(&file)?.filesystem_type() != NSFS {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is not a namespace"));
         }

@@ -3,7 +3,10 @@
 //! [`changes`] compares what is wanted with what a listing found and returns only what differs, so a
 //! restart with nothing changed writes nothing, and repair is the same act as set-up.
 
-use std::{collections::BTreeMap, net::Ipv4Addr};
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, Ipv4Addr},
+};
 
 use ipnet::Ipv4Net;
 use netlink_packet_route::{
@@ -73,20 +76,47 @@ impl Found {
     fn link_of(&self, mac: Mac) -> Option<&LinkMessage> {
         self.links.iter().find(|link| pod::mac(link) == Some(mac) && group(link) == 0)
     }
-
-    /// Every pod's link: MAC, name, device group.
-    pub fn pod_links(&self) -> Vec<(Mac, String, u32)> {
-        pod_links(&self.links)
-    }
 }
 
-/// Every link of a device group of ours: MAC, name, group.
-pub fn pod_links(links: &[LinkMessage]) -> Vec<(Mac, String, u32)> {
-    links
-        .iter()
-        .filter(|link| marks::slot_of_group(group(link)).is_some())
-        .filter_map(|link| Some((pod::mac(link)?, ifname(link).to_owned(), group(link))))
-        .collect()
+/// The host end of a pod's link.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PodEnd {
+    /// Tells whose it is.
+    pub mac: Mac,
+    /// Its name.
+    pub ifname: String,
+    /// The kernel's number of it.
+    pub index: u32,
+    /// Names the ENI.
+    pub group: u32,
+}
+
+/// Every link of a device group of ours.
+pub fn pod_links(links: &[LinkMessage]) -> Vec<PodEnd> {
+    let ours = links.iter().filter(|link| marks::slot_of_group(group(link)).is_some());
+    let end = |link: &LinkMessage| {
+        let (index, group) = (link.header.index, group(link));
+        Some(PodEnd { mac: pod::mac(link)?, ifname: ifname(link).to_owned(), index, group })
+    };
+    ours.filter_map(end).collect()
+}
+
+/// The addresses that main routes over these links, one by one: what their pods use.
+pub fn routed_over(ends: &[PodEnd], routes: &[RouteMessage]) -> Vec<IpAddr> {
+    let over = |route: &RouteMessage| {
+        let mut found = (None, None);
+        for attribute in &route.attributes {
+            match attribute {
+                RouteAttribute::Oif(index) => found.0 = Some(*index),
+                RouteAttribute::Destination(RouteAddress::Inet(address)) => found.1 = Some(IpAddr::V4(*address)),
+                _ => {}
+            }
+        }
+        let (index, address) = (found.0?, found.1?);
+        let host_route = route.header.destination_prefix_length == 32;
+        (host_route && ends.iter().any(|end| end.index == index)).then_some(address)
+    };
+    routes.iter().filter_map(over).collect()
 }
 
 fn group(link: &LinkMessage) -> u32 {

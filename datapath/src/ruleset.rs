@@ -25,17 +25,18 @@ pub struct Ruleset {
 }
 
 impl Ruleset {
-    /// The transaction that puts the table in place of any earlier one.
-    pub fn transaction(&self) -> String {
-        format!("table ip enid\ndelete table ip enid\n{}", self.text(&self.digest()))
+    /// The transaction that puts the table in place of any earlier one, which had counted so many packets
+    /// and bytes for nobody.
+    pub fn transaction(&self, unheld: (u64, u64)) -> String {
+        format!("table ip enid\ndelete table ip enid\n{}", self.text(&self.digest(), unheld))
     }
 
     /// What the table's comment says when the kernel holds exactly this.
     pub fn digest(&self) -> String {
-        Sha256::digest(self.text("")).iter().take(8).map(|byte| format!("{byte:02x}")).collect()
+        Sha256::digest(self.text("", (0, 0))).iter().take(8).map(|byte| format!("{byte:02x}")).collect()
     }
 
-    fn text(&self, digest: &str) -> String {
+    fn text(&self, digest: &str, (packets, bytes): (u64, u64)) -> String {
         let Ruleset { primary_ifname: link, primary_address, native, owner } = self;
         let mut text = format!("table ip enid {{\n  comment \"{digest}\"\n");
         let mut native: Vec<Ipv4Net> = Ipv4Net::aggregate(native);
@@ -65,7 +66,7 @@ impl Ruleset {
         block(&mut text, "set pool", "type ipv4_addr; flags interval;", &pool);
         let _ = write!(
             text,
-            r#"  counter unheld {{ }}
+            r#"  counter unheld {{ packets {packets} bytes {bytes} }}
   chain arrive {{
     type filter hook prerouting priority mangle; policy accept;
     iifname "{link}" fib daddr type local ct mark set ct mark | {connmark:#x}
@@ -141,7 +142,7 @@ mod tests {
 
     #[test]
     fn overlapping_destinations_are_merged() {
-        assert!(example().transaction().contains("elements = { 10.0.0.0/16 }"));
+        assert!(example().transaction((0, 0)).contains("elements = { 10.0.0.0/16 }"));
     }
 
     #[test]
@@ -150,12 +151,12 @@ mod tests {
         assert_eq!(one.digest(), two.digest());
         two.owner.insert(2, vec![]);
         assert_ne!(one.digest(), two.digest());
-        assert!(one.transaction().contains(&format!("comment \"{}\"", one.digest())));
+        assert!(one.transaction((7, 588)).contains(&format!("comment \"{}\"", one.digest())));
     }
 
     #[test]
     fn every_slot_has_its_chain_before_the_map_that_names_it() {
-        let text = example().transaction();
+        let text = example().transaction((0, 0));
         for needle in ["chain eni0", "chain eni1"] {
             assert!(text.find(needle).unwrap() < text.find("map eni {").unwrap());
         }

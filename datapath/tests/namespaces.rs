@@ -191,7 +191,7 @@ fn the_table_is_taken_by_the_kernel_and_replaced_whole() {
         native: vec!["10.0.0.0/16".parse().unwrap(), "10.1.0.0/16".parse().unwrap()],
         owner: (0..64).map(|slot| (slot, vec![format!("10.0.1.{}/32", 20 + slot).parse().unwrap()])).collect(),
     };
-    let load = |ruleset: &Ruleset| host.sh(&format!("nft -f - <<'T'\n{}\nT", ruleset.transaction()));
+    let load = |ruleset: &Ruleset| host.sh(&format!("nft -f - <<'T'\n{}\nT", ruleset.transaction((0, 0))));
     load(&ruleset);
     assert!(host.sh("nft list table ip enid").contains(&ruleset.digest()));
     let once = host.sh("nft list table ip enid");
@@ -200,4 +200,13 @@ fn the_table_is_taken_by_the_kernel_and_replaced_whole() {
     ruleset.owner.clear();
     load(&ruleset);
     assert!(!host.sh("nft list table ip enid").contains("chain eni1"));
+}
+
+#[test]
+fn a_fifo_in_a_namespaces_place_is_refused_at_once() {
+    let path = std::env::temp_dir().join(format!("enid-fifo-{}", std::process::id()));
+    nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    let refused = enid_datapath::netns::Netns::open(&path).unwrap_err();
+    std::fs::remove_file(&path).unwrap();
+    assert!(refused.to_string().contains("not a namespace"), "{refused}");
 }

@@ -1,6 +1,11 @@
 //! From ADD to DEL: who holds which address.
 
-use crate::{AttachmentKey, Cause, Core, Effect, Lease, Millis, PodRef, Refusal, Ticket, Waiter, Write, pool::count};
+use std::{collections::BTreeSet, net::IpAddr};
+
+use crate::{
+    AttachmentKey, Cause, Core, Effect, Lease, Millis, PodRef, Refusal, Ticket, Write, mutation::Mutation, pool::count,
+    queue::Waiter,
+};
 
 /// A wired lease ends when its link is missing from two complete listings this far apart.
 const MISSING_MS: u64 = 5_000;
@@ -18,18 +23,21 @@ impl Core {
         // The runtime asks again when it lost the first answer: the newer request stands for both.
         self.supersede(&key, effects);
         if let Some(lease) = self.leases.get_mut(&key) {
-            lease.ticket = Some(ticket);
+            let earlier = lease.ticket.replace(ticket);
             let lease = lease.clone();
+            if let Some(earlier) = earlier {
+                self.reserved.remove(&earlier);
+            }
+            self.reserved.insert(ticket, key.clone());
             effects.push(Effect::Offer { ticket, key, lease });
             return;
         }
-        self.waiters.push_back(Waiter { ticket, key, pod, deadline: now.plus(patience) });
+        self.memory.ask(now);
+        self.queue.push(Waiter { ticket, key, pod, deadline: now.plus(patience) });
     }
 
     fn supersede(&mut self, key: &AttachmentKey, effects: &mut Vec<Effect>) {
-        let (same, rest) = self.waiters.drain(..).partition(|waiter| waiter.key == *key);
-        self.waiters = rest;
-        for waiter in Vec::<Waiter>::from_iter::<std::collections::VecDeque<Waiter>>(same) {
+        if let Some(waiter) = self.queue.take_key(key) {
             let refusal = Refusal::new(Cause::Superseded, "a newer request for the same attachment came in");
             effects.push(Effect::Refuse { ticket: waiter.ticket, refusal });
         }
@@ -37,25 +45,28 @@ impl Core {
 
     /// Gives what is free to those who wait, in the order in which they came.
     pub(crate) fn serve(&mut self, now: Millis, effects: &mut Vec<Effect>) {
-        if !self.links_listed {
+        if self.links_listed.is_none() {
             return; // what the kernel holds decides what is free
         }
-        while let Some(waiter) = self.waiters.front()
-            && let Some((eni, slot, address)) = self.pick(now)
+        while !self.queue.is_empty()
+            && let Some(net) = self.pick()
         {
-            let Waiter { ticket, key, pod, .. } = waiter.clone();
-            self.waiters.pop_front();
-            if self.resting.remove(&address).is_some() {
-                effects.push(Effect::Record(Write::Rest(address, None)));
-            }
+            // A prefix whose free addresses turn out to be taken has nothing left to give.
+            let Some((eni, slot, address)) = self.take_from(net) else { return };
+            let Some(Waiter { ticket, key, pod, .. }) = self.queue.pop() else { return };
             let index = self.next_index(&key, pod.as_ref());
             let lease =
                 Lease { address, eni, slot, pod, index, wired: false, missing_since: None, ticket: Some(ticket) };
-            effects.push(Effect::Record(Write::Lease(key.clone(), Some(lease.clone()))));
+            effects.push(Effect::Record(Write::Rest(address, None)));
+            if !self.is_mutated(Mutation::OfferUnrecorded) {
+                effects.push(Effect::Record(Write::Lease(key.clone(), Some(lease.clone()))));
+            }
             self.holders.insert(address, key.clone());
             self.leases.insert(key.clone(), lease.clone());
+            self.reserved.insert(ticket, key.clone());
             effects.push(Effect::Offer { ticket, key, lease });
         }
+        self.remember_use(now);
     }
 
     /// Interfaces of one pod are numbered, since its name alone names only the first link.
@@ -63,12 +74,13 @@ impl Core {
         if pod.is_none() {
             return 0;
         }
-        let taken: Vec<u32> = self
+        let first = AttachmentKey { ifname: String::new(), ..key.clone() };
+        let of_container = self
             .leases
-            .iter()
-            .filter(|(other, lease)| other.container == key.container && lease.pod.as_ref() == pod)
-            .map(|(_, lease)| lease.index)
-            .collect();
+            .range(first..)
+            .take_while(|(other, _)| other.network == key.network && other.container == key.container);
+        let taken: BTreeSet<u32> =
+            of_container.filter(|(_, lease)| lease.pod.as_ref() == pod).map(|(_, lease)| lease.index).collect();
         (0..=count(taken.len())).find(|index| !taken.contains(index)).unwrap_or(0)
     }
 
@@ -78,6 +90,7 @@ impl Core {
                 lease.wired = true;
                 lease.missing_since = None;
                 lease.ticket = None;
+                self.reserved.remove(&ticket);
                 true
             }
             _ => false,
@@ -86,81 +99,142 @@ impl Core {
     }
 
     pub(crate) fn gone(&mut self, now: Millis, ticket: Ticket, effects: &mut Vec<Effect>) {
-        self.waiters.retain(|waiter| waiter.ticket != ticket);
-        let reserved = self.leases.iter().find(|(_, lease)| lease.ticket == Some(ticket)).map(|(key, _)| key.clone());
-        if let Some(key) = reserved {
-            match self.leases.get_mut(&key) {
-                Some(lease) if lease.wired => lease.ticket = None,
-                _ => self.rest(now, &key, effects),
-            }
+        self.queue.take_ticket(ticket);
+        let Some(key) = self.reserved.remove(&ticket) else { return };
+        match self.leases.get_mut(&key) {
+            Some(lease) if lease.wired => lease.ticket = None,
+            _ => self.end(now, &key, effects),
         }
     }
 
     pub(crate) fn release(&mut self, now: Millis, ticket: Ticket, key: &AttachmentKey, effects: &mut Vec<Effect>) {
         self.supersede(key, effects);
         let address = self.leases.get(key).map(|lease| lease.address);
-        self.rest(now, key, effects);
+        self.end(now, key, effects);
         effects.push(Effect::Released { ticket, address });
     }
 
-    fn rest(&mut self, now: Millis, key: &AttachmentKey, effects: &mut Vec<Effect>) {
+    /// The runtime's list of what lives. It is one witness; the lease of another attachment ends when the
+    /// next listing of the kernel shows no link of it either.
+    pub(crate) fn collect(&mut self, now: Millis, network: &str, alive: &[AttachmentKey]) {
+        let alive: BTreeSet<&AttachmentKey> = alive.iter().collect();
+        let long_ago = Millis(now.0.saturating_sub(MISSING_MS));
+        let doubted: Vec<AttachmentKey> = self
+            .leases
+            .iter()
+            .filter(|(key, lease)| key.network == network && lease.ticket.is_none() && !alive.contains(key))
+            .map(|(key, _)| key.clone())
+            .collect();
+        for key in doubted {
+            if let Some(lease) = self.leases.get_mut(&key) {
+                lease.missing_since = Some(long_ago);
+            }
+        }
+    }
+
+    fn end(&mut self, now: Millis, key: &AttachmentKey, effects: &mut Vec<Effect>) {
         let Some(lease) = self.leases.remove(key) else { return };
+        if let Some(ticket) = lease.ticket {
+            self.reserved.remove(&ticket);
+        }
         self.holders.remove(&lease.address);
-        let until = now.plus(self.node.policy.rest_ms);
-        self.resting.insert(lease.address, until);
         effects.push(Effect::Record(Write::Lease(key.clone(), None)));
-        effects.push(Effect::Record(Write::Rest(lease.address, Some(until))));
+        self.lay_to_rest(now, lease.address, effects);
     }
 
     /// A complete listing of the kernel's links. It proves who is alive; only a link that is missing
     /// twice ends a wired lease. At start it also tells which leases were only reserved: their plugin's
     /// connection closed with the process that held it.
-    pub(crate) fn links(&mut self, now: Millis, seen: &[AttachmentKey], effects: &mut Vec<Effect>) {
-        let first = !std::mem::replace(&mut self.links_listed, true);
-        let seen: std::collections::BTreeSet<&AttachmentKey> = seen.iter().collect();
+    pub(crate) fn links(
+        &mut self,
+        now: Millis,
+        seen: &[AttachmentKey],
+        strangers: Vec<IpAddr>,
+        effects: &mut Vec<Effect>,
+    ) {
+        let first = self.links_listed.replace(now).is_none();
+        let seen: BTreeSet<&AttachmentKey> = seen.iter().collect();
         let mut ended = Vec::new();
-        for (key, lease) in &mut self.leases {
+        let mut changed = Vec::new();
+        for (key, lease) in &self.leases {
             if seen.contains(key) {
-                lease.wired = lease.wired || first;
-                lease.missing_since = None;
-            } else if first {
+                if (first && !lease.wired) || lease.missing_since.is_some() {
+                    changed.push((key.clone(), lease.wired || first, None));
+                }
+            } else if first && !lease.wired && lease.ticket.is_none() {
                 ended.push(key.clone());
             } else if lease.wired {
-                let since = *lease.missing_since.get_or_insert(now);
+                let since = lease.missing_since.unwrap_or(now);
                 if now.since(since) >= MISSING_MS {
                     ended.push(key.clone());
+                } else if lease.missing_since.is_none() {
+                    changed.push((key.clone(), true, Some(now)));
                 }
             }
         }
-        for key in ended {
-            self.rest(now, &key, effects);
-        }
-        // Rest that is over needs no record.
-        let rested: Vec<_> = self.resting.iter().filter(|(_, until)| now.since(**until) > 0).map(|(a, _)| *a).collect();
-        for address in rested {
-            if now.since(self.resting[&address]) >= self.node.policy.rest_ms {
-                self.resting.remove(&address);
-                effects.push(Effect::Record(Write::Rest(address, None)));
+        for (key, wired, missing_since) in changed {
+            if let Some(lease) = self.leases.get_mut(&key) {
+                (lease.wired, lease.missing_since) = (wired, missing_since);
             }
         }
+        for key in ended {
+            self.end(now, &key, effects);
+        }
+        self.meet_strangers(now, strangers, effects);
+    }
+
+    /// Links that no lease explains hold their address: whoever they are, they are alive.
+    fn meet_strangers(&mut self, now: Millis, listed: Vec<IpAddr>, effects: &mut Vec<Effect>) {
+        if self.is_mutated(Mutation::IgnoreStrangers) {
+            return;
+        }
+        let listed: BTreeSet<IpAddr> =
+            listed.into_iter().filter(|address| !self.holders.contains_key(address)).collect();
+        let gone: Vec<IpAddr> = self.strangers.iter().filter(|address| !listed.contains(address)).copied().collect();
+        for address in gone {
+            self.strangers.remove(&address);
+            self.lay_to_rest(now, address, effects);
+        }
+        for address in listed {
+            if self.strangers.contains(&address) {
+                continue;
+            }
+            self.strangers.insert(address);
+            let rested = self.resting.remove(&address);
+            if let Some(until) = rested {
+                self.rest_ends.remove(&(until, address));
+            }
+            self.with_block_of(address, |block| {
+                block.withhold(address);
+                block.held += 1;
+                block.resting -= u64::from(rested.is_some());
+            });
+        }
+    }
+
+    /// What is in use now, for what `auto` learns.
+    fn remember_use(&mut self, now: Millis) {
+        let counts = self.counts();
+        self.memory.in_use(now, counts.held + counts.resting + counts.demand());
     }
 
     /// Tells those who wait in vain: at once where no wait can help, else when their patience ends.
     pub(crate) fn refuse_hopeless(&mut self, now: Millis, effects: &mut Vec<Effect>) {
-        if self.waiters.is_empty() {
+        if self.queue.is_empty() {
             return;
         }
-        let next_rested = self.next_rested(now);
         let reason = self.why_waiting(now);
-        let mut waiting = std::collections::VecDeque::new();
-        for waiter in std::mem::take(&mut self.waiters) {
-            let comes_in_time = next_rested.is_some_and(|at| at < waiter.deadline);
-            if waiter.deadline > now && (reason.cause.passes() || comes_in_time) {
-                waiting.push_back(waiter);
-            } else {
-                effects.push(Effect::Refuse { ticket: waiter.ticket, refusal: reason.clone() });
+        let mut refuse = |waiter: Waiter| {
+            effects.push(Effect::Refuse { ticket: waiter.ticket, refusal: reason.clone() });
+        };
+        while let Some(waiter) = self.queue.take_overdue(now) {
+            refuse(waiter);
+        }
+        if !reason.cause.passes() {
+            let help = self.next_rested();
+            while let Some(waiter) = self.queue.take_hopeless(help) {
+                refuse(waiter);
             }
         }
-        self.waiters = waiting;
     }
 }

@@ -1,181 +1,148 @@
-//! What EC2 answered, and what follows from it.
-//!
-//! An ENI costs three calls: create (with its addresses and tags), attach, delete-on-termination. It
-//! joins only after the third was confirmed. One that fails on the way is detached and deleted; it has
-//! never served anybody.
+//! EC2 calls: sent, answered, refused. The one place where it is decided when something is tried again.
 
-use crate::{
-    AuditedEni, Call, CallError, CallId, Cause, Core, Done, Effect, EniId, EniState, Expected, Millis, Refusal, Write,
-    pool::count,
-};
+use crate::{Call, CallError, CallId, Cause, Class, Core, Done, Effect, Millis, Refusal, pool::STALE_MS};
 
 const FIRST_PAUSE_MS: u64 = 500;
 const LONGEST_PAUSE_MS: u64 = 60_000;
+/// EC2 refused for lack of rights: somebody has to change them first.
+const DENIED_PAUSE_MS: u64 = 5_000;
+/// How long a subnet is taken to have no /28 after it said so.
+const NO_PREFIX_MS: u64 = 120_000;
+
+/// A call on its way.
+#[derive(Clone, Debug)]
+pub(crate) struct Flight {
+    pub(crate) call: Call,
+    pub(crate) since: Millis,
+}
+
+/// An action that waits after a refusal.
+#[derive(Clone, Debug)]
+pub(crate) struct Pause {
+    pub(crate) until: Millis,
+    pub(crate) refusal: Refusal,
+    failures: u32,
+}
 
 impl Core {
+    pub(crate) fn call(&mut self, now: Millis, call: Call, class: Class, effects: &mut Vec<Effect>) {
+        let id = CallId(self.next_call);
+        self.next_call += 1;
+        self.calls.insert(id, Flight { call: call.clone(), since: now });
+        effects.push(Effect::Call { id, call, class });
+    }
+
+    /// Who waits for what is called now.
+    pub(crate) fn class(&self) -> Class {
+        if self.queue.is_empty() && self.bound == 0 { Class::PoolShort } else { Class::PodWaits }
+    }
+
+    pub(crate) fn is_under_way(&self, wanted: impl Fn(&Call) -> bool) -> bool {
+        self.calls.values().any(|flight| wanted(&flight.call))
+    }
+
     pub(crate) fn done(&mut self, now: Millis, id: CallId, answer: Result<Done, CallError>, effects: &mut Vec<Effect>) {
-        let Some(call) = self.calls.remove(&id) else { return };
+        let Some(Flight { call, since }) = self.calls.remove(&id) else { return };
         match answer {
             Ok(done) => {
-                self.failures = 0;
-                self.pause = None;
-                self.succeeded(now, call, done, effects);
+                self.pauses.remove(call.action());
+                self.succeeded(now, since, call, done, effects);
             }
             Err(error) => self.failed(now, call, error, effects),
         }
     }
 
-    fn succeeded(&mut self, now: Millis, call: Call, done: Done, effects: &mut Vec<Effect>) {
+    fn succeeded(&mut self, now: Millis, since: Millis, call: Call, done: Done, effects: &mut Vec<Effect>) {
         match (call, done) {
-            (Call::Audit { unattached }, Done::Audited { attached, unattached: left }) => {
-                self.audited = true;
-                self.forget_slots(&attached, effects);
-                attached.into_iter().for_each(|eni| self.audit(eni, effects));
-                if unattached {
-                    self.sweep(left, effects);
-                }
+            (Call::Audit { scope }, Done::Audited { attached, unattached }) => {
+                self.audited(now, since, scope, attached, unattached, effects);
             }
             (Call::Tag { eni }, _) => {
                 if let Some(eni) = self.enis.get_mut(&eni) {
                     eni.ours = true;
                 }
+                self.vouched(now, &eni, effects);
             }
-            (Call::Create { token, .. }, Done::Created { eni }) => {
-                // The intent stays until the ENI is protected: an audit after a restart finds it by tag.
-                self.intents.insert(token, Some(eni.clone()));
-                let device_index = self.free_device_index();
-                self.call(Call::Attach { eni, device_index }, effects);
+            (Call::Create { token, .. }, Done::Created { eni, blocks }) => {
+                self.created(now, since, &token, eni, blocks, effects);
             }
             (Call::Attach { eni, .. }, Done::Attached { attachment }) => {
-                self.call(Call::Protect { eni, attachment }, effects);
+                self.attached(now, &eni, attachment, effects);
             }
-            (Call::Assign { eni, .. }, Done::Assigned { addresses }) => {
-                let expected = Expected { addresses: addresses.into_iter().collect(), since: now };
-                self.expected.insert(eni, expected);
+            (Call::Protect { eni, attachment }, _) => self.protected(now, &eni, attachment, effects),
+            (Call::Assign { eni, .. }, Done::Assigned { blocks }) => {
+                for net in &blocks {
+                    self.given_back.remove(net);
+                }
+                self.expect(&eni, blocks, Some(now), since);
                 self.take_expected(now);
             }
-            (Call::Protect { eni, .. }, _) => {
-                self.join(&eni, effects);
-                self.close_intents(|created| created == Some(&eni), effects);
-                if !self.enis.contains_key(&eni) {
-                    self.expected.insert(eni, Expected { addresses: [].into(), since: now });
-                }
-            }
-            (Call::Detach { eni, .. }, _) => self.call(Call::Delete { eni }, effects),
+            (Call::Unassign { blocks, .. }, _) => self.unassigned(now, &blocks),
+            (Call::Detach { eni, .. }, _) => self.detached(now, &eni, effects),
             (Call::Delete { eni }, _) => self.deleted(&eni, effects),
+            (Call::FindLeaked, Done::Leaked { enis }) => self.found_leaked(now, enis, effects),
             _ => {}
         }
-    }
-
-    /// ENIs that an earlier creation left unattached go; what then is known about intents.
-    fn sweep(&mut self, left: Vec<EniId>, effects: &mut Vec<Effect>) {
-        // One audit sees all that this instance ever created, so an unclear creation with nothing left
-        // behind was none.
-        if left.is_empty() {
-            self.close_intents(|created| created.is_none(), effects);
-        }
-        for eni in left {
-            let call = Call::Delete { eni };
-            if !self.calls.values().any(|under_way| *under_way == call) {
-                self.call(call, effects);
-            }
-        }
-    }
-
-    fn deleted(&mut self, eni: &EniId, effects: &mut Vec<Effect>) {
-        self.close_intents(|created| created == Some(eni), effects);
-        // An intent without an answer is closed by an audit that finds nothing left.
-        self.audited = self.audited && self.intents.values().all(Option::is_some);
-    }
-
-    fn close_intents(&mut self, known: impl Fn(Option<&EniId>) -> bool, effects: &mut Vec<Effect>) {
-        let closed: Vec<String> = self
-            .intents
-            .iter()
-            .filter(|(_, created)| known(created.as_ref()))
-            .map(|(token, _)| token.clone())
-            .collect();
-        for token in closed {
-            self.intents.remove(&token);
-            effects.push(Effect::Record(Write::Intent(token, false)));
-        }
-    }
-
-    /// Two witnesses, EC2 and metadata, say that the ENI is not here, and no lease stands on it.
-    fn forget_slots(&mut self, attached: &[AuditedEni], effects: &mut Vec<Effect>) {
-        let gone: Vec<EniId> = self
-            .slots
-            .keys()
-            .filter(|id| !self.enis.contains_key(id) && attached.iter().all(|eni| eni.id != **id))
-            .filter(|id| self.leases.values().all(|lease| lease.eni != **id))
-            .cloned()
-            .collect();
-        for id in gone {
-            self.slots.remove(&id);
-            effects.push(Effect::Record(Write::Slot(id, None)));
-        }
-    }
-
-    fn audit(&mut self, found: AuditedEni, effects: &mut Vec<Effect>) {
-        let Some(eni) = self.enis.get_mut(&found.id) else { return };
-        eni.ours = found.ours;
-        if eni.state != EniState::Unknown {
-            return;
-        }
-        if found.no_manage || (!found.ours && !self.node.policy.manage_untagged) {
-            eni.state = EniState::Foreign;
-        } else if !found.ours {
-            // CreateTags is the first and only call until the tag is there.
-            self.audited = false;
-            self.call(Call::Tag { eni: found.id }, effects);
-        } else if found.delete_on_termination {
-            self.join(&found.id, effects);
-        } else {
-            self.call(Call::Protect { eni: found.id, attachment: found.attachment }, effects);
-        }
-    }
-
-    /// The ENI is ours and goes with the instance: it gets its slot, the host takes it on.
-    fn join(&mut self, id: &EniId, effects: &mut Vec<Effect>) {
-        let Some(slot) = self.slots.get(id).copied().or_else(|| self.free_slot()) else { return };
-        self.give_slot(id, slot, effects);
-        if let Some(eni) = self.enis.get_mut(id) {
-            eni.slot = Some(slot);
-            eni.ours = true;
-            if matches!(eni.state, EniState::Unknown) {
-                eni.state = EniState::Joining;
-            }
-        }
-    }
-
-    fn free_device_index(&self) -> u32 {
-        let taken: Vec<u32> =
-            self.enis.values().filter(|eni| eni.facts.card == 0).map(|eni| eni.facts.device_index).collect();
-        (1..=count(taken.len()) + 1).find(|index| !taken.contains(index)).unwrap_or(1)
     }
 
     fn failed(&mut self, now: Millis, call: Call, error: CallError, effects: &mut Vec<Effect>) {
-        match call {
-            Call::Attach { eni, .. } => self.call(Call::Delete { eni }, effects),
-            Call::Protect { eni, attachment } if !self.slots.contains_key(&eni) => {
-                self.call(Call::Detach { eni, attachment }, effects);
+        let unclear = error.cause == Cause::Ec2Unreachable;
+        match &call {
+            Call::Detach { eni, .. } if error.not_found => return self.detached(now, eni, effects),
+            Call::Delete { eni } if error.not_found => return self.deleted(eni, effects),
+            Call::Unassign { blocks, .. } => self.not_unassigned(blocks, unclear),
+            Call::Detach { eni, .. } | Call::Delete { eni } => self.not_departed(eni, &call, unclear),
+            Call::Create { token, .. } => self.not_created(token, unclear, effects),
+            Call::Attach { eni, .. } | Call::Protect { eni, .. } => {
+                self.not_joined(eni, &call, unclear);
             }
-            Call::Detach { eni, .. } if error.not_found => return self.call(Call::Delete { eni }, effects),
-            Call::Delete { eni } if error.not_found => return self.deleted(&eni, effects),
-            // EC2 has answered: nothing was created.
-            Call::Create { token, .. } if error.cause != Cause::Ec2Unreachable => {
-                self.intents.remove(&token);
-                effects.push(Effect::Record(Write::Intent(token, false)));
-            }
-            // An unclear answer may hide a created ENI: the next audit reads back by our tag.
-            Call::Create { .. } | Call::Detach { .. } | Call::Delete { .. } => self.audited = false,
+            Call::Assign { .. } if unclear => self.audit_wanted = Some(crate::Scope::Attached),
             _ => {}
         }
-        let pause = (FIRST_PAUSE_MS << self.failures.min(10)).min(LONGEST_PAUSE_MS);
-        let pause = if error.cause == Cause::Denied { pause.max(5_000) } else { pause };
-        self.failures += 1;
-        let refusal =
-            Refusal { cause: error.cause, message: error.message, request_id: error.request_id, retry_after: None };
-        self.pause = Some((now.plus(pause), refusal));
+        if error.cause == Cause::NoPrefix {
+            // Single addresses serve until then.
+            self.no_prefix_until = Some(now.plus(NO_PREFIX_MS));
+            return;
+        }
+        self.pause(now, call.action(), error);
+    }
+
+    fn pause(&mut self, now: Millis, action: &'static str, error: CallError) {
+        let failures = self.pauses.get(action).map_or(0, |pause| pause.failures);
+        let longest = (FIRST_PAUSE_MS << failures.min(10)).min(LONGEST_PAUSE_MS);
+        let least = if error.cause == Cause::Denied { DENIED_PAUSE_MS } else { FIRST_PAUSE_MS / 2 };
+        // Full jitter: nodes that were refused together do not come back together.
+        let pause = self.jitter(longest).max(least);
+        let CallError { cause, message, request_id, .. } = error;
+        let refusal = Refusal { cause, message, request_id, retry_after: None };
+        self.pauses.insert(action, Pause { until: now.plus(pause), refusal, failures: failures + 1 });
+    }
+
+    pub(crate) fn is_paused(&self, now: Millis, action: &str) -> bool {
+        self.pauses.get(action).is_some_and(|pause| pause.until > now)
+    }
+
+    /// The latest refusal that still holds growth up.
+    pub(crate) fn growth_pause(&self, now: Millis) -> Option<&Pause> {
+        let grows = ["AssignPrivateIpAddresses", "AssignIpv6Addresses", "CreateNetworkInterface", "CreateTags"];
+        let others = ["AttachNetworkInterface", "ModifyNetworkInterfaceAttribute", "DescribeNetworkInterfaces"];
+        let pauses = grows.iter().chain(&others).filter_map(|action| self.pauses.get(*action));
+        pauses.filter(|pause| pause.until > now || pause.refusal.cause.passes()).max_by_key(|pause| pause.until)
+    }
+
+    /// Whether EC2 has lately not answered or refused: then nothing is given back.
+    pub(crate) fn ec2_ails(&self, now: Millis) -> bool {
+        self.pauses.values().any(|pause| pause.until.plus(STALE_MS) > now && pause.refusal.cause != Cause::SubnetFull)
+    }
+
+    /// A number below `bound`, different for each node, life and call.
+    pub(crate) fn jitter(&mut self, bound: u64) -> u64 {
+        self.next_call += 1;
+        let mut hash = 0xcbf2_9ce4_8422_2325_u64; // FNV-1a
+        let seed = self.node.token_seed.bytes().chain(self.node.instance_id.bytes());
+        for byte in seed.chain(self.next_call.to_le_bytes()) {
+            hash = (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
+        }
+        (hash >> 16) % bound.max(1)
     }
 }

@@ -11,6 +11,12 @@ pub enum Cause {
     EniLimit,
     /// The subnet has no free address.
     SubnetFull,
+    /// The subnet has no free /28, and no single address either.
+    NoPrefix,
+    /// Every free address rests after use, and the node can get no further one.
+    Resting,
+    /// The settings forbid to ask EC2 for addresses.
+    ProvisioningOff,
     /// EC2 refused for lack of rights.
     Denied,
     /// EC2 throttles this account.
@@ -34,6 +40,9 @@ impl Cause {
             Cause::Starting => "starting",
             Cause::EniLimit => "eni_limit",
             Cause::SubnetFull => "subnet_full",
+            Cause::NoPrefix => "no_prefix",
+            Cause::Resting => "resting",
+            Cause::ProvisioningOff => "provisioning_off",
             Cause::Denied => "denied",
             Cause::Throttled => "throttled",
             Cause::Ec2Unreachable => "ec2_unreachable",
@@ -46,7 +55,10 @@ impl Cause {
 
     /// Whether waiting for the next try within one ADD makes sense.
     pub fn passes(self) -> bool {
-        matches!(self, Cause::Starting | Cause::Throttled | Cause::Ec2Unreachable | Cause::StillGrowing)
+        matches!(
+            self,
+            Cause::Starting | Cause::Throttled | Cause::Ec2Unreachable | Cause::StillGrowing | Cause::Resting
+        )
     }
 }
 

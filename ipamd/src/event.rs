@@ -1,8 +1,11 @@
 //! What comes in and what goes out.
 
-use std::net::Ipv4Addr;
+use std::{collections::BTreeSet, net::IpAddr};
 
-use crate::{AttachmentKey, Cause, EniFacts, EniId, Lease, Millis, PodRef, Refusal};
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+
+use crate::{AttachmentKey, Cause, EniFacts, EniId, Kind, Lease, Millis, PodRef, Policy, Refusal};
 
 /// One request of a plugin, from its question to its end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -20,23 +23,33 @@ pub enum Event {
     Ask { ticket: Ticket, key: AttachmentKey, pod: Option<PodRef>, patience: u64 },
     /// The plugin says that the link stands; `seen`: the kernel shows it with its MAC.
     Wired { ticket: Ticket, key: AttachmentKey, seen: bool },
-    /// The plugin's connection has closed.
+    /// The plugin's connection has closed, or what it was offered could not be written down.
     Gone { ticket: Ticket },
     /// DEL.
     Release { ticket: Ticket, key: AttachmentKey },
-    /// A complete listing of the kernel: the attachments of ours whose link is there.
-    Links { seen: Vec<AttachmentKey> },
+    /// GC: only these attachments of the network are alive, says the runtime.
+    Collect { network: String, alive: Vec<AttachmentKey> },
+    /// A complete listing of the kernel: the attachments of ours whose link is there, and addresses routed
+    /// over pods' links that belong to no lease.
+    Links { seen: Vec<AttachmentKey>, strangers: Vec<IpAddr> },
     /// What instance metadata shows.
     Imds { enis: Vec<EniFacts> },
     /// An EC2 call ended.
     Done { id: CallId, answer: Result<Done, CallError> },
     /// Host and table carry this ENI.
     EniUp { eni: EniId },
-    /// Time passed.
+    /// Pods bound to this node that hold no lease yet.
+    Bound { pods: u32 },
+    /// The settings changed.
+    Settings { policy: Policy },
+    /// Whether the node takes no new pods (the taint node.kubernetes.io/unschedulable).
+    Cordoned { cordoned: bool },
+    /// Time passed, or a batch of requests is complete: only then the pool grows for them.
     Tick,
 }
 
-/// Something to do. Effects are carried out in order; a record is durable before what follows it.
+/// Something to do. Effects are carried out in order; a record is durable before what follows it, but for
+/// an offer, which may go ahead: its verdict may not.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[expect(missing_docs, reason = "the variants say what their fields are")]
 pub enum Effect {
@@ -49,9 +62,11 @@ pub enum Effect {
     /// Tell a plugin whether the attachment is still its own.
     Verdict { ticket: Ticket, mine: bool },
     /// Tell a DEL what was released.
-    Released { ticket: Ticket, address: Option<Ipv4Addr> },
+    Released { ticket: Ticket, address: Option<IpAddr> },
     /// Send this to EC2.
-    Call { id: CallId, call: Call },
+    Call { id: CallId, call: Call, class: Class },
+    /// Drop what connection tracking remembers of these addresses; their rest is over.
+    Forget { addresses: Vec<IpAddr> },
 }
 
 /// One change of the ledger; `None` removes.
@@ -60,54 +75,117 @@ pub enum Write {
     /// A lease.
     Lease(AttachmentKey, Option<Lease>),
     /// When an address may be given again.
-    Rest(Ipv4Addr, Option<Millis>),
+    Rest(IpAddr, Option<Millis>),
     /// The slot of an ENI.
     Slot(EniId, Option<u32>),
-    /// A creation is about to be sent, or its end is known.
-    Intent(String, bool),
+    /// Something is about to be done to EC2 that a kill could leave half done; by its token.
+    Intent(String, Option<Intent>),
+}
+
+/// What was written down before EC2 was asked.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Intent {
+    /// An ENI is created under this client token.
+    Create(Order),
+    /// This ENI is detached and deleted.
+    Leave(EniId),
+}
+
+/// So many blocks of one kind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Order {
+    /// Which kind.
+    pub kind: Kind,
+    /// How many.
+    pub count: u32,
+}
+
+impl Order {
+    /// Addresses that it brings.
+    pub fn addresses(self) -> u64 {
+        u64::from(self.count) * self.kind.size()
+    }
+}
+
+/// Who waits for a call; the first class goes first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Class {
+    /// A pod waits.
+    PodWaits,
+    /// The pool is short.
+    PoolShort,
+    /// Nobody: tidying up, audits.
+    Tidy,
+}
+
+/// Which ENIs an audit asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Scope {
+    /// Those that carry our tag for this instance, attached or not.
+    Ours,
+    /// Those that are attached to this instance, tagged or not.
+    Attached,
 }
 
 /// A call to EC2.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[expect(missing_docs, reason = "the variants say what their fields are")]
 pub enum Call {
-    /// DescribeNetworkInterfaces of this instance; with `unattached`, also ENIs that carry our tag for
-    /// this instance and hang nowhere.
-    Audit { unattached: bool },
+    /// DescribeNetworkInterfaces: what EC2 knows of our ENIs.
+    Audit { scope: Scope },
     /// CreateTags: the ENI becomes ours.
     Tag { eni: EniId },
-    /// CreateNetworkInterface with so many addresses for pods, tagged, in the primary's subnet.
-    Create { token: String, addresses: u32 },
+    /// CreateNetworkInterface with blocks for pods, tagged, in the primary's subnet.
+    Create { token: String, order: Order },
     /// AttachNetworkInterface.
     Attach { eni: EniId, device_index: u32 },
     /// ModifyNetworkInterfaceAttribute: delete on termination.
     Protect { eni: EniId, attachment: String },
-    /// AssignPrivateIpAddresses.
-    Assign { eni: EniId, addresses: u32 },
-    /// DetachNetworkInterface, of an ENI that never served.
+    /// AssignPrivateIpAddresses or AssignIpv6Addresses.
+    Assign { eni: EniId, order: Order },
+    /// UnassignPrivateIpAddresses or UnassignIpv6Addresses.
+    Unassign { eni: EniId, blocks: Vec<IpNet> },
+    /// DetachNetworkInterface.
     Detach { eni: EniId, attachment: String },
-    /// DeleteNetworkInterface, of an ENI that never served.
+    /// DeleteNetworkInterface.
     Delete { eni: EniId },
+    /// DescribeNetworkInterfaces: ENIs of the cluster that hang nowhere and were made minutes ago.
+    FindLeaked,
 }
 
 impl Call {
     /// EC2's name of the action.
     pub fn action(&self) -> &'static str {
+        let v6 = |kind: Kind| kind == Kind::V6Prefix;
         match self {
-            Call::Audit { .. } => "DescribeNetworkInterfaces",
+            Call::Audit { .. } | Call::FindLeaked => "DescribeNetworkInterfaces",
             Call::Tag { .. } => "CreateTags",
             Call::Create { .. } => "CreateNetworkInterface",
             Call::Attach { .. } => "AttachNetworkInterface",
             Call::Protect { .. } => "ModifyNetworkInterfaceAttribute",
+            Call::Assign { order, .. } if v6(order.kind) => "AssignIpv6Addresses",
             Call::Assign { .. } => "AssignPrivateIpAddresses",
+            Call::Unassign { blocks, .. } if blocks.iter().any(|net| matches!(net, IpNet::V6(_))) => {
+                "UnassignIpv6Addresses"
+            }
+            Call::Unassign { .. } => "UnassignPrivateIpAddresses",
             Call::Detach { .. } => "DetachNetworkInterface",
             Call::Delete { .. } => "DeleteNetworkInterface",
         }
     }
 
-    /// Whether the call serves growth; there is one order of growth at a time.
-    pub(crate) fn grows(&self) -> bool {
-        !matches!(self, Call::Detach { .. } | Call::Delete { .. })
+    /// The ENI it is about, if it is about one.
+    pub fn eni(&self) -> Option<&EniId> {
+        match self {
+            Call::Tag { eni }
+            | Call::Attach { eni, .. }
+            | Call::Protect { eni, .. }
+            | Call::Assign { eni, .. }
+            | Call::Unassign { eni, .. }
+            | Call::Detach { eni, .. }
+            | Call::Delete { eni } => Some(eni),
+            Call::Audit { .. } | Call::Create { .. } | Call::FindLeaked => None,
+        }
     }
 }
 
@@ -115,14 +193,16 @@ impl Call {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[expect(missing_docs, reason = "the variants say what their fields are")]
 pub enum Done {
-    /// The ENIs of this instance, and unattached ones that carry our tag.
-    Audited { attached: Vec<AuditedEni>, unattached: Vec<EniId> },
-    /// The ENI that was created.
-    Created { eni: EniId },
+    /// The ENIs of this instance, and (scope `Ours`) unattached ones that carry our tag.
+    Audited { attached: Vec<AuditedEni>, unattached: Vec<LooseEni> },
+    /// The ENI that was created, and the blocks on it.
+    Created { eni: EniId, blocks: Vec<IpNet> },
     /// The attachment's id.
     Attached { attachment: String },
     /// The ENI carries at least these now: EC2 names the new ones, some stand-ins name all.
-    Assigned { addresses: Vec<Ipv4Addr> },
+    Assigned { blocks: Vec<IpNet> },
+    /// ENIs of the cluster that belong to nobody.
+    Leaked { enis: Vec<EniId> },
     /// Nothing more to know.
     Fine,
 }
@@ -140,6 +220,19 @@ pub struct AuditedEni {
     pub delete_on_termination: bool,
     /// Id of the attachment.
     pub attachment: String,
+    /// The client token of its creation, as a tag says.
+    pub token: Option<String>,
+    /// The blocks on it, its own address left out.
+    pub blocks: BTreeSet<IpNet>,
+}
+
+/// An ENI of ours that hangs nowhere.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LooseEni {
+    /// Its id.
+    pub id: EniId,
+    /// The client token of its creation, as a tag says.
+    pub token: Option<String>,
 }
 
 /// A call that failed, classified by the adapter that knows EC2's codes.

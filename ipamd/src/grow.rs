@@ -1,105 +1,209 @@
-//! When the pool grows, and where: one order at a time, sized to the need.
+//! When the pool grows, and where: one order per ENI, sized to the need, however many wait.
 
-use crate::{Call, CallId, Cause, Core, Effect, Eni, EniState, Millis, Refusal, Write, pool::count};
+use crate::{
+    Call, Cause, Core, Effect, Eni, EniState, Kind, Millis, Order, Policy, Provisioning, Refusal, Scope, Target,
+    mutation::Mutation, pool::count, supply,
+};
 
 impl Core {
-    /// Starts the next EC2 call if one is needed and none is on its way.
+    /// Starts the EC2 calls that the need asks for and that are not on their way yet.
     pub(crate) fn grow(&mut self, now: Millis, effects: &mut Vec<Effect>) {
-        if self.enis.is_empty() || self.on_its_way() || self.pauses(now) {
+        if !self.imds_read || self.links_listed.is_none() || self.node.policy.provisioning != Provisioning::On {
             return;
         }
-        // EC2 is asked about ownership only when something is to be changed, or was left unfinished.
-        let unknown = self.enis.values().any(|eni| eni.state == EniState::Unknown);
-        let missing = self.node.policy.missing(self.node.limits, self.counts(now));
-        let unfinished = !self.intents.is_empty();
-        let wants = missing > 0 && self.can_grow();
-        if !self.audited && (unknown || unfinished || wants) {
-            return self.call(Call::Audit { unattached: unfinished }, effects);
+        self.go_on_building(now, effects);
+        let missing = self.missing();
+        if missing == 0 || !self.can_grow() {
+            return;
         }
-        if self.audited && unknown {
-            // Attached behind our back: look again.
-            self.audited = false;
-            return self.call(Call::Audit { unattached: false }, effects);
-        }
-        if !wants || self.enis.values().any(|eni| eni.state == EniState::Joining) {
-            return; // what is on its way may cover the need
-        }
-        if let Some((eni, room)) = self.roomiest() {
-            if !eni.ours {
-                let eni = eni.facts.id.clone();
-                return self.call(Call::Tag { eni }, effects);
+        // EC2 is asked about ownership only when something is to be changed.
+        let claimable = |eni: &Eni| eni.slot == Some(0) || self.node.policy.manage_untagged;
+        let unclaimed: Vec<_> = self
+            .enis
+            .values()
+            .filter(|eni| !eni.ours && eni.gives() && claimable(eni) && self.room(eni) > 0)
+            .map(|eni| eni.facts.id.clone())
+            .collect();
+        if !unclaimed.is_empty() && !self.is_mutated(Mutation::ChangeForeign) {
+            if self.audited.is_none() {
+                self.audit_wanted = Some(Scope::Attached);
+                return self.look_after(now, effects);
             }
-            let call = Call::Assign { eni: eni.facts.id.clone(), addresses: self.portion(missing, room) };
-            return self.call(call, effects);
+            for eni in unclaimed {
+                let tagged = self.is_under_way(|call| matches!(call, Call::Tag { eni: tagged } if *tagged == eni));
+                if !tagged && !self.is_paused(now, "CreateTags") {
+                    self.call(now, Call::Tag { eni }, self.class(), effects);
+                }
+            }
+            return;
         }
-        let room = self.node.limits.addresses_per_eni.saturating_sub(1);
-        let token = format!("enid-{}-{}", self.node.token_seed, self.next_call);
-        self.intents.insert(token.clone(), None);
-        effects.push(Effect::Record(Write::Intent(token.clone(), true)));
-        self.call(Call::Create { token, addresses: self.portion(missing, room) }, effects);
+        if self.enis.values().any(|eni| eni.state == EniState::Unknown) {
+            return; // it may bring what is missing
+        }
+        self.order(now, missing, effects);
     }
 
-    pub(crate) fn call(&mut self, call: Call, effects: &mut Vec<Effect>) {
-        let id = CallId(self.next_call);
-        self.next_call += 1;
-        self.calls.insert(id, call.clone());
-        effects.push(Effect::Call { id, call });
+    /// Addresses that are missing and not on their way.
+    fn missing(&self) -> u64 {
+        let mut counts = self.counts();
+        let learnt = self.memory.learnt();
+        let policy = &self.node.policy;
+        let coming = self.coming();
+        counts.available += coming;
+        counts.total += coming;
+        counts.idle_prefixes += coming / Kind::Prefix.size();
+        let (mut missing, unserved) =
+            (policy.missing(self.node.limits, counts, learnt), counts.demand().saturating_sub(counts.available));
+        if self.cordoned && !policy.manage_cordoned {
+            missing = unserved;
+        } else if missing > 0 && policy.target == Target::Auto && policy.kind(self.node.limits) == Kind::Single {
+            missing += Policy::portion(learnt);
+            let room = policy.max_pods.map_or(u64::MAX, |pods| u64::from(pods).saturating_sub(counts.total));
+            missing = missing.min(room).max(unserved);
+        }
+        missing
     }
 
-    /// One order at a time: a call is under way, or metadata has yet to show what the last one brought.
-    fn on_its_way(&self) -> bool {
-        self.calls.values().any(Call::grows) || !self.expected.is_empty()
+    /// Addresses on their way to the pool.
+    pub(crate) fn coming(&self) -> u64 {
+        if self.is_mutated(Mutation::ForgetOrders) {
+            return 0;
+        }
+        let flights = self.calls.values().map(|flight| match &flight.call {
+            Call::Assign { order, .. } => order.addresses(),
+            _ => 0,
+        });
+        let built = self.builds.values().filter(|build| {
+            build.stage.eni().is_none_or(|eni| self.expected.get(eni).is_none_or(|expected| expected.blocks.is_empty()))
+        });
+        let expected = self.expected.iter().flat_map(|(id, expected)| {
+            let shown = self.enis.get(id).map(|eni| eni.blocks.clone()).unwrap_or_default();
+            expected.blocks.clone().into_iter().filter(move |net| !shown.contains(net))
+        });
+        let joining = self.enis.values().filter(|eni| eni.state == EniState::Joining).map(|eni| eni.sums.free);
+        flights.sum::<u64>()
+            + built.map(|build| build.order.addresses()).sum::<u64>()
+            + expected.map(|net| crate::block::size(&net)).sum::<u64>()
+            + joining.sum::<u64>()
     }
 
-    fn portion(&self, missing: u32, room: u32) -> u32 {
-        if self.node.policy.whole_enis() && self.node.policy.warm_enis > 0 { room } else { missing.min(room) }
+    /// Orders so many addresses: on ENIs that have room, then on new ones.
+    fn order(&mut self, now: Millis, mut missing: u64, effects: &mut Vec<Effect>) {
+        let kind = self.kind_now(now);
+        if kind == Kind::Single && self.node.policy.kind == Kind::Prefix {
+            // The stopgap serves who waits, and a little more.
+            missing = missing.min(self.counts().demand().saturating_sub(self.counts().available).max(4));
+        }
+        let enough = |addresses: u64| u32::try_from(addresses.div_ceil(kind.size())).unwrap_or(u32::MAX);
+        let assign = if kind == Kind::V6Prefix { "AssignIpv6Addresses" } else { "AssignPrivateIpAddresses" };
+        for (eni, room) in self.with_room() {
+            if missing == 0 || self.is_paused(now, assign) {
+                break;
+            }
+            let count = if self.node.policy.whole_enis() { room } else { enough(missing).min(room) };
+            let order = Order { kind, count };
+            missing = missing.saturating_sub(order.addresses());
+            self.call(now, Call::Assign { eni, order }, self.class(), effects);
+        }
+        // ENIs that are being asked, or made, take more when they have answered.
+        missing = missing.saturating_sub(self.room_later() * kind.size());
+        let room = u32::try_from(supply::per_eni(self.node.limits)).unwrap_or(u32::MAX);
+        while missing > 0 && room > 0 && self.enis_left() > 0 && !self.is_paused(now, "CreateNetworkInterface") {
+            if self.is_paused(now, "AttachNetworkInterface") || self.is_paused(now, "ModifyNetworkInterfaceAttribute") {
+                break;
+            }
+            let count = if self.node.policy.whole_enis() { room } else { enough(missing).min(room) };
+            let order = Order { kind, count };
+            missing = missing.saturating_sub(order.addresses());
+            self.build(now, order, effects);
+        }
     }
 
-    fn pauses(&self, now: Millis) -> bool {
-        self.pause.as_ref().is_some_and(|(until, _)| *until > now)
+    /// The kind that can be had now: singles while the subnet is taken to have no /28.
+    fn kind_now(&mut self, now: Millis) -> Kind {
+        if self.no_prefix_until.is_some_and(|until| until <= now) {
+            self.no_prefix_until = None;
+        }
+        match self.node.policy.kind(self.node.limits) {
+            Kind::Prefix if self.no_prefix_until.is_some() => Kind::Single,
+            kind => kind,
+        }
     }
 
-    fn can_grow(&self) -> bool {
-        self.roomiest().is_some() || count(self.enis.len()) < self.node.policy.eni_max(self.node.limits)
-    }
-
-    /// The first ready ENI with room, the primary before others.
-    fn roomiest(&self) -> Option<(&Eni, u32)> {
-        let per_eni = self.node.limits.addresses_per_eni.saturating_sub(1);
+    /// ENIs that may be asked to carry more, the primary first, none that is being asked already.
+    fn with_room(&self) -> Vec<(crate::EniId, u32)> {
+        let asked = |eni: &Eni| self.is_under_way(|call| call.eni() == Some(&eni.facts.id));
         let mut ready: Vec<&Eni> = self
             .enis
             .values()
-            .filter(|eni| {
-                // The primary is always managed, as the peer has it.
-                let ours = eni.ours || eni.slot == Some(0) || self.node.policy.manage_untagged;
-                eni.state == EniState::Ready && ours
-            })
+            .filter(|eni| eni.gives() && (eni.ours || self.is_mutated(Mutation::ChangeForeign)) && !asked(eni))
             .collect();
         ready.sort_by_key(|eni| eni.slot);
-        ready.into_iter().find_map(|eni| {
-            let room = per_eni.saturating_sub(count(eni.facts.addresses.len()));
-            (room > 0).then_some((eni, room))
-        })
+        ready.into_iter().map(|eni| (eni.facts.id.clone(), self.room(eni))).filter(|(_, room)| *room > 0).collect()
+    }
+
+    /// Blocks that ENIs could take which cannot be asked at this moment.
+    fn room_later(&self) -> u64 {
+        let per_eni = supply::per_eni(self.node.limits);
+        let busy =
+            self.enis.values().filter(|eni| matches!(eni.state, EniState::Ready | EniState::Joining)).map(|eni| {
+                let asked = self.calls.values().map(|flight| match &flight.call {
+                    Call::Assign { eni: asked, order } if *asked == eni.facts.id => u64::from(order.count),
+                    _ => 0,
+                });
+                let asked: u64 = asked.sum();
+                let waits = asked > 0 || eni.state == EniState::Joining;
+                if waits { u64::from(self.room(eni)).saturating_sub(asked) } else { 0 }
+            });
+        let built = self.builds.values().map(|build| per_eni.saturating_sub(u64::from(build.order.count)));
+        busy.sum::<u64>() + built.sum::<u64>()
+    }
+
+    fn can_grow(&self) -> bool {
+        self.enis_left() > 0 || self.enis.values().any(|eni| eni.gives() && self.room(eni) > 0)
+    }
+
+    /// ENIs that may still be made. Those of others take up the instance's room as well.
+    fn enis_left(&self) -> u32 {
+        let seen = |eni: &crate::EniId| self.enis.contains_key(eni);
+        let built = self.builds.values().filter(|build| build.stage.eni().is_none_or(|eni| !seen(eni)));
+        let joined = self.expected.iter().filter(|(eni, expected)| expected.since.is_some() && !seen(eni));
+        let used = count(self.enis.len() + built.count() + joined.count() + self.departures.len());
+        self.node.policy.eni_max(self.node.limits).saturating_sub(used)
     }
 
     /// What a request waits for, as a refusal would tell it now.
     pub(crate) fn why_waiting(&self, now: Millis) -> Refusal {
-        // An old refusal that the next try may lift is no reason to give up while that try is under way.
-        if let Some((until, refusal)) = &self.pause
-            && (*until > now || refusal.cause.passes() || !self.on_its_way())
-        {
-            let retry_after = Some(until.since(now)).filter(|ms| *ms > 0);
-            return Refusal { retry_after, ..refusal.clone() };
-        }
-        if self.enis.is_empty() || !self.links_listed {
+        if !self.imds_read || self.links_listed.is_none() {
             return Refusal::new(Cause::Starting, "the daemon has not read its node yet");
         }
-        let growing = self.on_its_way() || self.enis.values().any(|eni| eni.state == EniState::Joining);
-        if growing || self.can_grow() {
+        if self.node.policy.provisioning != Provisioning::On {
+            return Refusal::new(
+                Cause::ProvisioningOff,
+                "no address is free, and the settings forbid to ask EC2 for more (DISABLE_NETWORK_RESOURCE_PROVISIONING or ENABLE_IMDS_ONLY_MODE)",
+            );
+        }
+        let coming = self.coming() > 0;
+        // An old refusal that the next try may lift is no reason to give up while that try is under way.
+        if let Some(pause) = self.growth_pause(now)
+            && (!coming || pause.refusal.cause.passes())
+        {
+            let retry_after = Some(pause.until.since(now)).filter(|ms| *ms > 0);
+            return Refusal { retry_after, ..pause.refusal.clone() };
+        }
+        let joining = self.enis.values().any(|eni| matches!(eni.state, EniState::Joining | EniState::Unknown));
+        if coming || joining || !self.calls.is_empty() || self.can_grow() {
             return Refusal::new(Cause::StillGrowing, "addresses are on their way from EC2");
         }
+        let counts = self.counts();
+        if counts.resting > 0 {
+            return Refusal::new(
+                Cause::Resting,
+                format!("the node is at its limit, and its free addresses rest after use: {}", counts.resting),
+            );
+        }
         let (enis, max) = (self.enis.len(), self.node.policy.eni_max(self.node.limits));
-        let per_eni = self.node.limits.addresses_per_eni.saturating_sub(1);
+        let per_eni = supply::per_eni(self.node.limits);
         Refusal::new(
             Cause::EniLimit,
             format!(

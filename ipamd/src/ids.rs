@@ -15,7 +15,7 @@ impl fmt::Display for EniId {
 }
 
 /// One interface of one container in one network: the key of an attachment (CNI spec 1.1.0, section 2,
-/// "Parameters").
+/// "Parameters"). Ordered so that the interfaces of one container stand side by side.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct AttachmentKey {
     /// Name of the network configuration.

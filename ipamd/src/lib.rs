@@ -1,4 +1,4 @@
-//! The address brain of Enid: which address a pod gets, when the pool grows, what EC2 is asked.
+//! The address brain of Enid: which address a pod gets, when the pool grows and shrinks, what EC2 is asked.
 //!
 //! A state machine without I/O: [`Core::step`] takes the time and one [`Event`] and returns
 //! [`Effect`]s, which the process carries out in order. It has no clock, no randomness of its own, no
@@ -6,35 +6,53 @@
 //! failure replays exactly.
 //!
 //! A pod's request passes through it once: [`Event::Ask`] reserves an address (or parks the request and
-//! starts growth), [`Effect::Record`] makes the lease durable before [`Effect::Offer`] answers,
+//! starts growth), [`Effect::Record`] makes the lease durable, [`Effect::Offer`] says what to wire,
 //! [`Event::Wired`] turns it into a held one, [`Event::Release`] sends it to rest.
 //!
-//! Here: leases, waiting requests, rest, the peer's warm targets, growth in secondary-address mode.
-//! Not here: giving addresses or ENIs back to EC2, prefixes, IPv6.
+//! Its collections are persistent ones: a copy of the whole state costs next to nothing, so a step is taken
+//! on the state itself and put back as it was if it would break an invariant.
 
 mod attach;
+mod audit;
+mod block;
+mod build;
 mod calls;
 mod cause;
 mod check;
 mod event;
 mod grow;
 mod ids;
-mod policy;
+mod leaked;
+mod learn;
+mod mutation;
 mod pool;
+mod queue;
+mod rest;
+mod shrink;
+mod supply;
 mod view;
 
+use std::{collections::BTreeMap, net::IpAddr};
+
+use imbl::{OrdMap, OrdSet};
+use ipnet::IpNet;
+
+pub use block::{Block, BlockState, Kind};
 pub use cause::{Cause, Refusal};
 pub use check::Broken;
-pub use event::{AuditedEni, Call, CallError, CallId, Done, Effect, Event, Ticket, Write};
+pub use event::{
+    AuditedEni, Call, CallError, CallId, Class, Done, Effect, Event, Intent, LooseEni, Order, Scope, Ticket, Write,
+};
 pub use ids::{AttachmentKey, EniId, Millis, PodRef};
-pub use policy::{Counts, Limits, Policy};
-pub use pool::{Eni, EniFacts, EniState};
-pub use view::{AddressState, AddressView, EniView, LeaseView, View};
+#[cfg(feature = "mutations")]
+pub use mutation::Mutation;
+pub use pool::{Eni, EniFacts, EniState, Sums};
+pub use supply::{Counts, Learnt, Limits, Policy, Provisioning, Target};
+pub use view::{AddressState, AddressView, View};
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::net::Ipv4Addr;
+use crate::{build::Build, calls::Flight, calls::Pause, learn::Memory, pool::Expected, queue::Queue};
 
-/// What does not change while the process runs.
+/// What does not change while the process runs, and the settings.
 #[derive(Clone, Debug)]
 pub struct Node {
     /// EC2's id of this instance.
@@ -43,28 +61,28 @@ pub struct Node {
     pub limits: Limits,
     /// The settings.
     pub policy: Policy,
-    /// Mixed into client tokens, so that two lives of a node never share one.
+    /// Mixed into client tokens and jitter, so that two lives of a node never share them.
     pub token_seed: String,
 }
 
 /// What the store remembered from before.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Ledger {
     /// Leases by attachment.
     pub leases: BTreeMap<AttachmentKey, Lease>,
     /// Addresses that rest, and until when.
-    pub resting: BTreeMap<Ipv4Addr, Millis>,
+    pub resting: BTreeMap<IpAddr, Millis>,
     /// Slots given to ENIs.
     pub slots: BTreeMap<EniId, u32>,
-    /// Creations whose end is not known, by client token.
-    pub intents: BTreeSet<String>,
+    /// What EC2 was about to be asked, by token.
+    pub intents: BTreeMap<String, Intent>,
 }
 
 /// An address in the hands of an attachment.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Lease {
     /// The pod's address.
-    pub address: Ipv4Addr,
+    pub address: IpAddr,
     /// The ENI that carries it.
     pub eni: EniId,
     /// Slot of that ENI when the lease was made.
@@ -83,102 +101,164 @@ pub struct Lease {
 
 impl Lease {
     /// A lease that the store remembers; whether its link stands is the kernel's to say.
-    pub fn remembered(address: Ipv4Addr, eni: EniId, slot: u32, pod: Option<PodRef>, index: u32) -> Self {
+    pub fn remembered(address: IpAddr, eni: EniId, slot: u32, pod: Option<PodRef>, index: u32) -> Self {
         Lease { address, eni, slot, pod, index, wired: false, missing_since: None, ticket: None }
     }
-}
-
-#[derive(Clone, Debug)]
-struct Waiter {
-    ticket: Ticket,
-    key: AttachmentKey,
-    pod: Option<PodRef>,
-    deadline: Millis,
 }
 
 /// The state machine.
 #[derive(Clone, Debug)]
 pub struct Core {
     node: Node,
-    enis: BTreeMap<EniId, Eni>,
-    leases: BTreeMap<AttachmentKey, Lease>,
-    holders: BTreeMap<Ipv4Addr, AttachmentKey>,
-    resting: BTreeMap<Ipv4Addr, Millis>,
-    slots: BTreeMap<EniId, u32>,
-    /// Creations whose end is not known, and what EC2 answered to them.
-    intents: BTreeMap<String, Option<EniId>>,
-    waiters: VecDeque<Waiter>,
-    calls: BTreeMap<CallId, Call>,
-    next_call: u64,
-    /// Growth waits until then, and why.
-    pause: Option<(Millis, Refusal)>,
-    failures: u32,
-    /// What EC2 knows of this instance's ENIs has been read once in this life.
-    audited: bool,
-    /// Invariants that a step would have broken; the state was kept as it was before.
-    broken: Vec<Broken>,
-    links_listed: bool,
-    /// What EC2 has confirmed and instance metadata does not show yet.
-    expected: BTreeMap<EniId, Expected>,
-}
+    enis: OrdMap<EniId, Eni>,
+    blocks: OrdMap<IpNet, Block>,
+    /// Blocks that are withheld, by why.
+    doubted: OrdSet<IpNet>,
+    leaving: OrdSet<IpNet>,
+    leases: OrdMap<AttachmentKey, Lease>,
+    holders: OrdMap<IpAddr, AttachmentKey>,
+    /// Leases whose plugin is connected and has not wired yet.
+    reserved: OrdMap<Ticket, AttachmentKey>,
+    /// Addresses that pods' links carry though no lease says so.
+    strangers: OrdSet<IpAddr>,
+    resting: OrdMap<IpAddr, Millis>,
+    rest_ends: OrdSet<(Millis, IpAddr)>,
+    slots: OrdMap<EniId, u32>,
+    /// ENIs that carry our tag, as EC2 has said in this life.
+    vouched: OrdSet<EniId>,
+    /// Changes with every ENI and block that comes or goes.
+    topology: u64,
+    queue: Queue,
+    bound: u64,
+    cordoned: bool,
+    memory: Memory,
 
-/// Addresses that EC2 confirmed for an ENI, until metadata shows them or its word has to do.
-#[derive(Clone, Debug)]
-struct Expected {
-    addresses: BTreeSet<Ipv4Addr>,
-    since: Millis,
+    calls: OrdMap<CallId, Flight>,
+    next_call: u64,
+    /// ENIs on their way, by the token of their creation.
+    builds: OrdMap<String, Build>,
+    /// ENIs that are detached and deleted.
+    departures: OrdMap<EniId, shrink::Departure>,
+    /// What EC2 has confirmed and instance metadata does not show yet.
+    expected: OrdMap<EniId, Expected>,
+    /// Blocks that went back to EC2, which stale metadata may still show.
+    given_back: OrdMap<IpNet, Millis>,
+    /// Until when an action waits after a refusal, and why.
+    pauses: OrdMap<&'static str, Pause>,
+    /// Until when the subnet is taken to have no /28.
+    no_prefix_until: Option<Millis>,
+    /// The pool has been too large since then.
+    surplus_since: Option<Millis>,
+
+    /// When EC2 last told about our ENIs in this life.
+    audited: Option<Millis>,
+    /// Something was seen that only an audit can settle.
+    audit_wanted: Option<Scope>,
+    leaked: leaked::Search,
+    imds_read: bool,
+    /// When the kernel's links were last listed.
+    links_listed: Option<Millis>,
+    /// Invariants that a step would have broken; the state was kept as it was before.
+    broken: imbl::Vector<Broken>,
+    #[cfg(feature = "mutations")]
+    mutation: Option<Mutation>,
 }
 
 impl Core {
     /// A core that remembers a ledger and has not looked at anything yet.
     pub fn new(node: Node, ledger: Ledger) -> Self {
-        let holders = ledger.leases.iter().map(|(key, lease)| (lease.address, key.clone())).collect();
-        Core {
+        let mut core = Core {
             node,
-            enis: BTreeMap::new(),
-            leases: ledger.leases,
-            holders,
-            resting: ledger.resting,
-            slots: ledger.slots,
-            intents: ledger.intents.into_iter().map(|token| (token, None)).collect(),
-            waiters: VecDeque::new(),
-            calls: BTreeMap::new(),
+            enis: OrdMap::new(),
+            blocks: OrdMap::new(),
+            doubted: OrdSet::new(),
+            leaving: OrdSet::new(),
+            leases: OrdMap::new(),
+            holders: OrdMap::new(),
+            reserved: OrdMap::new(),
+            strangers: OrdSet::new(),
+            resting: OrdMap::new(),
+            rest_ends: OrdSet::new(),
+            slots: ledger.slots.into_iter().collect(),
+            vouched: OrdSet::new(),
+            topology: 0,
+            queue: Queue::default(),
+            bound: 0,
+            cordoned: false,
+            memory: Memory::new(),
+            calls: OrdMap::new(),
             next_call: 1,
-            pause: None,
-            failures: 0,
-            audited: false,
-            broken: Vec::new(),
-            links_listed: false,
-            expected: BTreeMap::new(),
+            builds: OrdMap::new(),
+            departures: OrdMap::new(),
+            expected: OrdMap::new(),
+            given_back: OrdMap::new(),
+            pauses: OrdMap::new(),
+            no_prefix_until: None,
+            surplus_since: None,
+            audited: None,
+            audit_wanted: None,
+            leaked: leaked::Search::default(),
+            imds_read: false,
+            links_listed: None,
+            broken: imbl::Vector::new(),
+            #[cfg(feature = "mutations")]
+            mutation: None,
+        };
+        for (key, lease) in ledger.leases {
+            core.holders.insert(lease.address, key.clone());
+            let Lease { address, eni, slot, pod, index, .. } = lease;
+            core.leases.insert(key, Lease::remembered(address, eni, slot, pod, index));
         }
+        for (address, until) in ledger.resting {
+            core.resting.insert(address, until);
+            core.rest_ends.insert((until, address));
+        }
+        core.resume(ledger.intents);
+        core
     }
 
     /// Takes one event and says what to do, in order. A step that would break an invariant is not
-    /// carried out: its effects are dropped and [`View::broken`] names it.
+    /// carried out: its effects are dropped, the caller is refused, nothing is given back to EC2 from then
+    /// on, and [`View::broken`] names it.
     pub fn step(&mut self, now: Millis, event: Event) -> Vec<Effect> {
         let before = self.clone();
+        let caller = self.caller(&event);
+        // Requests that come together are ordered for together: at the tick that ends the batch.
+        let more_to_come = matches!(event, Event::Ask { .. });
         let mut effects = Vec::new();
+        self.end_rests(now, &mut effects);
         self.handle(now, event, &mut effects);
         self.take_expected(now);
         self.serve(now, &mut effects);
-        self.grow(now, &mut effects);
+        self.look_after(now, &mut effects);
+        if !more_to_come {
+            self.grow(now, &mut effects);
+        }
+        self.shrink(now, &mut effects);
         self.refuse_hopeless(now, &mut effects);
-        let broken = self.check();
+        let broken = self.check(&before, &effects);
         if broken.is_empty() {
             return effects;
         }
-        *self = before;
+        let known = std::mem::replace(self, before);
+        self.broken = known.broken;
         self.broken.extend(broken);
-        Vec::new()
+        caller.into_iter().collect()
     }
 
     /// When the next step is due even if nothing happens.
     pub fn next_due(&self, now: Millis) -> Option<Millis> {
-        let deadlines = self.waiters.iter().map(|waiter| waiter.deadline);
-        let pause = self.pause.iter().map(|(until, _)| *until);
-        let rested = self.next_rested(now);
-        let expected = self.expected.values().map(|expected| expected.since.plus(pool::IMDS_LAG_MS));
-        deadlines.chain(pause).chain(rested).chain(expected).filter(|at| *at > now).min()
+        let pauses = self.pauses.values().map(|pause| pause.until);
+        let expected = self.expected.values().filter_map(|expected| Some(expected.since?.plus(pool::IMDS_LAG_MS)));
+        let times = [
+            self.queue.next_deadline(),
+            self.rest_ends.get_min().map(|(until, _)| *until),
+            self.surplus_since.map(|since| since.plus(shrink::PATIENCE_MS)),
+            self.next_audit(),
+            self.leaked.next(),
+            self.no_prefix_until,
+        ];
+        pauses.chain(expected).chain(times.into_iter().flatten()).filter(|at| *at > now).min()
     }
 
     fn handle(&mut self, now: Millis, event: Event, effects: &mut Vec<Effect>) {
@@ -187,11 +267,28 @@ impl Core {
             Event::Wired { ticket, key, seen } => self.wired(ticket, &key, seen, effects),
             Event::Gone { ticket } => self.gone(now, ticket, effects),
             Event::Release { ticket, key } => self.release(now, ticket, &key, effects),
-            Event::Links { seen } => self.links(now, &seen, effects),
-            Event::Imds { enis } => self.imds(enis, effects),
+            Event::Collect { network, alive } => self.collect(now, &network, &alive),
+            Event::Links { seen, strangers } => self.links(now, &seen, strangers, effects),
+            Event::Imds { enis } => self.imds(now, enis, effects),
             Event::Done { id, answer } => self.done(now, id, answer, effects),
-            Event::EniUp { eni } => self.eni_up(&eni),
+            Event::EniUp { eni } => self.eni_up(now, &eni),
+            Event::Bound { pods } => self.bound = u64::from(pods),
+            Event::Settings { policy } => self.node.policy = policy,
+            Event::Cordoned { cordoned } => self.cordoned = cordoned,
             Event::Tick => {}
+        }
+    }
+
+    /// What whoever waits for this event's answer hears if the step is dropped.
+    fn caller(&self, event: &Event) -> Option<Effect> {
+        match event {
+            Event::Ask { ticket, .. } => {
+                let message = "the request would have broken an invariant and was not carried out";
+                Some(Effect::Refuse { ticket: *ticket, refusal: Refusal::new(Cause::Internal, message) })
+            }
+            Event::Wired { ticket, .. } => Some(Effect::Verdict { ticket: *ticket, mine: false }),
+            Event::Release { ticket, .. } => Some(Effect::Released { ticket: *ticket, address: None }),
+            _ => None,
         }
     }
 }

@@ -1,10 +1,21 @@
-//! ENIs and the addresses on them: what is held, what is free, which one is given next.
+//! ENIs and the blocks on them: what is held, what is free, which address is given next.
 
-use std::{collections::BTreeSet, net::Ipv4Addr};
+use std::{
+    cmp::Reverse,
+    collections::BTreeSet,
+    net::IpAddr,
+    ops::{AddAssign, SubAssign},
+};
 
-use ipnet::Ipv4Net;
+use imbl::OrdSet;
+use ipnet::{IpNet, Ipv4Net};
 
-use crate::{Core, Counts, Effect, EniId, Millis, Write};
+use crate::{
+    Block, BlockState, Core, Counts, Effect, EniId, Kind, Millis, Write,
+    block::{self, Rank},
+    mutation::Mutation,
+    supply,
+};
 
 /// Slots 1…63 name secondary ENIs; 0 is the primary.
 const SLOT_MAX: u32 = 63;
@@ -12,6 +23,9 @@ const SLOT_MAX: u32 = 63;
 /// An address is offered once instance metadata shows it, or when it has not for so long after EC2
 /// confirmed it.
 pub(crate) const IMDS_LAG_MS: u64 = 10_000;
+
+/// Metadata that still shows what went back to EC2 is taken for stale for so long; then EC2 is asked.
+pub(crate) const STALE_MS: u64 = 60_000;
 
 /// One ENI as instance metadata shows it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -28,8 +42,8 @@ pub struct EniFacts {
     pub primary: Ipv4Net,
     /// The subnet's id.
     pub subnet_id: String,
-    /// Addresses for pods.
-    pub addresses: BTreeSet<Ipv4Addr>,
+    /// Blocks for pods: its own address left out.
+    pub blocks: BTreeSet<IpNet>,
 }
 
 /// How far an ENI has come.
@@ -41,14 +55,33 @@ pub enum EniState {
     Joining,
     /// Its addresses may be given.
     Ready,
+    /// It is about to be detached; withheld since then.
+    Leaving(Millis),
     /// Somebody else's: left alone.
     Foreign,
 }
 
+/// Addresses of an ENI, counted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Sums {
+    /// All of them.
+    pub total: u64,
+    /// In somebody's hands.
+    pub held: u64,
+    /// Resting.
+    pub resting: u64,
+    /// To be given.
+    pub free: u64,
+    /// Prefixes.
+    pub prefixes: u64,
+    /// Prefixes that nobody uses any of.
+    pub idle_prefixes: u64,
+}
+
 /// One ENI of this node.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct Eni {
-    /// What IMDS shows. Addresses are only ever added by it.
+    /// What IMDS shows.
     pub facts: EniFacts,
     /// Slot in marks and device groups.
     pub slot: Option<u32>,
@@ -56,68 +89,250 @@ pub struct Eni {
     pub state: EniState,
     /// EC2 confirmed our tag in this life, so it may be changed.
     pub ours: bool,
+    /// Id of its attachment, if EC2 told it in this life.
+    pub attachment: Option<String>,
+    /// Metadata does not show it any more.
+    pub doubted: bool,
+    /// Since when it has been what it is.
+    pub since: Millis,
+    /// Its addresses, counted.
+    pub sums: Sums,
+    /// Its blocks: what metadata or EC2 has shown and nobody has taken away.
+    pub blocks: OrdSet<IpNet>,
+    /// Blocks with something to give, in the order of giving.
+    open: OrdSet<Rank>,
+}
+
+/// Blocks that EC2 confirmed for an ENI, until metadata shows them or its word has to do.
+#[derive(Clone, Debug)]
+pub(crate) struct Expected {
+    pub(crate) blocks: OrdSet<IpNet>,
+    /// Since when they should be seen; `None` while the ENI is not attached yet.
+    pub(crate) since: Option<Millis>,
+    /// When they were asked for.
+    pub(crate) asked: Millis,
+    /// Where a new ENI was attached.
+    pub(crate) device_index: Option<u32>,
+}
+
+impl Eni {
+    /// Whether pods may get its addresses.
+    pub fn gives(&self) -> bool {
+        self.state == EniState::Ready && !self.doubted
+    }
+
+    /// Whether nobody uses or remembers any address of it.
+    pub fn is_idle(&self) -> bool {
+        self.sums.held == 0 && self.sums.resting == 0
+    }
 }
 
 impl Core {
-    pub(crate) fn imds(&mut self, enis: Vec<EniFacts>, effects: &mut Vec<Effect>) {
-        for facts in enis {
-            match self.enis.get_mut(&facts.id) {
-                Some(eni) => {
-                    // IMDS alone can only add: what it no longer shows may be stale news.
-                    let mut addresses = std::mem::take(&mut eni.facts.addresses);
-                    addresses.extend(&facts.addresses);
-                    eni.facts = EniFacts { addresses, ..facts };
-                }
-                None => self.meet(facts, effects),
+    pub(crate) fn imds(&mut self, now: Millis, shown: Vec<crate::EniFacts>, effects: &mut Vec<Effect>) {
+        self.imds_read = true;
+        if !self.given_back.is_empty() {
+            let young = |at: &Millis| now.since(*at) < 10 * STALE_MS;
+            self.given_back = self.given_back.clone().into_iter().filter(|(_, at)| young(at)).collect();
+        }
+        let ids: BTreeSet<EniId> = shown.iter().map(|facts| facts.id.clone()).collect();
+        for facts in shown {
+            self.see(now, facts, effects);
+        }
+        let missing: Vec<EniId> = self.enis.keys().filter(|id| !ids.contains(*id)).cloned().collect();
+        for id in missing {
+            if self.is_mutated(Mutation::BelieveMetadata) {
+                self.forget_eni(&id);
+            } else if let Some(eni) = self.enis.get_mut(&id) {
+                eni.doubted = true;
             }
         }
     }
 
-    fn meet(&mut self, facts: EniFacts, effects: &mut Vec<Effect>) {
+    fn see(&mut self, now: Millis, facts: EniFacts, effects: &mut Vec<Effect>) {
+        let id = facts.id.clone();
+        if self.departures.contains_key(&id) {
+            return; // it is on its way out, and this is old news
+        }
+        let blocks = facts.blocks.clone();
+        match self.enis.get_mut(&id) {
+            Some(eni) => {
+                eni.doubted = false;
+                eni.facts = facts;
+            }
+            None => self.meet(now, facts, effects),
+        }
+        let known = self.enis.get(&id).map(|eni| eni.blocks.clone()).unwrap_or_default();
+        for net in blocks.iter().filter(|net| !known.contains(*net)) {
+            match self.given_back.get(net) {
+                None => self.add_block(&id, *net),
+                Some(at) if now.since(*at) < STALE_MS => {}
+                Some(_) => self.audit_wanted = Some(crate::Scope::Attached),
+            }
+        }
+        for net in known {
+            let shown = blocks.contains(&net);
+            match self.blocks.get(&net).map(|block| block.state) {
+                Some(BlockState::Doubted) if shown => self.set_state(net, BlockState::Open),
+                Some(BlockState::Open) if !shown => self.set_state(net, BlockState::Doubted),
+                _ => {}
+            }
+            if !shown && self.is_mutated(Mutation::BelieveMetadata) {
+                self.forget_block(net);
+            }
+        }
+    }
+
+    fn meet(&mut self, now: Millis, facts: EniFacts, effects: &mut Vec<Effect>) {
         let id = facts.id.clone();
         let primary = facts.device_index == 0 && facts.card == 0;
         // A slot on record says that an earlier life confirmed tag and delete-on-termination.
         let known = self.slots.get(&id).copied();
         let slot = if primary { Some(0) } else { known };
-        let state = if slot.is_some() { EniState::Joining } else { EniState::Unknown };
-        if primary && known.is_none() {
-            self.give_slot(&id, 0, effects);
+        let trusted = slot.is_some() || self.node.policy.provisioning == crate::Provisioning::ImdsOnly;
+        let state = if trusted { EniState::Joining } else { EniState::Unknown };
+        let slot = slot.or_else(|| if trusted { self.free_slot() } else { None });
+        if let Some(slot) = slot
+            && known.is_none()
+        {
+            self.give_slot(&id, slot, effects);
         }
-        self.enis.insert(id, Eni { facts, slot, state, ours: false });
+        let eni = Eni {
+            facts,
+            slot,
+            state,
+            ours: self.vouched.contains(&id),
+            attachment: None,
+            doubted: false,
+            since: now,
+            sums: Sums::default(),
+            blocks: OrdSet::new(),
+            open: OrdSet::new(),
+        };
+        self.enis.insert(id, eni);
+        self.topology += 1;
+    }
+
+    /// A block is on an ENI: who holds what of it is counted from the leases.
+    pub(crate) fn add_block(&mut self, id: &EniId, net: IpNet) {
+        if self.blocks.contains_key(&net) || !self.enis.contains_key(id) {
+            return;
+        }
+        let mut block = Block::new(net, id.clone());
+        let (first, last) = block::ends(&net);
+        let within = first..=last;
+        let held = self.holders.range(within.clone()).count() + self.strangers.range(within.clone()).count();
+        block.held = u64::try_from(held).unwrap_or(u64::MAX);
+        block.resting = u64::try_from(self.resting.range(within).count()).unwrap_or(u64::MAX);
+        self.given_back.remove(&net);
+        let Some(eni) = self.enis.get_mut(id) else { return };
+        eni.blocks.insert(net);
+        eni.sums += Sums::of(&block);
+        eni.open.extend(block.rank());
+        self.blocks.insert(net, block);
+        self.topology += 1;
+    }
+
+    /// Withholds a block, or gives from it again.
+    pub(crate) fn set_state(&mut self, net: IpNet, state: BlockState) {
+        self.doubted.remove(&net);
+        self.leaving.remove(&net);
+        match state {
+            BlockState::Open => {}
+            BlockState::Doubted => drop(self.doubted.insert(net)),
+            BlockState::Leaving(_) => drop(self.leaving.insert(net)),
+        }
+        self.with_block(net, |block| block.state = state);
+    }
+
+    /// A block is not on its ENI any more.
+    pub(crate) fn forget_block(&mut self, net: IpNet) {
+        self.doubted.remove(&net);
+        self.leaving.remove(&net);
+        let Some(block) = self.blocks.remove(&net) else { return };
+        self.topology += 1;
+        if let Some(eni) = self.enis.get_mut(&block.eni) {
+            eni.blocks.remove(&net);
+            eni.sums -= Sums::of(&block);
+            if let Some(rank) = block.rank() {
+                eni.open.remove(&rank);
+            }
+        }
+    }
+
+    pub(crate) fn forget_eni(&mut self, id: &EniId) {
+        let blocks = self.enis.get(id).map(|eni| eni.blocks.clone()).unwrap_or_default();
+        blocks.into_iter().for_each(|net| self.forget_block(net));
+        self.enis.remove(id);
+        self.vouched.remove(id);
+        self.expected.remove(id);
+        self.topology += 1;
+    }
+
+    /// Changes a block, and what its ENI counts and orders by it.
+    pub(crate) fn with_block<T>(&mut self, net: IpNet, change: impl FnOnce(&mut Block) -> T) -> Option<T> {
+        let block = self.blocks.get_mut(&net)?;
+        let eni = self.enis.get_mut(&block.eni)?;
+        eni.sums -= Sums::of(block);
+        if let Some(rank) = block.rank() {
+            eni.open.remove(&rank);
+        }
+        let answer = change(block);
+        eni.sums += Sums::of(block);
+        eni.open.extend(block.rank());
+        Some(answer)
+    }
+
+    pub(crate) fn with_block_of(&mut self, address: IpAddr, change: impl FnOnce(&mut Block)) {
+        if let Some(net) = self.block_of(address).map(|block| block.net) {
+            self.with_block(net, change);
+        }
+    }
+
+    /// The block that an address is in, if it is on this node.
+    pub(crate) fn block_of(&self, address: IpAddr) -> Option<&Block> {
+        block::candidates(address).iter().find_map(|net| self.blocks.get(net))
     }
 
     /// Drops expectations that metadata has met, and takes EC2's word where it has not for long.
     pub(crate) fn take_expected(&mut self, now: Millis) {
-        let enis = &mut self.enis;
-        self.expected.retain(|id, expected| {
-            let Some(eni) = enis.get_mut(id) else { return true };
-            if now.since(expected.since) >= IMDS_LAG_MS {
-                let primary = eni.facts.primary.addr();
-                eni.facts.addresses.extend(expected.addresses.iter().filter(|address| **address != primary));
+        let due: Vec<EniId> = self.expected.keys().cloned().collect();
+        for id in due {
+            let Some(expected) = self.expected.get(&id).cloned() else { continue };
+            let waited = expected.since.is_some_and(|since| now.since(since) >= IMDS_LAG_MS);
+            let Some(eni) = self.enis.get(&id) else {
+                if expected.since.is_some_and(|since| now.since(since) >= STALE_MS) {
+                    self.expected.remove(&id);
+                    self.audit_wanted = Some(crate::Scope::Ours);
+                }
+                continue;
+            };
+            let open: Vec<IpNet> = expected.blocks.iter().filter(|net| !eni.blocks.contains(*net)).copied().collect();
+            if open.is_empty() || waited {
+                open.into_iter().for_each(|net| self.add_block(&id, net));
+                self.memory.filled(now.since(expected.asked));
+                self.expected.remove(&id);
             }
-            !expected
-                .addresses
-                .iter()
-                .all(|address| eni.facts.addresses.contains(address) || *address == eni.facts.primary.addr())
-        });
+        }
     }
 
     pub(crate) fn give_slot(&mut self, id: &EniId, slot: u32, effects: &mut Vec<Effect>) {
+        self.topology += 1;
         self.slots.insert(id.clone(), slot);
         effects.push(Effect::Record(Write::Slot(id.clone(), Some(slot))));
     }
 
     pub(crate) fn free_slot(&self) -> Option<u32> {
-        let taken: BTreeSet<u32> =
-            self.slots.values().copied().chain(self.leases.values().map(|lease| lease.slot)).collect();
+        let leases = self.leases.values().map(|lease| lease.slot);
+        let taken: BTreeSet<u32> = self.slots.values().copied().chain(leases).collect();
         (1..=SLOT_MAX).find(|slot| !taken.contains(slot))
     }
 
-    pub(crate) fn eni_up(&mut self, id: &EniId) {
+    pub(crate) fn eni_up(&mut self, now: Millis, id: &EniId) {
         if let Some(eni) = self.enis.get_mut(id)
             && eni.state == EniState::Joining
         {
             eni.state = EniState::Ready;
+            eni.since = now;
         }
     }
 
@@ -126,44 +341,94 @@ impl Core {
         self.enis.values().filter_map(|eni| Some((eni, eni.slot?)))
     }
 
-    /// The address to give next: from the ENI that has given most, so that others can empty; there the
-    /// one that was never given, then the one that has rested longest.
-    pub(crate) fn pick(&self, now: Millis) -> Option<(EniId, u32, Ipv4Addr)> {
-        let mut ready: Vec<&Eni> = self.enis.values().filter(|eni| eni.state == EniState::Ready).collect();
-        ready.sort_by_key(|eni| std::cmp::Reverse(self.given(eni)));
-        ready.into_iter().find_map(|eni| {
-            let free = eni.facts.addresses.iter().filter(|address| self.is_free(**address, now));
-            let address = free.min_by_key(|address| self.resting.get(address))?;
-            Some((eni.facts.id.clone(), eni.slot?, *address))
-        })
+    /// Another number whenever [`Core::carried`] may tell something else.
+    pub fn topology(&self) -> u64 {
+        self.topology
     }
 
-    pub(crate) fn given(&self, eni: &Eni) -> usize {
-        eni.facts.addresses.iter().filter(|address| self.holders.contains_key(address)).count()
+    /// The block to give from next: the fullest prefix, so that others can empty; among equals on the ENI
+    /// that has given most; there the address that was free longest.
+    pub(crate) fn pick(&self) -> Option<IpNet> {
+        let first = |eni: &Eni| eni.open.get_min().copied();
+        let ready = self.enis.values().filter(|eni| eni.gives());
+        let best = ready.filter_map(|eni| first(eni).map(|rank| (rank, eni)));
+        best.min_by_key(|((fullness, ..), eni)| (*fullness, Reverse(eni.sums.held), eni.slot)).map(|(rank, _)| rank.2)
     }
 
-    pub(crate) fn is_free(&self, address: Ipv4Addr, now: Millis) -> bool {
-        !self.holders.contains_key(&address) && self.resting.get(&address).is_none_or(|until| *until <= now)
+    /// Takes the address that was free longest out of a block.
+    pub(crate) fn take_from(&mut self, net: IpNet) -> Option<(EniId, u32, IpAddr)> {
+        let (holders, resting, strangers) = (self.holders.clone(), self.resting.clone(), self.strangers.clone());
+        let twice = self.is_mutated(Mutation::GiveTwice);
+        let taken = |address: IpAddr| {
+            !twice && (holders.contains_key(&address) || resting.contains_key(&address) || strangers.contains(&address))
+        };
+        let (eni, address) = self.with_block(net, |block| {
+            let address = block.take(taken)?;
+            block.held += 1;
+            Some((block.eni.clone(), address))
+        })??;
+        let slot = self.enis.get(&eni)?.slot?;
+        Some((eni, slot, address))
     }
 
     /// Addresses held, free and asked for.
-    pub fn counts(&self, now: Millis) -> Counts {
-        let mut counts = Counts { waiting: count(self.waiters.len()), ..Counts::default() };
+    pub fn counts(&self) -> Counts {
+        let mut counts = Counts { waiting: self.queue.len(), bound: self.bound, ..Counts::default() };
         for eni in self.enis.values().filter(|eni| !matches!(eni.state, EniState::Unknown | EniState::Foreign)) {
-            counts.total += count(eni.facts.addresses.len());
-            let free = eni.facts.addresses.iter().filter(|address| self.is_free(**address, now)).count();
-            counts.available += count(free);
+            let Sums { total, held, resting, free, prefixes, idle_prefixes } = eni.sums;
+            let gives = eni.gives();
+            counts.total += if gives { total } else { held + resting };
+            counts.held += held;
+            counts.resting += resting;
+            counts.available += if gives { free } else { 0 };
+            counts.prefixes += prefixes;
+            counts.idle_prefixes += if gives { idle_prefixes } else { 0 };
         }
         counts
     }
 
-    /// When the next address has rested, if one rests.
-    pub(crate) fn next_rested(&self, now: Millis) -> Option<Millis> {
-        self.resting
-            .iter()
-            .filter(|(address, until)| **until > now && !self.holders.contains_key(address))
-            .map(|(_, until)| *until)
-            .min()
+    /// Blocks that an ENI could still take.
+    pub(crate) fn room(&self, eni: &Eni) -> u32 {
+        let used = u64::try_from(eni.blocks.len()).unwrap_or(u64::MAX);
+        let coming = self.expected.get(&eni.facts.id).map_or(0, |expected| {
+            let open = expected.blocks.iter().filter(|net| !eni.blocks.contains(*net)).count();
+            u64::try_from(open).unwrap_or(u64::MAX)
+        });
+        let room = supply::per_eni(self.node.limits).saturating_sub(used + coming);
+        u32::try_from(room).unwrap_or(u32::MAX)
+    }
+}
+
+impl Sums {
+    fn of(block: &Block) -> Sums {
+        let prefix = u64::from(block::kind(&block.net) == Kind::Prefix);
+        let open = block.state == BlockState::Open;
+        let (held, resting, free) = (block.held, block.resting, block.free());
+        let idle = open && block.is_idle();
+        let total = held + resting + free;
+        Sums { total, held, resting, free, prefixes: prefix * u64::from(open), idle_prefixes: prefix * u64::from(idle) }
+    }
+}
+
+impl AddAssign for Sums {
+    fn add_assign(&mut self, other: Sums) {
+        self.total += other.total;
+        self.held += other.held;
+        self.resting += other.resting;
+        self.free += other.free;
+        self.prefixes += other.prefixes;
+        self.idle_prefixes += other.idle_prefixes;
+    }
+}
+
+impl SubAssign for Sums {
+    fn sub_assign(&mut self, other: Sums) {
+        self.total -= other.total;
+        self.held -= other.held;
+        self.resting -= other.resting;
+        self.free -= other.free;
+        self.prefixes -= other.prefixes;
+        self.idle_prefixes -= other.idle_prefixes;
     }
 }
 

@@ -1,56 +1,54 @@
 //! The state as people, metrics and tests see it: always read from the core, never kept beside it.
 
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
-use crate::{AttachmentKey, Core, Counts, Eni, EniState, Lease, Millis, Refusal, pool::count};
+use imbl::OrdMap;
+use ipnet::IpNet;
 
-/// Everything at one moment.
+use crate::{
+    AttachmentKey, Block, BlockState, Core, Counts, Eni, EniId, Learnt, Lease, Millis, Refusal, block, supply,
+};
+
+/// Everything at one moment. It shares what it shows with the core, so that taking one costs little.
 #[derive(Clone, Debug)]
 pub struct View {
     /// When it was taken.
     pub now: Millis,
     /// Addresses held, free, asked for.
     pub counts: Counts,
-    /// Given to attachments.
-    pub assigned: u32,
-    /// Not given, not rested.
-    pub resting: u32,
+    /// What `auto` goes by.
+    pub learnt: Learnt,
     /// ENIs this node may have.
     pub eni_max: u32,
     /// Addresses for pods that this node could hold.
-    pub address_max: u32,
+    pub address_max: u64,
     /// The ENIs.
-    pub enis: Vec<EniView>,
-    /// The addresses for pods.
-    pub addresses: Vec<AddressView>,
+    pub enis: OrdMap<EniId, Eni>,
+    /// The blocks on them.
+    pub blocks: OrdMap<IpNet, Block>,
     /// The leases.
-    pub leases: Vec<LeaseView>,
+    pub leases: OrdMap<AttachmentKey, Lease>,
+    holders: OrdMap<IpAddr, AttachmentKey>,
+    resting: OrdMap<IpAddr, Millis>,
     /// EC2 actions on their way.
     pub calls: Vec<&'static str>,
     /// Why an ADD would not succeed at once; `None` if it would.
     pub obstacle: Option<Refusal>,
-    /// Until when growth pauses, and why.
-    pub pause: Option<(Millis, Refusal)>,
+    /// Actions that wait after a refusal, until when, and why.
+    pub pauses: Vec<(&'static str, Millis, Refusal)>,
     /// Invariants that steps would have broken, in words.
     pub broken: Vec<String>,
-}
-
-/// One ENI.
-#[derive(Clone, Debug)]
-pub struct EniView {
-    /// The ENI itself.
-    pub eni: Eni,
-    /// Addresses of it in the hands of pods.
-    pub assigned: u32,
 }
 
 /// One address.
 #[derive(Clone, Debug)]
 pub struct AddressView {
     /// The address.
-    pub address: Ipv4Addr,
+    pub address: IpAddr,
+    /// The block it is in.
+    pub block: IpNet,
     /// The ENI's id.
-    pub eni: String,
+    pub eni: EniId,
     /// What it does.
     pub state: AddressState,
 }
@@ -64,62 +62,63 @@ pub enum AddressState {
     Resting(Millis),
     /// It can be given.
     Available,
+    /// It is free, and not given: metadata does not show it, or it is going back to EC2.
+    Withheld,
 }
 
-/// One lease.
-#[derive(Clone, Debug)]
-pub struct LeaseView {
-    /// Whose it is.
-    pub key: AttachmentKey,
-    /// What it is.
-    pub lease: Lease,
+impl View {
+    /// The IPv4 addresses for pods, one by one.
+    pub fn addresses(&self) -> Vec<AddressView> {
+        let blocks = self.blocks.values().filter(|block| matches!(block.net, IpNet::V4(_)));
+        let each = |block: &Block| {
+            let (net, eni) = (block.net, block.eni.clone());
+            let withheld = block.state != BlockState::Open;
+            let (first, last) = block::ends(&net);
+            let (IpAddr::V4(first), IpAddr::V4(last)) = (first, last) else { return Vec::new() };
+            let numbers = u32::from(first)..=u32::from(last);
+            numbers
+                .map(|number| {
+                    let address = IpAddr::V4(number.into());
+                    let state = match self.resting.get(&address) {
+                        _ if self.holders.contains_key(&address) => AddressState::Assigned,
+                        Some(until) => AddressState::Resting(*until),
+                        None if withheld => AddressState::Withheld,
+                        None => AddressState::Available,
+                    };
+                    AddressView { address, block: net, eni: eni.clone(), state }
+                })
+                .collect::<Vec<_>>()
+        };
+        blocks.flat_map(each).collect()
+    }
 }
 
 impl Core {
     /// The state at this moment.
     pub fn view(&self, now: Millis) -> View {
-        let mut addresses = Vec::new();
-        for eni in self.enis.values().filter(|eni| !matches!(eni.state, EniState::Unknown | EniState::Foreign)) {
-            for address in &eni.facts.addresses {
-                let state = match self.resting.get(address) {
-                    _ if self.holders.contains_key(address) => AddressState::Assigned,
-                    Some(until) if *until > now => AddressState::Resting(*until),
-                    _ => AddressState::Available,
-                };
-                addresses.push(AddressView { address: *address, eni: eni.facts.id.0.clone(), state });
-            }
-        }
-        let counts = self.counts(now);
-        let of = |wanted: fn(&AddressState) -> bool| count(addresses.iter().filter(|seen| wanted(&seen.state)).count());
         let eni_max = self.node.policy.eni_max(self.node.limits);
+        let size = self.node.policy.kind(self.node.limits).size();
         View {
             now,
-            counts,
-            assigned: of(|state| *state == AddressState::Assigned),
-            resting: of(|state| matches!(state, AddressState::Resting(_))),
+            counts: self.counts(),
+            learnt: self.memory.learnt(),
             eni_max,
-            address_max: eni_max * self.node.limits.addresses_per_eni.saturating_sub(1),
-            enis: self
-                .enis
-                .values()
-                .map(|eni| EniView { assigned: count(self.given(eni)), eni: eni.clone() })
-                .collect(),
-            addresses,
-            leases: self
-                .leases
-                .iter()
-                .map(|(key, lease)| LeaseView { key: key.clone(), lease: lease.clone() })
-                .collect(),
-            calls: self.calls.values().map(crate::Call::action).collect(),
+            address_max: u64::from(eni_max) * supply::per_eni(self.node.limits) * size,
+            enis: self.enis.clone(),
+            blocks: self.blocks.clone(),
+            leases: self.leases.clone(),
+            holders: self.holders.clone(),
+            resting: self.resting.clone(),
+            calls: self.calls.values().map(|flight| flight.call.action()).collect(),
             obstacle: self.obstacle(now),
-            pause: self.pause.clone(),
+            pauses: self.pauses.iter().map(|(action, pause)| (*action, pause.until, pause.refusal.clone())).collect(),
             broken: self.broken.iter().map(ToString::to_string).collect(),
         }
     }
 
     /// Why an ADD would not succeed at once; `None` if it would.
     pub fn obstacle(&self, now: Millis) -> Option<Refusal> {
-        let ready = self.links_listed && self.pick(now).is_some();
+        let ready = self.links_listed.is_some() && self.pick().is_some();
         (!ready).then(|| self.why_waiting(now))
     }
 
@@ -129,12 +128,12 @@ impl Core {
     }
 
     /// All leases, for matching them with the kernel's links.
-    pub fn leases(&self) -> impl Iterator<Item = (&AttachmentKey, &Lease)> {
-        self.leases.iter()
+    pub fn leases(&self) -> OrdMap<AttachmentKey, Lease> {
+        self.leases.clone()
     }
 
     /// Whether something is on its way that instance metadata will show.
     pub fn expects_imds(&self) -> bool {
-        !self.expected.is_empty() || self.enis.is_empty()
+        self.expected.values().any(|expected| expected.since.is_some()) || self.enis.is_empty()
     }
 }

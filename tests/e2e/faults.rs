@@ -83,12 +83,22 @@ fn bad_requests_consume_nothing() {
     refused(place, &pod, 4, &["it is not a namespace"]);
     place.sh("rm /run/netns/bad; mkdir -p /run/netns; touch /run/netns/bad; mount --bind /proc/self/ns/net /run/netns/bad").unwrap();
     refused(place, &pod, 8, &["own namespace"]);
+    // Another kind of namespace.
+    place.sh("umount /run/netns/bad; mount --bind /proc/self/ns/uts /run/netns/bad").unwrap();
+    refused(place, &pod, 4, &["no network namespace"]);
     place.sh("umount /run/netns/bad; rm /run/netns/bad").unwrap();
     // An interface of that name is already there: it stays as it is.
     pod.make_namespace(place).unwrap();
     place.sh("ip -n bad link add eth0 type veth peer name other; ip -n bad addr add 192.0.2.1/32 dev eth0").unwrap();
     refused(place, &pod, 100, &["already has an interface named eth0"]);
     assert!(place.sh("ip -n bad addr show eth0").unwrap().contains("192.0.2.1"));
+    // None of them took an address out of the pool.
+    let status = place.enid("status").unwrap();
+    assert_eq!((&status["assigned"], &status["resting"]), (&0.into(), &0.into()), "{status}");
+    // A socket that is not the daemon's.
+    place.sh("ip -n bad link del eth0").unwrap();
+    let config = r#"{"cniVersion":"1.0.0","name":"enid","socket":"/run/enid/debug.sock"}"#.to_owned();
+    refused(place, &Pod { config, ..pod.clone() }, 11, &["daemon_refused", "not an enid daemon"]);
     pod.del(place).unwrap();
 }
 
@@ -119,7 +129,8 @@ fn without_ec2_the_pool_serves_and_growth_says_why_not() {
     enid_tests::wait_until(BOUND, || place.enid("status").is_ok()).unwrap();
     let pod = Pod { config: pod::config("1.0.0", 1), ..Pod::new(0, "unreachable") };
     pod.make_namespace(place).unwrap();
-    refused(place, &pod, 11, &["ec2_unreachable", "got no answer"]);
+    let error = refused(place, &pod, 11, &["ec2_unreachable", "got no answer", "Connection refused"]);
+    assert!(!error["msg"].as_str().unwrap().contains('{'), "no dump: {error}");
     daemon.kill().unwrap();
     // EC2 goes away under a running daemon: what the pool holds keeps flowing, restarts work.
     let place = Place::node(&lab, 1);

@@ -254,7 +254,7 @@ fn killed_in_the_middle(place: Place<'_>) {
     let servers = serve(place, &names).unwrap();
     for (pod, address) in &answered {
         assert!(addresses.contains(address.as_str()), "{} was forgotten", pod.name);
-        assert_eq!(Spot { place, netns: None }.ask(address, PORT).unwrap(), place.lab.node(1).address);
+        Spot { place, netns: None }.ask(address, PORT).unwrap().expect(&place.lab.node(1).address, address).unwrap();
     }
     drop(servers);
     // The runtime gives the others up, and tries again: all of them run, and nothing leaks.

@@ -22,6 +22,24 @@ pub struct Spot<'a> {
     pub netns: Option<&'a str>,
 }
 
+/// What a server says about a connection.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Answer {
+    /// The address it saw.
+    pub client: String,
+    /// Its own: who answers, whatever address was asked.
+    pub server: String,
+}
+
+impl Answer {
+    /// An error unless this client was answered by this server.
+    pub fn expect(&self, client: &str, server: &str) -> anyhow::Result<()> {
+        anyhow::ensure!(self.client == client, "the server saw {}, not {client}", self.client);
+        anyhow::ensure!(self.server == server, "{} answered, not {server}", self.server);
+        Ok(())
+    }
+}
+
 /// A running server; dropping it ends it.
 pub struct Servers {
     child: Child,
@@ -64,10 +82,12 @@ impl Spot<'_> {
         }
     }
 
-    /// Connects, sends a few hundred kilobytes, and returns the address that the server saw.
-    pub fn ask(&self, address: &str, port: u16) -> anyhow::Result<String> {
+    /// Connects and sends a few hundred kilobytes; who saw whom.
+    pub fn ask(&self, address: &str, port: u16) -> anyhow::Result<Answer> {
         let probe = program("probe")?;
-        self.run(&probe.to_string_lossy(), &["ask", &format!("{address}:{port}")]).map(|seen| seen.trim().to_owned())
+        let said = self.run(&probe.to_string_lossy(), &["ask", &format!("{address}:{port}")])?;
+        let (client, server) = said.trim().split_once(' ').context("the server did not say who it is")?;
+        Ok(Answer { client: client.to_owned(), server: server.to_owned() })
     }
 
     /// One echo with this many bytes that may not be fragmented.

@@ -1,4 +1,4 @@
-//! `probe serve [NETNS…]` answers every connection with the address it saw; `probe ask ADDR:PORT` asks one.
+//! `probe serve [NETNS…]` answers every connection with the address it saw and its own; `probe ask ADDR:PORT` asks one.
 //!
 //! A question carries 256 KiB, so that a path which loses large packets does not pass.
 
@@ -32,9 +32,9 @@ fn ask(address: SocketAddr) -> anyhow::Result<()> {
     stream.shutdown(std::net::Shutdown::Write)?;
     let mut seen = String::new();
     stream.read_to_string(&mut seen).context("read the answer")?;
-    let (bytes, peer) = seen.split_once(' ').context("an answer")?;
+    let (bytes, addresses) = seen.split_once(' ').context("an answer")?;
     anyhow::ensure!(bytes == BYTES.to_string(), "the server got {bytes} of {BYTES} bytes");
-    println!("{peer}");
+    println!("{addresses}");
     Ok(())
 }
 
@@ -55,8 +55,8 @@ fn answer(mut stream: TcpStream) -> std::io::Result<()> {
     stream.set_read_timeout(Some(LIMIT))?;
     let mut all = Vec::new();
     stream.read_to_end(&mut all)?;
-    let peer = stream.peer_addr()?.ip();
-    stream.write_all(format!("{} {peer}", all.len()).as_bytes())
+    let (peer, own) = (stream.peer_addr()?.ip(), stream.local_addr()?.ip());
+    stream.write_all(format!("{} {peer} {own}", all.len()).as_bytes())
 }
 
 fn serve_in(namespaces: &[&str]) -> anyhow::Result<()> {

@@ -1,0 +1,183 @@
+//! What EC2 knows of our ENIs, asked only when something is to be changed or cannot be settled without it,
+//! and once in a long while.
+
+use std::collections::BTreeSet;
+
+use ipnet::IpNet;
+
+use crate::{
+    AuditedEni, BlockState, Call, Class, Core, Effect, EniId, EniState, LooseEni, Millis, Provisioning, Scope, Write,
+    build::Stage, mutation::Mutation, pool::STALE_MS, shrink,
+};
+
+/// The slow audit: twelve times a day.
+const SLOW_MS: u64 = 2 * 3_600_000;
+/// An ENI that metadata shows and EC2 does not know is asked for again after so long.
+const AGAIN_MS: u64 = 30_000;
+/// Doubts are brought to EC2 at most this often.
+const DOUBT_MS: u64 = STALE_MS;
+
+impl Core {
+    /// Asks EC2 where something is open that only it can tell.
+    pub(crate) fn look_after(&mut self, now: Millis, effects: &mut Vec<Effect>) {
+        if self.node.policy.provisioning == Provisioning::ImdsOnly || !self.imds_read {
+            return;
+        }
+        self.search_leaked(now, effects);
+        if self.is_under_way(|call| matches!(call, Call::Audit { .. }))
+            || self.is_paused(now, "DescribeNetworkInterfaces")
+        {
+            return;
+        }
+        let long_since = |limit: u64| self.audited.is_some_and(|at| now.since(at) >= limit);
+        let unknown = self.enis.values().any(|eni| {
+            let news = self.audited.is_none_or(|at| at <= eni.since) || long_since(AGAIN_MS);
+            eni.state == EniState::Unknown && news && !self.is_being_built(&eni.facts.id)
+        });
+        let unclear = self.builds.values().any(|build| matches!(build.stage, Stage::Unclear(_)))
+            || self.departures.values().any(|departure| departure.stage == shrink::Stage::Unclear);
+        let doubts = !self.doubted.is_empty() || self.enis.values().any(|eni| eni.doubted);
+        let scope = if unclear {
+            Some(Scope::Ours)
+        } else if unknown || (doubts && (self.audited.is_none() || long_since(DOUBT_MS))) {
+            Some(Scope::Attached)
+        } else if self.audit_wanted.is_some() && (self.audited.is_none() || long_since(DOUBT_MS)) {
+            self.audit_wanted
+        } else if long_since(SLOW_MS) {
+            Some(Scope::Ours)
+        } else {
+            None
+        };
+        if let Some(scope) = scope {
+            self.audit_wanted = None;
+            let class = if unclear || unknown { self.class() } else { Class::Tidy };
+            self.call(now, Call::Audit { scope }, class, effects);
+        }
+    }
+
+    pub(crate) fn next_audit(&self) -> Option<Millis> {
+        let doubts = !self.doubted.is_empty() || self.enis.values().any(|eni| eni.doubted);
+        let wait = if self.audit_wanted.is_some() || doubts { DOUBT_MS } else { SLOW_MS };
+        self.audited.map(|at| at.plus(wait))
+    }
+
+    fn is_being_built(&self, id: &EniId) -> bool {
+        self.builds.values().any(|build| build.stage.eni() == Some(id) || build.stage == Stage::Creating)
+    }
+
+    pub(crate) fn audited(
+        &mut self,
+        now: Millis,
+        asked: Millis,
+        scope: Scope,
+        attached: Vec<AuditedEni>,
+        loose: Vec<LooseEni>,
+        effects: &mut Vec<Effect>,
+    ) {
+        self.audited = Some(now);
+        if scope == Scope::Ours {
+            let lying: Vec<EniId> = loose.iter().map(|eni| eni.id.clone()).collect();
+            self.settle_builds(&attached, loose, asked);
+            self.settle_departures(&attached, &lying, effects);
+        }
+        let listed: BTreeSet<EniId> = attached.iter().map(|eni| eni.id.clone()).collect();
+        self.forget_absent(&listed, scope, effects);
+        for eni in attached {
+            self.compare(now, asked, eni, effects);
+        }
+    }
+
+    /// Two witnesses, EC2 and metadata, say that an ENI is not here; one that somebody lives on is kept.
+    fn forget_absent(&mut self, listed: &BTreeSet<EniId>, scope: Scope, effects: &mut Vec<Effect>) {
+        let gone: Vec<EniId> = self
+            .enis
+            .values()
+            .filter(|eni| eni.doubted && eni.sums.held == 0 && eni.slot != Some(0))
+            .filter(|eni| scope == Scope::Attached || eni.ours)
+            .map(|eni| eni.facts.id.clone())
+            .filter(|id| !listed.contains(id))
+            .collect();
+        gone.iter().for_each(|id| self.forget_eni(id));
+        let used = |id: &EniId| {
+            self.enis.contains_key(id)
+                || listed.contains(id)
+                || self.is_being_built(id)
+                || self.departures.contains_key(id)
+                || self.leases.values().any(|lease| lease.eni == *id)
+        };
+        let unused: Vec<EniId> = self.slots.keys().filter(|id| !used(id)).cloned().collect();
+        for id in unused {
+            self.slots.remove(&id);
+            effects.push(Effect::Record(Write::Slot(id, None)));
+        }
+    }
+
+    fn compare(&mut self, now: Millis, asked: Millis, found: AuditedEni, effects: &mut Vec<Effect>) {
+        let policy = &self.node.policy;
+        let (manage_untagged, frozen) = (policy.manage_untagged, policy.provisioning != Provisioning::On);
+        let id = found.id.clone();
+        let being_built = self.is_being_built(&id);
+        let Some(eni) = self.enis.get_mut(&id) else { return };
+        eni.ours = found.ours;
+        eni.attachment = Some(found.attachment.clone());
+        if eni.doubted {
+            eni.doubted = false; // metadata was the stale one
+        }
+        // What was asked for after the audit was sent is not in its answer.
+        let young = eni.since >= asked || being_built;
+        if !young {
+            self.compare_blocks(now, &id, &found.blocks);
+        }
+        let Some(eni) = self.enis.get_mut(&id) else { return };
+        if eni.state != EniState::Unknown || being_built {
+            return;
+        }
+        if found.no_manage || (!found.ours && !manage_untagged) {
+            eni.state = EniState::Foreign;
+        } else if frozen {
+            self.join(&id, effects);
+        } else if !found.ours {
+            // CreateTags is the first and only call until the tag is there.
+            self.call(now, Call::Tag { eni: id }, Class::PoolShort, effects);
+        } else if found.delete_on_termination || self.is_mutated(Mutation::ServeUnprotected) {
+            self.join(&id, effects);
+        } else {
+            let call = Call::Protect { eni: id, attachment: found.attachment };
+            self.call(now, call, Class::PoolShort, effects);
+        }
+    }
+
+    /// EC2 read our tag back, so the ENI may be changed; it still has to go with the instance.
+    pub(crate) fn vouched(&mut self, _: Millis, id: &EniId, _: &mut [Effect]) {
+        if let Some(eni) = self.enis.get(id)
+            && eni.state == EniState::Unknown
+        {
+            self.audit_wanted = Some(Scope::Attached);
+            self.audited = None;
+        }
+    }
+
+    /// Blocks that EC2 and metadata agree are gone are forgotten, unless somebody uses them; what EC2 has
+    /// is there, whatever metadata says.
+    fn compare_blocks(&mut self, now: Millis, id: &EniId, found: &BTreeSet<IpNet>) {
+        let known = self.enis.get(id).map(|eni| eni.blocks.clone()).unwrap_or_default();
+        let busy = self.is_under_way(|call| matches!(call, Call::Unassign { eni, .. } if eni == id));
+        for net in known {
+            let Some(block) = self.blocks.get(&net) else { continue };
+            match (block.state, found.contains(&net)) {
+                (BlockState::Doubted, true) => self.set_state(net, BlockState::Open),
+                (BlockState::Doubted, false) if block.is_idle() => self.forget_block(net),
+                (BlockState::Leaving(_), false) if !busy && block.is_idle() => {
+                    self.forget_block(net);
+                    self.given_back.insert(net, now);
+                }
+                _ => {}
+            }
+        }
+        for net in found {
+            if self.given_back.get(net).is_some_and(|at| now.since(*at) >= STALE_MS) {
+                self.add_block(id, *net);
+            }
+        }
+    }
+}

@@ -1,0 +1,263 @@
+//! A new ENI, from its intent to its place in the pool: create (with its blocks and tags), attach,
+//! delete-on-termination. It serves only after the third was confirmed.
+//!
+//! The intent is written down before the first call. After a kill, or an answer that never came, an audit
+//! looks for an ENI that carries the token as a tag: one that is found is taken on where it stands, and
+//! if none is found, the creation is asked for again under the same token, which EC2 answers with the
+//! same ENI if there is one after all.
+
+use std::collections::BTreeMap;
+
+use ipnet::IpNet;
+
+use crate::{
+    AuditedEni, Call, Core, Effect, EniId, EniState, Intent, LooseEni, Millis, Order, Scope, Write,
+    mutation::Mutation,
+    pool::{Expected, count},
+    shrink,
+};
+
+/// An ENI on its way.
+#[derive(Clone, Debug)]
+pub(crate) struct Build {
+    pub(crate) order: Order,
+    pub(crate) stage: Stage,
+    pub(crate) device_index: Option<u32>,
+}
+
+/// How far it has come.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Stage {
+    /// Nobody knows whether the ENI exists, or where it hangs: an audit will tell.
+    Unclear(Option<EniId>),
+    /// An audit found nothing: it is to be asked for again.
+    ToCreate,
+    /// CreateNetworkInterface is under way.
+    Creating,
+    /// It exists and hangs nowhere.
+    ToAttach(EniId),
+    /// AttachNetworkInterface is under way.
+    Attaching(EniId),
+    /// It is attached.
+    ToProtect(EniId, String),
+    /// ModifyNetworkInterfaceAttribute is under way.
+    Protecting(EniId),
+}
+
+impl Stage {
+    pub(crate) fn eni(&self) -> Option<&EniId> {
+        match self {
+            Stage::Unclear(eni) => eni.as_ref(),
+            Stage::ToCreate | Stage::Creating => None,
+            Stage::ToAttach(eni) | Stage::Attaching(eni) | Stage::ToProtect(eni, _) | Stage::Protecting(eni) => {
+                Some(eni)
+            }
+        }
+    }
+}
+
+impl Core {
+    /// What an earlier life had begun.
+    pub(crate) fn resume(&mut self, intents: BTreeMap<String, Intent>) {
+        if !intents.is_empty() {
+            self.audit_wanted = Some(Scope::Ours);
+        }
+        for (token, intent) in intents {
+            match intent {
+                Intent::Create(order) => {
+                    self.builds.insert(token, Build { order, stage: Stage::Unclear(None), device_index: None });
+                }
+                Intent::Leave(eni) => self.depart(eni, shrink::Stage::Unclear, Some(token)),
+            }
+        }
+    }
+
+    /// Begins a new ENI.
+    pub(crate) fn build(&mut self, now: Millis, order: Order, effects: &mut Vec<Effect>) {
+        let token = format!("enid-{}-{}", self.node.token_seed, self.next_call);
+        if !self.is_mutated(Mutation::CreateUnrecorded) {
+            effects.push(Effect::Record(Write::Intent(token.clone(), Some(Intent::Create(order)))));
+        }
+        self.builds.insert(token.clone(), Build { order, stage: Stage::Creating, device_index: None });
+        self.call(now, Call::Create { token, order }, self.class(), effects);
+    }
+
+    /// Takes every ENI on its way a step further, where nothing holds it up.
+    pub(crate) fn go_on_building(&mut self, now: Millis, effects: &mut Vec<Effect>) {
+        let waiting: Vec<(String, Build)> =
+            self.builds.iter().map(|(token, build)| (token.clone(), build.clone())).collect();
+        for (token, Build { order, stage, .. }) in waiting {
+            let call = match stage {
+                Stage::ToCreate => Call::Create { token: token.clone(), order },
+                Stage::ToAttach(eni) => Call::Attach { eni, device_index: self.free_device_index() },
+                Stage::ToProtect(eni, attachment) => Call::Protect { eni, attachment },
+                _ => continue,
+            };
+            if self.is_paused(now, call.action()) {
+                continue;
+            }
+            let (stage, device_index) = match &call {
+                Call::Attach { eni, device_index } => (Stage::Attaching(eni.clone()), Some(*device_index)),
+                Call::Protect { eni, .. } => (Stage::Protecting(eni.clone()), None),
+                _ => (Stage::Creating, None),
+            };
+            if let Some(build) = self.builds.get_mut(&token) {
+                build.stage = stage;
+                build.device_index = device_index.or(build.device_index);
+            }
+            self.call(now, call, self.class(), effects);
+        }
+    }
+
+    pub(crate) fn created(
+        &mut self,
+        now: Millis,
+        asked: Millis,
+        token: &str,
+        eni: EniId,
+        blocks: Vec<IpNet>,
+        effects: &mut Vec<Effect>,
+    ) {
+        self.expect(&eni, blocks, None, asked);
+        if let Some(build) = self.builds.get_mut(token) {
+            build.stage = Stage::ToAttach(eni);
+        }
+        self.go_on_building(now, effects);
+    }
+
+    pub(crate) fn attached(&mut self, now: Millis, eni: &EniId, attachment: String, effects: &mut Vec<Effect>) {
+        if let Some(known) = self.enis.get_mut(eni) {
+            known.attachment = Some(attachment.clone());
+        }
+        self.set_stage(eni, Stage::ToProtect(eni.clone(), attachment));
+        self.go_on_building(now, effects);
+    }
+
+    pub(crate) fn protected(&mut self, now: Millis, eni: &EniId, attachment: String, effects: &mut Vec<Effect>) {
+        self.join(eni, effects);
+        self.vouched.insert(eni.clone());
+        if let Some(known) = self.enis.get_mut(eni) {
+            known.ours = true;
+            known.attachment = Some(attachment);
+        }
+        let device_index = self.token_of(eni).and_then(|token| self.builds.get(&token)?.device_index);
+        if let Some(expected) = self.expected.get_mut(eni) {
+            expected.since = Some(now);
+            expected.device_index = device_index;
+        }
+        self.close_build(eni, effects);
+    }
+
+    /// The ENI is ours and goes with the instance: it gets its slot, the host takes it on.
+    pub(crate) fn join(&mut self, id: &EniId, effects: &mut Vec<Effect>) {
+        let known = self.slots.get(id).copied();
+        let Some(slot) = known.or_else(|| self.free_slot()) else { return };
+        if known.is_none() {
+            self.give_slot(id, slot, effects);
+        }
+        self.topology += 1;
+        if let Some(eni) = self.enis.get_mut(id) {
+            eni.slot = Some(slot);
+            if eni.state == EniState::Unknown {
+                eni.state = EniState::Joining;
+            }
+        }
+    }
+
+    fn token_of(&self, eni: &EniId) -> Option<String> {
+        self.builds.iter().find(|(_, build)| build.stage.eni() == Some(eni)).map(|(token, _)| token.clone())
+    }
+
+    fn close_build(&mut self, eni: &EniId, effects: &mut Vec<Effect>) {
+        if let Some(token) = self.token_of(eni) {
+            self.builds.remove(&token);
+            effects.push(Effect::Record(Write::Intent(token, None)));
+        }
+    }
+
+    fn set_stage(&mut self, eni: &EniId, stage: Stage) {
+        if let Some(build) = self.token_of(eni).and_then(|token| self.builds.get_mut(&token)) {
+            build.stage = stage;
+        }
+    }
+
+    pub(crate) fn not_created(&mut self, token: &str, unclear: bool, effects: &mut Vec<Effect>) {
+        if unclear {
+            if let Some(build) = self.builds.get_mut(token) {
+                build.stage = Stage::Unclear(None);
+            }
+            self.audit_wanted = Some(Scope::Ours);
+        } else {
+            // EC2 has answered: nothing was created.
+            self.builds.remove(token);
+            effects.push(Effect::Record(Write::Intent(token.to_owned(), None)));
+        }
+    }
+
+    /// Attach or protect failed. Such an ENI never served anybody: it goes again.
+    pub(crate) fn not_joined(&mut self, eni: &EniId, call: &Call, unclear: bool) {
+        if unclear {
+            self.set_stage(eni, Stage::Unclear(Some(eni.clone())));
+            self.audit_wanted = Some(Scope::Ours);
+            return;
+        }
+        let Some(token) = self.token_of(eni) else { return };
+        self.builds.remove(&token);
+        self.expected.remove(eni);
+        let stage = match call {
+            Call::Protect { attachment, .. } => shrink::Stage::ToDetach(attachment.clone()),
+            _ => shrink::Stage::ToDelete,
+        };
+        self.depart(eni.clone(), stage, Some(token));
+    }
+
+    /// What an audit of all our ENIs says about those on their way.
+    pub(crate) fn settle_builds(&mut self, attached: &[AuditedEni], loose: Vec<LooseEni>, asked: Millis) {
+        let tokens: Vec<String> = self.builds.keys().cloned().collect();
+        for token in tokens {
+            let Some(Build { stage: Stage::Unclear(known), .. }) = self.builds.get(&token).cloned() else { continue };
+            let is_it = |id: &EniId, tag: &Option<String>| known.as_ref() == Some(id) || tag.as_ref() == Some(&token);
+            let hangs = attached.iter().find(|eni| is_it(&eni.id, &eni.token));
+            let lies = loose.iter().find(|eni| is_it(&eni.id, &eni.token));
+            let stage = match (hangs, lies, known) {
+                (Some(eni), ..) => Stage::ToProtect(eni.id.clone(), eni.attachment.clone()),
+                (_, Some(eni), _) => Stage::ToAttach(eni.id.clone()),
+                (_, _, Some(known)) => Stage::ToAttach(known),
+                _ => Stage::ToCreate,
+            };
+            if let Some(eni) = stage.eni().cloned() {
+                self.expect(&eni, Vec::new(), None, asked);
+            }
+            if let Some(build) = self.builds.get_mut(&token) {
+                build.stage = stage;
+            }
+        }
+        for LooseEni { id, .. } in loose {
+            let known = self.builds.values().any(|build| build.stage.eni() == Some(&id)) || self.enis.contains_key(&id);
+            let creating = self.builds.values().any(|build| build.stage == Stage::Creating);
+            if !known && !creating && !self.departures.contains_key(&id) {
+                // Ours, for this instance, and in nobody's book.
+                self.depart(id, shrink::Stage::ToDelete, None);
+            }
+        }
+    }
+
+    pub(crate) fn expect(&mut self, eni: &EniId, blocks: Vec<IpNet>, since: Option<Millis>, asked: Millis) {
+        let blocks = blocks.into_iter().collect();
+        match self.expected.get_mut(eni) {
+            Some(expected) => {
+                expected.blocks = expected.blocks.clone().union(blocks);
+                expected.since = since.or(expected.since);
+            }
+            None => drop(self.expected.insert(eni.clone(), Expected { blocks, since, asked, device_index: None })),
+        }
+    }
+
+    fn free_device_index(&self) -> u32 {
+        let attached = self.enis.values().filter(|eni| eni.facts.card == 0).map(|eni| eni.facts.device_index);
+        let built = self.builds.values().filter_map(|build| build.device_index);
+        let joined = self.expected.values().filter_map(|expected| expected.device_index);
+        let taken: Vec<u32> = attached.chain(built).chain(joined).collect();
+        (1..=count(taken.len()) + 1).find(|index| !taken.contains(index)).unwrap_or(1)
+    }
+}

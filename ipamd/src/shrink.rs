@@ -1,0 +1,285 @@
+//! Giving back: whole ENIs first, then blocks, and only what nobody has missed for a while.
+//!
+//! Two witnesses stand before it: a listing of the kernel, made after the decision, that shows no link on
+//! it, and EC2's own answer. What is withheld for it is not given any more from the decision on.
+
+use std::cmp::Reverse;
+
+use ipnet::IpNet;
+
+use crate::{
+    AuditedEni, BlockState, Call, Class, Core, Counts, Effect, EniId, EniState, Intent, Millis, Provisioning, Scope,
+    Write, block, mutation::Mutation, pool::Sums,
+};
+
+/// The pool has to be too large for so long.
+pub(crate) const PATIENCE_MS: u64 = 60_000;
+/// An ENI younger than this stays.
+const ENI_AGE_MS: u64 = 60_000;
+
+/// An ENI on its way out.
+#[derive(Clone, Debug)]
+pub(crate) struct Departure {
+    pub(crate) stage: Stage,
+    /// The intent that is closed when it is gone.
+    token: Option<String>,
+}
+
+/// How far it is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Stage {
+    /// An earlier life had decided it, or an answer never came: an audit will tell where it is.
+    Unclear,
+    /// It is attached.
+    ToDetach(String),
+    /// DetachNetworkInterface is under way.
+    Detaching,
+    /// It hangs nowhere.
+    ToDelete,
+    /// DeleteNetworkInterface is under way.
+    Deleting,
+}
+
+impl Core {
+    pub(crate) fn depart(&mut self, eni: EniId, stage: Stage, token: Option<String>) {
+        let token = token.or_else(|| self.departures.get(&eni).and_then(|departure| departure.token.clone()));
+        self.departures.insert(eni, Departure { stage, token });
+    }
+
+    /// Goes on with what is leaving, and decides what leaves next.
+    pub(crate) fn shrink(&mut self, now: Millis, effects: &mut Vec<Effect>) {
+        self.go_on_departing(now, effects);
+        if self.node.policy.provisioning != Provisioning::On || !self.broken.is_empty() || self.links_listed.is_none() {
+            return;
+        }
+        self.go_on_leaving(now, effects);
+        let calm = self.queue.is_empty()
+            && self.coming() == 0
+            && self.builds.is_empty()
+            && !self.ec2_ails(now)
+            && (!self.cordoned || self.node.policy.manage_cordoned);
+        if !calm || self.is_giving_back() {
+            self.surplus_since = None;
+            return;
+        }
+        let Some(choice) = self.choose() else {
+            self.surplus_since = None;
+            return;
+        };
+        if now.since(*self.surplus_since.get_or_insert(now)) < PATIENCE_MS {
+            return;
+        }
+        self.surplus_since = None;
+        match choice {
+            Choice::Eni(id) => {
+                if let Some(eni) = self.enis.get_mut(&id) {
+                    eni.state = EniState::Leaving(now);
+                }
+            }
+            Choice::Blocks(nets) => {
+                for net in nets {
+                    self.set_state(net, BlockState::Leaving(now));
+                }
+            }
+        }
+    }
+
+    fn is_giving_back(&self) -> bool {
+        !self.departures.is_empty()
+            || self.enis.values().any(|eni| matches!(eni.state, EniState::Leaving(_)))
+            || !self.leaving.is_empty()
+    }
+
+    fn choose(&self) -> Option<Choice> {
+        let (policy, limits, counts) = (&self.node.policy, self.node.limits, self.counts());
+        let learnt = self.memory.learnt();
+        let left = |sums: Sums| counts.without(sums.free, sums.idle_prefixes);
+        let enough = |left: Counts| policy.enough(limits, left, learnt);
+        let mut idle: Vec<_> =
+            self.enis.values().filter(|eni| eni.gives() && eni.ours && eni.slot != Some(0) && eni.is_idle()).collect();
+        idle.sort_by_key(|eni| (eni.sums.total, Reverse(eni.slot)));
+        let settled = |eni: &&&crate::Eni| self.links_listed.is_some_and(|now| now.since(eni.since) >= ENI_AGE_MS);
+        if let Some(eni) = idle.iter().filter(settled).find(|eni| enough(left(eni.sums))) {
+            return Some(Choice::Eni(eni.facts.id.clone()));
+        }
+        let surplus = policy.surplus(limits, counts, learnt);
+        if surplus <= policy.slack(learnt) {
+            return None;
+        }
+        let mut enis: Vec<_> = self.enis.values().filter(|eni| eni.gives() && eni.ours).collect();
+        enis.sort_by_key(|eni| (eni.sums.held, Reverse(eni.slot)));
+        let mut room = surplus;
+        for eni in enis {
+            let mut nets = Vec::new();
+            for net in &eni.blocks {
+                let size = block::size(net);
+                let idle = self.blocks.get(net).is_some_and(|block| block.is_idle() && block.state == BlockState::Open);
+                if size <= room && (idle || self.is_mutated(Mutation::UnassignHeld)) {
+                    room -= size;
+                    nets.push(*net);
+                }
+            }
+            if !nets.is_empty() {
+                return Some(Choice::Blocks(nets));
+            }
+        }
+        None
+    }
+
+    /// Whether the kernel has been asked since that moment.
+    fn kernel_has_spoken(&self, since: Millis) -> bool {
+        self.links_listed.is_some_and(|at| at > since) || self.is_mutated(Mutation::OneWitness)
+    }
+
+    fn go_on_leaving(&mut self, now: Millis, effects: &mut Vec<Effect>) {
+        let enis: Vec<(EniId, Millis)> = self
+            .enis
+            .values()
+            .filter_map(|eni| match eni.state {
+                EniState::Leaving(since) => Some((eni.facts.id.clone(), since)),
+                _ => None,
+            })
+            .collect();
+        for (id, since) in enis {
+            let Some(eni) = self.enis.get_mut(&id) else { continue };
+            if eni.sums.held > 0 || eni.doubted {
+                eni.state = EniState::Ready;
+            } else if let Some(attachment) = eni.attachment.clone() {
+                if self.kernel_has_spoken(since) {
+                    let token = format!("leave-{id}");
+                    effects.push(Effect::Record(Write::Intent(token.clone(), Some(Intent::Leave(id.clone())))));
+                    self.forget_eni(&id);
+                    self.depart(id, Stage::ToDetach(attachment), Some(token));
+                }
+            } else {
+                self.audit_wanted = Some(Scope::Attached);
+                self.audited = None;
+            }
+        }
+        self.go_on_departing(now, effects);
+        self.unassign(now, effects);
+    }
+
+    fn unassign(&mut self, now: Millis, effects: &mut Vec<Effect>) {
+        let mut leaving: Vec<(EniId, IpNet)> = Vec::new();
+        let mut stay = Vec::new();
+        for block in self.leaving.iter().filter_map(|net| self.blocks.get(net)) {
+            if let BlockState::Leaving(since) = block.state {
+                if block.held > 0 && !self.is_mutated(Mutation::UnassignHeld) {
+                    stay.push(block.net);
+                } else if self.kernel_has_spoken(since) {
+                    leaving.push((block.eni.clone(), block.net));
+                }
+            }
+        }
+        for net in stay {
+            self.set_state(net, BlockState::Open);
+        }
+        let Some((eni, _)) = leaving.first().cloned() else { return };
+        let action = "UnassignPrivateIpAddresses";
+        if self.is_paused(now, action) || self.is_under_way(|call| matches!(call, Call::Unassign { .. })) {
+            return;
+        }
+        if self.audit_wanted.is_some() {
+            return; // an earlier answer never came
+        }
+        let blocks = leaving.into_iter().filter(|(id, _)| *id == eni).map(|(_, net)| net).collect();
+        self.call(now, Call::Unassign { eni, blocks }, Class::Tidy, effects);
+    }
+
+    pub(crate) fn unassigned(&mut self, now: Millis, blocks: &[IpNet]) {
+        for net in blocks {
+            self.forget_block(*net);
+            self.given_back.insert(*net, now);
+        }
+    }
+
+    pub(crate) fn not_unassigned(&mut self, blocks: &[IpNet], unclear: bool) {
+        if unclear {
+            self.audit_wanted = Some(Scope::Attached);
+            return;
+        }
+        for net in blocks {
+            self.set_state(*net, BlockState::Open);
+        }
+    }
+
+    fn go_on_departing(&mut self, now: Millis, effects: &mut Vec<Effect>) {
+        let waiting: Vec<(EniId, Stage)> =
+            self.departures.iter().map(|(id, departure)| (id.clone(), departure.stage.clone())).collect();
+        for (eni, stage) in waiting {
+            let (call, next) = match stage {
+                Stage::ToDetach(attachment) => (Call::Detach { eni: eni.clone(), attachment }, Stage::Detaching),
+                Stage::ToDelete => (Call::Delete { eni: eni.clone() }, Stage::Deleting),
+                _ => continue,
+            };
+            if !self.is_paused(now, call.action()) {
+                self.depart(eni, next, None);
+                self.call(now, call, Class::Tidy, effects);
+            }
+        }
+    }
+
+    pub(crate) fn detached(&mut self, now: Millis, eni: &EniId, effects: &mut Vec<Effect>) {
+        self.forget_eni(eni);
+        self.depart(eni.clone(), Stage::ToDelete, None);
+        self.go_on_departing(now, effects);
+    }
+
+    pub(crate) fn deleted(&mut self, eni: &EniId, effects: &mut Vec<Effect>) {
+        if let Some(Departure { token: Some(token), .. }) = self.departures.remove(eni) {
+            effects.push(Effect::Record(Write::Intent(token, None)));
+        }
+        if self.slots.contains_key(eni) && self.leases.values().all(|lease| lease.eni != *eni) {
+            self.slots.remove(eni);
+            effects.push(Effect::Record(Write::Slot(eni.clone(), None)));
+        }
+    }
+
+    /// Detach or delete failed: tried again after the pause, from where an audit says it is.
+    pub(crate) fn not_departed(&mut self, eni: &EniId, call: &Call, unclear: bool) {
+        let stage = match call {
+            _ if unclear => Stage::Unclear,
+            Call::Detach { attachment, .. } => Stage::ToDetach(attachment.clone()),
+            _ => Stage::ToDelete,
+        };
+        if self.departures.contains_key(eni) {
+            self.depart(eni.clone(), stage, None);
+        }
+    }
+
+    /// What an audit of all our ENIs says about those on their way out.
+    pub(crate) fn settle_departures(&mut self, attached: &[AuditedEni], loose: &[EniId], effects: &mut Vec<Effect>) {
+        let unclear: Vec<EniId> = self
+            .departures
+            .iter()
+            .filter(|(_, departure)| departure.stage == Stage::Unclear)
+            .map(|(id, _)| id.clone())
+            .collect();
+        for id in unclear {
+            let hangs = attached.iter().find(|eni| eni.id == id);
+            match hangs {
+                // After a restart somebody may live on it again: the decision is made anew.
+                Some(_) if self.enis.get(&id).is_some_and(|eni| eni.sums.held > 0) => self.stay(&id, effects),
+                Some(eni) => {
+                    let attachment = eni.attachment.clone();
+                    self.forget_eni(&id);
+                    self.depart(id, Stage::ToDetach(attachment), None);
+                }
+                None if loose.contains(&id) => self.depart(id, Stage::ToDelete, None),
+                None => self.deleted(&id, effects),
+            }
+        }
+    }
+
+    fn stay(&mut self, id: &EniId, effects: &mut Vec<Effect>) {
+        if let Some(Departure { token: Some(token), .. }) = self.departures.remove(id) {
+            effects.push(Effect::Record(Write::Intent(token, None)));
+        }
+    }
+}
+
+enum Choice {
+    Eni(EniId),
+    Blocks(Vec<IpNet>),
+}

@@ -1,0 +1,138 @@
+//! What people, disks and other programs do to a running node: it says so, and no pod pays for it.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+use std::{sync::OnceLock, time::Duration};
+
+use enid_tests::{
+    Daemon, Lab, LabConfig, Place, Pod,
+    traffic::{PORT, Spot, serve},
+    wait_until,
+};
+
+const BOUND: Duration = Duration::from_secs(45);
+
+fn lab() -> &'static Lab {
+    static LAB: OnceLock<Lab> = OnceLock::new();
+    LAB.get_or_init(|| Lab::up(&LabConfig { nodes: 4, ..LabConfig::default() }).unwrap())
+}
+
+#[test]
+fn a_second_daemon_is_refused_and_the_first_goes_on() {
+    let place = Place::node(lab(), 0);
+    let _daemon = Daemon::start(place, &[("WARM_IP_TARGET", "2")]).unwrap();
+    let second = Daemon::spawn(place, &[("ENID_STORE_DIR", "/var/lib/enid-2"), ("DISABLE_METRICS", "true")]).unwrap();
+    let (code, log) = second.wait(BOUND).unwrap();
+    assert_eq!(code, Some(1));
+    assert!(log.contains("another enid agent runs with ENID_RUN_DIR /run/enid"), "{log}");
+    let pod = Pod::new(0, "first");
+    pod.add(place).unwrap();
+    pod.del(place).unwrap();
+}
+
+#[test]
+fn a_lost_store_gives_no_live_address_away() {
+    let place = Place::node(lab(), 1);
+    let settings = [("MINIMUM_IP_TARGET", "3"), ("IP_COOLDOWN_PERIOD", "0")];
+    let daemon = Daemon::start(place, &settings).unwrap();
+    let live = Pod::new(1, "live");
+    let (address, _) = live.add(place).unwrap();
+    let _server = serve(place, &["live"]).unwrap();
+    daemon.kill().unwrap();
+    place.sh("rm /var/lib/enid/enid.redb").unwrap();
+    let _daemon = Daemon::start(place, &settings).unwrap();
+    let others: Vec<Pod> = (0..4).map(|n| Pod::new(1, &format!("other-{n}"))).collect();
+    for pod in &others {
+        assert_ne!(pod.add(place).unwrap().0, address);
+    }
+    Spot { place, netns: None }.ask(&address, PORT).unwrap().expect(&lab().node(1).address, &address).unwrap();
+    // Its DEL works too, and then the address is free.
+    others.iter().chain([&live]).for_each(|pod| pod.del(place).unwrap());
+    wait_until(BOUND, || place.enid("status").is_ok_and(|status| status["assigned"] == 0)).unwrap();
+}
+
+#[test]
+fn a_damaged_store_is_set_aside_and_said_so() {
+    let place = Place::node(lab(), 1);
+    place.sh("mkdir -p /var/lib/enid-3; head -c 300000 /dev/urandom > /var/lib/enid-3/enid.redb").unwrap();
+    let settings = [("WARM_IP_TARGET", "2"), ("ENID_STORE_DIR", "/var/lib/enid-3"), ("ENID_RUN_DIR", "/run/enid-3")];
+    let daemon = Daemon::spawn(place, &[&settings[..], &[("DISABLE_METRICS", "true")]].concat()).unwrap();
+    let aside = || place.sh("ls /var/lib/enid-3").is_ok_and(|list| list.contains("damaged"));
+    wait_until(BOUND, aside).unwrap();
+    wait_until(BOUND, || daemon.log().contains("set aside")).unwrap();
+    wait_until(BOUND, || place.sh("test -S /run/enid-3/cni.sock").is_ok()).unwrap();
+}
+
+#[test]
+fn a_full_disk_refuses_and_recovers_by_itself() {
+    let place = Place::node(lab(), 2);
+    place.sh("mkdir -p /var/lib/enid; mount -t tmpfs -o size=8m tmpfs /var/lib/enid").unwrap();
+    let _daemon = Daemon::start(place, &[("WARM_IP_TARGET", "3"), ("IP_COOLDOWN_PERIOD", "0")]).unwrap();
+    place.sh("head -c 20m /dev/zero > /var/lib/enid/filler || true").unwrap();
+    // Until the file has to grow, writes fit into it.
+    let pods: Vec<Pod> = (0..200).map(|n| Pod::new(2, &format!("disk-{n}"))).collect();
+    let refusal = pods.iter().find_map(|pod| {
+        pod.make_namespace(place).unwrap();
+        let (ok, answer, _) = pod.try_call(place, "ADD").unwrap();
+        pod.del(place).unwrap();
+        (!ok).then_some(answer)
+    });
+    let refusal = refusal.expect("a full disk refuses in the end");
+    assert_eq!(refusal["code"], 11, "{refusal}");
+    assert!(refusal["msg"].as_str().unwrap().contains("the store cannot be written"), "{refusal}");
+    assert_eq!(place.enid("status").unwrap()["ready"], false);
+    place.sh("rm /var/lib/enid/filler").unwrap();
+    wait_until(BOUND, || place.enid("status").is_ok_and(|status| status["ready"] == true)).unwrap();
+    let pod = Pod::new(2, "after");
+    pod.add(place).unwrap();
+    pod.del(place).unwrap();
+}
+
+#[test]
+fn an_eni_that_somebody_detaches_serves_nobody_any_more() {
+    let place = Place::node(lab(), 3);
+    let settings = [("MINIMUM_IP_TARGET", "12"), ("IP_COOLDOWN_PERIOD", "0")];
+    let _daemon = Daemon::start(place, &settings).unwrap();
+    let secondary = || {
+        let enis = place.enid("enis").unwrap();
+        enis.as_array().unwrap().iter().find(|eni| eni["slot"] == 1 && eni["state"] == "ready").cloned()
+    };
+    wait_until(BOUND, || secondary().is_some()).unwrap();
+    let eni = secondary().unwrap()["id"].as_str().unwrap().to_owned();
+    let described = lab().ec2("DescribeNetworkInterfaces", &[("NetworkInterfaceId.1", &eni)]).unwrap();
+    let attachment = vpclab::ec2::first(&described, "attachmentId").unwrap();
+    lab().ec2("DetachNetworkInterface", &[("AttachmentId", &attachment)]).unwrap();
+    wait_until(BOUND, || {
+        let enis = place.enid("enis").unwrap();
+        enis.as_array().unwrap().iter().all(|found| found["id"] != eni.as_str() || found["state"] != "ready")
+    })
+    .unwrap();
+    // Who comes now gets an address that works.
+    let pods: Vec<Pod> = (0..11).map(|n| Pod::new(3, &format!("late-{n}"))).collect();
+    for pod in &pods {
+        pod.add(place).unwrap();
+        let lease = place.enid("pods").unwrap();
+        let mine = lease.as_array().unwrap().iter().find(|lease| lease["pod_name"] == pod.name.as_str()).cloned();
+        assert_ne!(mine.unwrap()["eni"], eni.as_str());
+    }
+    pods.iter().for_each(|pod| pod.del(place).unwrap());
+}
+
+#[test]
+fn an_interrupted_demo_leaves_nothing() {
+    use std::io::{BufRead, BufReader};
+    let mut demo = std::process::Command::new(enid_tests::program("demo").unwrap())
+        .stdout(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
+    // The table is printed once the pods run, so the interrupt comes in the middle of the checks.
+    let lines = BufReader::new(demo.stdout.take().unwrap()).lines();
+    let seen = lines.map_while(Result::ok).any(|line| line.contains("web-0-3"));
+    assert!(seen, "the demo printed no pods");
+    std::process::Command::new("kill").args(["-INT", &demo.id().to_string()]).status().unwrap();
+    assert!(!demo.wait().unwrap().success());
+    wait_until(BOUND, || !vpclab::folder("demo").exists()).unwrap();
+    let links = std::process::Command::new("ip").args(["-o", "link"]).output().unwrap();
+    assert!(!String::from_utf8_lossy(&links.stdout).contains("web-0"));
+}
