@@ -3,12 +3,13 @@ SHELL := /bin/bash
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 SHIM := x86_64-unknown-linux-gnu
 
-.PHONY: help tools build check test demo bench audit chart purity
+.PHONY: help tools build check test sim demo bench audit chart purity
 
 help:
 	@echo "make demo    two nodes, forty pods, every path a packet can take (KEEP=1 leaves it up)"
 	@echo "make test    everything that tests"
 	@echo "make check   format, lints, licences, borders between crates, chart"
+	@echo "make sim     lives of a node from seeds, under every fault (SEEDS=500)"
 	@echo "make bench   ADD and DEL beside the floor; sizes"
 	@echo "make audit   known vulnerabilities (needs the advisory database, from outside)"
 	@echo "make build   the programs;  make tools   what a fresh Debian 12 lacks"
@@ -46,6 +47,10 @@ test: root build
 	localstack/install
 	tools/grpcurl
 	cargo test --locked --workspace -- --test-threads=1
+
+sim:
+	cargo build --locked --workspace
+	$(TARGET)/debug/enid-sim
 
 demo: root
 	tools/packages

@@ -384,6 +384,7 @@ impl Brain {
             Effect::Refuse { ticket, refusal } => self.answer(ticket, Answer::Refused(refusal)),
             Effect::Verdict { ticket, mine } => self.answer(ticket, Answer::Verdict(mine)),
             Effect::Released { ticket, address } => self.answer(ticket, Answer::Released(address)),
+            // Not done yet: what connection tracking remembers ends by its own timeouts.
             Effect::Forget { .. } => {}
             Effect::Call { id, call, .. } => {
                 let (ec2, handle, counters) = (self.ec2.clone(), self.handle.clone(), self.counters.clone());
@@ -439,7 +440,7 @@ impl Brain {
                 let Some(view) = handle.view().await else { return };
                 let keys: Vec<AttachmentKey> = view.leases.keys().cloned().collect();
                 match tokio::task::spawn_blocking(move || kernel::listing(&keys)).await {
-                    Ok(Ok((seen, strangers))) => handle.tell(Event::Links { seen, strangers }).await,
+                    Ok(Ok((seen, routed))) => handle.tell(Event::Links { seen, routed }).await,
                     Ok(Err(failure)) => warn!("cannot list the links: {failure:#}"),
                     Err(failure) => error!("the listing of links ended without an answer: {failure}"),
                 }

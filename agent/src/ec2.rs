@@ -133,10 +133,9 @@ impl Ec2 {
 
     async fn create(&self, token: &str, order: Order) -> Result<Done, CallError> {
         let action = "CreateNetworkInterface";
-        let now = DateTime::from(SystemTime::now()).fmt(Format::DateTime).unwrap_or_default();
-        let own = [(TAG_TOKEN, token), (TAG_CREATED, now.as_str())];
-        let own = own.iter().map(|(key, value)| tag(key, value));
-        let tags = self.tags.iter().map(|(key, value)| tag(key, value)).chain(own).collect();
+        // No moment among the tags: a creation that is asked for again under its token has to be the same.
+        let own = tag(TAG_TOKEN, token);
+        let tags = self.tags.iter().map(|(key, value)| tag(key, value)).chain([own]).collect();
         let specification =
             TagSpecification::builder().resource_type(ResourceType::NetworkInterface).set_tags(Some(tags)).build();
         let request = self
@@ -236,7 +235,8 @@ impl Ec2 {
             let created = tag_value(eni, TAG_CREATED).and_then(|text| DateTime::from_str(text, Format::DateTime).ok());
             let age = created.and_then(|at| SystemTime::now().duration_since(at.try_into().ok()?).ok());
             let described = eni.description().is_some_and(|text| text.starts_with(DESCRIPTION));
-            described && age.is_some_and(|age| age > LEAKED_AGE)
+            // One of ours has no moment; that it is found twice, minutes apart, says enough.
+            described && (created.is_none() || age.is_some_and(|age| age > LEAKED_AGE))
         };
         let enis = found.iter().filter(old).filter_map(|eni| Some(EniId(eni.network_interface_id()?.to_owned())));
         Ok(Done::Leaked { enis: enis.collect() })
@@ -259,6 +259,7 @@ impl Ec2 {
             no_manage: tag_value(eni, TAG_NO_MANAGE) == Some("true"),
             delete_on_termination: attachment.and_then(|it| it.delete_on_termination()).unwrap_or(false),
             attachment: attachment.and_then(|it| it.attachment_id()).unwrap_or_default().to_owned(),
+            device_index: attachment.and_then(|it| u32::try_from(it.device_index()?).ok()).unwrap_or_default(),
             token: tag_value(eni, TAG_TOKEN).map(str::to_owned),
             blocks: blocks(eni).collect(),
         })

@@ -162,17 +162,16 @@ fn ensure_sysctl(key: &str, value: &str, changes: &mut Vec<String>) -> anyhow::R
 }
 
 /// One complete listing: the attachments among these whose link stands, and the addresses that are routed
-/// over pods' links of no such attachment.
+/// over pods' links.
 pub fn listing(keys: &[AttachmentKey]) -> anyhow::Result<(Vec<AttachmentKey>, Vec<IpAddr>)> {
     let mut netlink = Netlink::open()?;
     let links = netlink.links()?;
     let by_mac: BTreeMap<Mac, &AttachmentKey> =
         keys.iter().map(|key| (identity::host_mac(&key.network, &key.container, &key.ifname), key)).collect();
-    let (known, strange): (Vec<_>, Vec<_>) =
-        node::pod_links(&links).into_iter().partition(|link| by_mac.contains_key(&link.mac));
-    let seen = known.iter().filter_map(|link| by_mac.get(&link.mac).map(|key| (*key).clone())).collect();
-    let strangers = if strange.is_empty() { Vec::new() } else { node::routed_over(&strange, &netlink.routes()?) };
-    Ok((seen, strangers))
+    let ends = node::pod_links(&links);
+    let seen = ends.iter().filter_map(|link| by_mac.get(&link.mac).map(|key| (*key).clone())).collect();
+    let routed = if ends.is_empty() { Vec::new() } else { node::routed_over(&ends, &netlink.routes()?) };
+    Ok((seen, routed))
 }
 
 /// Whether the link of this name is the attachment's.

@@ -4,7 +4,7 @@
 //! restart with nothing changed writes nothing, and repair is the same act as set-up.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     net::{IpAddr, Ipv4Addr},
 };
 
@@ -103,6 +103,7 @@ pub fn pod_links(links: &[LinkMessage]) -> Vec<PodEnd> {
 
 /// The addresses that main routes over these links, one by one: what their pods use.
 pub fn routed_over(ends: &[PodEnd], routes: &[RouteMessage]) -> Vec<IpAddr> {
+    let indices: BTreeSet<u32> = ends.iter().map(|end| end.index).collect();
     let over = |route: &RouteMessage| {
         let mut found = (None, None);
         for attribute in &route.attributes {
@@ -114,7 +115,7 @@ pub fn routed_over(ends: &[PodEnd], routes: &[RouteMessage]) -> Vec<IpAddr> {
         }
         let (index, address) = (found.0?, found.1?);
         let host_route = route.header.destination_prefix_length == 32;
-        (host_route && ends.iter().any(|end| end.index == index)).then_some(address)
+        (host_route && indices.contains(&index)).then_some(address)
     };
     routes.iter().filter_map(over).collect()
 }

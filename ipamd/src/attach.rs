@@ -10,6 +10,9 @@ use crate::{
 /// A wired lease ends when its link is missing from two complete listings this far apart.
 const MISSING_MS: u64 = 5_000;
 
+/// How long a node without memory waits for EC2's word before it believes metadata.
+pub(crate) const SETTLED_MS: u64 = 30_000;
+
 impl Core {
     pub(crate) fn ask(
         &mut self,
@@ -47,6 +50,12 @@ impl Core {
     pub(crate) fn serve(&mut self, now: Millis, effects: &mut Vec<Effect>) {
         if self.links_listed.is_none() {
             return; // what the kernel holds decides what is free
+        }
+        let remembers = !self.looks_around || self.audited.is_some();
+        let settled = self.met.is_some_and(|met| now.since(met) >= SETTLED_MS);
+        let asks = self.node.policy.provisioning != crate::Provisioning::ImdsOnly;
+        if !remembers && !settled && asks {
+            return; // metadata may be stale, and no record says what has gone back: EC2's word first, if it comes
         }
         while !self.queue.is_empty()
             && let Some(net) = self.pick()
@@ -149,7 +158,7 @@ impl Core {
         &mut self,
         now: Millis,
         seen: &[AttachmentKey],
-        strangers: Vec<IpAddr>,
+        routed: Vec<IpAddr>,
         effects: &mut Vec<Effect>,
     ) {
         let first = self.links_listed.replace(now).is_none();
@@ -180,10 +189,10 @@ impl Core {
         for key in ended {
             self.end(now, &key, effects);
         }
-        self.meet_strangers(now, strangers, effects);
+        self.meet_strangers(now, routed, effects);
     }
 
-    /// Links that no lease explains hold their address: whoever they are, they are alive.
+    /// Addresses that are routed to pods though no lease says so are in use: whoever that is, it is alive.
     fn meet_strangers(&mut self, now: Millis, listed: Vec<IpAddr>, effects: &mut Vec<Effect>) {
         if self.is_mutated(Mutation::IgnoreStrangers) {
             return;

@@ -6,10 +6,12 @@ use std::collections::BTreeSet;
 use ipnet::IpNet;
 
 use crate::{
-    AuditedEni, BlockState, Call, Class, Core, Effect, EniId, EniState, LooseEni, Millis, Provisioning, Scope, Write,
-    build::Stage, mutation::Mutation, pool::STALE_MS, shrink,
+    AuditedEni, BlockState, Call, Class, Core, Effect, EniId, EniState, Intent, LooseEni, Millis, Provisioning, Scope,
+    Write, build::Stage, mutation::Mutation, pool::STALE_MS, shrink,
 };
 
+/// The token of [`crate::Intent::LookAround`].
+pub(crate) const LOOK_AROUND: &str = "look-around";
 /// The slow audit: twelve times a day.
 const SLOW_MS: u64 = 2 * 3_600_000;
 /// An ENI that metadata shows and EC2 does not know is asked for again after so long.
@@ -37,27 +39,36 @@ impl Core {
         let unclear = self.builds.values().any(|build| matches!(build.stage, Stage::Unclear(_)))
             || self.departures.values().any(|departure| departure.stage == shrink::Stage::Unclear);
         let doubts = !self.doubted.is_empty() || self.enis.values().any(|eni| eni.doubted);
+        let waited = self.audited.is_none() || long_since(DOUBT_MS);
         let scope = if unclear {
             Some(Scope::Ours)
-        } else if unknown || (doubts && (self.audited.is_none() || long_since(DOUBT_MS))) {
+        } else if self.looks_around && self.links_listed.is_some() {
+            // First what hangs here; then, if that tells of an earlier life, all that is ours.
+            Some(if self.audited.is_none() { Scope::Attached } else { Scope::Ours })
+        } else if unknown || (doubts && waited) {
             Some(Scope::Attached)
-        } else if self.audit_wanted.is_some() && (self.audited.is_none() || long_since(DOUBT_MS)) {
-            self.audit_wanted
+        } else if waited && !self.audit_wanted.is_empty() {
+            self.audit_wanted.get_min().copied()
         } else if long_since(SLOW_MS) {
             Some(Scope::Ours)
         } else {
             None
         };
         if let Some(scope) = scope {
-            self.audit_wanted = None;
+            self.audit_wanted.remove(&scope);
             let class = if unclear || unknown { self.class() } else { Class::Tidy };
             self.call(now, Call::Audit { scope }, class, effects);
         }
     }
 
+    /// An audit of this kind is to settle something.
+    pub(crate) fn want_audit(&mut self, scope: Scope) {
+        self.audit_wanted.insert(scope);
+    }
+
     pub(crate) fn next_audit(&self) -> Option<Millis> {
         let doubts = !self.doubted.is_empty() || self.enis.values().any(|eni| eni.doubted);
-        let wait = if self.audit_wanted.is_some() || doubts { DOUBT_MS } else { SLOW_MS };
+        let wait = if !self.audit_wanted.is_empty() || doubts { DOUBT_MS } else { SLOW_MS };
         self.audited.map(|at| at.plus(wait))
     }
 
@@ -77,13 +88,22 @@ impl Core {
         self.audited = Some(now);
         if scope == Scope::Ours {
             let lying: Vec<EniId> = loose.iter().map(|eni| eni.id.clone()).collect();
-            self.settle_builds(&attached, loose, asked);
+            self.settle_builds(&attached, loose, asked, effects);
             self.settle_departures(&attached, &lying, effects);
+        }
+        let first_look = self.looks_around;
+        if self.looks_around {
+            // Tagged already: an earlier life was here, and its store is lost. There may be more of it.
+            let earlier = attached.iter().any(|eni| eni.ours);
+            if scope == Scope::Ours || !earlier {
+                self.looks_around = false;
+                effects.push(Effect::Record(Write::Intent(LOOK_AROUND.to_owned(), None)));
+            }
         }
         let listed: BTreeSet<EniId> = attached.iter().map(|eni| eni.id.clone()).collect();
         self.forget_absent(&listed, scope, effects);
         for eni in attached {
-            self.compare(now, asked, eni, effects);
+            self.compare(now, asked, first_look, eni, effects);
         }
     }
 
@@ -97,7 +117,13 @@ impl Core {
             .map(|eni| eni.facts.id.clone())
             .filter(|id| !listed.contains(id))
             .collect();
+        if !gone.is_empty() && scope == Scope::Attached {
+            self.want_audit(crate::Scope::Ours); // somebody detached it: it may hang nowhere now
+        }
         gone.iter().for_each(|id| self.forget_eni(id));
+        if scope != Scope::Ours {
+            return; // only a look at all that is ours tells where an ENI with a slot has gone
+        }
         let used = |id: &EniId| {
             self.enis.contains_key(id)
                 || listed.contains(id)
@@ -112,21 +138,29 @@ impl Core {
         }
     }
 
-    fn compare(&mut self, now: Millis, asked: Millis, found: AuditedEni, effects: &mut Vec<Effect>) {
+    fn compare(&mut self, now: Millis, asked: Millis, first_look: bool, found: AuditedEni, effects: &mut Vec<Effect>) {
         let policy = &self.node.policy;
         let (manage_untagged, frozen) = (policy.manage_untagged, policy.provisioning != Provisioning::On);
         let id = found.id.clone();
         let being_built = self.is_being_built(&id);
-        let Some(eni) = self.enis.get_mut(&id) else { return };
+        let Some(eni) = self.enis.get_mut(&id) else {
+            if found.ours && !self.departures.contains_key(&id) {
+                self.want_audit(crate::Scope::Ours); // metadata does not show it yet; what becomes of it?
+            }
+            return;
+        };
         eni.ours = found.ours;
         eni.attachment = Some(found.attachment.clone());
         if eni.doubted {
-            eni.doubted = false; // metadata was the stale one
+            (eni.doubted, eni.shown) = (false, false); // metadata was the stale one
         }
         // What was asked for after the audit was sent is not in its answer.
         let young = eni.since >= asked || being_built;
+        if first_look {
+            self.deny_unknown(now, &id, &found.blocks, effects);
+        }
         if !young {
-            self.compare_blocks(now, &id, &found.blocks);
+            self.compare_blocks(now, &id, &found.blocks, effects);
         }
         let Some(eni) = self.enis.get_mut(&id) else { return };
         if eni.state != EniState::Unknown || being_built {
@@ -152,30 +186,51 @@ impl Core {
         if let Some(eni) = self.enis.get(id)
             && eni.state == EniState::Unknown
         {
-            self.audit_wanted = Some(Scope::Attached);
+            self.want_audit(crate::Scope::Attached);
             self.audited = None;
         }
     }
 
+    /// The store began with nothing, so nobody knows what an earlier life gave back and stale metadata still
+    /// shows: what EC2 does not know counts as given back.
+    fn deny_unknown(&mut self, now: Millis, id: &EniId, found: &BTreeSet<IpNet>, effects: &mut Vec<Effect>) {
+        let known = self.enis.get(id).map(|eni| eni.blocks.clone()).unwrap_or_default();
+        let idle = |net: &IpNet| self.blocks.get(net).is_some_and(crate::Block::is_idle);
+        let denied: Vec<IpNet> = known.into_iter().filter(|net| !found.contains(net) && idle(net)).collect();
+        if denied.is_empty() {
+            return;
+        }
+        let token = format!("deny-{}-{id}", self.node.token_seed);
+        for net in &denied {
+            self.forget_block(*net);
+            self.given_back.insert(*net, (now, token.clone()));
+        }
+        effects.push(Effect::Record(Write::Intent(token, Some(Intent::GiveBack(denied)))));
+    }
+
     /// Blocks that EC2 and metadata agree are gone are forgotten, unless somebody uses them; what EC2 has
     /// is there, whatever metadata says.
-    fn compare_blocks(&mut self, now: Millis, id: &EniId, found: &BTreeSet<IpNet>) {
+    fn compare_blocks(&mut self, now: Millis, id: &EniId, found: &BTreeSet<IpNet>, effects: &mut Vec<Effect>) {
         let known = self.enis.get(id).map(|eni| eni.blocks.clone()).unwrap_or_default();
         let busy = self.is_under_way(|call| matches!(call, Call::Unassign { eni, .. } if eni == id));
         for net in known {
             let Some(block) = self.blocks.get(&net) else { continue };
             match (block.state, found.contains(&net)) {
-                (BlockState::Doubted, true) => self.set_state(net, BlockState::Open),
+                (BlockState::Doubted, true) => {
+                    self.set_state(net, BlockState::Open);
+                    self.with_block(net, |block| block.shown = false);
+                }
                 (BlockState::Doubted, false) if block.is_idle() => self.forget_block(net),
                 (BlockState::Leaving(_), false) if !busy && block.is_idle() => {
                     self.forget_block(net);
-                    self.given_back.insert(net, now);
                 }
                 _ => {}
             }
         }
         for net in found {
-            if self.given_back.get(net).is_some_and(|at| now.since(*at) >= STALE_MS) {
+            let long_ago = self.given_back.get(net).is_some_and(|(at, _)| now.since(*at) >= STALE_MS);
+            if long_ago && !self.leaving.contains(net) {
+                self.drop_given_back(*net, effects);
                 self.add_block(id, *net);
             }
         }

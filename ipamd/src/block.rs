@@ -59,6 +59,8 @@ pub struct Block {
     pub eni: EniId,
     /// What it may be used for.
     pub state: BlockState,
+    /// Metadata has shown it since EC2 last vouched for it: only then its absence there means something.
+    pub(crate) shown: bool,
     /// Addresses that attachments hold, or links that nobody knows.
     pub held: u64,
     /// Addresses that rest.
@@ -74,7 +76,16 @@ pub(crate) type Rank = (Reverse<u64>, Millis, IpNet);
 
 impl Block {
     pub(crate) fn new(net: IpNet, eni: EniId) -> Self {
-        Block { net, eni, state: BlockState::Open, held: 0, resting: 0, fresh: 0, returned: OrdSet::new() }
+        Block {
+            net,
+            eni,
+            state: BlockState::Open,
+            shown: false,
+            held: 0,
+            resting: 0,
+            fresh: 0,
+            returned: OrdSet::new(),
+        }
     }
 
     /// Addresses in it.

@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 use ipnet::IpNet;
 
 use crate::{
-    AuditedEni, Call, Core, Effect, EniId, EniState, Intent, LooseEni, Millis, Order, Scope, Write,
+    AuditedEni, Call, Core, Effect, EniId, EniState, Intent, LooseEni, Millis, Order, Write,
     mutation::Mutation,
     pool::{Expected, count},
     shrink,
@@ -23,6 +23,8 @@ pub(crate) struct Build {
     pub(crate) order: Order,
     pub(crate) stage: Stage,
     pub(crate) device_index: Option<u32>,
+    /// The creation was sent before and its answer is not known: a refusal of this one says nothing about that.
+    pub(crate) resent: bool,
 }
 
 /// How far it has come.
@@ -59,14 +61,21 @@ impl Stage {
 impl Core {
     /// What an earlier life had begun.
     pub(crate) fn resume(&mut self, intents: BTreeMap<String, Intent>) {
-        if !intents.is_empty() {
-            self.audit_wanted = Some(Scope::Ours);
+        if intents.values().any(|intent| matches!(intent, Intent::Create(_) | Intent::Leave(_))) {
+            self.want_audit(crate::Scope::Ours);
         }
         for (token, intent) in intents {
             match intent {
                 Intent::Create(order) => {
-                    self.builds.insert(token, Build { order, stage: Stage::Unclear(None), device_index: None });
+                    self.builds
+                        .insert(token, Build { order, stage: Stage::Unclear(None), device_index: None, resent: true });
                 }
+                Intent::GiveBack(nets) => {
+                    for net in nets {
+                        self.given_back.insert(net, (Millis(0), token.clone()));
+                    }
+                }
+                Intent::LookAround => self.looks_around = true,
                 Intent::Leave(eni) => self.depart(eni, shrink::Stage::Unclear, Some(token)),
             }
         }
@@ -78,7 +87,7 @@ impl Core {
         if !self.is_mutated(Mutation::CreateUnrecorded) {
             effects.push(Effect::Record(Write::Intent(token.clone(), Some(Intent::Create(order)))));
         }
-        self.builds.insert(token.clone(), Build { order, stage: Stage::Creating, device_index: None });
+        self.builds.insert(token.clone(), Build { order, stage: Stage::Creating, device_index: None, resent: false });
         self.call(now, Call::Create { token, order }, self.class(), effects);
     }
 
@@ -119,6 +128,7 @@ impl Core {
         effects: &mut Vec<Effect>,
     ) {
         self.expect(&eni, blocks, None, asked);
+        self.born.insert(eni.clone(), now);
         if let Some(build) = self.builds.get_mut(token) {
             build.stage = Stage::ToAttach(eni);
         }
@@ -175,7 +185,7 @@ impl Core {
         }
     }
 
-    fn set_stage(&mut self, eni: &EniId, stage: Stage) {
+    pub(crate) fn set_stage(&mut self, eni: &EniId, stage: Stage) {
         if let Some(build) = self.token_of(eni).and_then(|token| self.builds.get_mut(&token)) {
             build.stage = stage;
         }
@@ -185,8 +195,13 @@ impl Core {
         if unclear {
             if let Some(build) = self.builds.get_mut(token) {
                 build.stage = Stage::Unclear(None);
+                build.resent = true;
             }
-            self.audit_wanted = Some(Scope::Ours);
+            self.want_audit(crate::Scope::Ours);
+        } else if let Some(build) = self.builds.get_mut(token)
+            && build.resent
+        {
+            build.stage = Stage::ToCreate;
         } else {
             // EC2 has answered: nothing was created.
             self.builds.remove(token);
@@ -195,13 +210,16 @@ impl Core {
     }
 
     /// Attach or protect failed. Such an ENI never served anybody: it goes again.
-    pub(crate) fn not_joined(&mut self, eni: &EniId, call: &Call, unclear: bool) {
+    pub(crate) fn not_joined(&mut self, eni: &EniId, call: &Call, unclear: bool, effects: &mut Vec<Effect>) {
         if unclear {
             self.set_stage(eni, Stage::Unclear(Some(eni.clone())));
-            self.audit_wanted = Some(Scope::Ours);
+            self.want_audit(crate::Scope::Ours);
             return;
         }
         let Some(token) = self.token_of(eni) else { return };
+        if self.enis.get(eni).is_some_and(|known| known.slot.is_some()) {
+            return self.close_build(eni, effects); // an earlier life had finished it, and pods may live on it
+        }
         self.builds.remove(&token);
         self.expected.remove(eni);
         let stage = match call {
@@ -212,7 +230,13 @@ impl Core {
     }
 
     /// What an audit of all our ENIs says about those on their way.
-    pub(crate) fn settle_builds(&mut self, attached: &[AuditedEni], loose: Vec<LooseEni>, asked: Millis) {
+    pub(crate) fn settle_builds(
+        &mut self,
+        attached: &[AuditedEni],
+        loose: Vec<LooseEni>,
+        asked: Millis,
+        effects: &mut Vec<Effect>,
+    ) {
         let tokens: Vec<String> = self.builds.keys().cloned().collect();
         for token in tokens {
             let Some(Build { stage: Stage::Unclear(known), .. }) = self.builds.get(&token).cloned() else { continue };
@@ -230,14 +254,21 @@ impl Core {
             }
             if let Some(build) = self.builds.get_mut(&token) {
                 build.stage = stage;
+                build.device_index = hangs.map(|eni| eni.device_index).or(build.device_index);
             }
         }
-        for LooseEni { id, .. } in loose {
+        for LooseEni { id, token } in loose {
             let known = self.builds.values().any(|build| build.stage.eni() == Some(&id)) || self.enis.contains_key(&id);
-            let creating = self.builds.values().any(|build| build.stage == Stage::Creating);
-            if !known && !creating && !self.departures.contains_key(&id) {
+            // It may be what is being created at this moment, unless its token says that it is not.
+            let newborn = match &token {
+                Some(token) => self.builds.contains_key(token),
+                None => self.builds.values().any(|build| build.stage == Stage::Creating),
+            };
+            if !known && !newborn && !self.departures.contains_key(&id) {
                 // Ours, for this instance, and in nobody's book.
-                self.depart(id, shrink::Stage::ToDelete, None);
+                let token = format!("leave-{id}");
+                effects.push(Effect::Record(Write::Intent(token.clone(), Some(Intent::Leave(id.clone())))));
+                self.depart(id, shrink::Stage::ToDelete, Some(token));
             }
         }
     }

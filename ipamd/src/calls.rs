@@ -1,8 +1,10 @@
 //! EC2 calls: sent, answered, refused. The one place where it is decided when something is tried again.
 
-use crate::{Call, CallError, CallId, Cause, Class, Core, Done, Effect, Millis, Refusal, pool::STALE_MS};
+use crate::{
+    Call, CallError, CallId, Cause, Class, Core, Done, Effect, EniId, Millis, Refusal, build::Stage, pool::STALE_MS,
+};
 
-const FIRST_PAUSE_MS: u64 = 500;
+const FIRST_PAUSE_MS: u64 = 1_000;
 const LONGEST_PAUSE_MS: u64 = 60_000;
 /// EC2 refused for lack of rights: somebody has to change them first.
 const DENIED_PAUSE_MS: u64 = 5_000;
@@ -72,12 +74,12 @@ impl Core {
             (Call::Protect { eni, attachment }, _) => self.protected(now, &eni, attachment, effects),
             (Call::Assign { eni, .. }, Done::Assigned { blocks }) => {
                 for net in &blocks {
-                    self.given_back.remove(net);
+                    self.drop_given_back(*net, effects);
                 }
                 self.expect(&eni, blocks, Some(now), since);
                 self.take_expected(now);
             }
-            (Call::Unassign { blocks, .. }, _) => self.unassigned(now, &blocks),
+            (Call::Unassign { blocks, .. }, _) => self.unassigned(&blocks),
             (Call::Detach { eni, .. }, _) => self.detached(now, &eni, effects),
             (Call::Delete { eni }, _) => self.deleted(&eni, effects),
             (Call::FindLeaked, Done::Leaked { enis }) => self.found_leaked(now, enis, effects),
@@ -85,24 +87,45 @@ impl Core {
         }
     }
 
+    /// EC2 is eventually consistent: it may not know yet what it has just created ("Eventual consistency in
+    /// the Amazon EC2 API").
+    fn is_newborn(&self, now: Millis, eni: Option<&EniId>) -> bool {
+        eni.and_then(|eni| self.born.get(eni)).is_some_and(|at| now.since(*at) < STALE_MS)
+    }
+
     fn failed(&mut self, now: Millis, call: Call, error: CallError, effects: &mut Vec<Effect>) {
         let unclear = error.cause == Cause::Ec2Unreachable;
+        if error.not_found && self.is_newborn(now, call.eni()) {
+            match &call {
+                Call::Attach { eni, .. } => self.set_stage(eni, Stage::ToAttach(eni.clone())),
+                Call::Protect { eni, attachment } => {
+                    self.set_stage(eni, Stage::ToProtect(eni.clone(), attachment.clone()));
+                }
+                Call::Detach { eni, .. } | Call::Delete { eni } => self.not_departed(eni, &call, false),
+                _ => {}
+            }
+            return self.pause(now, call.action(), error);
+        }
         match &call {
             Call::Detach { eni, .. } if error.not_found => return self.detached(now, eni, effects),
             Call::Delete { eni } if error.not_found => return self.deleted(eni, effects),
-            Call::Unassign { blocks, .. } => self.not_unassigned(blocks, unclear),
+            Call::Unassign { blocks, .. } => self.not_unassigned(blocks, unclear, effects),
             Call::Detach { eni, .. } | Call::Delete { eni } => self.not_departed(eni, &call, unclear),
             Call::Create { token, .. } => self.not_created(token, unclear, effects),
             Call::Attach { eni, .. } | Call::Protect { eni, .. } => {
-                self.not_joined(eni, &call, unclear);
+                self.not_joined(eni, &call, unclear, effects);
             }
-            Call::Assign { .. } if unclear => self.audit_wanted = Some(crate::Scope::Attached),
+            Call::Audit { scope } => self.want_audit(*scope),
+            Call::Assign { .. } if unclear => self.want_audit(crate::Scope::Attached),
             _ => {}
         }
         if error.cause == Cause::NoPrefix {
             // Single addresses serve until then.
             self.no_prefix_until = Some(now.plus(NO_PREFIX_MS));
-            return;
+            let again = matches!(&call, Call::Create { token, .. } if self.builds.contains_key(token));
+            if !again {
+                return;
+            }
         }
         self.pause(now, call.action(), error);
     }
@@ -110,12 +133,17 @@ impl Core {
     fn pause(&mut self, now: Millis, action: &'static str, error: CallError) {
         let failures = self.pauses.get(action).map_or(0, |pause| pause.failures);
         let longest = (FIRST_PAUSE_MS << failures.min(10)).min(LONGEST_PAUSE_MS);
-        let least = if error.cause == Cause::Denied { DENIED_PAUSE_MS } else { FIRST_PAUSE_MS / 2 };
-        // Full jitter: nodes that were refused together do not come back together.
+        let least = if error.cause == Cause::Denied { DENIED_PAUSE_MS } else { longest / 4 };
+        // Jitter over nearly all of it: nodes that were refused together do not come back together.
         let pause = self.jitter(longest).max(least);
         let CallError { cause, message, request_id, .. } = error;
         let refusal = Refusal { cause, message, request_id, retry_after: None };
         self.pauses.insert(action, Pause { until: now.plus(pause), refusal, failures: failures + 1 });
+    }
+
+    /// Whether an action has been refused so many times in a row.
+    pub(crate) fn has_failed(&self, action: &str, times: u32) -> bool {
+        self.pauses.get(action).is_some_and(|pause| pause.failures >= times)
     }
 
     pub(crate) fn is_paused(&self, now: Millis, action: &str) -> bool {

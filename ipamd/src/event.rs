@@ -29,9 +29,9 @@ pub enum Event {
     Release { ticket: Ticket, key: AttachmentKey },
     /// GC: only these attachments of the network are alive, says the runtime.
     Collect { network: String, alive: Vec<AttachmentKey> },
-    /// A complete listing of the kernel: the attachments of ours whose link is there, and addresses routed
-    /// over pods' links that belong to no lease.
-    Links { seen: Vec<AttachmentKey>, strangers: Vec<IpAddr> },
+    /// A complete listing of the kernel: the attachments of ours whose link is there, and all addresses that
+    /// are routed over pods' links.
+    Links { seen: Vec<AttachmentKey>, routed: Vec<IpAddr> },
     /// What instance metadata shows.
     Imds { enis: Vec<EniFacts> },
     /// An EC2 call ended.
@@ -89,6 +89,12 @@ pub enum Intent {
     Create(Order),
     /// This ENI is detached and deleted.
     Leave(EniId),
+    /// These blocks go back to EC2. It stays open until metadata has forgotten them: stale news must not
+    /// bring them back, after a restart either.
+    GiveBack(Vec<IpNet>),
+    /// The store began with nothing: if an earlier life has been here, all that carries our tag is to be
+    /// looked at.
+    LookAround,
 }
 
 /// So many blocks of one kind.
@@ -220,6 +226,8 @@ pub struct AuditedEni {
     pub delete_on_termination: bool,
     /// Id of the attachment.
     pub attachment: String,
+    /// Where it is attached, on its card.
+    pub device_index: u32,
     /// The client token of its creation, as a tag says.
     pub token: Option<String>,
     /// The blocks on it, its own address left out.

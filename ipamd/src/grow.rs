@@ -1,7 +1,7 @@
 //! When the pool grows, and where: one order per ENI, sized to the need, however many wait.
 
 use crate::{
-    Call, Cause, Core, Effect, Eni, EniState, Kind, Millis, Order, Policy, Provisioning, Refusal, Scope, Target,
+    Call, Cause, Core, Effect, Eni, EniState, Kind, Millis, Order, Policy, Provisioning, Refusal, Target,
     mutation::Mutation, pool::count, supply,
 };
 
@@ -26,7 +26,9 @@ impl Core {
             .collect();
         if !unclaimed.is_empty() && !self.is_mutated(Mutation::ChangeForeign) {
             if self.audited.is_none() {
-                self.audit_wanted = Some(Scope::Attached);
+                if !self.is_under_way(|call| matches!(call, Call::Audit { .. })) {
+                    self.want_audit(crate::Scope::Attached);
+                }
                 return self.look_after(now, effects);
             }
             for eni in unclaimed {
@@ -66,9 +68,6 @@ impl Core {
 
     /// Addresses on their way to the pool.
     pub(crate) fn coming(&self) -> u64 {
-        if self.is_mutated(Mutation::ForgetOrders) {
-            return 0;
-        }
         let flights = self.calls.values().map(|flight| match &flight.call {
             Call::Assign { order, .. } => order.addresses(),
             _ => 0,
@@ -97,8 +96,13 @@ impl Core {
         let enough = |addresses: u64| u32::try_from(addresses.div_ceil(kind.size())).unwrap_or(u32::MAX);
         let assign = if kind == Kind::V6Prefix { "AssignIpv6Addresses" } else { "AssignPrivateIpAddresses" };
         for (eni, room) in self.with_room() {
-            if missing == 0 || self.is_paused(now, assign) {
+            if missing == 0 {
                 break;
+            }
+            if self.is_paused(now, assign) {
+                // It has room; a new ENI for the same would be too many in the end.
+                missing = missing.saturating_sub(u64::from(room) * kind.size());
+                continue;
             }
             let count = if self.node.policy.whole_enis() { room } else { enough(missing).min(room) };
             let order = Order { kind, count };
@@ -107,6 +111,10 @@ impl Core {
         }
         // ENIs that are being asked, or made, take more when they have answered.
         missing = missing.saturating_sub(self.room_later() * kind.size());
+        let ahead = self.counts().available + self.coming() > self.counts().demand();
+        if ahead && self.node.policy.target == Target::Auto {
+            return; // a whole ENI ahead of need is made only when nothing else is free
+        }
         let room = u32::try_from(supply::per_eni(self.node.limits)).unwrap_or(u32::MAX);
         while missing > 0 && room > 0 && self.enis_left() > 0 && !self.is_paused(now, "CreateNetworkInterface") {
             if self.is_paused(now, "AttachNetworkInterface") || self.is_paused(now, "ModifyNetworkInterfaceAttribute") {

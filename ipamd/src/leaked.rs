@@ -3,7 +3,7 @@
 
 use imbl::OrdSet;
 
-use crate::{Call, Class, Core, Effect, EniId, Millis, Provisioning, mutation::Mutation, shrink};
+use crate::{Call, Class, Core, Effect, EniId, Millis, Provisioning, shrink};
 
 /// Between two searches that find nothing.
 const PERIOD_MS: u64 = 4 * 3_600_000;
@@ -52,9 +52,8 @@ impl Core {
                 || self.builds.values().any(|build| build.stage.eni() == Some(id))
         };
         let found: OrdSet<EniId> = found.into_iter().filter(|id| !ours(id)).collect();
-        let once = self.is_mutated(Mutation::OneWitness);
         let certain: Vec<EniId> =
-            found.iter().filter(|id| once || self.leaked.suspects.contains(*id)).take(MOST).cloned().collect();
+            found.iter().filter(|id| self.leaked.suspects.contains(*id)).take(MOST).cloned().collect();
         for id in &certain {
             self.depart(id.clone(), shrink::Stage::ToDelete, None);
         }

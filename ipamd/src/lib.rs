@@ -124,6 +124,8 @@ pub struct Core {
     resting: OrdMap<IpAddr, Millis>,
     rest_ends: OrdSet<(Millis, IpAddr)>,
     slots: OrdMap<EniId, u32>,
+    /// Whether [`Intent::LookAround`] is open.
+    looks_around: bool,
     /// ENIs that carry our tag, as EC2 has said in this life.
     vouched: OrdSet<EniId>,
     /// Changes with every ENI and block that comes or goes.
@@ -137,12 +139,14 @@ pub struct Core {
     next_call: u64,
     /// ENIs on their way, by the token of their creation.
     builds: OrdMap<String, Build>,
+    /// When ENIs were created in this life: EC2 may deny for a while that it knows them.
+    born: OrdMap<EniId, Millis>,
     /// ENIs that are detached and deleted.
     departures: OrdMap<EniId, shrink::Departure>,
     /// What EC2 has confirmed and instance metadata does not show yet.
     expected: OrdMap<EniId, Expected>,
-    /// Blocks that went back to EC2, which stale metadata may still show.
-    given_back: OrdMap<IpNet, Millis>,
+    /// Blocks that went back to EC2, which stale metadata may still show: since when, and by which intent.
+    given_back: OrdMap<IpNet, (Millis, String)>,
     /// Until when an action waits after a refusal, and why.
     pauses: OrdMap<&'static str, Pause>,
     /// Until when the subnet is taken to have no /28.
@@ -153,9 +157,11 @@ pub struct Core {
     /// When EC2 last told about our ENIs in this life.
     audited: Option<Millis>,
     /// Something was seen that only an audit can settle.
-    audit_wanted: Option<Scope>,
+    audit_wanted: OrdSet<Scope>,
     leaked: leaked::Search,
     imds_read: bool,
+    /// When metadata was first read.
+    met: Option<Millis>,
     /// When the kernel's links were last listed.
     links_listed: Option<Millis>,
     /// Invariants that a step would have broken; the state was kept as it was before.
@@ -169,6 +175,7 @@ impl Core {
     pub fn new(node: Node, ledger: Ledger) -> Self {
         let mut core = Core {
             node,
+            looks_around: false,
             enis: OrdMap::new(),
             blocks: OrdMap::new(),
             doubted: OrdSet::new(),
@@ -189,6 +196,7 @@ impl Core {
             calls: OrdMap::new(),
             next_call: 1,
             builds: OrdMap::new(),
+            born: OrdMap::new(),
             departures: OrdMap::new(),
             expected: OrdMap::new(),
             given_back: OrdMap::new(),
@@ -196,9 +204,10 @@ impl Core {
             no_prefix_until: None,
             surplus_since: None,
             audited: None,
-            audit_wanted: None,
+            audit_wanted: OrdSet::new(),
             leaked: leaked::Search::default(),
             imds_read: false,
+            met: None,
             links_listed: None,
             broken: imbl::Vector::new(),
             #[cfg(feature = "mutations")]
@@ -257,6 +266,7 @@ impl Core {
             self.next_audit(),
             self.leaked.next(),
             self.no_prefix_until,
+            self.met.filter(|_| self.looks_around).map(|met| met.plus(attach::SETTLED_MS)),
         ];
         pauses.chain(expected).chain(times.into_iter().flatten()).filter(|at| *at > now).min()
     }
@@ -268,7 +278,7 @@ impl Core {
             Event::Gone { ticket } => self.gone(now, ticket, effects),
             Event::Release { ticket, key } => self.release(now, ticket, &key, effects),
             Event::Collect { network, alive } => self.collect(now, &network, &alive),
-            Event::Links { seen, strangers } => self.links(now, &seen, strangers, effects),
+            Event::Links { seen, routed } => self.links(now, &seen, routed, effects),
             Event::Imds { enis } => self.imds(now, enis, effects),
             Event::Done { id, answer } => self.done(now, id, answer, effects),
             Event::EniUp { eni } => self.eni_up(now, &eni),

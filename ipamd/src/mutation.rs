@@ -25,10 +25,6 @@ pub enum Mutation {
     CreateUnrecorded,
     /// ENIs are changed before they are ours.
     ChangeForeign,
-    /// Every ADD waits for an order of its own.
-    ForgetOrders,
-    /// The kernel is not asked before something is given back.
-    OneWitness,
     /// ENIs serve before they are set to go with the instance.
     ServeUnprotected,
 }

@@ -93,6 +93,8 @@ pub struct Eni {
     pub attachment: Option<String>,
     /// Metadata does not show it any more.
     pub doubted: bool,
+    /// Metadata has shown it since EC2 last vouched for it.
+    pub(crate) shown: bool,
     /// Since when it has been what it is.
     pub since: Millis,
     /// Its addresses, counted.
@@ -129,21 +131,22 @@ impl Eni {
 
 impl Core {
     pub(crate) fn imds(&mut self, now: Millis, shown: Vec<crate::EniFacts>, effects: &mut Vec<Effect>) {
-        self.imds_read = true;
-        if !self.given_back.is_empty() {
-            let young = |at: &Millis| now.since(*at) < 10 * STALE_MS;
-            self.given_back = self.given_back.clone().into_iter().filter(|(_, at)| young(at)).collect();
-        }
+        let first = !std::mem::replace(&mut self.imds_read, true);
+        self.met = self.met.or(Some(now));
+        self.forget_given_back(now, &shown, effects);
         let ids: BTreeSet<EniId> = shown.iter().map(|facts| facts.id.clone()).collect();
         for facts in shown {
             self.see(now, facts, effects);
+        }
+        if first && self.slots.keys().any(|id| !ids.contains(id)) {
+            self.want_audit(crate::Scope::Ours); // an earlier life had it: where is it?
         }
         let missing: Vec<EniId> = self.enis.keys().filter(|id| !ids.contains(*id)).cloned().collect();
         for id in missing {
             if self.is_mutated(Mutation::BelieveMetadata) {
                 self.forget_eni(&id);
             } else if let Some(eni) = self.enis.get_mut(&id) {
-                eni.doubted = true;
+                eni.doubted = eni.doubted || eni.shown;
             }
         }
     }
@@ -156,7 +159,7 @@ impl Core {
         let blocks = facts.blocks.clone();
         match self.enis.get_mut(&id) {
             Some(eni) => {
-                eni.doubted = false;
+                (eni.doubted, eni.shown) = (false, true);
                 eni.facts = facts;
             }
             None => self.meet(now, facts, effects),
@@ -164,21 +167,51 @@ impl Core {
         let known = self.enis.get(&id).map(|eni| eni.blocks.clone()).unwrap_or_default();
         for net in blocks.iter().filter(|net| !known.contains(*net)) {
             match self.given_back.get(net) {
-                None => self.add_block(&id, *net),
-                Some(at) if now.since(*at) < STALE_MS => {}
-                Some(_) => self.audit_wanted = Some(crate::Scope::Attached),
+                None => {
+                    self.add_block(&id, *net);
+                    self.with_block(*net, |block| block.shown = true);
+                }
+                Some((at, _)) if now.since(*at) < STALE_MS => {}
+                Some(_) => self.want_audit(crate::Scope::Attached),
             }
         }
         for net in known {
             let shown = blocks.contains(&net);
-            match self.blocks.get(&net).map(|block| block.state) {
-                Some(BlockState::Doubted) if shown => self.set_state(net, BlockState::Open),
-                Some(BlockState::Open) if !shown => self.set_state(net, BlockState::Doubted),
+            match self.blocks.get_mut(&net) {
+                Some(block) if shown => {
+                    block.shown = true;
+                    if block.state == BlockState::Doubted {
+                        self.set_state(net, BlockState::Open);
+                    }
+                }
+                Some(block) if block.shown && block.state == BlockState::Open => {
+                    self.set_state(net, BlockState::Doubted);
+                }
                 _ => {}
             }
             if !shown && self.is_mutated(Mutation::BelieveMetadata) {
                 self.forget_block(net);
             }
+        }
+    }
+
+    /// What metadata does not show any more cannot come back by it; the intent that remembered it is closed.
+    fn forget_given_back(&mut self, now: Millis, shown: &[EniFacts], effects: &mut Vec<Effect>) {
+        if self.given_back.is_empty() {
+            return;
+        }
+        let is_shown = |net: &IpNet| shown.iter().any(|facts| facts.blocks.contains(net));
+        let kept = |at: &Millis| now.since(*at) < STALE_MS;
+        let over: Vec<IpNet> =
+            self.given_back.iter().filter(|(net, (at, _))| !kept(at) && !is_shown(net)).map(|(net, _)| *net).collect();
+        over.into_iter().for_each(|net| self.drop_given_back(net, effects));
+    }
+
+    /// A block that went back is out of memory, or is here again.
+    pub(crate) fn drop_given_back(&mut self, net: IpNet, effects: &mut Vec<Effect>) {
+        let Some((_, token)) = self.given_back.remove(&net) else { return };
+        if self.given_back.values().all(|(_, other)| *other != token) {
+            effects.push(Effect::Record(Write::Intent(token, None)));
         }
     }
 
@@ -191,6 +224,11 @@ impl Core {
         let trusted = slot.is_some() || self.node.policy.provisioning == crate::Provisioning::ImdsOnly;
         let state = if trusted { EniState::Joining } else { EniState::Unknown };
         let slot = slot.or_else(|| if trusted { self.free_slot() } else { None });
+        if primary && known.is_none() && !self.looks_around {
+            self.looks_around = true;
+            let token = crate::audit::LOOK_AROUND.to_owned();
+            effects.push(Effect::Record(Write::Intent(token, Some(crate::Intent::LookAround))));
+        }
         if let Some(slot) = slot
             && known.is_none()
         {
@@ -203,6 +241,7 @@ impl Core {
             ours: self.vouched.contains(&id),
             attachment: None,
             doubted: false,
+            shown: true,
             since: now,
             sums: Sums::default(),
             blocks: OrdSet::new(),
@@ -223,7 +262,6 @@ impl Core {
         let held = self.holders.range(within.clone()).count() + self.strangers.range(within.clone()).count();
         block.held = u64::try_from(held).unwrap_or(u64::MAX);
         block.resting = u64::try_from(self.resting.range(within).count()).unwrap_or(u64::MAX);
-        self.given_back.remove(&net);
         let Some(eni) = self.enis.get_mut(id) else { return };
         eni.blocks.insert(net);
         eni.sums += Sums::of(&block);
@@ -302,7 +340,7 @@ impl Core {
             let Some(eni) = self.enis.get(&id) else {
                 if expected.since.is_some_and(|since| now.since(since) >= STALE_MS) {
                     self.expected.remove(&id);
-                    self.audit_wanted = Some(crate::Scope::Ours);
+                    self.want_audit(crate::Scope::Ours);
                 }
                 continue;
             };

@@ -8,8 +8,8 @@ use std::cmp::Reverse;
 use ipnet::IpNet;
 
 use crate::{
-    AuditedEni, BlockState, Call, Class, Core, Counts, Effect, EniId, EniState, Intent, Millis, Provisioning, Scope,
-    Write, block, mutation::Mutation, pool::Sums,
+    AuditedEni, BlockState, Call, Class, Core, Counts, Effect, EniId, EniState, Intent, Millis, Provisioning, Write,
+    block, mutation::Mutation, pool::Sums,
 };
 
 /// The pool has to be too large for so long.
@@ -95,8 +95,16 @@ impl Core {
         let learnt = self.memory.learnt();
         let left = |sums: Sums| counts.without(sums.free, sums.idle_prefixes);
         let enough = |left: Counts| policy.enough(limits, left, learnt);
-        let mut idle: Vec<_> =
-            self.enis.values().filter(|eni| eni.gives() && eni.ours && eni.slot != Some(0) && eni.is_idle()).collect();
+        let mut idle: Vec<_> = self
+            .enis
+            .values()
+            .filter(|eni| {
+                eni.gives()
+                    && eni.ours
+                    && eni.slot != Some(0)
+                    && (eni.is_idle() || self.is_mutated(Mutation::DetachHeld))
+            })
+            .collect();
         idle.sort_by_key(|eni| (eni.sums.total, Reverse(eni.slot)));
         let settled = |eni: &&&crate::Eni| self.links_listed.is_some_and(|now| now.since(eni.since) >= ENI_AGE_MS);
         if let Some(eni) = idle.iter().filter(settled).find(|eni| enough(left(eni.sums))) {
@@ -128,7 +136,7 @@ impl Core {
 
     /// Whether the kernel has been asked since that moment.
     fn kernel_has_spoken(&self, since: Millis) -> bool {
-        self.links_listed.is_some_and(|at| at > since) || self.is_mutated(Mutation::OneWitness)
+        self.links_listed.is_some_and(|at| at > since)
     }
 
     fn go_on_leaving(&mut self, now: Millis, effects: &mut Vec<Effect>) {
@@ -140,9 +148,10 @@ impl Core {
                 _ => None,
             })
             .collect();
+        let detaches_held = self.is_mutated(Mutation::DetachHeld);
         for (id, since) in enis {
             let Some(eni) = self.enis.get_mut(&id) else { continue };
-            if eni.sums.held > 0 || eni.doubted {
+            if (eni.sums.held > 0 && !detaches_held) || eni.doubted {
                 eni.state = EniState::Ready;
             } else if let Some(attachment) = eni.attachment.clone() {
                 if self.kernel_has_spoken(since) {
@@ -152,7 +161,7 @@ impl Core {
                     self.depart(id, Stage::ToDetach(attachment), Some(token));
                 }
             } else {
-                self.audit_wanted = Some(Scope::Attached);
+                self.want_audit(crate::Scope::Attached);
                 self.audited = None;
             }
         }
@@ -180,27 +189,31 @@ impl Core {
         if self.is_paused(now, action) || self.is_under_way(|call| matches!(call, Call::Unassign { .. })) {
             return;
         }
-        if self.audit_wanted.is_some() {
+        if self.audit_wanted.contains(&crate::Scope::Attached) {
             return; // an earlier answer never came
         }
-        let blocks = leaving.into_iter().filter(|(id, _)| *id == eni).map(|(_, net)| net).collect();
+        let blocks: Vec<IpNet> = leaving.into_iter().filter(|(id, _)| *id == eni).map(|(_, net)| net).collect();
+        let token = format!("give-{}-{}", self.node.token_seed, self.next_call);
+        for net in &blocks {
+            self.drop_given_back(*net, effects);
+            self.given_back.insert(*net, (now, token.clone()));
+        }
+        effects.push(Effect::Record(Write::Intent(token, Some(Intent::GiveBack(blocks.clone())))));
         self.call(now, Call::Unassign { eni, blocks }, Class::Tidy, effects);
     }
 
-    pub(crate) fn unassigned(&mut self, now: Millis, blocks: &[IpNet]) {
-        for net in blocks {
-            self.forget_block(*net);
-            self.given_back.insert(*net, now);
-        }
+    pub(crate) fn unassigned(&mut self, blocks: &[IpNet]) {
+        blocks.iter().for_each(|net| self.forget_block(*net));
     }
 
-    pub(crate) fn not_unassigned(&mut self, blocks: &[IpNet], unclear: bool) {
+    pub(crate) fn not_unassigned(&mut self, blocks: &[IpNet], unclear: bool, effects: &mut Vec<Effect>) {
         if unclear {
-            self.audit_wanted = Some(Scope::Attached);
+            self.want_audit(crate::Scope::Attached);
             return;
         }
         for net in blocks {
             self.set_state(*net, BlockState::Open);
+            self.drop_given_back(*net, effects);
         }
     }
 
@@ -238,8 +251,11 @@ impl Core {
 
     /// Detach or delete failed: tried again after the pause, from where an audit says it is.
     pub(crate) fn not_departed(&mut self, eni: &EniId, call: &Call, unclear: bool) {
+        // It may hang somewhere after all, if it cannot be deleted for long.
+        let in_vain = self.has_failed(call.action(), 3);
         let stage = match call {
             _ if unclear => Stage::Unclear,
+            Call::Delete { .. } if in_vain => Stage::Unclear,
             Call::Detach { attachment, .. } => Stage::ToDetach(attachment.clone()),
             _ => Stage::ToDelete,
         };

@@ -132,30 +132,29 @@ impl Policy {
         if self.kind == Kind::Prefix && !limits.prefixes { Kind::Single } else { self.kind }
     }
 
-    /// How many addresses are missing, 0 if none. Requests that wait come on top of every target and
-    /// are served even where all targets are 0.
+    /// How many addresses are missing, 0 if none. Requests that wait come on top of every target of free
+    /// addresses and are served even where all targets are 0.
     pub fn missing(&self, limits: Limits, counts: Counts, learnt: Learnt) -> u64 {
-        let free = counts.available.saturating_sub(counts.demand());
         let unserved = counts.demand().saturating_sub(counts.available);
+        let short_of = |free: u64| (free + counts.demand()).saturating_sub(counts.available);
         let prefixes = self.kind(limits) == Kind::Prefix;
         let target = match self.target {
             _ if self.kind == Kind::V6Prefix => u64::from(counts.available == 0),
-            Target::Auto => learnt.margin.saturating_sub(free),
+            Target::Auto => short_of(learnt.margin),
             Target::Warm { addresses, minimum, .. } if addresses != 0 || minimum != 0 => {
-                let warm = u64::from(addresses).saturating_sub(free);
-                warm.max(u64::from(minimum).saturating_sub(counts.total))
+                short_of(addresses.into()).max(u64::from(minimum).saturating_sub(counts.total))
             }
             Target::Warm { prefixes: wanted, .. } if prefixes => {
                 // Prefixes that waiting pods are about to use are not free any more.
-                let spoken_for = counts.demand().div_ceil(PREFIX_SIZE).min(counts.idle_prefixes);
-                let idle = counts.idle_prefixes - spoken_for;
-                if free >= u64::from(wanted) * PREFIX_SIZE {
+                let wanted = u64::from(wanted);
+                let needed = (wanted * PREFIX_SIZE + counts.demand()).div_ceil(PREFIX_SIZE);
+                if short_of(wanted * PREFIX_SIZE) == 0 {
                     0
                 } else {
-                    u64::from(wanted).saturating_sub(idle) * PREFIX_SIZE
+                    needed.saturating_sub(counts.idle_prefixes) * PREFIX_SIZE
                 }
             }
-            Target::Warm { enis, .. } => (per_eni(limits) * u64::from(enis)).saturating_sub(free),
+            Target::Warm { enis, .. } => short_of(per_eni(limits) * u64::from(enis)),
         };
         let room = self.max_pods.map_or(u64::MAX, |pods| u64::from(pods).saturating_sub(counts.total));
         target.min(room).max(unserved)
@@ -260,7 +259,7 @@ mod tests {
             ((0, 0, 0), (0, 0, 1), 1),
             ((0, 0, 0), (5, 2, 3), 1),
             // Waiting requests are demand on top of the warm target.
-            ((1, 2, 0), (0, 0, 3), 3),
+            ((1, 2, 0), (0, 0, 3), 5),
             ((1, 2, 0), (4, 3, 2), 1),
         ];
         for ((enis, warm, minimum), (total, available, waiting), missing) in rows {

@@ -100,7 +100,7 @@ fn a_killed_lab_leaves_nothing_and_a_live_name_is_refused() {
 
 #[test]
 fn a_localstack_that_does_not_start_is_one_sentence_and_leaves_nothing() {
-    for (python, words) in [("/none/such", "LocalStack is not installed"), ("/bin/false", "LocalStack ended at once")] {
+    for (python, words) in [("/none/such", "LocalStack is not installed"), ("/bin/false", "localstack ended at once")] {
         let name = format!("broken{}", std::process::id());
         let mut up = Command::new(program("vpclab").unwrap());
         let output = up.args(["up", "--name", &name]).env("VPCLAB_PYTHON", python).output().unwrap();

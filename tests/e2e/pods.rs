@@ -184,8 +184,11 @@ fn operators_read_the_daemon_with_plain_tools() {
 #[test]
 fn the_host_keeps_no_rule_per_pod_and_a_killed_daemon_loses_nothing() {
     // 8 ENIs with 29 pod addresses each: one test after the other, on a node each.
-    let config =
-        LabConfig { name: format!("big{}", std::process::id()), nodes: 2, instance_type: "m5.4xlarge".to_owned() };
+    let config = LabConfig {
+        name: format!("big{}", std::process::id()),
+        instance_type: "m5.4xlarge".to_owned(),
+        ..LabConfig::default()
+    };
     let lab = Lab::up(&config).unwrap();
     no_rule_per_pod(Place::node(&lab, 0));
     killed_in_the_middle(Place::node(&lab, 1));

@@ -5,6 +5,8 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use roxmltree::{Document, Node};
 
+use crate::model::http::TRUTH_HEADER;
+
 /// Where EC2 listens: an address of the VPC, outside its subnets.
 pub const ADDRESS: &str = "10.0.0.5";
 /// Its port.
@@ -21,11 +23,15 @@ pub fn endpoint() -> String {
 
 /// One call; the answer's XML.
 pub fn call(action: &str, parameters: &[(&str, &str)]) -> anyhow::Result<String> {
-    let agent = agent();
+    ask(&endpoint(), action, parameters, &[])
+}
+
+fn ask(endpoint: &str, action: &str, parameters: &[(&str, &str)], headers: &[(&str, &str)]) -> anyhow::Result<String> {
     let form = [("Action", action), ("Version", VERSION)].into_iter().chain(parameters.iter().copied());
-    let mut answer = agent
-        .post(endpoint())
-        .header("Authorization", AUTHORIZATION)
+    let request = agent().post(endpoint).header("Authorization", AUTHORIZATION);
+    let mut answer = headers
+        .iter()
+        .fold(request, |request, (name, value)| request.header(*name, *value))
         .send_form(form)
         .with_context(|| format!("EC2 does not answer {action}"))?;
     let text = answer.body_mut().read_to_string().with_context(|| format!("EC2's answer to {action} breaks off"))?;
@@ -35,10 +41,24 @@ pub fn call(action: &str, parameters: &[(&str, &str)]) -> anyhow::Result<String>
     Ok(text)
 }
 
-/// Whether LocalStack says that it is ready.
+/// Whether it says that it is ready; LocalStack's path, which the model has too.
 pub fn healthy() -> bool {
     let url = format!("{}/_localstack/health", endpoint());
     agent().get(url).call().is_ok_and(|answer| answer.status().is_success())
+}
+
+/// Posts JSON to one of the model's own paths. LocalStack has none of them.
+pub fn control(path: &str, body: &str) -> anyhow::Result<()> {
+    let mut answer = agent()
+        .post(format!("{}{path}", endpoint()))
+        .content_type("application/json")
+        .send(body)
+        .with_context(|| format!("the model of EC2 does not answer at {path}"))?;
+    if !answer.status().is_success() {
+        let text = answer.body_mut().read_to_string().unwrap_or_default();
+        bail!("{path} is refused with {}: {text}; only the model of EC2 has such paths", answer.status());
+    }
+    Ok(())
 }
 
 fn agent() -> ureq::Agent {
@@ -68,13 +88,18 @@ pub struct Eni {
     pub groups: Vec<String>,
     /// Its addresses, the primary one first.
     pub addresses: Vec<String>,
-    /// Instance and device index, while attached.
+    /// Its /28 prefixes.
+    pub prefixes: Vec<String>,
+    /// Its MAC as EC2 has it.
+    pub mac: String,
+    /// Instance and device index, from the end of "attaching" to the end of "detaching".
     pub attachment: Option<(String, u32)>,
 }
 
-/// All ENIs.
+/// All ENIs, as they are: the model shows the network what it shows callers of the API late or never.
 pub fn enis() -> anyhow::Result<Vec<Eni>> {
-    let xml = call("DescribeNetworkInterfaces", &[("MaxResults", "1000")])?;
+    let all = [("MaxResults", "1000")];
+    let xml = ask(&endpoint(), "DescribeNetworkInterfaces", &all, &[(TRUTH_HEADER, "1")])?;
     let document = Document::parse(&xml).context("EC2's answer is not XML")?;
     let set = document.descendants().find(|node| node.has_tag_name_anywhere("networkInterfaceSet"));
     Ok(set.into_iter().flat_map(|set| items(set)).filter_map(eni).collect())
@@ -86,12 +111,15 @@ fn eni(item: Node<'_, '_>) -> Option<Eni> {
         .collect();
     addresses.sort_by_key(|(secondary, _)| *secondary);
     let attachment = child(item, "attachment")
+        .filter(|attachment| text(*attachment, "status").as_deref() != Some("attaching"))
         .and_then(|attachment| Some((text(attachment, "instanceId")?, text(attachment, "deviceIndex")?.parse().ok()?)));
     Some(Eni {
         id: text(item, "networkInterfaceId")?,
         subnet_id: text(item, "subnetId")?,
         groups: list(item, "groupSet").filter_map(|group| text(group, "groupId")).collect(),
         addresses: addresses.into_iter().map(|(_, address)| address).collect(),
+        prefixes: list(item, "ipv4PrefixSet").filter_map(|prefix| text(prefix, "ipv4Prefix")).collect(),
+        mac: text(item, "macAddress").unwrap_or_default(),
         attachment,
     })
 }

@@ -12,6 +12,8 @@ use std::{
     time::Duration,
 };
 
+use ipnet::{Ipv4AddrRange, Ipv4Net};
+
 use crate::{
     ec2::{self, Eni},
     fabric,
@@ -27,11 +29,11 @@ const PERIOD: Duration = Duration::from_millis(150);
 pub struct Port {
     /// Link on the VPC's side.
     pub name: String,
-    /// The ENI's MAC: the lab makes proper ones, since LocalStack's are malformed.
+    /// The ENI's MAC.
     pub mac: String,
     /// Device index in the node.
     pub device_index: u32,
-    /// What EC2 assigned, the primary address first.
+    /// What EC2 assigned, the primary address first, prefixes address by address.
     pub addresses: Vec<String>,
 }
 
@@ -54,6 +56,18 @@ pub struct Hotplug {
     subnets: BTreeMap<String, usize>,
     ports: BTreeMap<String, (String, Port)>,
     metadata: Metadata,
+    /// The last views that metadata was told.
+    told: Vec<NodeView>,
+    macs: Macs,
+}
+
+/// Whose MACs the links have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Macs {
+    /// EC2's.
+    Ec2,
+    /// The lab's own, since LocalStack's are malformed.
+    Lab,
 }
 
 impl Hotplug {
@@ -63,8 +77,9 @@ impl Hotplug {
         nodes: BTreeMap<String, Plugged>,
         subnets: BTreeMap<String, usize>,
         metadata: Metadata,
+        macs: Macs,
     ) -> Self {
-        Hotplug { vpc_pid, nodes, subnets, ports: BTreeMap::new(), metadata }
+        Hotplug { vpc_pid, nodes, subnets, ports: BTreeMap::new(), metadata, told: Vec::new(), macs }
     }
 
     /// Asks EC2 again and again until told to stop. A call that fails changes nothing.
@@ -80,7 +95,10 @@ impl Hotplug {
 
     /// One round.
     pub fn follow(&mut self) -> anyhow::Result<()> {
-        let Ok(enis) = space::within(self.vpc_pid, ec2::enis)? else { return Ok(()) };
+        let Ok(mut enis) = space::within(self.vpc_pid, ec2::enis)? else { return Ok(()) };
+        if self.macs == Macs::Lab {
+            enis.iter_mut().for_each(|eni| eni.mac = mac(&eni.id));
+        }
         let wanted: BTreeMap<String, (String, Port)> = enis
             .iter()
             .filter_map(|eni| {
@@ -91,7 +109,11 @@ impl Hotplug {
         if wanted != self.ports {
             self.apply(&wanted)?;
             self.ports = wanted;
-            self.metadata.publish(self.views(&enis));
+        }
+        let views = self.views(&enis);
+        if views != self.told {
+            self.metadata.publish(views.clone());
+            self.told = views;
         }
         Ok(())
     }
@@ -141,11 +163,12 @@ impl Hotplug {
                     let subnet = self.subnets.get(&eni.subnet_id).copied().unwrap_or(0);
                     EniView {
                         id: eni.id.clone(),
-                        mac: mac(&eni.id),
+                        mac: eni.mac.clone(),
                         device_index: eni.attachment.as_ref().map_or(0, |(_, index)| *index),
                         subnet_id: eni.subnet_id.clone(),
                         subnet,
                         addresses: eni.addresses.clone(),
+                        prefixes: eni.prefixes.clone(),
                         groups: eni.groups.clone(),
                     }
                 })
@@ -159,7 +182,11 @@ fn port(eni: &Eni, device_index: u32) -> Port {
     // Names have 15 bytes at most, and ids differ in their last digits too.
     let id = eni.id.trim_start_matches("eni-");
     let name = format!("p-{}", &id[id.len().saturating_sub(12)..]);
-    Port { name, mac: mac(&eni.id), device_index, addresses: eni.addresses.clone() }
+    let mut addresses = eni.addresses.clone();
+    for prefix in eni.prefixes.iter().filter_map(|prefix| prefix.parse::<Ipv4Net>().ok()) {
+        addresses.extend(Ipv4AddrRange::new(prefix.network(), prefix.broadcast()).map(|address| address.to_string()));
+    }
+    Port { name, mac: eni.mac.clone(), device_index, addresses }
 }
 
 /// A locally administered unicast MAC out of the ENI's id (FNV-1a).
@@ -181,10 +208,14 @@ mod tests {
             id: "eni-0123456789abcdef0".to_owned(),
             subnet_id: String::new(),
             groups: vec![],
-            addresses: vec![],
+            addresses: vec!["10.0.1.9".to_owned()],
+            prefixes: vec!["10.0.1.16/28".to_owned()],
+            mac: String::new(),
             attachment: None,
         };
-        assert_eq!(port(&eni, 1).name, "p-56789abcdef0");
+        let port = port(&eni, 1);
+        assert_eq!((port.name.as_str(), port.addresses.len()), ("p-56789abcdef0", 17));
+        assert_eq!((port.addresses[0].as_str(), port.addresses[16].as_str()), ("10.0.1.9", "10.0.1.31"));
         assert!(mac(&eni.id).starts_with("02:") && mac(&eni.id).len() == 17);
         assert_ne!(mac("eni-1"), mac("eni-2"));
     }

@@ -15,6 +15,7 @@ use std::{
 };
 
 use anyhow::Context;
+use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use crate::{fabric, state};
@@ -40,7 +41,7 @@ impl Default for Faults {
 }
 
 /// What it says about one node.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct NodeView {
     /// EC2's id.
     pub instance_id: String,
@@ -57,11 +58,11 @@ pub struct NodeView {
 }
 
 /// What it says about one ENI.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct EniView {
     /// EC2's id.
     pub id: String,
-    /// The lab's MAC.
+    /// Its link's MAC.
     pub mac: String,
     /// Device index.
     pub device_index: u32,
@@ -71,8 +72,17 @@ pub struct EniView {
     pub subnet: usize,
     /// The primary address first.
     pub addresses: Vec<String>,
+    /// /28 prefixes.
+    pub prefixes: Vec<String>,
     /// Security groups.
     pub groups: Vec<String>,
+}
+
+impl EniView {
+    fn has(&self, address: IpAddr) -> bool {
+        let within = |prefix: &String| prefix.parse::<IpNet>().is_ok_and(|prefix| prefix.contains(&address));
+        self.addresses.contains(&address.to_string()) || self.prefixes.iter().any(within)
+    }
 }
 
 /// All nodes, from that moment on.
@@ -140,12 +150,8 @@ impl Metadata {
     }
 
     fn node(&self, peer: IpAddr, lag: Duration) -> Option<NodeView> {
-        let peer = peer.to_string();
         // The asker is told by what is true now; what it hears may be older.
-        let now = self
-            .view(Duration::ZERO)
-            .into_iter()
-            .find(|node| node.enis.iter().any(|eni| eni.addresses.contains(&peer)))?;
+        let now = self.view(Duration::ZERO).into_iter().find(|node| node.enis.iter().any(|eni| eni.has(peer)))?;
         self.view(lag).into_iter().find(|node| node.instance_id == now.instance_id)
     }
 
@@ -244,6 +250,9 @@ fn eni_fields(node: &NodeView, eni: &EniView) -> Vec<(&'static str, String)> {
         ("vpc-ipv4-cidr-block", fabric::VPC_CIDR.to_owned()),
         ("vpc-ipv4-cidr-blocks", fabric::VPC_CIDR.to_owned()),
     ];
+    if !eni.prefixes.is_empty() {
+        fields.push(("ipv4-prefix", eni.prefixes.join("\n")));
+    }
     if eni.device_index == 0 {
         fields.push(("public-ipv4s", node.public_address.clone()));
     }
@@ -368,6 +377,7 @@ mod tests {
             subnet_id: "subnet-1".to_owned(),
             subnet: 0,
             addresses: vec![format!("10.0.1.1{index}"), format!("10.0.1.2{index}")],
+            prefixes: if index == 0 { vec!["10.0.1.32/28".to_owned()] } else { vec![] },
             groups: vec!["sg-1".to_owned()],
         };
         NodeView {
@@ -391,6 +401,10 @@ mod tests {
             Some("10.0.1.11\n10.0.1.21")
         );
         assert_eq!(get("network/interfaces/macs/02:00:00:00:00:01/ipv4-prefix"), None);
+        let prefix = get("network/interfaces/macs/02:00:00:00:00:00/ipv4-prefix");
+        assert_eq!(prefix.as_deref(), Some("10.0.1.32/28"));
+        let asks = |address: &str| node().enis[0].has(address.parse().unwrap());
+        assert!(asks("10.0.1.10") && asks("10.0.1.40") && !asks("10.0.1.48"));
         assert_eq!(get("network/interfaces/macs/02:00:00:00:00:09/mac"), None);
         assert_eq!(get("ipv6"), None);
         let fields = get("network/interfaces/macs/02:00:00:00:00:01").unwrap();

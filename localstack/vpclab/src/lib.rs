@@ -2,21 +2,25 @@
 //!
 //! The VPC, each node, the Internet and a peered network are namespaces. Each is held by a process
 //! ([`hold`]) and has no name outside, so when the lab's process dies, by whatever signal, everything goes
-//! with it but one state folder. EC2 is LocalStack inside the VPC; what it says about ENIs becomes links,
+//! with it but one state folder. EC2 is LocalStack or the
+//! [`model`], inside the VPC; what it says about ENIs becomes links,
 //! ports and metadata ([`hotplug`]). The VPC drops and counts packets with a source that EC2 did not assign
 //! to their ENI, so a wrong route or a missing SNAT is a lost packet and a number.
 
+mod backend;
 pub mod ec2;
 mod fabric;
 pub mod hold;
 mod hotplug;
 mod imds;
 mod localstack;
+pub mod model;
 pub mod serve;
 mod space;
 mod state;
 mod wait;
 
+pub use backend::Backend;
 pub use fabric::{INTERNET_SERVER, PEER_CLIENT, VPC_CIDR};
 pub use imds::Faults;
 pub use state::{Node, State, folder};
@@ -39,11 +43,18 @@ pub struct LabConfig {
     pub nodes: usize,
     /// EC2 instance type of all nodes.
     pub instance_type: String,
+    /// What plays EC2.
+    pub ec2: Backend,
 }
 
 impl Default for LabConfig {
     fn default() -> Self {
-        LabConfig { name: format!("lab{}", std::process::id()), nodes: 2, instance_type: "m5.large".to_owned() }
+        LabConfig {
+            name: format!("lab{}", std::process::id()),
+            nodes: 2,
+            instance_type: "m5.large".to_owned(),
+            ec2: Backend::default(),
+        }
     }
 }
 
@@ -67,7 +78,7 @@ impl Lab {
     pub fn up(config: &LabConfig) -> anyhow::Result<Self> {
         let mut child = Command::new(serve::program()?)
             .args(["serve", "--until-eof", "--name", &config.name, "--nodes", &config.nodes.to_string()])
-            .args(["--instance-type", &config.instance_type])
+            .args(["--instance-type", &config.instance_type, "--ec2", config.ec2.as_str()])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
@@ -120,11 +131,23 @@ impl Lab {
         space::within(self.state.vpc_pid, || ec2::call(action, parameters))?
     }
 
-    /// Ends LocalStack, as if EC2 could not be reached any more.
+    /// Ends LocalStack or the model, as if EC2 could not be reached any more.
     pub fn kill_ec2(&self) -> anyhow::Result<()> {
         let ended = space::output(Command::new("kill").args(["-9", &self.state.localstack_pid.to_string()]));
         ended?;
         wait_until(Duration::from_secs(5), || self.ec2("DescribeVpcs", &[]).is_err())
+    }
+
+    /// Changes what goes wrong with EC2. Error: it is LocalStack, where nothing can be made to.
+    pub fn set_ec2(&self, faults: &model::Faults) -> anyhow::Result<()> {
+        let text = serde_json::to_string(faults).context("cannot write JSON")?;
+        space::within(self.state.vpc_pid, || ec2::control("/faults", &text))?
+    }
+
+    /// Lets others take addresses of a subnet. Error: EC2 is LocalStack, whose subnets never fill.
+    pub fn occupy(&self, subnet_id: &str, addresses: &[std::net::Ipv4Addr]) -> anyhow::Result<()> {
+        let text = serde_json::json!({ "subnet": subnet_id, "addresses": addresses }).to_string();
+        space::within(self.state.vpc_pid, || ec2::control("/occupy", &text))?
     }
 
     /// Changes how instance metadata behaves.

@@ -1,27 +1,22 @@
-//! LocalStack, started inside the VPC and ended with it.
+//! LocalStack, as one of the two that can be EC2.
 
 use std::{
-    fs::{self, File},
+    fs,
     path::{Path, PathBuf},
-    process::{Child, Stdio},
-    time::Duration,
+    process::Command,
 };
 
 use anyhow::{Context, bail};
 
-use crate::{ec2, space, wait_until};
+use crate::{ec2, space};
 
-/// Seen ready after about 5 s; a loaded machine takes longer.
-const BOUND: Duration = Duration::from_secs(120);
-
-/// Starts it and waits until it is healthy.
-pub fn start(vpc_pid: u32, folder: &Path) -> anyhow::Result<Child> {
+/// The command that runs it inside the VPC.
+pub fn command(vpc_pid: u32, folder: &Path) -> anyhow::Result<Command> {
     let python = python()?;
-    let log = folder.join("localstack.log");
-    let out = File::create(&log).with_context(|| format!("cannot write {}", log.display()))?;
     let volume = folder.join("localstack");
     fs::create_dir_all(&volume).with_context(|| format!("cannot make {}", volume.display()))?;
-    let mut child = space::command(vpc_pid, "env")
+    let mut command = space::command(vpc_pid, "env");
+    command
         .args([
             "-i",
             "PATH=/usr/sbin:/usr/bin:/sbin:/bin",
@@ -35,33 +30,8 @@ pub fn start(vpc_pid: u32, folder: &Path) -> anyhow::Result<Child> {
         .arg(format!("HOME={}", volume.display()))
         .arg(format!("TMPDIR={}", volume.display()))
         .arg(python)
-        .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("../launch.py"))
-        .stdin(Stdio::null())
-        .stdout(out.try_clone().context("cannot share LocalStack's log")?)
-        .stderr(out)
-        .spawn()
-        .context("cannot start LocalStack")?;
-    let mut ended = None;
-    let waited = wait_until(BOUND, || {
-        ended = child.try_wait().ok().flatten();
-        ended.is_some() || space::within(vpc_pid, ec2::healthy).unwrap_or(false)
-    });
-    let tail = || {
-        let text = fs::read_to_string(&log).unwrap_or_default();
-        text.lines().rev().take(3).collect::<Vec<_>>().join(" | ")
-    };
-    if let Some(status) = ended {
-        bail!("LocalStack ended at once ({status}); its log says: {}", tail());
-    }
-    waited.with_context(|| format!("LocalStack does not get healthy; its log says: {}", tail()))?;
-    Ok(child)
-}
-
-/// The number of the process that listens, below `nsenter`.
-pub fn pid(child: &Child) -> anyhow::Result<u32> {
-    let path = format!("/proc/{0}/task/{0}/children", child.id());
-    let children = fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;
-    Ok(children.split_whitespace().next().and_then(|pid| pid.parse().ok()).unwrap_or(child.id()))
+        .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("../launch.py"));
+    Ok(command)
 }
 
 /// The Python that has LocalStack: `VPCLAB_PYTHON`, or what `localstack/install` made.

@@ -2,6 +2,7 @@
 
 use std::{
     fs,
+    net::{SocketAddr, TcpListener},
     os::unix::process::CommandExt,
     process::{Command, ExitCode, Stdio},
     time::Duration,
@@ -9,10 +10,14 @@ use std::{
 
 use anyhow::{Context, bail};
 use clap::{Parser, Subcommand};
-use vpclab::{Lab, LabConfig, State, folder, hold, serve, wait_until};
+use vpclab::{
+    Backend, Lab, LabConfig, State, folder, hold,
+    model::{Model, Options, http::Face},
+    serve, wait_until,
+};
 
 #[derive(Parser)]
-#[command(version, about = "A VPC on one machine: LocalStack's EC2, IMDSv2, nodes as namespaces")]
+#[command(version, about = "A VPC on one machine: EC2 by LocalStack or a model, IMDSv2, nodes as namespaces")]
 struct Cli {
     #[command(subcommand)]
     command: Verb,
@@ -33,6 +38,28 @@ struct Size {
     /// EC2 instance type of the nodes
     #[arg(long, default_value = "m5.large")]
     instance_type: String,
+    /// What plays EC2
+    #[arg(long, value_enum, default_value_t)]
+    ec2: Backend,
+}
+
+#[derive(clap::Args)]
+struct Account {
+    /// Where to listen
+    #[arg(long, default_value = "127.0.0.1:4566")]
+    listen: SocketAddr,
+    /// Where chance comes from
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// Limit calls as EC2 does
+    #[arg(long)]
+    throttling: bool,
+    /// Let calls take their time
+    #[arg(long)]
+    latency: bool,
+    /// How long EC2 shows what was, in milliseconds
+    #[arg(long, default_value_t = 0)]
+    lag_ms: u64,
 }
 
 #[derive(Subcommand)]
@@ -58,6 +85,8 @@ enum Verb {
         #[arg(last = true, required = true)]
         command: Vec<String>,
     },
+    /// Run the model of EC2 alone, without a lab
+    Ec2(Account),
     #[command(hide = true)]
     Serve {
         #[command(flatten)]
@@ -95,12 +124,22 @@ fn run(verb: Verb) -> anyhow::Result<ExitCode> {
             return Err(error).with_context(|| format!("cannot run {command:?}"));
         }
         Verb::Serve { name, size, until_eof } => {
-            let Size { nodes, instance_type } = size;
-            serve::serve(&LabConfig { name: name.name, nodes, instance_type }, until_eof)?;
+            let Size { nodes, instance_type, ec2 } = size;
+            serve::serve(&LabConfig { name: name.name, nodes, instance_type, ec2 }, until_eof)?;
         }
+        Verb::Ec2(account) => ec2(&account)?,
         Verb::Hold { host_name, node } => hold::main(&host_name, node)?,
     }
     Ok(ExitCode::SUCCESS)
+}
+
+fn ec2(account: &Account) -> anyhow::Result<()> {
+    let listener = TcpListener::bind(account.listen).with_context(|| format!("cannot listen on {}", account.listen))?;
+    let ec2_lag_ms = (account.lag_ms, account.lag_ms);
+    let options = Options { seed: account.seed, throttling: account.throttling, ec2_lag_ms, ..Options::default() };
+    println!("http://{}", listener.local_addr().context("the listener has no address")?);
+    Face::new(Model::new(options), account.latency).serve(&listener);
+    Ok(())
 }
 
 fn up(name: &str, size: &Size) -> anyhow::Result<()> {
@@ -112,6 +151,7 @@ fn up(name: &str, size: &Size) -> anyhow::Result<()> {
     let mut child = Command::new("setsid")
         .arg(serve::program()?)
         .args(["serve", "--name", name, "--nodes", &size.nodes.to_string(), "--instance-type", &size.instance_type])
+        .args(["--ec2", size.ec2.as_str()])
         .stdin(Stdio::null())
         .stdout(out.try_clone().context("cannot share the log")?)
         .stderr(out)

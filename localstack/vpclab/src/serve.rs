@@ -18,11 +18,11 @@ use anyhow::{Context, bail};
 use nix::sys::signal::{SigSet, Signal};
 
 use crate::{
-    LabConfig, ec2, fabric,
+    Backend, LabConfig, backend, ec2, fabric,
     hold::Holder,
-    hotplug::{Hotplug, Plugged},
+    hotplug::{Hotplug, Macs, Plugged},
     imds::{Faults, Metadata, NodeView, write_faults},
-    localstack, space,
+    space,
     state::{Node, State, folder, start_of},
 };
 
@@ -78,7 +78,7 @@ fn run(config: &LabConfig, until_eof: bool, signals: SigSet) -> anyhow::Result<(
         .map(|name| Holder::start(&name, true).map(|holder| (name, holder)))
         .collect::<anyhow::Result<_>>()?;
     fabric::base(vpc.pid, inet.pid, peer.pid)?;
-    let mut localstack = localstack::start(vpc.pid, &folder)?;
+    let mut ec2_process = config.ec2.start(vpc.pid, &folder)?;
     let (vpc_id, subnets) = space::within(vpc.pid, create_vpc)??;
     let mut plugged = BTreeMap::new();
     let mut state = State {
@@ -88,7 +88,7 @@ fn run(config: &LabConfig, until_eof: bool, signals: SigSet) -> anyhow::Result<(
         vpc_pid: vpc.pid,
         inet_pid: inet.pid,
         peer_pid: peer.pid,
-        localstack_pid: localstack::pid(&localstack)?,
+        localstack_pid: backend::pid(&ec2_process)?,
         ec2_endpoint: ec2::endpoint(),
         vpc_id: vpc_id.clone(),
         nodes: Vec::new(),
@@ -105,7 +105,11 @@ fn run(config: &LabConfig, until_eof: bool, signals: SigSet) -> anyhow::Result<(
     let metadata = Metadata::new(&config.name);
     write_faults(&config.name, &Faults::default())?;
     let places = subnets.iter().cloned().enumerate().map(|(place, id)| (id, place)).collect();
-    let mut hotplug = Hotplug::new(vpc.pid, plugged, places, metadata.clone());
+    let macs = match config.ec2 {
+        Backend::LocalStack => Macs::Lab,
+        Backend::Model => Macs::Ec2,
+    };
+    let mut hotplug = Hotplug::new(vpc.pid, plugged, places, metadata.clone(), macs);
     hotplug.follow()?;
     let listener = space::within(vpc.pid, || TcpListener::bind("169.254.169.254:80"))??;
     thread::spawn(move || metadata.serve(&listener));
@@ -121,7 +125,7 @@ fn run(config: &LabConfig, until_eof: bool, signals: SigSet) -> anyhow::Result<(
     let _ = follower.join();
     drop((vpc, inet, peer, nodes));
     // It died with the VPC's process 1.
-    let _ = localstack.wait();
+    let _ = ec2_process.wait();
     Ok(())
 }
 

@@ -20,7 +20,7 @@ pub struct State {
     pub inet_pid: u32,
     /// Holder of the peered network's.
     pub peer_pid: u32,
-    /// LocalStack.
+    /// What plays EC2: LocalStack or the model.
     pub localstack_pid: u32,
     /// EC2's URL, for nodes.
     pub ec2_endpoint: String,

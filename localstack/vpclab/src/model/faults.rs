@@ -1,0 +1,30 @@
+//! What goes wrong, when it is told to.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde::{Deserialize, Serialize};
+
+/// Faults of the account, of the way to EC2 and of instance metadata. Chances are 0.0 to 1.0 per call.
+/// They can change at any time; the default is that nothing goes wrong.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Faults {
+    /// Actions that IAM denies.
+    pub deny: BTreeSet<String>,
+    /// A create without tags in the request is denied, as with a policy's condition on aws:RequestTag.
+    pub deny_untagged_create: bool,
+    /// By action: the call is carried out and the caller never hears.
+    pub lose_answer: BTreeMap<String, f64>,
+    /// By action: the call never arrives.
+    pub lose_request: BTreeMap<String, f64>,
+    /// By action: chance and code of an error instead of carrying it out.
+    pub fail: BTreeMap<String, (f64, String)>,
+    /// Nothing arrives.
+    pub down: bool,
+    /// AssignPrivateIpAddresses by count brings fewer than asked, but one at least.
+    pub partial_assign: f64,
+    /// Metadata keeps saying what it last said.
+    pub imds_stale: bool,
+    /// Metadata's answer lacks an ENI other than the primary one, or an address other than a primary one.
+    pub imds_partial: f64,
+}

@@ -1,0 +1,256 @@
+//! EC2 and instance metadata for one simulated node: the lab's model, spoken to in the core's words.
+
+use std::{collections::BTreeMap, net::IpAddr};
+
+use enid_ipamd::{AuditedEni, Call, CallError, Cause, Done, EniFacts, EniId, Kind, Limits, LooseEni, Order, Scope};
+use ipnet::{IpNet, Ipv4Net};
+use vpclab::model::{Answer, ApiError, EniTruth, Faults, Model, Options, Outcome, Request};
+
+const TAG_INSTANCE: &str = "node.k8s.amazonaws.com/instance_id";
+const TAG_TOKEN: &str = "enid/token";
+
+/// An account with one VPC and one subnet.
+pub struct Cloud {
+    model: Model,
+    subnet: String,
+    subnet_cidr: Ipv4Net,
+}
+
+/// How a call ends, and when.
+pub struct Reply {
+    /// Milliseconds until the answer is there.
+    pub takes_ms: u64,
+    /// The answer.
+    pub answer: Result<Done, CallError>,
+}
+
+impl Cloud {
+    /// An empty account; `prefix_len` is the subnet's.
+    pub fn new(options: Options, prefix_len: u8) -> Self {
+        let mut model = Model::new(options);
+        let vpc = model.create_vpc(&["10.0.0.0/8".parse().unwrap_or_default()], None);
+        let subnet_cidr = Ipv4Net::new([10, 1, 0, 0].into(), prefix_len).unwrap_or_default();
+        let subnet = model.create_subnet(&vpc, subnet_cidr, None, "use1-az1");
+        Cloud { model, subnet, subnet_cidr }
+    }
+
+    /// A new instance, by its id.
+    pub fn run(&mut self, now: u64, kind: &str) -> anyhow::Result<String> {
+        Ok(self.model.run_instance(now, kind, &self.subnet)?)
+    }
+
+    /// What goes wrong.
+    pub fn faults(&mut self) -> &mut Faults {
+        self.model.faults_mut()
+    }
+
+    /// The truth.
+    pub fn enis(&self, now: u64) -> Vec<EniTruth> {
+        self.model.enis(now)
+    }
+
+    /// Takes single addresses of the subnet away from whoever asks, so that no /28 is free.
+    pub fn fragment(&mut self) {
+        let addresses: Vec<_> = self.subnet_cidr.hosts().step_by(8).skip(4).collect();
+        self.model.occupy(&self.subnet, addresses);
+    }
+
+    /// Gives them back.
+    pub fn defragment(&mut self) {
+        let addresses: Vec<_> = self.subnet_cidr.hosts().step_by(8).skip(4).collect();
+        self.model.vacate(&self.subnet, addresses);
+    }
+
+    /// Calls so far, by action.
+    pub fn counts(&self) -> BTreeMap<String, u64> {
+        self.model.counts().iter().map(|(action, counted)| (action.clone(), counted.calls)).collect()
+    }
+
+    /// What somebody else does to the account.
+    pub fn operator(&mut self, now: u64, request: &Request) {
+        // An operator who is refused has done nothing.
+        let _ = self.model.call(now, "operator", request);
+    }
+
+    /// What the type carries.
+    pub fn limits(&mut self, now: u64, kind: &str) -> Option<Limits> {
+        let request = Request::DescribeInstanceTypes { types: vec![kind.to_owned()] };
+        let reply = self.model.call(now, "operator", &request).outcome;
+        let Outcome::Answer(Answer::InstanceTypes(types)) = reply else { return None };
+        let found = types.first()?;
+        Some(Limits { enis: found.cards[0], addresses_per_eni: found.ipv4_per_eni, prefixes: found.nitro })
+    }
+
+    /// What metadata shows to the instance.
+    pub fn imds(&mut self, now: u64, instance: &str) -> Vec<EniFacts> {
+        let shown = self.model.imds(now, instance).into_iter();
+        shown
+            .filter_map(|eni| {
+                let primary = *eni.addresses.first()?;
+                let singles = eni.addresses.iter().skip(1).map(|address| IpNet::from(IpAddr::V4(*address)));
+                let prefixes = eni.prefixes.iter().map(|net| IpNet::V4(*net));
+                Some(EniFacts {
+                    id: EniId(eni.id),
+                    mac: mac(&eni.mac),
+                    device_index: eni.device_index,
+                    card: eni.card,
+                    primary: Ipv4Net::new(primary, eni.subnet_cidr.prefix_len()).ok()?,
+                    subnet_id: eni.subnet,
+                    blocks: singles.chain(prefixes).collect(),
+                })
+            })
+            .collect()
+    }
+
+    /// Carries out one call of the core on behalf of an instance.
+    pub fn call(&mut self, now: u64, instance: &str, call: &Call) -> Reply {
+        let request = self.request(instance, call);
+        let reply = self.model.call(now, instance, &request);
+        let answer = match reply.outcome {
+            Outcome::Answer(answer) => Ok(done(instance, call, answer)),
+            Outcome::Error(error) => Err(classify(call, &error, reply.request_id)),
+            Outcome::Lost => Err(CallError {
+                cause: Cause::Ec2Unreachable,
+                message: format!("{} got no answer", call.action()),
+                request_id: None,
+                not_found: false,
+            }),
+        };
+        Reply { takes_ms: reply.takes_ms.max(1), answer }
+    }
+
+    fn request(&self, instance: &str, call: &Call) -> Request {
+        let describe = |filters: Vec<(&str, &str)>| Request::DescribeNetworkInterfaces {
+            ids: Vec::new(),
+            filters: filters.into_iter().map(|(name, value)| (name.to_owned(), vec![value.to_owned()])).collect(),
+            max_results: Some(1000),
+            next_token: None,
+        };
+        match call {
+            Call::Audit { scope: Scope::Attached } => describe(vec![("attachment.instance-id", instance)]),
+            Call::Audit { scope: Scope::Ours } => describe(vec![(&format!("tag:{TAG_INSTANCE}"), instance)]),
+            Call::FindLeaked => describe(vec![("tag-key", TAG_INSTANCE), ("status", "available")]),
+            Call::Tag { eni } => Request::CreateTags {
+                resources: vec![eni.0.clone()],
+                tags: BTreeMap::from([(TAG_INSTANCE.to_owned(), instance.to_owned())]),
+            },
+            Call::Create { token, order } => {
+                let tags = [(TAG_INSTANCE, instance), (TAG_TOKEN, token)];
+                Request::CreateNetworkInterface {
+                    subnet: self.subnet.clone(),
+                    description: format!("aws-K8S-{instance}"),
+                    groups: Vec::new(),
+                    secondary_count: (order.kind == Kind::Single).then_some(order.count),
+                    prefix_count: (order.kind == Kind::Prefix).then_some(order.count),
+                    ipv6_prefix_count: None,
+                    client_token: Some(token.clone()),
+                    tags: tags.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect(),
+                }
+            }
+            Call::Attach { eni, device_index } => Request::AttachNetworkInterface {
+                eni: eni.0.clone(),
+                instance: instance.to_owned(),
+                device_index: *device_index,
+                card: 0,
+            },
+            Call::Protect { eni, attachment } => Request::ModifyNetworkInterfaceAttribute {
+                eni: eni.0.clone(),
+                attachment: Some(attachment.clone()),
+                delete_on_termination: Some(true),
+                groups: None,
+            },
+            Call::Assign { eni, order: Order { kind, count } } => Request::AssignPrivateIpAddresses {
+                eni: eni.0.clone(),
+                count: (*kind == Kind::Single).then_some(*count),
+                prefix_count: (*kind == Kind::Prefix).then_some(*count),
+                addresses: Vec::new(),
+            },
+            Call::Unassign { eni, blocks } => {
+                let v4 = blocks.iter().filter_map(|net| if let IpNet::V4(net) = net { Some(*net) } else { None });
+                let (singles, prefixes): (Vec<_>, Vec<_>) = v4.partition(|net| net.prefix_len() == 32);
+                Request::UnassignPrivateIpAddresses {
+                    eni: eni.0.clone(),
+                    addresses: singles.iter().map(Ipv4Net::addr).collect(),
+                    prefixes,
+                }
+            }
+            Call::Detach { attachment, .. } => {
+                Request::DetachNetworkInterface { attachment: attachment.clone(), force: false }
+            }
+            Call::Delete { eni } => Request::DeleteNetworkInterface { eni: eni.0.clone() },
+        }
+    }
+}
+
+fn done(instance: &str, call: &Call, answer: Answer) -> Done {
+    match (call, answer) {
+        (Call::Audit { .. }, Answer::Interfaces { list, .. }) => {
+            let (here, rest): (Vec<_>, Vec<_>) = list.into_iter().partition(|eni| eni.instance() == Some(instance));
+            let loose = rest.into_iter().filter(|eni| eni.attachment.is_none());
+            Done::Audited {
+                attached: here.iter().map(|eni| audited(instance, eni)).collect(),
+                unattached: loose
+                    .map(|eni| LooseEni { token: eni.tags.get(TAG_TOKEN).cloned(), id: EniId(eni.id) })
+                    .collect(),
+            }
+        }
+        (Call::FindLeaked, Answer::Interfaces { list, .. }) => {
+            Done::Leaked { enis: list.into_iter().map(|eni| EniId(eni.id)).collect() }
+        }
+        (_, Answer::Interface(eni)) => Done::Created { blocks: blocks(&eni), eni: EniId(eni.id) },
+        (_, Answer::Attached { attachment }) => Done::Attached { attachment },
+        (_, Answer::Assigned { addresses, prefixes, .. }) => {
+            let singles = addresses.into_iter().map(|address| IpNet::from(IpAddr::V4(address)));
+            Done::Assigned { blocks: singles.chain(prefixes.into_iter().map(IpNet::V4)).collect() }
+        }
+        _ => Done::Fine,
+    }
+}
+
+fn audited(instance: &str, eni: &EniTruth) -> AuditedEni {
+    AuditedEni {
+        id: EniId(eni.id.clone()),
+        ours: is_ours(eni, instance),
+        no_manage: false,
+        delete_on_termination: eni.delete_on_termination(),
+        attachment: eni.attachment.as_ref().map(|attachment| attachment.id.clone()).unwrap_or_default(),
+        device_index: eni.attachment.as_ref().map_or(0, |attachment| attachment.device_index),
+        token: eni.tags.get(TAG_TOKEN).cloned(),
+        blocks: blocks(eni).into_iter().collect(),
+    }
+}
+
+/// Whether the ENI carries our tag for this instance.
+pub fn is_ours(eni: &EniTruth, instance: &str) -> bool {
+    eni.tags.get(TAG_INSTANCE).is_some_and(|owner| owner == instance)
+}
+
+/// The blocks on an ENI, its own address left out.
+pub fn blocks(eni: &EniTruth) -> Vec<IpNet> {
+    let singles = eni.addresses.iter().filter(|address| **address != eni.primary);
+    let singles = singles.map(|address| IpNet::from(IpAddr::V4(*address)));
+    singles.chain(eni.prefixes.iter().map(|net| IpNet::V4(*net))).collect()
+}
+
+fn mac(text: &str) -> [u8; 6] {
+    let mut bytes = [0; 6];
+    for (byte, part) in bytes.iter_mut().zip(text.split(':')) {
+        *byte = u8::from_str_radix(part, 16).unwrap_or_default();
+    }
+    bytes
+}
+
+/// As the daemon's adapter does it.
+fn classify(call: &Call, error: &ApiError, request_id: String) -> CallError {
+    let cause = match error.code.as_str() {
+        "InsufficientFreeAddressesInSubnet" => Cause::SubnetFull,
+        "InsufficientCidrBlocks" => Cause::NoPrefix,
+        "RequestLimitExceeded" => Cause::Throttled,
+        "UnauthorizedOperation" => Cause::Denied,
+        "InternalError" | "InternalFailure" | "Unavailable" | "ServiceUnavailable" => Cause::Ec2Unreachable,
+        limit if limit.ends_with("LimitExceeded") => Cause::EniLimit,
+        _ => Cause::Ec2Error,
+    };
+    let message = format!("{} was refused: {}: {}", call.action(), error.code, error.message);
+    CallError { cause, message, request_id: Some(request_id), not_found: error.code.ends_with(".NotFound") }
+}

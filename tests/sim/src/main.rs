@@ -1,0 +1,154 @@
+//! `make sim`: lives of a node under every fault we can think of, from seeds.
+//!
+//!     sim seeds [COUNT [FIRST]]   random lives; a broken one is shrunk and written to tests/sim/stories
+//!     sim stories                 every life that once broke, and the peer's known bugs, replayed
+//!     sim story FILE              one of them; SIM_TRACE=1 prints every event and effect
+//!     sim mutations               each guard taken away once: somebody must notice
+//!     sim counts                  how many EC2 calls the usual situations cost
+//!
+//! Without a word: stories, seeds (SEEDS, 500), mutations, counts.
+
+mod cloud;
+mod counts;
+mod mutations;
+mod stories;
+mod story;
+mod world;
+
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
+
+use anyhow::Context;
+use comfy_table::{Table, presets::NOTHING};
+use enid_ipamd::Mutation;
+use vpclab::model::Options;
+
+use crate::{
+    story::Move,
+    world::{Tally, World, settings},
+};
+
+/// Moves of one life.
+const MOVES: usize = 400;
+
+fn main() -> ExitCode {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    match run(&args) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("sim: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(args: &[String]) -> anyhow::Result<()> {
+    let number = |at: usize, otherwise: u64| -> anyhow::Result<u64> {
+        args.get(at).map_or(Ok(otherwise), |text| text.parse().with_context(|| format!("{text:?} is no number")))
+    };
+    match args.first().map(String::as_str) {
+        None => {
+            stories::replay()?;
+            let count = std::env::var("SEEDS").ok().and_then(|count| count.parse().ok()).unwrap_or(500);
+            seeds(1, count)?;
+            mutations::run()?;
+            counts::run()
+        }
+        Some("seeds") => seeds(number(2, 1)?, number(1, 500)?),
+        Some("story") => stories::one(args.get(1).context("which file?")?),
+        Some("stories") => stories::replay(),
+        Some("mutations") => mutations::run(),
+        Some("counts") => counts::run(),
+        Some(other) => anyhow::bail!("there is no {other:?}; sim seeds | stories | mutations | counts"),
+    }
+}
+
+/// EC2's ways in a life of this seed.
+fn options(seed: u64) -> Options {
+    let slow = seed.is_multiple_of(3);
+    Options {
+        seed,
+        imds_lag_ms: if slow { (500, 8_000) } else { (50, 500) },
+        ec2_lag_ms: if seed.is_multiple_of(5) { (0, 2_000) } else { (0, 0) },
+        ..Options::default()
+    }
+}
+
+/// Plays a life; what broke, and what was counted.
+pub fn play(seed: u64, story: &[Move], mutation: Option<Mutation>) -> (Option<String>, Tally) {
+    let first = settings(u8::try_from(seed % 8).unwrap_or(0));
+    let Ok(mut world) = World::new(options(seed), first, mutation) else {
+        return (Some("the instance does not start".to_owned()), Tally::default());
+    };
+    for step in story {
+        world.play(step);
+        if world.broken.is_some() {
+            break;
+        }
+    }
+    if world.broken.is_none() {
+        world.settle();
+    }
+    (world.broken, world.tally)
+}
+
+fn seeds(first: u64, count: u64) -> anyhow::Result<()> {
+    let mut all = Tally::default();
+    for seed in first..first + count {
+        let story = story::draw(seed, MOVES);
+        let (broken, tally) = play(seed, &story, None);
+        if let Some(what) = broken {
+            return Err(tell(seed, &story, &what)?);
+        }
+        all.steps += tally.steps;
+        all.millis += tally.millis;
+        all.added += tally.added;
+        all.refused += tally.refused;
+        for (kind, number) in tally.faults {
+            *all.faults.entry(kind).or_default() += number;
+        }
+    }
+    println!("Seeds {first} to {}: no invariant broken", first + count - 1);
+    report(&all);
+    Ok(())
+}
+
+fn report(tally: &Tally) {
+    let mut table = Table::new();
+    table.load_style(NOTHING);
+    let hours = tally.millis / 3_600_000;
+    let mut rows: BTreeMap<&str, u64> = tally.faults.clone();
+    table.add_row(["steps".to_owned(), tally.steps.to_string()]);
+    table.add_row(["node-hours".to_owned(), hours.to_string()]);
+    table.add_row(["ADDs answered".to_owned(), tally.added.to_string()]);
+    table.add_row(["ADDs refused".to_owned(), tally.refused.to_string()]);
+    while let Some((kind, number)) = rows.pop_first() {
+        table.add_row([kind.to_owned(), number.to_string()]);
+    }
+    println!("{table}\n");
+}
+
+/// Shrinks a broken life, writes it down and tells it.
+fn tell(seed: u64, story: &[Move], what: &str) -> anyhow::Result<anyhow::Error> {
+    let head = |text: &str| {
+        text.split([' ', ':'])
+            .filter(|word| word.chars().all(char::is_alphabetic))
+            .map(str::to_owned)
+            .collect::<Vec<_>>()
+    };
+    let wanted = head(what);
+    let short = story::shrink(story, |shorter| play(seed, shorter, None).0.is_some_and(|found| head(&found) == wanted));
+    let path = folder().join(format!("seed-{seed}.json"));
+    let text = serde_json::to_string(&stories::Recorded { seed, what: what.to_owned(), moves: short.clone() })?;
+    std::fs::write(&path, text + "\n").with_context(|| format!("cannot write {}", path.display()))?;
+    let lines: Vec<String> = short.iter().map(|step| format!("  {step:?}")).collect();
+    Ok(anyhow::anyhow!("seed {seed} breaks: {what}\n{}\nwritten to {}", lines.join("\n"), path.display()))
+}
+
+/// Where lives that broke are kept.
+pub fn folder() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("stories")
+}

@@ -1,0 +1,46 @@
+//! Does the simulator notice? Each guard of the core is taken away once, and some seed must break.
+
+use comfy_table::{Table, presets::NOTHING};
+use enid_ipamd::Mutation;
+
+use crate::{MOVES, play, story};
+
+/// Every guard, and the invariant (design) that it stands for.
+const GUARDS: [(Mutation, &str); 10] = [
+    (Mutation::GiveTwice, "1: an address has one owner"),
+    (Mutation::IgnoreStrangers, "1: a link that no lease explains owns its address"),
+    (Mutation::UnassignHeld, "2: nothing that a live pod uses is unassigned"),
+    (Mutation::DetachHeld, "2: nothing that a live pod uses is detached"),
+    (Mutation::BelieveMetadata, "2: metadata alone takes nothing away"),
+    (Mutation::OfferUnrecorded, "3: a lease is durable before its ADD is answered"),
+    (Mutation::CreateUnrecorded, "4: a creation is written down before it is sent"),
+    (Mutation::ChangeForeign, "5: an ENI is changed only if it is ours"),
+    (Mutation::ServeUnprotected, "an ENI serves only after delete-on-termination"),
+    (Mutation::NoRest, "addresses rest before they are given again"),
+];
+
+/// Seeds that are tried before a mutation counts as unseen.
+const TRIES: u64 = 400;
+
+/// Takes each away in turn.
+pub fn run() -> anyhow::Result<()> {
+    println!("Mutations: a guard is taken away, and");
+    let mut table = Table::new();
+    table.load_style(NOTHING).set_header(["guard", "invariant", "seed", "what breaks"]);
+    let mut unseen = Vec::new();
+    for (mutation, invariant) in GUARDS {
+        let caught = (1..=TRIES).find_map(|seed| {
+            let story = story::draw(seed, MOVES);
+            play(seed, &story, Some(mutation)).0.map(|what| (seed, what))
+        });
+        match caught {
+            Some((seed, what)) => {
+                table.add_row([format!("{mutation:?}"), invariant.to_owned(), seed.to_string(), what]);
+            }
+            None => unseen.push(format!("{mutation:?}")),
+        }
+    }
+    println!("{table}\n");
+    anyhow::ensure!(unseen.is_empty(), "nobody notices {}", unseen.join(", "));
+    Ok(())
+}
