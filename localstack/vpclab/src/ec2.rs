@@ -1,11 +1,11 @@
 //! EC2 by hand: the Query protocol, as far as the lab needs it. Callers are inside the VPC's namespace.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use anyhow::{Context, bail};
 use roxmltree::{Document, Node};
 
-use crate::model::http::TRUTH_HEADER;
+use crate::model::{Counted, http::TRUTH_HEADER};
 
 /// Where EC2 listens: an address of the VPC, outside its subnets.
 pub const ADDRESS: &str = "10.0.0.5";
@@ -59,6 +59,17 @@ pub fn control(path: &str, body: &str) -> anyhow::Result<()> {
         bail!("{path} is refused with {}: {text}; only the model of EC2 has such paths", answer.status());
     }
     Ok(())
+}
+
+/// The model's count of calls. LocalStack has none.
+pub fn counts() -> anyhow::Result<BTreeMap<String, Counted>> {
+    let url = format!("{}/counts", endpoint());
+    let mut answer = agent().get(url).call().context("the model of EC2 does not answer at /counts")?;
+    let text = answer.body_mut().read_to_string().context("the model's counts break off")?;
+    let counts: BTreeMap<String, [u64; 4]> =
+        serde_json::from_str(&text).with_context(|| format!("these are no counts: {text}"))?;
+    let counted = |[calls, throttled, failed, lost]: [u64; 4]| Counted { calls, throttled, failed, lost };
+    Ok(counts.into_iter().map(|(action, numbers)| (action, counted(numbers))).collect())
 }
 
 fn agent() -> ureq::Agent {

@@ -27,6 +27,7 @@ pub use state::{Node, State, folder};
 pub use wait::wait_until;
 
 use std::{
+    collections::BTreeMap,
     io::{BufRead, BufReader},
     process::{Child, ChildStdin, Command, Stdio},
     time::Duration,
@@ -146,8 +147,27 @@ impl Lab {
 
     /// Lets others take addresses of a subnet. Error: EC2 is LocalStack, whose subnets never fill.
     pub fn occupy(&self, subnet_id: &str, addresses: &[std::net::Ipv4Addr]) -> anyhow::Result<()> {
+        self.fill("/occupy", subnet_id, addresses)
+    }
+
+    /// Lets others give addresses of a subnet back; those that they do not hold are passed over.
+    pub fn vacate(&self, subnet_id: &str, addresses: &[std::net::Ipv4Addr]) -> anyhow::Result<()> {
+        self.fill("/vacate", subnet_id, addresses)
+    }
+
+    fn fill(&self, path: &str, subnet_id: &str, addresses: &[std::net::Ipv4Addr]) -> anyhow::Result<()> {
         let text = serde_json::json!({ "subnet": subnet_id, "addresses": addresses }).to_string();
-        space::within(self.state.vpc_pid, || ec2::control("/occupy", &text))?
+        space::within(self.state.vpc_pid, || ec2::control(path, &text))?
+    }
+
+    /// Calls so far, by action. Error: EC2 is LocalStack, which does not count.
+    pub fn ec2_counts(&self) -> anyhow::Result<BTreeMap<String, model::Counted>> {
+        space::within(self.state.vpc_pid, ec2::counts)?
+    }
+
+    /// All ENIs of the account, as they are.
+    pub fn enis(&self) -> anyhow::Result<Vec<ec2::Eni>> {
+        space::within(self.state.vpc_pid, ec2::enis)?
     }
 
     /// Changes how instance metadata behaves.

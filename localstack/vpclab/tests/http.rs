@@ -68,6 +68,16 @@ fn refusals_have_ec2s_form() {
 }
 
 #[test]
+fn a_request_is_named_in_the_header_as_in_the_body() {
+    let client = Client::new();
+    for action in ["DescribeSubnets", "CreateNetworkInterface"] {
+        let mut answer = client.agent.post(&client.url).send_form([("Action", action)]).unwrap();
+        let id = answer.headers().get("x-amzn-requestid").unwrap().to_str().unwrap().to_owned();
+        assert!(id.len() == 36 && answer.body_mut().read_to_string().unwrap().contains(&id), "{action} {id}");
+    }
+}
+
+#[test]
 fn text_arrives_as_it_left() {
     let client = Client::new();
     let subnet = client.subnet();
@@ -89,6 +99,13 @@ fn faults_come_and_go_by_a_path_of_their_own() {
     assert_eq!((client.ask(&create), enis()), (None, 1));
     assert_eq!(client.post("/faults", r#"{"down": true}"#), 200);
     assert_eq!((client.ask(&create), enis()), (None, 1));
+    // Silence lasts until the caller gives up.
+    assert_eq!(client.post("/faults", r#"{"silent": true}"#), 200);
+    let patience = Some(std::time::Duration::from_millis(300));
+    let patient = client.agent.post(&client.url).config().timeout_global(patience).build();
+    let heard = patient.send_form([("Action", "DescribeSubnets")]);
+    assert!(matches!(heard, Err(ureq::Error::Timeout(_))), "{heard:?}");
+    assert_eq!((client.post("/faults", "{}"), client.ask(&[("Action", "DescribeSubnets")]).unwrap().0), (200, 200));
     assert_eq!(client.post("/faults", r#"{"fail": {"CreateNetworkInterface": [1.0, "Unavailable"]}}"#), 200);
     assert_eq!(client.ask(&create).unwrap().0, 503);
     assert_eq!(client.post("/faults", r#"{"no such": 1}"#), 400);

@@ -21,6 +21,8 @@ pub struct Faults {
     pub fail: BTreeMap<String, (f64, String)>,
     /// Nothing arrives.
     pub down: bool,
+    /// Nothing arrives, and nobody says so: whoever calls waits until its own patience ends.
+    pub silent: bool,
     /// AssignPrivateIpAddresses by count brings fewer than asked, but one at least.
     pub partial_assign: f64,
     /// Metadata keeps saying what it last said.

@@ -242,7 +242,7 @@ impl Model {
         let action = request.action();
         let chance_of = |chances: &BTreeMap<String, f64>| chances.get(action).copied().unwrap_or(0.0);
         let (lose_request, lose_answer) = (chance_of(&self.faults.lose_request), chance_of(&self.faults.lose_answer));
-        if self.faults.down || self.chance(lose_request) {
+        if self.faults.down || self.faults.silent || self.chance(lose_request) {
             return Outcome::Lost;
         }
         if let Err(error) = self.admit(caller, request) {

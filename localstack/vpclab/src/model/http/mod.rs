@@ -1,7 +1,8 @@
 //! The model behind EC2's Query protocol, for SDKs and command lines that do not know that it is one.
 //!
 //! Virtual time is the time since the start. A state that takes time, such as "attaching", takes it for real;
-//! the latency of calls is only spent if asked for. A lost answer is a connection that closes.
+//! the latency of calls is only spent if asked for. A lost answer is a connection that closes, or, where EC2 is
+//! silent, one that stays open.
 //! Signatures are not checked; the access key's name stands for the caller. Beside the protocol there are
 //! paths for whoever runs the tests, with JSON bodies:
 //!
@@ -20,7 +21,7 @@ mod xml;
 
 use std::{
     collections::BTreeMap,
-    io::{BufReader, Write},
+    io::{BufReader, Read, Write},
     net::{Ipv4Addr, TcpListener, TcpStream},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     thread,
@@ -29,7 +30,7 @@ use std::{
 
 use serde::Deserialize;
 
-use super::{ApiError, Faults, Model};
+use super::{Faults, Model};
 use crate::wait;
 use actions::Heard;
 use wire::{Answer, Asked};
@@ -83,7 +84,13 @@ impl Face {
         stream.set_nodelay(true)?;
         let mut reader = BufReader::new(stream.try_clone()?);
         while let Some(asked) = Asked::read(&mut reader)? {
-            let Some(answer) = self.answer(&asked) else { return Ok(()) };
+            let Some(answer) = self.answer(&asked) else {
+                if self.model().0.faults_mut().silent {
+                    // Nothing more is heard: the caller hangs up, or the time for a read ends.
+                    reader.read_to_end(&mut Vec::new())?;
+                }
+                return Ok(());
+            };
             let mut out = stream;
             out.write_all(answer.render().as_bytes())?;
         }
@@ -127,7 +134,7 @@ impl Face {
                 drop(model);
                 return self.tell(heard);
             }
-            _ => Answer { status: 404, kind: "text/plain", body: String::new() },
+            _ => Answer { status: 404, kind: "text/plain", request_id: None, body: String::new() },
         })
     }
 
@@ -136,12 +143,10 @@ impl Face {
         if self.latency {
             wait::pause(Duration::from_millis(takes_ms));
         }
-        Some(match body? {
-            Ok(body) => Answer { status: 200, kind: "text/xml;charset=UTF-8", body },
-            Err(error) => {
-                let ApiError { status, .. } = error;
-                Answer { status, kind: "text/xml;charset=UTF-8", body: xml::error(&error, &request_id) }
-            }
-        })
+        let (status, body) = match body? {
+            Ok(body) => (200, body),
+            Err(error) => (error.status, xml::error(&error, &request_id)),
+        };
+        Some(Answer { status, kind: "text/xml;charset=UTF-8", request_id: Some(request_id), body })
     }
 }

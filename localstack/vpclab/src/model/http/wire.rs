@@ -65,12 +65,14 @@ pub(super) struct Answer {
     pub status: u16,
     /// Its content type.
     pub kind: &'static str,
+    /// EC2's id of the request: SDKs read it from the header x-amzn-RequestId, not from the body.
+    pub request_id: Option<String>,
     pub body: String,
 }
 
 impl Answer {
     pub fn json(status: u16, body: &str) -> Self {
-        Answer { status, kind: "application/json", body: body.to_owned() }
+        Answer { status, kind: "application/json", request_id: None, body: body.to_owned() }
     }
 
     /// A body that cannot be used.
@@ -87,7 +89,9 @@ impl Answer {
             503 => "Service Unavailable",
             _ => "Internal Server Error",
         };
-        let Answer { status, kind, body } = self;
-        format!("HTTP/1.1 {status} {reason}\r\nContent-Type: {kind}\r\nContent-Length: {}\r\n\r\n{body}", body.len())
+        let Answer { status, kind, request_id, body } = self;
+        let id = request_id.as_ref().map(|id| format!("x-amzn-RequestId: {id}\r\n")).unwrap_or_default();
+        let length = body.len();
+        format!("HTTP/1.1 {status} {reason}\r\nContent-Type: {kind}\r\n{id}Content-Length: {length}\r\n\r\n{body}")
     }
 }
