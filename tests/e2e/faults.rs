@@ -15,22 +15,8 @@ fn lab() -> &'static Lab {
     LAB.get_or_init(|| Lab::up(&LabConfig { nodes: 3, ..LabConfig::default() }).unwrap())
 }
 
-/// ADD must fail with this code and these words, and leave no link and no lease.
 fn refused(place: Place<'_>, pod: &Pod, code: u64, words: &[&str]) -> Value {
-    let links = place.sh("ip -o link | wc -l").unwrap();
-    let (ok, error, _) = pod.try_call(place, "ADD").unwrap();
-    assert!(!ok);
-    assert_eq!(error["code"], code, "{error}");
-    for word in words {
-        assert!(error.to_string().contains(word), "{word:?} is not in {error}");
-    }
-    assert_eq!(place.sh("ip -o link | wc -l").unwrap(), links);
-    if let Ok(leases) = place.enid("pods") {
-        let mine =
-            leases.as_array().unwrap().iter().filter(|lease| lease["container"] == pod.container.as_str()).count();
-        assert_eq!(mine, 0, "{leases}");
-    }
-    error
+    pod.refused(place, code, words).unwrap()
 }
 
 #[test]

@@ -20,7 +20,7 @@ fn lab() -> &'static Lab {
 }
 
 fn leases(place: Place<'_>) -> Vec<Value> {
-    place.enid("pods").unwrap().as_array().unwrap().clone()
+    place.leases().unwrap()
 }
 
 fn number(status: &Value, key: &str) -> u64 {
@@ -160,9 +160,7 @@ fn operators_read_the_daemon_with_plain_tools() {
     assert!(ask("enid.v1.Debug/GetPool").contains("\"assigned\": 1"));
     let addresses: Value = serde_json::from_str(&ask("enid.v1.Debug/ListAddresses")).unwrap();
     assert!(addresses["addresses"].as_array().unwrap().iter().any(|seen| seen["state"] == "assigned"));
-    let metrics = place
-        .sh("python3 -c \"import urllib.request as u; print(u.urlopen('http://127.0.0.1:61678/metrics').read().decode())\"")
-        .unwrap();
+    let metrics = place.metrics().unwrap();
     for line in ["awscni_assigned_ip_addresses 1", "awscni_eni_max 3", "awscni_ip_max 27", "awscni_add_ip_req_count 1"]
     {
         assert!(metrics.lines().any(|seen| seen == line), "{line} is not in\n{metrics}");

@@ -4,6 +4,7 @@
 pub mod node;
 pub mod pod;
 pub mod traffic;
+pub mod truth;
 
 use std::path::{Path, PathBuf};
 
@@ -11,7 +12,7 @@ use anyhow::Context;
 
 pub use node::{Daemon, Place};
 pub use pod::Pod;
-pub use vpclab::{Lab, LabConfig, wait_until};
+pub use vpclab::{Backend, Lab, LabConfig, wait_until};
 
 /// The program of that name, built beside this one; ENID_BIN names another daemon.
 pub fn program(name: &str) -> anyhow::Result<PathBuf> {

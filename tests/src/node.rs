@@ -43,6 +43,24 @@ impl<'a> Place<'a> {
         let text = self.lab.run(self.name, &program("enid")?.to_string_lossy(), &[name, "-o", "json"])?;
         serde_json::from_str(&text).with_context(|| format!("enid {name} prints no JSON: {text}"))
     }
+
+    /// Who holds which address, as the daemon says.
+    pub fn leases(&self) -> anyhow::Result<Vec<Value>> {
+        let leases = self.enid("pods")?;
+        leases.as_array().cloned().with_context(|| format!("enid pods prints no list: {leases}"))
+    }
+
+    /// One of the numbers of `enid status`.
+    pub fn number(&self, key: &str) -> anyhow::Result<u64> {
+        let status = self.enid("status")?;
+        status[key].as_u64().with_context(|| format!("enid status has no number {key}: {status}"))
+    }
+
+    /// What Prometheus would read.
+    pub fn metrics(&self) -> anyhow::Result<String> {
+        let ask = "import urllib.request as u; print(u.urlopen('http://127.0.0.1:61678/metrics').read().decode())";
+        self.lab.run(self.name, "python3", &["-c", ask])
+    }
 }
 
 /// A daemon that runs on a node. Dropping it kills it.

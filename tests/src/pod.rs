@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, bail};
+use anyhow::{Context, bail, ensure};
 use serde_json::Value;
 
 use crate::{node::Place, plugin};
@@ -94,6 +94,24 @@ impl Pod {
             serde_json::from_str(&text).with_context(|| format!("the plugin prints no JSON: {text}"))?
         };
         Ok((output.status.success(), document, took))
+    }
+
+    /// ADD must be refused with this code and these words, and leave neither link nor lease; what it said.
+    pub fn refused(&self, place: Place<'_>, code: u64, words: &[&str]) -> anyhow::Result<Value> {
+        let links = || place.sh("ip -o link | wc -l");
+        let before = links()?;
+        let (ok, error, _) = self.try_call(place, "ADD")?;
+        ensure!(!ok, "ADD of {} is not refused: {error}", self.name);
+        ensure!(error["code"] == code, "not code {code}: {error}");
+        for word in words {
+            ensure!(error.to_string().contains(word), "{word:?} is not in {error}");
+        }
+        ensure!(links()? == before, "a refused ADD of {} leaves a link", self.name);
+        // Without a daemon there is nobody to hold a lease.
+        let leases = place.leases().unwrap_or_default();
+        let mine = leases.iter().find(|lease| lease["container"] == self.container.as_str());
+        ensure!(mine.is_none(), "a refused ADD of {} leaves a lease: {mine:?}", self.name);
+        Ok(error)
     }
 
     /// Namespace and ADD; its address.

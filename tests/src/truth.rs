@@ -1,0 +1,54 @@
+//! What EC2 holds for a node, beside what the node's daemon believes.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
+
+use anyhow::{Context, ensure};
+use ipnet::IpNet;
+
+use crate::node::Place;
+
+type Enis = BTreeMap<String, BTreeSet<IpNet>>;
+
+/// An error unless EC2 and the daemon name the same ENIs with the same blocks, every lease's address is on its
+/// ENI and nobody else's, and no ENI of the account hangs nowhere. Both change; wait for it.
+pub fn agree(place: Place<'_>) -> anyhow::Result<()> {
+    let (held, believed) = (held(place)?, believed(place)?);
+    ensure!(held == believed, "{}: EC2 has {held:?}, the daemon {believed:?}", place.name);
+    let mut seen = BTreeSet::new();
+    for lease in place.leases()? {
+        let text = |key: &str| lease[key].as_str().unwrap_or_default().to_owned();
+        let address: IpAddr = text("address").parse().with_context(|| format!("no address in {lease}"))?;
+        let blocks = held.get(&text("eni")).with_context(|| format!("EC2 has no {} for {lease}", text("eni")))?;
+        ensure!(blocks.iter().any(|net| net.contains(&address)), "EC2 has {blocks:?} on the ENI of {lease}");
+        ensure!(seen.insert(address), "two leases have {address}");
+    }
+    Ok(())
+}
+
+/// What EC2 has put on the node's ENIs for pods.
+fn held(place: Place<'_>) -> anyhow::Result<Enis> {
+    let node = place.lab.state().nodes.iter().find(|node| node.name == place.name).context("not a node")?;
+    let mut held = Enis::new();
+    for eni in place.lab.enis()? {
+        let (instance, _) = eni.attachment.with_context(|| format!("{} hangs nowhere", eni.id))?;
+        if instance == node.instance_id {
+            let singles = eni.addresses.iter().skip(1).filter_map(|address| address.parse::<IpAddr>().ok());
+            let prefixes = eni.prefixes.iter().filter_map(|prefix| prefix.parse().ok());
+            held.insert(eni.id, singles.map(IpNet::from).chain(prefixes).collect());
+        }
+    }
+    Ok(held)
+}
+
+fn believed(place: Place<'_>) -> anyhow::Result<Enis> {
+    let enis = place.enid("enis")?;
+    let of = |eni: &serde_json::Value| {
+        let nets = eni["blocks"].as_array().into_iter().flatten();
+        let nets = nets.filter_map(|net| net.as_str()?.parse().ok()).collect();
+        Some((eni["id"].as_str()?.to_owned(), nets))
+    };
+    Ok(enis.as_array().into_iter().flatten().filter_map(of).collect())
+}
