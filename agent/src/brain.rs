@@ -4,10 +4,12 @@
 //! What waits in the channel together is stepped together and committed once, so a burst of ADDs shares
 //! one disk write. An offer alone goes ahead of the disk: the plugin wires while the lease is written,
 //! and the verdict, without which it prints nothing, waits for the disk. EC2 calls and kernel work run
-//! beside it and report back as events.
+//! beside it and report back as events; a verdict also waits until connection tracking has forgotten the
+//! address ([`crate::forget`]).
 
 use std::{
     collections::BTreeMap,
+    net::IpAddr,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -29,6 +31,7 @@ use tracing::{debug, error, info, warn};
 use crate::{
     clock::now,
     ec2::Ec2,
+    forget::{Forgetting, Offered},
     kernel::{self, Kernel, Wanted},
     metrics::Counters,
     store::Store,
@@ -49,7 +52,7 @@ pub enum Answer {
     /// Whether the attachment is still its own.
     Verdict(bool),
     /// What was released.
-    Released(Option<std::net::IpAddr>),
+    Released(Option<IpAddr>),
 }
 
 enum Message {
@@ -57,6 +60,13 @@ enum Message {
     Open(Ticket, mpsc::UnboundedSender<Answer>),
     Lookup(AttachmentKey, oneshot::Sender<Option<Lease>>),
     View(oneshot::Sender<View>),
+    Forgotten(Vec<IpAddr>),
+}
+
+/// Who has an open request.
+struct Caller {
+    answers: mpsc::UnboundedSender<Answer>,
+    offered: Option<Offered>,
 }
 
 /// A way to the brain.
@@ -134,7 +144,8 @@ pub struct Brain {
     elsewhere: runtime::Handle,
     receiver: mpsc::Receiver<Message>,
     handle: Handle,
-    open: BTreeMap<Ticket, mpsc::UnboundedSender<Answer>>,
+    open: BTreeMap<Ticket, Caller>,
+    forgetting: Forgetting,
     kernel: Option<Kernel>,
     applied: Wanted,
     /// The topology that `applied` was made from.
@@ -178,6 +189,11 @@ impl Brain {
         let (hurry, hurries) = watch::channel(true);
         let (ready, readiness) = watch::channel(false);
         let Parts { core, store, ec2, counters, native, eni_mtu, elsewhere } = parts;
+        let told = handle.clone();
+        let forgetting = Forgetting::start(&elsewhere, move |addresses| {
+            let told = told.clone();
+            async move { drop(told.sender.send(Message::Forgotten(addresses)).await) }
+        });
         let brain = Brain {
             core,
             store,
@@ -189,6 +205,7 @@ impl Brain {
             receiver,
             handle: handle.clone(),
             open: BTreeMap::new(),
+            forgetting,
             kernel: Some(Kernel::default()),
             applied: Wanted::default(),
             carried: None,
@@ -241,12 +258,19 @@ impl Brain {
                 }
                 effects.extend(self.core.step(now(), event));
             }
-            Message::Open(ticket, sender) => drop(self.open.insert(ticket, sender)),
+            Message::Open(ticket, answers) => drop(self.open.insert(ticket, Caller { answers, offered: None })),
             Message::Lookup(key, reply) => drop(reply.send(self.core.lease(&key).cloned())),
             Message::View(reply) => {
                 let mut view = self.core.view(now());
                 view.obstacle = self.obstacle();
                 drop(reply.send(view));
+            }
+            Message::Forgotten(addresses) => {
+                for (ticket, (key, address)) in self.forgetting.end(&addresses) {
+                    // A DEL may have come in between.
+                    let mine = self.core.lease(&key).is_some_and(|lease| lease.address == address);
+                    self.answer(ticket, Answer::Verdict(mine));
+                }
             }
         }
     }
@@ -259,8 +283,11 @@ impl Brain {
         for effect in effects {
             match effect {
                 Effect::Record(write) => writes.push(write),
-                Effect::Offer { ticket, lease, .. } => {
+                Effect::Offer { ticket, key, lease } => {
                     offered.push(ticket);
+                    if let Some(caller) = self.open.get_mut(&ticket) {
+                        caller.offered = Some((key, lease.address));
+                    }
                     self.answer(ticket, Answer::Offer(lease));
                 }
                 other => rest.push(other),
@@ -382,10 +409,14 @@ impl Brain {
         match effect {
             Effect::Record(_) | Effect::Offer { .. } => {}
             Effect::Refuse { ticket, refusal } => self.answer(ticket, Answer::Refused(refusal)),
-            Effect::Verdict { ticket, mine } => self.answer(ticket, Answer::Verdict(mine)),
+            Effect::Verdict { ticket, mine } => {
+                let offered = self.open.get(&ticket).and_then(|caller| caller.offered.as_ref()).filter(|_| mine);
+                if !offered.is_some_and(|offered| self.forgetting.keeps(ticket, offered)) {
+                    self.answer(ticket, Answer::Verdict(mine));
+                }
+            }
             Effect::Released { ticket, address } => self.answer(ticket, Answer::Released(address)),
-            // Not done yet: what connection tracking remembers ends by its own timeouts.
-            Effect::Forget { .. } => {}
+            Effect::Forget { addresses } => self.forgetting.begin(addresses),
             Effect::Call { id, call, .. } => {
                 let (ec2, handle, counters) = (self.ec2.clone(), self.handle.clone(), self.counters.clone());
                 info!(action = call.action(), "EC2 call");
@@ -402,8 +433,8 @@ impl Brain {
     }
 
     fn answer(&self, ticket: Ticket, answer: Answer) {
-        if let Some(sender) = self.open.get(&ticket) {
-            let _ = sender.send(answer);
+        if let Some(caller) = self.open.get(&ticket) {
+            let _ = caller.answers.send(answer);
         }
     }
 

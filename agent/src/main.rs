@@ -5,6 +5,7 @@ mod clock;
 mod commands;
 mod daemon;
 mod ec2;
+mod forget;
 mod imds;
 mod install;
 mod kernel;

@@ -22,6 +22,9 @@ use crate::error::Error;
 
 /// How long the daemon may take for anything but growth.
 const ANSWER: Duration = Duration::from_secs(2);
+/// How long a verdict may take: the disk stands before it, and connection tracking's table where the address has
+/// just rested (0.7 s for a quarter of a million entries).
+const VERDICT: Duration = Duration::from_secs(10);
 
 /// The message types of a request.
 pub use enid_api::v1::{Ask, Attachment, Pod};
@@ -133,7 +136,7 @@ impl Session<'_> {
 
     /// Whether the attachment is still ours.
     pub fn verdict(&mut self) -> Result<bool, Error> {
-        match self.next("confirm the attachment", ANSWER)? {
+        match self.next("confirm the attachment", VERDICT)? {
             attach_reply::Step::Verdict(verdict) => Ok(verdict.mine),
             attach_reply::Step::Refusal(refusal) => Err(refused(refusal)),
             attach_reply::Step::Offer(_) => Err(unexpected("a second offer")),

@@ -8,9 +8,11 @@
 //! - [`node`]: links, addresses, tables and rules of the ENIs, and what differs from them.
 //! - [`ruleset`]: the one nftables table, `ip enid`, as text.
 //! - [`identity`]: whose link it is, told from its MAC, and what it is called.
+//! - [`conntrack`]: what connection tracking remembers of an address, dropped before the address is used again.
 //!
 //! Not here: `nft` itself (the daemon runs it), sysctl policy beyond names and values, IPv6.
 
+pub mod conntrack;
 pub mod identity;
 pub mod marks;
 pub mod netlink;
@@ -19,5 +21,6 @@ pub mod node;
 pub mod pod;
 pub mod ruleset;
 
+pub use conntrack::Conntrack;
 pub use identity::Mac;
 pub use netlink::{Error, Netlink};

@@ -14,7 +14,10 @@ use nix::{
     sys::statfs::{FsType, fstatfs},
 };
 
-use crate::netlink::{Error, Netlink};
+use crate::{
+    conntrack::Conntrack,
+    netlink::{Error, Netlink},
+};
 
 /// What statfs says of namespace files (linux/magic.h, NSFS_MAGIC).
 const NSFS: FsType = FsType(0x6e73_6673);
@@ -56,7 +59,16 @@ impl Netns {
     /// A netlink socket that speaks to this namespace for as long as it is open. The thread that
     /// entered the namespace ends here: no thread of ours stays in a foreign one.
     pub fn netlink(&self) -> Result<Netlink, Error> {
-        let entered = thread::scope(|scope| scope.spawn(|| self.enter().and_then(|()| Netlink::open())).join());
+        self.within(Netlink::open)
+    }
+
+    /// The same for connection tracking.
+    pub fn conntrack(&self) -> Result<Conntrack, Error> {
+        self.within(Conntrack::open)
+    }
+
+    fn within<T: Send>(&self, open: fn() -> Result<T, Error>) -> Result<T, Error> {
+        let entered = thread::scope(|scope| scope.spawn(|| self.enter().and_then(|()| open())).join());
         entered.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     }
 

@@ -203,6 +203,51 @@ fn the_table_is_taken_by_the_kernel_and_replaced_whole() {
 }
 
 #[test]
+fn connection_tracking_forgets_these_addresses_and_no_others() {
+    let host = Space::new();
+    let add = |entry: &str| host.sh(&format!("conntrack -I --timeout 600 {entry}"));
+    let list = || {
+        let listed = host.sh("{ conntrack -L -f ipv4; conntrack -L -f ipv6; } 2>/dev/null");
+        listed.lines().count()
+    };
+    let forget = |addresses: &[&str]| {
+        let addresses = addresses.iter().map(|address| address.parse().unwrap()).collect();
+        host.netns().conntrack().unwrap().forget(&addresses).unwrap()
+    };
+    assert_eq!(forget(&["10.0.1.20", "2001:db8::20"]), 0, "an empty table is fine");
+    // Each of the four ends, of several protocols: a pod's own, one towards it, one that was SNATed to it and
+    // one that was DNATed to it.
+    add("-p tcp --state ESTABLISHED -s 10.0.1.20 -d 198.51.100.10 --sport 1000 --dport 443 --src-nat 10.0.1.10");
+    add("-p udp -s 10.0.2.9 -d 10.0.1.20 --sport 53 --dport 53");
+    add("-p udp -s 10.0.2.9 -d 172.20.0.10 --sport 54 --dport 53 --dst-nat 10.0.1.20");
+    add("-p tcp --state TIME_WAIT -s 10.0.2.9 -d 203.0.113.1 --sport 55 --dport 80 --src-nat 10.0.1.20");
+    add(
+        "-u SEEN_REPLY -p icmp -s 10.0.1.20 -d 10.0.2.9 -r 10.0.2.9 -q 10.0.1.20 --icmp-type 8 --icmp-code 0 --icmp-id 7",
+    );
+    add("-p udp -s 10.0.1.20 -d 10.0.2.9 --sport 1 --dport 1 -w 5");
+    add("-p udp -s 2001:db8::20 -d 2001:db8::1 --sport 53 --dport 53");
+    // Neighbours in number and in tuple.
+    add("-p tcp --state ESTABLISHED -s 10.0.1.2 -d 198.51.100.10 --sport 1000 --dport 443 --src-nat 10.0.1.10");
+    add("-p udp -s 10.0.1.201 -d 10.0.1.120 --sport 53 --dport 53");
+    add("-p udp -s 2001:db8::200 -d 2001:db8::1 --sport 53 --dport 53");
+    assert_eq!(list(), 10);
+    assert_eq!(forget(&["10.0.1.20"]), 6);
+    assert_eq!(list(), 4);
+    assert_eq!(forget(&["10.0.1.20", "10.0.1.99"]), 0);
+    assert_eq!(forget(&["10.0.1.20", "2001:db8::20"]), 1);
+    let left = host.sh("{ conntrack -L -f ipv4; conntrack -L -f ipv6; } 2>/dev/null");
+    for kept in ["src=10.0.1.2 ", "src=10.0.1.201 ", "src=2001:db8::200 "] {
+        assert!(left.contains(kept), "{kept} is not in {left}");
+    }
+    assert_eq!(list(), 3);
+    // More than one datagram's worth.
+    host.sh("for port in $(seq 1 400); do conntrack -I --timeout 600 -p udp -s 10.0.1.30 -d 10.0.2.9 --sport $port --dport 53; done 2>/dev/null");
+    assert_eq!(list(), 403);
+    assert_eq!(forget(&["10.0.1.30"]), 400);
+    assert_eq!(list(), 3);
+}
+
+#[test]
 fn a_fifo_in_a_namespaces_place_is_refused_at_once() {
     let path = std::env::temp_dir().join(format!("enid-fifo-{}", std::process::id()));
     nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).unwrap();
