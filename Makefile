@@ -46,7 +46,7 @@ chart:
 test: root build
 	localstack/install
 	tools/grpcurl
-	cargo test --locked --workspace -- --test-threads=1
+	tools/test
 
 sim:
 	cargo build --locked --workspace
