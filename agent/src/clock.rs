@@ -1,5 +1,7 @@
 //! The clock of the core: milliseconds since the machine started, sleep included.
 
+use std::time::{SystemTime, UNIX_EPOCH};
+
 use enid_ipamd::Millis;
 use nix::time::{ClockId, clock_gettime};
 
@@ -8,4 +10,10 @@ pub fn now() -> Millis {
     // Every Linux has this clock; 0 would only make rests look long.
     let time = clock_gettime(ClockId::CLOCK_BOOTTIME).map(std::time::Duration::from).unwrap_or_default();
     Millis(u64::try_from(time.as_millis()).unwrap_or(u64::MAX))
+}
+
+/// What the wall clock shows, in milliseconds since 1970.
+pub fn wall_ms() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }

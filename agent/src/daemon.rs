@@ -194,7 +194,10 @@ async fn read_metadata(imds: Imds, handle: Handle, mut hurries: watch::Receiver<
     let mut pause = SOON;
     loop {
         match imds.enis().await {
-            Ok(enis) => handle.tell(Event::Imds { enis }).await,
+            Ok(enis) => {
+                handle.tell(Event::Wall { ms: clock::wall_ms() }).await;
+                handle.tell(Event::Imds { enis }).await;
+            }
             Err(failure) => warn!("instance metadata: {failure:#}"),
         }
         let wait = if *hurries.borrow_and_update() { pause } else { METADATA };

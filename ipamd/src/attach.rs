@@ -227,6 +227,12 @@ impl Core {
         self.memory.in_use(now, counts.held + counts.resting + counts.demand());
     }
 
+    /// What `auto` has learnt.
+    pub(crate) fn learnt(&self, now: Millis) -> crate::Learnt {
+        let counts = self.counts();
+        self.memory.learnt(now, counts.held + counts.resting + counts.demand())
+    }
+
     /// Tells those who wait in vain: at once where no wait can help, else when their patience ends.
     pub(crate) fn refuse_hopeless(&mut self, now: Millis, effects: &mut Vec<Effect>) {
         if self.queue.is_empty() {

@@ -26,9 +26,7 @@ impl Core {
             return;
         }
         self.search_leaked(now, effects);
-        if self.is_under_way(|call| matches!(call, Call::Audit { .. }))
-            || self.is_paused(now, "DescribeNetworkInterfaces")
-        {
+        if self.is_under_way(|call| matches!(call, Call::Audit { .. })) {
             return;
         }
         let long_since = |limit: u64| self.audited.is_some_and(|at| now.since(at) >= limit);
@@ -37,7 +35,10 @@ impl Core {
             eni.state == EniState::Unknown && news && !self.is_being_built(&eni.facts.id)
         });
         let unclear = self.builds.values().any(|build| matches!(build.stage, Stage::Unclear(_)))
-            || self.departures.values().any(|departure| departure.stage == shrink::Stage::Unclear);
+            || self
+                .departures
+                .values()
+                .any(|departure| departure.stage == shrink::Stage::Unclear && departure.not_before <= now);
         let doubts = !self.doubted.is_empty() || self.enis.values().any(|eni| eni.doubted);
         let waited = self.audited.is_none() || long_since(DOUBT_MS);
         let scope = if unclear {
@@ -54,9 +55,12 @@ impl Core {
         } else {
             None
         };
-        if let Some(scope) = scope {
+        // What is asked before the first change holds that change up.
+        let class = if unclear || unknown || self.audited.is_none() { self.class() } else { Class::Tidy };
+        if let Some(scope) = scope
+            && self.pace.is_open(now, "DescribeNetworkInterfaces", class)
+        {
             self.audit_wanted.remove(&scope);
-            let class = if unclear || unknown { self.class() } else { Class::Tidy };
             self.call(now, Call::Audit { scope }, class, effects);
         }
     }
@@ -86,29 +90,32 @@ impl Core {
         effects: &mut Vec<Effect>,
     ) {
         self.audited = Some(now);
+        let listed: BTreeSet<EniId> = attached.iter().map(|eni| eni.id.clone()).collect();
+        self.forget_absent(&listed, scope);
         if scope == Scope::Ours {
             let lying: Vec<EniId> = loose.iter().map(|eni| eni.id.clone()).collect();
             self.settle_builds(&attached, loose, asked, effects);
-            self.settle_departures(&attached, &lying, effects);
+            self.settle_departures(now, &attached, &lying, effects);
+            self.free_slots(&listed, effects);
         }
         let first_look = self.looks_around;
-        if self.looks_around {
-            // Tagged already: an earlier life was here, and its store is lost. There may be more of it.
-            let earlier = attached.iter().any(|eni| eni.ours);
-            if scope == Scope::Ours || !earlier {
-                self.looks_around = false;
+        // Tagged already: an earlier life was here, and its store is lost. There may be more of it.
+        let earlier = attached.iter().any(|eni| eni.ours);
+        if scope == Scope::Ours || !earlier {
+            self.looks_around = false;
+            // What metadata does not show is on its way in or out; `compare` wants to know which.
+            let settled = attached.iter().all(|eni| !eni.ours || self.enis.contains_key(&eni.id));
+            if settled && std::mem::take(&mut self.look_is_open) {
                 effects.push(Effect::Record(Write::Intent(LOOK_AROUND.to_owned(), None)));
             }
         }
-        let listed: BTreeSet<EniId> = attached.iter().map(|eni| eni.id.clone()).collect();
-        self.forget_absent(&listed, scope, effects);
         for eni in attached {
             self.compare(now, asked, first_look, eni, effects);
         }
     }
 
     /// Two witnesses, EC2 and metadata, say that an ENI is not here; one that somebody lives on is kept.
-    fn forget_absent(&mut self, listed: &BTreeSet<EniId>, scope: Scope, effects: &mut Vec<Effect>) {
+    fn forget_absent(&mut self, listed: &BTreeSet<EniId>, scope: Scope) {
         let gone: Vec<EniId> = self
             .enis
             .values()
@@ -121,9 +128,10 @@ impl Core {
             self.want_audit(crate::Scope::Ours); // somebody detached it: it may hang nowhere now
         }
         gone.iter().for_each(|id| self.forget_eni(id));
-        if scope != Scope::Ours {
-            return; // only a look at all that is ours tells where an ENI with a slot has gone
-        }
+    }
+
+    /// Slots of ENIs that are nowhere; only a look at all that is ours tells.
+    fn free_slots(&mut self, listed: &BTreeSet<EniId>, effects: &mut Vec<Effect>) {
         let used = |id: &EniId| {
             self.enis.contains_key(id)
                 || listed.contains(id)

@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 use ipnet::IpNet;
 
 use crate::{
-    AuditedEni, Call, Core, Effect, EniId, EniState, Intent, LooseEni, Millis, Order, Write,
+    AuditedEni, Call, Core, Effect, Eni, EniId, EniState, Intent, LooseEni, Millis, Order, Write,
     mutation::Mutation,
     pool::{Expected, count},
     shrink,
@@ -75,7 +75,7 @@ impl Core {
                         self.given_back.insert(net, (Millis(0), token.clone()));
                     }
                 }
-                Intent::LookAround => self.looks_around = true,
+                Intent::LookAround => (self.looks_around, self.look_is_open) = (true, true),
                 Intent::Leave(eni) => self.depart(eni, shrink::Stage::Unclear, Some(token)),
             }
         }
@@ -102,7 +102,7 @@ impl Core {
                 Stage::ToProtect(eni, attachment) => Call::Protect { eni, attachment },
                 _ => continue,
             };
-            if self.is_paused(now, call.action()) {
+            if !self.pace.is_open(now, call.action(), self.class()) {
                 continue;
             }
             let (stage, device_index) = match &call {
@@ -217,16 +217,21 @@ impl Core {
             return;
         }
         let Some(token) = self.token_of(eni) else { return };
-        if self.enis.get(eni).is_some_and(|known| known.slot.is_some()) {
+        if self.enis.get(eni).is_some_and(|known| known.slot.is_some() || known.sums.held > 0) {
             return self.close_build(eni, effects); // an earlier life had finished it, and pods may live on it
         }
-        self.builds.remove(&token);
-        self.expected.remove(eni);
+        // A next life must not go on building what this one takes down.
+        effects.push(Effect::Record(Write::Intent(token.clone(), Some(Intent::Leave(eni.clone())))));
+        let device_index = self.builds.remove(&token).and_then(|build| build.device_index);
         let stage = match call {
             Call::Protect { attachment, .. } => shrink::Stage::ToDetach(attachment.clone()),
             _ => shrink::Stage::ToDelete,
         };
         self.depart(eni.clone(), stage, Some(token));
+        if let Some(departure) = self.departures.get_mut(eni) {
+            departure.device_index = departure.device_index.or(device_index);
+        }
+        self.forget_eni(eni);
     }
 
     /// What an audit of all our ENIs says about those on their way.
@@ -258,7 +263,10 @@ impl Core {
             }
         }
         for LooseEni { id, token } in loose {
-            let known = self.builds.values().any(|build| build.stage.eni() == Some(&id)) || self.enis.contains_key(&id);
+            // Metadata may go on showing what hangs nowhere; nobody lives on it then, or it is kept for them.
+            let shown = |eni: &Eni| eni.state != EniState::Unknown || eni.sums.held > 0 || eni.since >= asked;
+            let known = self.builds.values().any(|build| build.stage.eni() == Some(&id))
+                || self.enis.get(&id).is_some_and(shown);
             // It may be what is being created at this moment, unless its token says that it is not.
             let newborn = match &token {
                 Some(token) => self.builds.contains_key(token),
@@ -268,7 +276,8 @@ impl Core {
                 // Ours, for this instance, and in nobody's book.
                 let token = format!("leave-{id}");
                 effects.push(Effect::Record(Write::Intent(token.clone(), Some(Intent::Leave(id.clone())))));
-                self.depart(id, shrink::Stage::ToDelete, Some(token));
+                self.depart(id.clone(), shrink::Stage::ToDelete, Some(token));
+                self.forget_eni(&id);
             }
         }
     }
@@ -288,7 +297,8 @@ impl Core {
         let attached = self.enis.values().filter(|eni| eni.facts.card == 0).map(|eni| eni.facts.device_index);
         let built = self.builds.values().filter_map(|build| build.device_index);
         let joined = self.expected.values().filter_map(|expected| expected.device_index);
-        let taken: Vec<u32> = attached.chain(built).chain(joined).collect();
+        let departing = self.departures.values().filter_map(|departure| departure.device_index);
+        let taken: Vec<u32> = attached.chain(built).chain(joined).chain(departing).collect();
         (1..=count(taken.len()) + 1).find(|index| !taken.contains(index)).unwrap_or(1)
     }
 }

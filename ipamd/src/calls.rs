@@ -1,13 +1,10 @@
 //! EC2 calls: sent, answered, refused. The one place where it is decided when something is tried again.
 
 use crate::{
-    Call, CallError, CallId, Cause, Class, Core, Done, Effect, EniId, Millis, Refusal, build::Stage, pool::STALE_MS,
+    Call, CallError, CallId, Cause, Class, Core, Done, Effect, EniId, Millis, Refusal, build::Stage, pace::Pause,
+    pool::STALE_MS,
 };
 
-const FIRST_PAUSE_MS: u64 = 1_000;
-const LONGEST_PAUSE_MS: u64 = 60_000;
-/// EC2 refused for lack of rights: somebody has to change them first.
-const DENIED_PAUSE_MS: u64 = 5_000;
 /// How long a subnet is taken to have no /28 after it said so.
 const NO_PREFIX_MS: u64 = 120_000;
 
@@ -18,19 +15,12 @@ pub(crate) struct Flight {
     pub(crate) since: Millis,
 }
 
-/// An action that waits after a refusal.
-#[derive(Clone, Debug)]
-pub(crate) struct Pause {
-    pub(crate) until: Millis,
-    pub(crate) refusal: Refusal,
-    failures: u32,
-}
-
 impl Core {
     pub(crate) fn call(&mut self, now: Millis, call: Call, class: Class, effects: &mut Vec<Effect>) {
         let id = CallId(self.next_call);
         self.next_call += 1;
         self.calls.insert(id, Flight { call: call.clone(), since: now });
+        self.pace.take(now, call.action(), class);
         effects.push(Effect::Call { id, call, class });
     }
 
@@ -47,7 +37,7 @@ impl Core {
         let Some(Flight { call, since }) = self.calls.remove(&id) else { return };
         match answer {
             Ok(done) => {
-                self.pauses.remove(call.action());
+                self.pace.answered(call.action());
                 self.succeeded(now, since, call, done, effects);
             }
             Err(error) => self.failed(now, call, error, effects),
@@ -80,7 +70,7 @@ impl Core {
                 self.take_expected(now);
             }
             (Call::Unassign { blocks, .. }, _) => self.unassigned(&blocks),
-            (Call::Detach { eni, .. }, _) => self.detached(now, &eni, effects),
+            (Call::Detach { eni, .. }, _) => self.detached(now, &eni),
             (Call::Delete { eni }, _) => self.deleted(&eni, effects),
             (Call::FindLeaked, Done::Leaked { enis }) => self.found_leaked(now, enis, effects),
             _ => {}
@@ -95,21 +85,21 @@ impl Core {
 
     fn failed(&mut self, now: Millis, call: Call, error: CallError, effects: &mut Vec<Effect>) {
         let unclear = error.cause == Cause::Ec2Unreachable;
-        if error.not_found && self.is_newborn(now, call.eni()) {
-            match &call {
-                Call::Attach { eni, .. } => self.set_stage(eni, Stage::ToAttach(eni.clone())),
-                Call::Protect { eni, attachment } => {
-                    self.set_stage(eni, Stage::ToProtect(eni.clone(), attachment.clone()));
-                }
-                Call::Detach { eni, .. } | Call::Delete { eni } => self.not_departed(eni, &call, false),
-                _ => {}
-            }
-            return self.pause(now, call.action(), error);
-        }
+        let too_early = error.not_found && self.is_newborn(now, call.eni());
+        // Asked for again as it is: nothing is known to be wrong with it.
+        let again = too_early || error.cause == Cause::Throttled;
         match &call {
-            Call::Detach { eni, .. } if error.not_found => return self.detached(now, eni, effects),
+            Call::Attach { eni, .. } if again => self.set_stage(eni, Stage::ToAttach(eni.clone())),
+            Call::Protect { eni, attachment } if again => {
+                self.set_stage(eni, Stage::ToProtect(eni.clone(), attachment.clone()));
+            }
+            Call::Detach { eni, .. } | Call::Delete { eni } if too_early => self.not_departed(eni, &call, false),
+            Call::Detach { eni, .. } if error.not_found => return self.detached(now, eni),
             Call::Delete { eni } if error.not_found => return self.deleted(eni, effects),
-            Call::Unassign { blocks, .. } => self.not_unassigned(blocks, unclear, effects),
+            // EC2 may not have them any more: an audit tells.
+            Call::Unassign { blocks, .. } => {
+                self.not_unassigned(blocks, unclear || error.cause == Cause::Ec2Error, effects);
+            }
             Call::Detach { eni, .. } | Call::Delete { eni } => self.not_departed(eni, &call, unclear),
             Call::Create { token, .. } => self.not_created(token, unclear, effects),
             Call::Attach { eni, .. } | Call::Protect { eni, .. } => {
@@ -131,36 +121,29 @@ impl Core {
     }
 
     fn pause(&mut self, now: Millis, action: &'static str, error: CallError) {
-        let failures = self.pauses.get(action).map_or(0, |pause| pause.failures);
-        let longest = (FIRST_PAUSE_MS << failures.min(10)).min(LONGEST_PAUSE_MS);
-        let least = if error.cause == Cause::Denied { DENIED_PAUSE_MS } else { longest / 4 };
-        // Jitter over nearly all of it: nodes that were refused together do not come back together.
-        let pause = self.jitter(longest).max(least);
         let CallError { cause, message, request_id, .. } = error;
-        let refusal = Refusal { cause, message, request_id, retry_after: None };
-        self.pauses.insert(action, Pause { until: now.plus(pause), refusal, failures: failures + 1 });
+        let chance = self.jitter(u64::MAX);
+        self.pace.refused(now, action, Refusal { cause, message, request_id, retry_after: None }, chance);
     }
 
     /// Whether an action has been refused so many times in a row.
     pub(crate) fn has_failed(&self, action: &str, times: u32) -> bool {
-        self.pauses.get(action).is_some_and(|pause| pause.failures >= times)
-    }
-
-    pub(crate) fn is_paused(&self, now: Millis, action: &str) -> bool {
-        self.pauses.get(action).is_some_and(|pause| pause.until > now)
+        self.pace.pause(action).is_some_and(|pause| pause.failures >= times)
     }
 
     /// The latest refusal that still holds growth up.
     pub(crate) fn growth_pause(&self, now: Millis) -> Option<&Pause> {
         let grows = ["AssignPrivateIpAddresses", "AssignIpv6Addresses", "CreateNetworkInterface", "CreateTags"];
         let others = ["AttachNetworkInterface", "ModifyNetworkInterfaceAttribute", "DescribeNetworkInterfaces"];
-        let pauses = grows.iter().chain(&others).filter_map(|action| self.pauses.get(*action));
+        let pauses = grows.iter().chain(&others).filter_map(|action| self.pace.pause(action));
         pauses.filter(|pause| pause.until > now || pause.refusal.cause.passes()).max_by_key(|pause| pause.until)
     }
 
     /// Whether EC2 has lately not answered or refused: then nothing is given back.
     pub(crate) fn ec2_ails(&self, now: Millis) -> bool {
-        self.pauses.values().any(|pause| pause.until.plus(STALE_MS) > now && pause.refusal.cause != Cause::SubnetFull)
+        self.pace
+            .pauses()
+            .any(|(_, pause)| pause.until.plus(STALE_MS) > now && pause.refusal.cause != Cause::SubnetFull)
     }
 
     /// A number below `bound`, different for each node, life and call.

@@ -44,6 +44,9 @@ pub enum Event {
     Settings { policy: Policy },
     /// Whether the node takes no new pods (the taint node.kubernetes.io/unschedulable).
     Cordoned { cordoned: bool },
+    /// What the wall clock shows, in milliseconds since 1970: nodes meet at its slots when EC2 has too much to
+    /// do.
+    Wall { ms: u64 },
     /// Time passed, or a batch of requests is complete: only then the pool grows for them.
     Tick,
 }

@@ -1,9 +1,12 @@
 //! When the pool grows, and where: one order per ENI, sized to the need, however many wait.
 
 use crate::{
-    Call, Cause, Core, Effect, Eni, EniState, Kind, Millis, Order, Policy, Provisioning, Refusal, Target,
-    mutation::Mutation, pool::count, supply,
+    Call, Cause, Core, Effect, Eni, EniState, Kind, Millis, Order, Provisioning, Refusal, Target, mutation::Mutation,
+    pool::count, supply,
 };
+
+/// Single addresses that are kept free where the subnet has no /28.
+const STOPGAP: u64 = 4;
 
 impl Core {
     /// Starts the EC2 calls that the need asks for and that are not on their way yet.
@@ -12,7 +15,7 @@ impl Core {
             return;
         }
         self.go_on_building(now, effects);
-        let missing = self.missing();
+        let missing = self.missing(now);
         if missing == 0 || !self.can_grow() {
             return;
         }
@@ -33,7 +36,7 @@ impl Core {
             }
             for eni in unclaimed {
                 let tagged = self.is_under_way(|call| matches!(call, Call::Tag { eni: tagged } if *tagged == eni));
-                if !tagged && !self.is_paused(now, "CreateTags") {
+                if !tagged && self.pace.is_open(now, "CreateTags", self.class()) {
                     self.call(now, Call::Tag { eni }, self.class(), effects);
                 }
             }
@@ -46,9 +49,9 @@ impl Core {
     }
 
     /// Addresses that are missing and not on their way.
-    fn missing(&self) -> u64 {
+    fn missing(&mut self, now: Millis) -> u64 {
         let mut counts = self.counts();
-        let learnt = self.memory.learnt();
+        let learnt = self.learnt(now);
         let policy = &self.node.policy;
         let coming = self.coming();
         counts.available += coming;
@@ -59,9 +62,13 @@ impl Core {
         if self.cordoned && !policy.manage_cordoned {
             missing = unserved;
         } else if missing > 0 && policy.target == Target::Auto && policy.kind(self.node.limits) == Kind::Single {
-            missing += Policy::portion(learnt);
+            let fresh = counts.total == 0;
+            missing += policy.portion(self.node.limits, counts, learnt, self.memory.lately(now));
             let room = policy.max_pods.map_or(u64::MAX, |pods| u64::from(pods).saturating_sub(counts.total));
             missing = missing.min(room).max(unserved);
+            let ahead =
+                if fresh { missing.min(supply::per_eni(self.node.limits)) } else { learnt.margin + counts.demand() };
+            self.memory.wanted(now, counts.held + counts.resting + ahead);
         }
         missing
     }
@@ -89,19 +96,23 @@ impl Core {
     /// Orders so many addresses: on ENIs that have room, then on new ones.
     fn order(&mut self, now: Millis, mut missing: u64, effects: &mut Vec<Effect>) {
         let kind = self.kind_now(now);
-        if kind == Kind::Single && self.node.policy.kind == Kind::Prefix {
-            // The stopgap serves who waits, and a little more.
-            missing = missing.min(self.counts().demand().saturating_sub(self.counts().available).max(4));
+        if kind == Kind::Single && self.node.policy.kind(self.node.limits) == Kind::Prefix {
+            // The stopgap serves who waits, and keeps a little more: the room is for /28s to come.
+            let counts = self.counts();
+            missing = missing.min((counts.demand() + STOPGAP).saturating_sub(counts.available + self.coming()));
         }
         let enough = |addresses: u64| u32::try_from(addresses.div_ceil(kind.size())).unwrap_or(u32::MAX);
         let assign = if kind == Kind::V6Prefix { "AssignIpv6Addresses" } else { "AssignPrivateIpAddresses" };
+        let mut put_off = 0;
         for (eni, room) in self.with_room() {
             if missing == 0 {
                 break;
             }
-            if self.is_paused(now, assign) {
+            if !self.pace.is_open(now, assign, self.class()) {
                 // It has room; a new ENI for the same would be too many in the end.
-                missing = missing.saturating_sub(u64::from(room) * kind.size());
+                let later = u64::from(room) * kind.size();
+                missing = missing.saturating_sub(later);
+                put_off += later;
                 continue;
             }
             let count = if self.node.policy.whole_enis() { room } else { enough(missing).min(room) };
@@ -110,19 +121,26 @@ impl Core {
             self.call(now, Call::Assign { eni, order }, self.class(), effects);
         }
         // ENIs that are being asked, or made, take more when they have answered.
-        missing = missing.saturating_sub(self.room_later() * kind.size());
-        let ahead = self.counts().available + self.coming() > self.counts().demand();
-        if ahead && self.node.policy.target == Target::Auto {
-            return; // a whole ENI ahead of need is made only when nothing else is free
-        }
+        let later = self.room_later() * kind.size();
+        missing = missing.saturating_sub(later);
+        // `auto` makes an ENI for who waits and for the margin, and where EC2 is crowded for who waits only;
+        // what it asks for beyond that comes with it or stays away.
+        let mut have = self.counts().available + self.coming() + put_off + later;
+        let wanted = match self.node.policy.target {
+            Target::Auto if self.pace.is_crowded(now) => self.counts().demand(),
+            Target::Auto => self.counts().demand() + self.learnt(now).margin,
+            Target::Warm { .. } => u64::MAX,
+        };
         let room = u32::try_from(supply::per_eni(self.node.limits)).unwrap_or(u32::MAX);
-        while missing > 0 && room > 0 && self.enis_left() > 0 && !self.is_paused(now, "CreateNetworkInterface") {
-            if self.is_paused(now, "AttachNetworkInterface") || self.is_paused(now, "ModifyNetworkInterfaceAttribute") {
+        let steps = ["CreateNetworkInterface", "AttachNetworkInterface", "ModifyNetworkInterfaceAttribute"];
+        while missing > 0 && have < wanted && room > 0 && self.enis_left() > 0 {
+            if !steps.iter().all(|action| self.pace.is_open(now, action, self.class())) {
                 break;
             }
             let count = if self.node.policy.whole_enis() { room } else { enough(missing).min(room) };
             let order = Order { kind, count };
             missing = missing.saturating_sub(order.addresses());
+            have += order.addresses();
             self.build(now, order, effects);
         }
     }

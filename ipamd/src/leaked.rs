@@ -39,7 +39,8 @@ impl Core {
             self.leaked.next = Some(now.plus(PERIOD_MS / 4 + self.jitter(PERIOD_MS)));
             return;
         };
-        if next <= now && !self.is_under_way(|call| *call == Call::FindLeaked) && !self.ec2_ails(now) {
+        let open = self.pace.is_open(now, Call::FindLeaked.action(), Class::Tidy);
+        if next <= now && open && !self.is_under_way(|call| *call == Call::FindLeaked) && !self.ec2_ails(now) {
             self.leaked.next = Some(now.plus(PERIOD_MS));
             self.call(now, Call::FindLeaked, Class::Tidy, effects);
         }

@@ -5,25 +5,34 @@ use imbl::Vector;
 
 use crate::{Learnt, Millis};
 
-/// The past that counts.
-const WINDOW_MS: u64 = 30 * 60_000;
-/// It is kept in so many pieces.
+/// How long a burst of pods is remembered: daily routines come back within hours.
+const BURSTS_MS: u64 = 6 * 3_600_000;
+/// How long it is remembered how many addresses were in use.
+const IN_USE_MS: u64 = 2 * 3_600_000;
+/// A past is kept in so many pieces.
 const PIECES: u64 = 10;
-/// The margin of a node that has seen nothing yet, and its bounds.
+/// What one order is to last for, if pods go on coming as they do; an ENI may take a third of that to come.
+const LATELY_MS: u64 = 60_000;
+const ENI_PART: u64 = 3;
+const OF_A_SECOND: u32 = 3;
+/// The margin of a node that has seen nothing yet: one address for so many in use, and its bounds.
+const IN_USE_PER_MARGIN: u64 = 5;
 const LEAST: u64 = 1;
+const LEAST_OF_MANY: u64 = 4;
 const MOST: u64 = 16;
 /// A first guess at how long an address takes to come.
 const FIRST_DELAY_MS: u64 = 2_000;
 
 /// The greatest value of the last while.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 struct Greatest {
+    window_ms: u64,
     pieces: Vector<(u64, u64)>,
 }
 
 impl Greatest {
     fn see(&mut self, now: Millis, value: u64) {
-        let piece = now.0 / (WINDOW_MS / PIECES);
+        let piece = now.0 / (self.window_ms / PIECES);
         while self.pieces.front().is_some_and(|(at, _)| at + PIECES <= piece) {
             self.pieces.pop_front();
         }
@@ -41,9 +50,12 @@ impl Greatest {
 /// The memory.
 #[derive(Clone, Debug)]
 pub(crate) struct Memory {
+    /// When pods asked, for the last minute or as long as an address takes to come.
     asked: Vector<Millis>,
     bursts: Greatest,
     in_use: Greatest,
+    /// What was in use or asked for ahead of it.
+    wanted: Greatest,
     delay_ms: u64,
 }
 
@@ -51,8 +63,9 @@ impl Memory {
     pub(crate) fn new() -> Self {
         Memory {
             asked: Vector::new(),
-            bursts: Greatest::default(),
-            in_use: Greatest::default(),
+            bursts: Greatest { window_ms: BURSTS_MS, pieces: Vector::new() },
+            in_use: Greatest { window_ms: IN_USE_MS, pieces: Vector::new() },
+            wanted: Greatest { window_ms: IN_USE_MS, pieces: Vector::new() },
             delay_ms: FIRST_DELAY_MS,
         }
     }
@@ -60,11 +73,31 @@ impl Memory {
     /// A pod asked.
     pub(crate) fn ask(&mut self, now: Millis) {
         self.asked.push_back(now);
-        while self.asked.front().is_some_and(|at| now.since(*at) > self.delay_ms) {
+        while self.asked.front().is_some_and(|at| now.since(*at) > self.delay_ms.max(LATELY_MS)) {
             self.asked.pop_front();
         }
-        let burst = u64::try_from(self.asked.len()).unwrap_or(u64::MAX);
-        self.bursts.see(now, burst.min(MOST));
+        self.bursts.see(now, self.asked_within(now, self.delay_ms).min(MOST));
+    }
+
+    fn asked_within(&self, now: Millis, span: u64) -> u64 {
+        let within = self.asked.iter().rev().take_while(|at| now.since(**at) <= span).count();
+        u64::try_from(within).unwrap_or(u64::MAX)
+    }
+
+    /// Pods that asked in the last minute, of each second only a few: a crowd that comes at once is no sign of
+    /// more to come.
+    fn steadily(&self, now: Millis) -> u64 {
+        let (mut second, mut of_it, mut all) = (None, 0, 0);
+        for at in self.asked.iter().rev().take_while(|at| now.since(**at) <= LATELY_MS) {
+            of_it = if second.replace(at.0 / 1000) == Some(at.0 / 1000) { of_it + 1 } else { 1 };
+            all += u64::from(of_it <= OF_A_SECOND);
+        }
+        all
+    }
+
+    /// Pods that asked in the last minute.
+    pub(crate) fn lately(&self, now: Millis) -> u64 {
+        self.asked_within(now, LATELY_MS)
     }
 
     /// An order was filled after so long.
@@ -75,11 +108,23 @@ impl Memory {
     /// So many addresses are in use, rest included.
     pub(crate) fn in_use(&mut self, now: Millis, addresses: u64) {
         self.in_use.see(now, addresses);
+        self.wanted.see(now, addresses);
         self.bursts.see(now, 0);
     }
 
-    pub(crate) fn learnt(&self) -> Learnt {
-        Learnt { margin: self.bursts.get().clamp(LEAST, MOST), peak: self.in_use.get() }
+    /// So many addresses were fetched for pods that are there and for some to come: they are not given back
+    /// before those had time to come.
+    pub(crate) fn wanted(&mut self, now: Millis, addresses: u64) {
+        self.wanted.see(now, addresses);
+    }
+
+    /// What to keep, where so many addresses are in use. A burst on top of the most that was in use lately is
+    /// not waited for; pods that come at this moment are.
+    pub(crate) fn learnt(&self, now: Millis, in_use: u64) -> Learnt {
+        let burst = self.bursts.get().min(self.in_use.get().saturating_sub(in_use));
+        let coming = self.steadily(now).div_ceil(ENI_PART);
+        let least = (in_use / IN_USE_PER_MARGIN).clamp(LEAST, LEAST_OF_MANY);
+        Learnt { margin: burst.max(coming).clamp(least, MOST), peak: self.wanted.get().max(in_use) }
     }
 }
 
@@ -90,21 +135,29 @@ mod tests {
     #[test]
     fn a_burst_is_remembered_and_forgotten() {
         let mut memory = Memory::new();
-        assert_eq!(memory.learnt().margin, LEAST);
-        (0..5).for_each(|_| memory.ask(Millis(10_000)));
+        let margin = |memory: &Memory, now, in_use| memory.learnt(Millis(now), in_use).margin;
+        assert_eq!(margin(&memory, 0, 0), LEAST);
+        (0..9).for_each(|_| memory.ask(Millis(10_000)));
         memory.in_use(Millis(10_100), 40);
-        assert_eq!(memory.learnt(), Learnt { margin: 5, peak: 40 });
-        memory.in_use(Millis(WINDOW_MS * 3), 2);
-        assert_eq!(memory.learnt(), Learnt { margin: LEAST, peak: 2 });
+        assert_eq!((memory.lately(Millis(60_000)), memory.lately(Millis(80_000))), (9, 0));
+        assert_eq!(margin(&memory, 30_000, 40), LEAST_OF_MANY, "they came at once");
+        assert_eq!(margin(&memory, 80_000, 20), 9, "they come again");
+        assert_eq!(margin(&memory, 80_000, 35), 5, "most of them are there");
+        assert_eq!(memory.learnt(Millis(80_000), 41), Learnt { margin: LEAST_OF_MANY, peak: 41 });
+        memory.in_use(Millis(IN_USE_MS * 2), 12);
+        assert_eq!(memory.learnt(Millis(IN_USE_MS * 2), 0), Learnt { margin: 9, peak: 12 });
+        memory.in_use(Millis(BURSTS_MS * 2), 12);
+        assert_eq!(memory.learnt(Millis(BURSTS_MS * 2), 0), Learnt { margin: LEAST, peak: 12 });
     }
 
     #[test]
     fn pods_that_come_slower_than_addresses_need_no_margin() {
         let mut memory = Memory::new();
-        (0..50).for_each(|n| memory.ask(Millis(n * 5_000)));
-        assert_eq!(memory.learnt().margin, 1);
-        memory.filled(60_000);
-        (50..100).for_each(|n| memory.ask(Millis(n * 5_000)));
-        assert!(memory.learnt().margin > 1);
+        (0..50).for_each(|n| memory.ask(Millis(n * 30_000)));
+        memory.in_use(Millis(1_500_000), 50);
+        assert_eq!(memory.learnt(Millis(1_600_000), 0).margin, 1);
+        (0..9).for_each(|_| memory.filled(60_000));
+        (50..100).for_each(|n| memory.ask(Millis(n * 30_000)));
+        assert!(memory.learnt(Millis(3_100_000), 0).margin > 1);
     }
 }

@@ -25,6 +25,7 @@ mod ids;
 mod leaked;
 mod learn;
 mod mutation;
+mod pace;
 mod pool;
 mod queue;
 mod rest;
@@ -50,7 +51,7 @@ pub use pool::{Eni, EniFacts, EniState, Sums};
 pub use supply::{Counts, Learnt, Limits, Policy, Provisioning, Target};
 pub use view::{AddressState, AddressView, View};
 
-use crate::{build::Build, calls::Flight, calls::Pause, learn::Memory, pool::Expected, queue::Queue};
+use crate::{build::Build, calls::Flight, learn::Memory, pace::Pace, pool::Expected, queue::Queue};
 
 /// What does not change while the process runs, and the settings.
 #[derive(Clone, Debug)]
@@ -124,8 +125,10 @@ pub struct Core {
     resting: OrdMap<IpAddr, Millis>,
     rest_ends: OrdSet<(Millis, IpAddr)>,
     slots: OrdMap<EniId, u32>,
-    /// Whether [`Intent::LookAround`] is open.
+    /// The store began with nothing, and EC2 has not told yet what an earlier life left.
     looks_around: bool,
+    /// Whether [`Intent::LookAround`] is open; it may be longer than the look takes.
+    look_is_open: bool,
     /// ENIs that carry our tag, as EC2 has said in this life.
     vouched: OrdSet<EniId>,
     /// Changes with every ENI and block that comes or goes.
@@ -147,8 +150,8 @@ pub struct Core {
     expected: OrdMap<EniId, Expected>,
     /// Blocks that went back to EC2, which stale metadata may still show: since when, and by which intent.
     given_back: OrdMap<IpNet, (Millis, String)>,
-    /// Until when an action waits after a refusal, and why.
-    pauses: OrdMap<&'static str, Pause>,
+    /// When an action may be called, and why it may not.
+    pace: Pace,
     /// Until when the subnet is taken to have no /28.
     no_prefix_until: Option<Millis>,
     /// The pool has been too large since then.
@@ -176,6 +179,7 @@ impl Core {
         let mut core = Core {
             node,
             looks_around: false,
+            look_is_open: false,
             enis: OrdMap::new(),
             blocks: OrdMap::new(),
             doubted: OrdSet::new(),
@@ -200,7 +204,7 @@ impl Core {
             departures: OrdMap::new(),
             expected: OrdMap::new(),
             given_back: OrdMap::new(),
-            pauses: OrdMap::new(),
+            pace: Pace::default(),
             no_prefix_until: None,
             surplus_since: None,
             audited: None,
@@ -235,6 +239,7 @@ impl Core {
         // Requests that come together are ordered for together: at the tick that ends the batch.
         let more_to_come = matches!(event, Event::Ask { .. });
         let mut effects = Vec::new();
+        self.pace.at(now);
         self.end_rests(now, &mut effects);
         self.handle(now, event, &mut effects);
         self.take_expected(now);
@@ -257,18 +262,18 @@ impl Core {
 
     /// When the next step is due even if nothing happens.
     pub fn next_due(&self, now: Millis) -> Option<Millis> {
-        let pauses = self.pauses.values().map(|pause| pause.until);
         let expected = self.expected.values().filter_map(|expected| Some(expected.since?.plus(pool::IMDS_LAG_MS)));
         let times = [
             self.queue.next_deadline(),
             self.rest_ends.get_min().map(|(until, _)| *until),
             self.surplus_since.map(|since| since.plus(shrink::PATIENCE_MS)),
             self.next_audit(),
+            self.next_departure(now),
             self.leaked.next(),
             self.no_prefix_until,
             self.met.filter(|_| self.looks_around).map(|met| met.plus(attach::SETTLED_MS)),
         ];
-        pauses.chain(expected).chain(times.into_iter().flatten()).filter(|at| *at > now).min()
+        self.pace.opens(now).chain(expected).chain(times.into_iter().flatten()).filter(|at| *at > now).min()
     }
 
     fn handle(&mut self, now: Millis, event: Event, effects: &mut Vec<Effect>) {
@@ -285,6 +290,7 @@ impl Core {
             Event::Bound { pods } => self.bound = u64::from(pods),
             Event::Settings { policy } => self.node.policy = policy,
             Event::Cordoned { cordoned } => self.cordoned = cordoned,
+            Event::Wall { ms } => self.pace.wall(now, ms),
             Event::Tick => {}
         }
     }

@@ -5,7 +5,7 @@ use crate::Core;
 
 /// A guard that is taken away.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[cfg_attr(not(feature = "mutations"), expect(dead_code, reason = "named by the guards, chosen by the simulator"))]
+#[cfg_attr(not(feature = "mutations"), allow(dead_code, reason = "named by the guards, chosen by the simulator"))]
 pub enum Mutation {
     /// Addresses are given again without rest.
     NoRest,

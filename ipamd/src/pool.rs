@@ -138,6 +138,11 @@ impl Core {
         for facts in shown {
             self.see(now, facts, effects);
         }
+        if first {
+            // What an earlier life has fetched it had reasons for.
+            let total = self.enis.values().map(|eni| eni.sums.total).sum();
+            self.memory.wanted(now, total);
+        }
         if first && self.slots.keys().any(|id| !ids.contains(id)) {
             self.want_audit(crate::Scope::Ours); // an earlier life had it: where is it?
         }
@@ -153,8 +158,9 @@ impl Core {
 
     fn see(&mut self, now: Millis, facts: EniFacts, effects: &mut Vec<Effect>) {
         let id = facts.id.clone();
-        if self.departures.contains_key(&id) {
-            return; // it is on its way out, and this is old news
+        if let Some(departure) = self.departures.get_mut(&id) {
+            departure.device_index = Some(facts.device_index);
+            return; // it is on its way out
         }
         let blocks = facts.blocks.clone();
         match self.enis.get_mut(&id) {
@@ -225,7 +231,7 @@ impl Core {
         let state = if trusted { EniState::Joining } else { EniState::Unknown };
         let slot = slot.or_else(|| if trusted { self.free_slot() } else { None });
         if primary && known.is_none() && !self.looks_around {
-            self.looks_around = true;
+            (self.looks_around, self.look_is_open) = (true, true);
             let token = crate::audit::LOOK_AROUND.to_owned();
             effects.push(Effect::Record(Write::Intent(token, Some(crate::Intent::LookAround))));
         }

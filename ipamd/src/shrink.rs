@@ -9,11 +9,15 @@ use ipnet::IpNet;
 
 use crate::{
     AuditedEni, BlockState, Call, Class, Core, Counts, Effect, EniId, EniState, Intent, Millis, Provisioning, Write,
-    block, mutation::Mutation, pool::Sums,
+    block,
+    mutation::Mutation,
+    pool::{STALE_MS, Sums},
 };
 
 /// The pool has to be too large for so long.
 pub(crate) const PATIENCE_MS: u64 = 60_000;
+/// EC2 needs some seconds to detach an ENI, and refuses to delete it before.
+const DETACHING_MS: u64 = 5_000;
 /// An ENI younger than this stays.
 const ENI_AGE_MS: u64 = 60_000;
 
@@ -23,6 +27,10 @@ pub(crate) struct Departure {
     pub(crate) stage: Stage,
     /// The intent that is closed when it is gone.
     token: Option<String>,
+    /// It is not deleted, nor looked for, before that.
+    pub(crate) not_before: Millis,
+    /// Where it hangs, or hung: the place is not free before it is gone.
+    pub(crate) device_index: Option<u32>,
 }
 
 /// How far it is.
@@ -42,8 +50,16 @@ pub(crate) enum Stage {
 
 impl Core {
     pub(crate) fn depart(&mut self, eni: EniId, stage: Stage, token: Option<String>) {
-        let token = token.or_else(|| self.departures.get(&eni).and_then(|departure| departure.token.clone()));
-        self.departures.insert(eni, Departure { stage, token });
+        let before = self.departures.get(&eni);
+        let token = token.or_else(|| before.and_then(|departure| departure.token.clone()));
+        let shown = self.enis.get(&eni).map(|eni| eni.facts.device_index);
+        let device_index = before.and_then(|departure| departure.device_index).or(shown);
+        self.departures.insert(eni, Departure { stage, token, not_before: Millis(0), device_index });
+    }
+
+    /// When the next ENI that is being detached may be deleted.
+    pub(crate) fn next_departure(&self, now: Millis) -> Option<Millis> {
+        self.departures.values().map(|departure| departure.not_before).filter(|at| *at > now).min()
     }
 
     /// Goes on with what is leaving, and decides what leaves next.
@@ -62,7 +78,7 @@ impl Core {
             self.surplus_since = None;
             return;
         }
-        let Some(choice) = self.choose() else {
+        let Some(choice) = self.choose(now) else {
             self.surplus_since = None;
             return;
         };
@@ -90,9 +106,9 @@ impl Core {
             || !self.leaving.is_empty()
     }
 
-    fn choose(&self) -> Option<Choice> {
+    fn choose(&self, now: Millis) -> Option<Choice> {
         let (policy, limits, counts) = (&self.node.policy, self.node.limits, self.counts());
-        let learnt = self.memory.learnt();
+        let learnt = self.learnt(now);
         let left = |sums: Sums| counts.without(sums.free, sums.idle_prefixes);
         let enough = |left: Counts| policy.enough(limits, left, learnt);
         let mut idle: Vec<_> = self
@@ -157,8 +173,8 @@ impl Core {
                 if self.kernel_has_spoken(since) {
                     let token = format!("leave-{id}");
                     effects.push(Effect::Record(Write::Intent(token.clone(), Some(Intent::Leave(id.clone())))));
+                    self.depart(id.clone(), Stage::ToDetach(attachment), Some(token));
                     self.forget_eni(&id);
-                    self.depart(id, Stage::ToDetach(attachment), Some(token));
                 }
             } else {
                 self.want_audit(crate::Scope::Attached);
@@ -186,11 +202,14 @@ impl Core {
         }
         let Some((eni, _)) = leaving.first().cloned() else { return };
         let action = "UnassignPrivateIpAddresses";
-        if self.is_paused(now, action) || self.is_under_way(|call| matches!(call, Call::Unassign { .. })) {
+        if !self.pace.is_open(now, action, Class::Tidy)
+            || self.is_under_way(|call| matches!(call, Call::Unassign { .. }))
+        {
             return;
         }
-        if self.audit_wanted.contains(&crate::Scope::Attached) {
-            return; // an earlier answer never came
+        let audit_under_way = self.is_under_way(|call| matches!(call, Call::Audit { .. }));
+        if audit_under_way || self.audit_wanted.contains(&crate::Scope::Attached) {
+            return; // an earlier answer never came, or made no sense
         }
         let blocks: Vec<IpNet> = leaving.into_iter().filter(|(id, _)| *id == eni).map(|(_, net)| net).collect();
         let token = format!("give-{}-{}", self.node.token_seed, self.next_call);
@@ -218,25 +237,31 @@ impl Core {
     }
 
     fn go_on_departing(&mut self, now: Millis, effects: &mut Vec<Effect>) {
-        let waiting: Vec<(EniId, Stage)> =
-            self.departures.iter().map(|(id, departure)| (id.clone(), departure.stage.clone())).collect();
+        let waiting: Vec<(EniId, Stage)> = self
+            .departures
+            .iter()
+            .filter(|(_, departure)| departure.not_before <= now)
+            .map(|(id, departure)| (id.clone(), departure.stage.clone()))
+            .collect();
         for (eni, stage) in waiting {
             let (call, next) = match stage {
                 Stage::ToDetach(attachment) => (Call::Detach { eni: eni.clone(), attachment }, Stage::Detaching),
                 Stage::ToDelete => (Call::Delete { eni: eni.clone() }, Stage::Deleting),
                 _ => continue,
             };
-            if !self.is_paused(now, call.action()) {
+            if self.pace.is_open(now, call.action(), Class::Tidy) {
                 self.depart(eni, next, None);
                 self.call(now, call, Class::Tidy, effects);
             }
         }
     }
 
-    pub(crate) fn detached(&mut self, now: Millis, eni: &EniId, effects: &mut Vec<Effect>) {
-        self.forget_eni(eni);
+    pub(crate) fn detached(&mut self, now: Millis, eni: &EniId) {
         self.depart(eni.clone(), Stage::ToDelete, None);
-        self.go_on_departing(now, effects);
+        self.forget_eni(eni);
+        if let Some(departure) = self.departures.get_mut(eni) {
+            departure.not_before = now.plus(DETACHING_MS);
+        }
     }
 
     pub(crate) fn deleted(&mut self, eni: &EniId, effects: &mut Vec<Effect>) {
@@ -265,7 +290,15 @@ impl Core {
     }
 
     /// What an audit of all our ENIs says about those on their way out.
-    pub(crate) fn settle_departures(&mut self, attached: &[AuditedEni], loose: &[EniId], effects: &mut Vec<Effect>) {
+    pub(crate) fn settle_departures(
+        &mut self,
+        now: Millis,
+        attached: &[AuditedEni],
+        loose: &[EniId],
+        effects: &mut Vec<Effect>,
+    ) {
+        // What the life before has just created EC2 may not list yet.
+        let certain = self.met.unwrap_or(now).plus(STALE_MS);
         let unclear: Vec<EniId> = self
             .departures
             .iter()
@@ -278,11 +311,18 @@ impl Core {
                 // After a restart somebody may live on it again: the decision is made anew.
                 Some(_) if self.enis.get(&id).is_some_and(|eni| eni.sums.held > 0) => self.stay(&id, effects),
                 Some(eni) => {
-                    let attachment = eni.attachment.clone();
                     self.forget_eni(&id);
-                    self.depart(id, Stage::ToDetach(attachment), None);
+                    self.depart(id.clone(), Stage::ToDetach(eni.attachment.clone()), None);
+                    if let Some(departure) = self.departures.get_mut(&id) {
+                        departure.device_index = Some(eni.device_index);
+                    }
                 }
                 None if loose.contains(&id) => self.depart(id, Stage::ToDelete, None),
+                None if now < certain => {
+                    if let Some(departure) = self.departures.get_mut(&id) {
+                        departure.not_before = certain;
+                    }
+                }
                 None => self.deleted(&id, effects),
             }
         }

@@ -114,7 +114,7 @@ impl Counts {
 pub struct Learnt {
     /// Free addresses to keep ahead.
     pub margin: u64,
-    /// The most that was in use lately, rest included.
+    /// The most that was in use lately or wanted ahead of use, rest included.
     pub peak: u64,
 }
 
@@ -166,7 +166,7 @@ impl Policy {
         let prefixes = self.kind(limits) == Kind::Prefix;
         match self.target {
             _ if self.kind == Kind::V6Prefix => 0,
-            Target::Auto => total.saturating_sub(learnt.peak + learnt.margin).min(available),
+            Target::Auto => total.saturating_sub(Self::kept(counts, learnt)).min(available),
             Target::Warm { addresses, minimum, .. } if addresses != 0 || minimum != 0 => {
                 let (warm, minimum) = (u64::from(addresses), u64::from(minimum));
                 if prefixes {
@@ -183,23 +183,30 @@ impl Policy {
         }
     }
 
+    /// What `auto` keeps.
+    fn kept(counts: Counts, learnt: Learnt) -> u64 {
+        learnt.peak.max(counts.held + counts.resting + learnt.margin)
+    }
+
     /// How far above its target `auto` lets the pool be before it gives anything back, in addresses.
     pub(crate) fn slack(&self, learnt: Learnt) -> u64 {
         match self.target {
-            Target::Auto => Self::portion(learnt),
+            Target::Auto => (learnt.peak / 4).clamp(4, PREFIX_SIZE),
             Target::Warm { .. } => 0,
         }
     }
 
-    /// What `auto` asks for beyond the need, so that not every pod costs a call.
-    pub(crate) fn portion(learnt: Learnt) -> u64 {
-        (learnt.peak / 4).clamp(4, PREFIX_SIZE)
+    /// What `auto` asks for beyond what is missing, so that not every pod costs a call: a part of what is in
+    /// use, what lasts for a minute if pods go on coming, and a whole ENI on a node that has nothing yet.
+    pub(crate) fn portion(&self, limits: Limits, counts: Counts, learnt: Learnt, lately: u64) -> u64 {
+        let portion = lately.min(PREFIX_SIZE).max(self.slack(learnt));
+        if counts.total == 0 { portion.max(per_eni(limits).min(PREFIX_SIZE)) } else { portion }
     }
 
     /// Whether what is left after giving up idle supply would still be enough.
     pub(crate) fn enough(&self, limits: Limits, left: Counts, learnt: Learnt) -> bool {
         let kept = match self.target {
-            Target::Auto => left.total >= learnt.peak + learnt.margin,
+            Target::Auto => left.total >= Self::kept(left, learnt),
             Target::Warm { .. } => true,
         };
         kept && self.missing(limits, Counts { waiting: 0, bound: left.demand(), ..left }, learnt) == 0

@@ -101,7 +101,7 @@ impl Core {
         View {
             now,
             counts: self.counts(),
-            learnt: self.memory.learnt(),
+            learnt: self.learnt(now),
             eni_max,
             address_max: u64::from(eni_max) * supply::per_eni(self.node.limits) * size,
             enis: self.enis.clone(),
@@ -111,7 +111,7 @@ impl Core {
             resting: self.resting.clone(),
             calls: self.calls.values().map(|flight| flight.call.action()).collect(),
             obstacle: self.obstacle(now),
-            pauses: self.pauses.iter().map(|(action, pause)| (*action, pause.until, pause.refusal.clone())).collect(),
+            pauses: self.pace.pauses().map(|(action, pause)| (action, pause.until, pause.refusal.clone())).collect(),
             broken: self.broken.iter().map(ToString::to_string).collect(),
         }
     }

@@ -49,6 +49,8 @@ struct World {
     next: u8,
     calls: VecDeque<(CallId, Call)>,
     refuse: Option<Cause>,
+    /// The subnet has no free /28.
+    fragmented: bool,
     ledger: Ledger,
     /// Links that stand, as the kernel would list them.
     links: BTreeSet<AttachmentKey>,
@@ -79,6 +81,7 @@ impl World {
             next: 10,
             calls: VecDeque::new(),
             refuse: None,
+            fragmented: false,
             ledger: Ledger::default(),
             links: BTreeSet::new(),
             offered: BTreeMap::new(),
@@ -147,7 +150,9 @@ impl World {
     /// EC2 answers the oldest call.
     fn answer(&mut self) {
         let Some((id, call)) = self.calls.pop_front() else { return };
-        let answer = match self.refuse {
+        let prefix =
+            matches!(&call, Call::Assign { order, .. } | Call::Create { order, .. } if order.kind == Kind::Prefix);
+        let answer = match self.refuse.or((self.fragmented && prefix).then_some(Cause::NoPrefix)) {
             Some(cause) => Err(CallError { cause, message: "no".into(), request_id: None, not_found: false }),
             None => Ok(self.carry_out(&call)),
         };
@@ -315,6 +320,20 @@ impl World {
         self.start();
     }
 
+    fn play(&mut self, step: Move) {
+        match step {
+            Move::Ask(pod) => self.ask(pod),
+            Move::Wire(dies) => self.wire(dies),
+            Move::Del(pod, told) => self.del(pod, told),
+            Move::Answer => self.answer(),
+            Move::Metadata => self.metadata(),
+            Move::Listing => self.listing(),
+            Move::Pass(millis) => self.pass(millis),
+            Move::Refuse(cause) => self.refuse = cause,
+            Move::Restart(arrived) => self.restart(arrived),
+        }
+    }
+
     fn settle(&mut self) {
         self.refuse = None;
         for _ in 0..400 {
@@ -363,17 +382,7 @@ proptest! {
     fn any_life_keeps_the_invariants_and_comes_to_rest(moves in moves()) {
         let mut world = World::new();
         for step in moves {
-            match step {
-                Move::Ask(pod) => world.ask(pod),
-                Move::Wire(dies) => world.wire(dies),
-                Move::Del(pod, told) => world.del(pod, told),
-                Move::Answer => world.answer(),
-                Move::Metadata => world.metadata(),
-                Move::Listing => world.listing(),
-                Move::Pass(millis) => world.pass(millis),
-                Move::Refuse(cause) => world.refuse = cause,
-                Move::Restart(arrived) => world.restart(arrived),
-            }
+            world.play(step);
             if world.next > 200 {
                 break;
             }
@@ -448,4 +457,52 @@ fn a_crash_between_create_and_attach_leaves_no_eni_behind() {
     assert!(world.enis.values().any(|eni| eni.device.is_none()));
     world.settle();
     assert!(world.enis.values().all(|eni| eni.device.is_some()));
+}
+
+#[test]
+fn single_addresses_in_place_of_prefixes_leave_room_for_these() {
+    let mut world = World::new();
+    world.fragmented = true;
+    let target = Target::Warm { enis: 0, addresses: 0, minimum: 0, prefixes: 1 };
+    world.step(Event::Settings { policy: Policy { kind: Kind::Prefix, target, ..policy() } });
+    world.ask(1);
+    for _ in 0..100 {
+        world.answer();
+        world.metadata();
+        world.wire(false);
+        world.listing();
+        world.pass(700);
+    }
+    assert!(world.ledger.leases.contains_key(&key(1)));
+    let taken: usize = world.enis.values().map(|eni| eni.blocks.len()).sum();
+    assert!(taken <= 5, "one in use, four ahead, and {taken} of nine places are taken");
+    assert_eq!(world.calls.len(), 0);
+}
+
+/// Found by the property above: an audit took an ENI back into service while its detaching was put off.
+#[test]
+fn an_eni_on_its_way_out_serves_nobody() {
+    use Move::{Answer, Ask, Del, Metadata, Refuse, Restart, Wire};
+    let mut world = World::new();
+    let moves = [
+        [Ask(3), Answer, Ask(6), Answer, Answer, Ask(4), Metadata, Answer, Ask(2), Answer, Answer, Answer, Metadata],
+        [
+            Answer,
+            Wire(false),
+            Restart(false),
+            Answer,
+            Del(2, true),
+            Refuse(Some(Cause::SubnetFull)),
+            Ask(0),
+            Ask(1),
+            Answer,
+            Refuse(Some(Cause::Throttled)),
+            Answer,
+            Answer,
+            Metadata,
+        ],
+    ];
+    moves.into_iter().flatten().for_each(|step| world.play(step));
+    world.settle();
+    assert!(world.asked.is_empty() && world.enis.values().all(|eni| eni.device.is_some()));
 }

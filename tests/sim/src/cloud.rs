@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, net::IpAddr};
 
 use enid_ipamd::{AuditedEni, Call, CallError, Cause, Done, EniFacts, EniId, Kind, Limits, LooseEni, Order, Scope};
 use ipnet::{IpNet, Ipv4Net};
-use vpclab::model::{Answer, ApiError, EniTruth, Faults, Model, Options, Outcome, Request};
+use vpclab::model::{Answer, ApiError, Counted, EniTruth, Faults, Model, Options, Outcome, Request};
 
 const TAG_INSTANCE: &str = "node.k8s.amazonaws.com/instance_id";
 const TAG_TOKEN: &str = "enid/token";
@@ -29,7 +29,7 @@ impl Cloud {
     pub fn new(options: Options, prefix_len: u8) -> Self {
         let mut model = Model::new(options);
         let vpc = model.create_vpc(&["10.0.0.0/8".parse().unwrap_or_default()], None);
-        let subnet_cidr = Ipv4Net::new([10, 1, 0, 0].into(), prefix_len).unwrap_or_default();
+        let subnet_cidr = Ipv4Net::new([10, 1, 0, 0].into(), prefix_len).unwrap_or_default().trunc();
         let subnet = model.create_subnet(&vpc, subnet_cidr, None, "use1-az1");
         Cloud { model, subnet, subnet_cidr }
     }
@@ -64,6 +64,11 @@ impl Cloud {
     /// Calls so far, by action.
     pub fn counts(&self) -> BTreeMap<String, u64> {
         self.model.counts().iter().map(|(action, counted)| (action.clone(), counted.calls)).collect()
+    }
+
+    /// Calls so far and how they ended, by action.
+    pub fn counted(&self) -> BTreeMap<String, Counted> {
+        self.model.counts().clone()
     }
 
     /// What somebody else does to the account.

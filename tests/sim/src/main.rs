@@ -5,11 +5,15 @@
 //!     sim story FILE              one of them; SIM_TRACE=1 prints every event and effect
 //!     sim mutations               each guard taken away once: somebody must notice
 //!     sim counts                  how many EC2 calls the usual situations cost
+//!     sim fleet                   thousands of nodes under one account's buckets
+//!     sim waste [FIRST [COUNT]]   idle addresses, calls and waiting: auto beside the peer's settings
+//!     sim plot FILE               the picture of that, as SVG
 //!
-//! Without a word: stories, seeds (SEEDS, 500), mutations, counts.
+//! Without a word: stories, seeds (SEEDS, 500), mutations, counts, fleet, waste.
 
 mod cloud;
 mod counts;
+mod fleet;
 mod mutations;
 mod stories;
 mod story;
@@ -55,14 +59,26 @@ fn run(args: &[String]) -> anyhow::Result<()> {
             let count = std::env::var("SEEDS").ok().and_then(|count| count.parse().ok()).unwrap_or(500);
             seeds(1, count)?;
             mutations::run()?;
-            counts::run()
+            counts::run()?;
+            fleet::crowd::run()?;
+            fleet::waste::run(None)
         }
         Some("seeds") => seeds(number(2, 1)?, number(1, 500)?),
         Some("story") => stories::one(args.get(1).context("which file?")?),
         Some("stories") => stories::replay(),
         Some("mutations") => mutations::run(),
         Some("counts") => counts::run(),
-        Some(other) => anyhow::bail!("there is no {other:?}; sim seeds | stories | mutations | counts"),
+        Some("fleet") => fleet::crowd::run(),
+        Some("waste") => match args.get(1) {
+            Some(_) => fleet::waste::run(Some(number(1, 1)?..number(1, 1)? + number(2, 3)?)),
+            None => fleet::waste::run(None),
+        },
+        Some("plot") => fleet::plot::draw(Path::new(args.get(1).context("which file?")?), fleet::waste::JUDGES),
+        Some(other) => {
+            anyhow::bail!(
+                "there is no {other:?}; sim seeds | story | stories | mutations | counts | fleet | waste | plot"
+            )
+        }
     }
 }
 

@@ -54,6 +54,8 @@ pub enum Move {
     Settings(u8),
     /// The node is cordoned, or is not any more.
     Cordon(bool),
+    /// The wall clock is set by so many seconds, backwards too.
+    Clock(i32),
     /// So many pods are bound to the node and on their way.
     Bound(u32),
 }
@@ -79,7 +81,7 @@ pub fn draw(seed: u64, moves: usize) -> Vec<Move> {
 
 fn one(rng: &mut fastrand::Rng, storm: u8) -> Move {
     let percent = |rng: &mut fastrand::Rng| if rng.bool() { 0 } else { rng.u8(0..60) };
-    let roll = rng.u32(0..if storm == 0 { 60 } else { 100 });
+    let roll = rng.u32(0..if storm == 0 { 60 } else { 101 });
     match roll {
         0..12 => Move::Pass(rng.u64(1..400)),
         12..18 => Move::Pass(rng.u64(400..8_000)),
@@ -112,7 +114,8 @@ fn one(rng: &mut fastrand::Rng, storm: u8) -> Move {
         90..93 => Move::Stale(rng.bool()),
         93..96 => Move::Torn(percent(rng)),
         96..98 => Move::Fragment(rng.bool()),
-        _ => Move::Detach(rng.u32(0..4)),
+        98..100 => Move::Detach(rng.u32(0..4)),
+        _ => Move::Clock(rng.i32(-7_200..7_200)),
     }
 }
 

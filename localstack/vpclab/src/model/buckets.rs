@@ -41,6 +41,12 @@ fn figures(action: &str, plain: bool) -> Figures {
     }
 }
 
+/// Size of an action's bucket in tokens, and tokens that it gets back each second; a describe is taken to have
+/// a filter or a page size.
+pub fn bucket(action: &str) -> (f64, f64) {
+    figures(action, false)
+}
+
 /// The account's buckets. Each starts full.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Buckets {

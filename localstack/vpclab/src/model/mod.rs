@@ -34,6 +34,7 @@ pub use api::{
     Answer, ApiError, AttachmentStatus, AttachmentTruth, EniStatus, EniTruth, ImdsEni, InstanceState, InstanceTruth,
     Outcome, Reply, Request, SubnetTruth,
 };
+pub use buckets::bucket;
 pub use faults::Faults;
 pub use types::{TypeLimits, limits};
 

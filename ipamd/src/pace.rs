@@ -1,0 +1,323 @@
+//! When an action may be called: a bucket for each action and class, and how a refusal is waited out.
+//!
+//! EC2 counts calls per account, region and action ("Request throttling for the Amazon EC2 API"), so a node
+//! shares what is refilled with nodes it does not know of. Its own buckets keep a single node small; how
+//! many nodes there are it can only guess from refusals. So two rules stand behind a refusal for the rate:
+//!
+//! - The next try is at a slot, a multiple of a few seconds by the wall clock, the same ones on every node.
+//!   In between the account's bucket fills undisturbed, and a refusal at the slot costs nothing, since the
+//!   bucket is empty then. Tries spread evenly would drain every token that a refused call is charged.
+//! - How many slots are left out is drawn anew each time, from a span that grows with the time waited so
+//!   far: who has waited long can wait a tenth more. So crowds thin out, and the last one is not forgotten.
+//!
+//! Lower classes step back much further than calls that a pod waits for.
+
+use std::{
+    num::NonZeroU32,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use governor::{Quota, RateLimiter, clock::Clock, state::InMemoryState, state::NotKeyed};
+use imbl::OrdMap;
+
+use crate::{Cause, Class, Millis, Refusal};
+
+/// Calls of one action in a row, and milliseconds per call after them; how many times slower at the most.
+const LANES: [(Class, Lane); 3] = [
+    (Class::PodWaits, Lane { burst: 16, period_ms: 1_000, slowest: 2 }),
+    (Class::PoolShort, Lane { burst: 8, period_ms: 4_000, slowest: 16 }),
+    (Class::Tidy, Lane { burst: 8, period_ms: 4_000, slowest: 64 }),
+];
+
+/// Slots after the first refusals, and after [`CROWDED`]: no longer than EC2 needs to fill any bucket that we
+/// draw from (100 tokens at 20 a second are the fastest).
+const FIRST_SLOT_MS: u64 = 1_000;
+const SLOT_MS: u64 = 5_000;
+/// The part of the time waited so far by which the next try may be put off.
+const SPAN: u64 = 10;
+/// After this many refusals in a row there is a crowd: for a while every action is called at slots only.
+const CROWDED: u32 = 2;
+const CROWD_MS: u64 = 60_000;
+/// A slot is as long as a daemon may need to wake up.
+const WINDOW_MS: u64 = 50;
+
+/// Refusals for other reasons: the first pause, the longest, and that after a lack of rights, which somebody
+/// has to mend first.
+const FIRST_PAUSE_MS: u64 = 1_000;
+const LONGEST_PAUSE_MS: u64 = 60_000;
+const DENIED_PAUSE_MS: u64 = 5_000;
+
+#[derive(Clone, Copy, Debug)]
+struct Lane {
+    burst: u32,
+    period_ms: u64,
+    slowest: u64,
+}
+
+/// The core's clock, as `governor` reads it: what [`crate::Core::step`] was told last.
+#[derive(Clone, Debug, Default)]
+struct Told(Arc<AtomicU64>);
+
+impl Clock for Told {
+    type Instant = Duration;
+
+    fn now(&self) -> Duration {
+        Duration::from_millis(self.0.load(Ordering::Relaxed))
+    }
+}
+
+type Limiter = RateLimiter<NotKeyed, InMemoryState, Told, governor::middleware::NoOpMiddleware<Duration>>;
+
+/// Calls of one action and class.
+#[derive(Clone, Debug)]
+struct Bucket {
+    limiter: Arc<Limiter>,
+    /// A call may be made now, or from then on.
+    next: Result<(), Millis>,
+    /// How many times slower than usual.
+    slower: u64,
+}
+
+/// What an action waits for after a refusal.
+#[derive(Clone, Debug)]
+pub(crate) struct Pause {
+    /// Until when, for calls that a pod waits for.
+    pub(crate) until: Millis,
+    pub(crate) refusal: Refusal,
+    pub(crate) failures: u32,
+    first: Millis,
+    /// Until when, for each class.
+    untils: OrdMap<Class, Millis>,
+}
+
+/// The buckets and pauses of all actions.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Pace {
+    clock: Told,
+    /// What has to be added to the core's time for the wall clock's.
+    to_wall: u64,
+    /// Until when EC2 is taken to be crowded.
+    crowded: Option<Millis>,
+    buckets: OrdMap<(&'static str, Class), Bucket>,
+    pauses: OrdMap<&'static str, Pause>,
+}
+
+impl Pace {
+    /// The time of this step.
+    pub(crate) fn at(&mut self, now: Millis) {
+        self.clock.0.store(now.0, Ordering::Relaxed);
+        let due = |bucket: &Bucket| bucket.next.is_err_and(|at| at <= now);
+        let due: Vec<_> = self.buckets.iter().filter(|(_, bucket)| due(bucket)).map(|(key, _)| *key).collect();
+        for key in due {
+            if let Some(bucket) = self.buckets.get_mut(&key) {
+                bucket.refill(now);
+            }
+        }
+    }
+
+    /// What the wall clock shows now, in milliseconds since 1970.
+    pub(crate) fn wall(&mut self, now: Millis, wall_ms: u64) {
+        self.to_wall = wall_ms.wrapping_sub(now.0);
+    }
+
+    /// Whether a call of this class may be made.
+    pub(crate) fn is_open(&self, now: Millis, action: &'static str, class: Class) -> bool {
+        let until = self.pauses.get(action).and_then(|pause| pause.untils.get(&class));
+        let bucket = self.buckets.get(&(action, class));
+        until.is_none_or(|until| *until <= now)
+            && bucket.is_none_or(|bucket| bucket.next.is_ok())
+            && self.next_slot(now).is_none()
+    }
+
+    /// Whether EC2 is taken to have too much to do.
+    pub(crate) fn is_crowded(&self, now: Millis) -> bool {
+        self.crowded.is_some_and(|until| now < until)
+    }
+
+    /// When the next slot is, if calls have to wait for one.
+    fn next_slot(&self, now: Millis) -> Option<Millis> {
+        let into = now.0.wrapping_add(self.to_wall) % SLOT_MS;
+        let waits = self.is_crowded(now) && into >= WINDOW_MS;
+        waits.then(|| now.plus(SLOT_MS - into))
+    }
+
+    /// A call is made.
+    pub(crate) fn take(&mut self, now: Millis, action: &'static str, class: Class) {
+        let clock = self.clock.clone();
+        self.buckets.entry((action, class)).or_insert_with(|| Bucket::new(class, 1, clock)).refill(now);
+    }
+
+    /// A call was answered.
+    pub(crate) fn answered(&mut self, action: &'static str) {
+        self.pauses.remove(action);
+        for (class, _) in LANES {
+            if let Some(bucket) = self.buckets.get_mut(&(action, class))
+                && bucket.slower > 1
+            {
+                *bucket = Bucket::new(class, bucket.slower / 2, self.clock.clone());
+            }
+        }
+    }
+
+    /// A call was refused; `chance` is any number.
+    pub(crate) fn refused(&mut self, now: Millis, action: &'static str, refusal: Refusal, chance: u64) {
+        let before = self.pauses.get(action);
+        let first = before.map_or(now, |pause| pause.first);
+        let failures = before.map_or(0, |pause| pause.failures);
+        if refusal.cause == Cause::Throttled && failures >= CROWDED {
+            self.crowded = Some(now.plus(CROWD_MS));
+        }
+        let mut untils = OrdMap::new();
+        for (class, lane) in LANES {
+            let until = if refusal.cause == Cause::Throttled {
+                let slower = self.buckets.get(&(action, class)).map_or(1, |bucket| bucket.slower);
+                let mut bucket = Bucket::new(class, (slower * 2).min(lane.slowest), self.clock.clone());
+                bucket.refill(now);
+                let ready = bucket.next.err().unwrap_or(now);
+                self.buckets.insert((action, class), bucket);
+                self.slot(now, ready, now.since(first), failures, chance)
+            } else {
+                let longest = (FIRST_PAUSE_MS << failures.min(10)).min(LONGEST_PAUSE_MS);
+                let least = if refusal.cause == Cause::Denied { DENIED_PAUSE_MS } else { longest / 4 };
+                // Jitter over nearly all of it: nodes that were refused together do not come back together.
+                now.plus((chance % longest).max(least))
+            };
+            untils.insert(class, until);
+        }
+        let until = untils.get(&Class::PodWaits).copied().unwrap_or(now);
+        self.pauses.insert(action, Pause { until, refusal, failures: failures + 1, first, untils });
+    }
+
+    /// The slot of the next try.
+    fn slot(&self, now: Millis, ready: Millis, waited: u64, failures: u32, chance: u64) -> Millis {
+        let slot = if failures < CROWDED { FIRST_SLOT_MS } else { SLOT_MS };
+        let earliest = ready.max(now.plus(1 + chance % (waited / SPAN + 1)));
+        let wall = earliest.0.wrapping_add(self.to_wall);
+        earliest.plus(wall.next_multiple_of(slot) - wall)
+    }
+
+    /// Actions that were refused and have not succeeded since.
+    pub(crate) fn pauses(&self) -> impl Iterator<Item = (&'static str, &Pause)> {
+        self.pauses.iter().map(|(action, pause)| (*action, pause))
+    }
+
+    /// What an action waits for.
+    pub(crate) fn pause(&self, action: &str) -> Option<&Pause> {
+        self.pauses.get(action)
+    }
+
+    /// When something opens that is closed.
+    pub(crate) fn opens(&self, now: Millis) -> impl Iterator<Item = Millis> {
+        let untils = self.pauses.values().flat_map(|pause| pause.untils.values().copied());
+        untils.chain(self.buckets.values().filter_map(|bucket| bucket.next.err())).chain(self.next_slot(now))
+    }
+}
+
+impl Bucket {
+    /// A full one; one that was slowed down has a single call to give.
+    fn new(class: Class, slower: u64, clock: Told) -> Self {
+        let lane = LANES.iter().find(|(of, _)| *of == class).map_or(LANES[2].1, |(_, lane)| *lane);
+        let period = Duration::from_millis(lane.period_ms * slower.max(1));
+        let burst = NonZeroU32::new(if slower > 1 { 1 } else { lane.burst }).unwrap_or(NonZeroU32::MIN);
+        let quota = Quota::with_period(period).unwrap_or(Quota::per_second(NonZeroU32::MIN)).allow_burst(burst);
+        let limiter = RateLimiter::direct_with_clock(quota, clock);
+        // The first call is always there.
+        let next = limiter.check().map_err(|_| Millis(0));
+        Bucket { limiter: Arc::new(limiter), next, slower: slower.max(1) }
+    }
+
+    /// Draws the next call, or learns when there will be one.
+    fn refill(&mut self, now: Millis) {
+        self.next = self.limiter.check().map_err(|not_until| {
+            let wait = not_until.wait_time_from(Duration::from_millis(now.0));
+            now.plus(u64::try_from(wait.as_millis()).unwrap_or(u64::MAX).max(1))
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ACTION: &str = "CreateNetworkInterface";
+
+    fn throttled() -> Refusal {
+        Refusal::new(Cause::Throttled, "Request limit exceeded.")
+    }
+
+    #[test]
+    fn a_node_calls_in_bursts_and_then_slowly() {
+        let mut pace = Pace::default();
+        let made = (0..10_000_u64).step_by(10).filter(|at| {
+            pace.at(Millis(*at));
+            let open = pace.is_open(Millis(*at), ACTION, Class::PodWaits);
+            if open {
+                pace.take(Millis(*at), ACTION, Class::PodWaits);
+            }
+            open
+        });
+        let made = made.count();
+        assert!((24..=26).contains(&made), "{made}: a burst of 16, then one a second");
+        assert!(pace.is_open(Millis(10_000), ACTION, Class::Tidy), "each class has its own");
+    }
+
+    #[test]
+    fn who_is_refused_tries_again_at_a_slot_of_the_wall_clock() {
+        for chance in 0..50 {
+            let mut pace = Pace::default();
+            let mut now = Millis(123);
+            pace.wall(now, 1_000_000_777);
+            for failures in 0..6_u32 {
+                pace.at(now);
+                pace.refused(now, ACTION, throttled(), chance * 7_919);
+                let until = pace.pause(ACTION).unwrap().until;
+                let wall = until.0 + 1_000_000_777 - 123;
+                let slot = if failures < CROWDED { FIRST_SLOT_MS } else { SLOT_MS };
+                assert!(until > now && wall.is_multiple_of(slot), "{wall} after {failures}");
+                assert!(!pace.is_open(now, ACTION, Class::PodWaits));
+                assert!(pace.opens(now).any(|at| at == until));
+                now = until;
+                pace.at(now);
+                assert!(pace.is_open(now, ACTION, Class::PodWaits), "the bucket is ready at the slot");
+            }
+        }
+    }
+
+    #[test]
+    fn the_lower_the_class_the_further_it_steps_back() {
+        let mut pace = Pace::default();
+        let mut now = Millis(50);
+        for _ in 0..6 {
+            pace.at(now);
+            pace.refused(now, ACTION, throttled(), 0);
+            now = pace.pause(ACTION).unwrap().until;
+        }
+        let untils = pace.pause(ACTION).unwrap().untils.clone();
+        assert!(untils[&Class::PodWaits] < untils[&Class::PoolShort]);
+        assert!(untils[&Class::PoolShort] < untils[&Class::Tidy]);
+        // Success brings it back step by step.
+        for _ in 0..8 {
+            pace.answered(ACTION);
+        }
+        pace.at(now);
+        assert!(LANES.iter().all(|(class, _)| pace.is_open(now, ACTION, *class)));
+        assert!(pace.buckets.values().all(|bucket| bucket.slower == 1));
+    }
+
+    #[test]
+    fn other_refusals_are_waited_out_longer_each_time() {
+        let mut pace = Pace::default();
+        let refusal = Refusal::new(Cause::Ec2Unreachable, "no answer");
+        let waits: Vec<u64> = (0..9)
+            .map(|_| {
+                pace.refused(Millis(0), ACTION, refusal.clone(), 0);
+                pace.pause(ACTION).unwrap().until.0
+            })
+            .collect();
+        assert_eq!(waits, [250, 500, 1_000, 2_000, 4_000, 8_000, 15_000, 15_000, 15_000]);
+    }
+}

@@ -1,0 +1,175 @@
+//! One well-behaved node: its core, its pods.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
+
+use enid_ipamd::{
+    AttachmentKey, Core, Effect, EniId, EniState, Event, Ledger, Limits, Millis, Node as Facts, PodRef, Policy, Ticket,
+};
+
+/// A pod from its creation to its deletion.
+#[derive(Clone, Debug)]
+struct Pod {
+    /// When its first ADD came.
+    since: u64,
+    /// Its ADD under way.
+    ticket: Option<Ticket>,
+    /// It has its address.
+    runs: bool,
+}
+
+/// A node.
+pub struct Node {
+    pub instance: String,
+    number: usize,
+    /// Its clock is ahead by so many milliseconds.
+    pub clock_error: u64,
+    core: Option<Core>,
+    pods: BTreeMap<u64, Pod>,
+    tickets: u64,
+    bound: u32,
+    /// When it is woken next, and when it reads metadata next, if that is planned.
+    pub ticks_at: Option<u64>,
+    pub reads_at: Option<u64>,
+    /// Milliseconds times addresses that no pod used, up to `accounted`.
+    pub idle_ms: u64,
+    accounted: u64,
+}
+
+fn key(pod: u64) -> AttachmentKey {
+    AttachmentKey { network: "enid".into(), container: format!("{pod}"), ifname: "eth0".into() }
+}
+
+impl Node {
+    pub fn new(instance: String, number: usize, clock_error: u64) -> Self {
+        Node {
+            instance,
+            number,
+            clock_error,
+            core: None,
+            pods: BTreeMap::new(),
+            tickets: 0,
+            bound: 0,
+            ticks_at: None,
+            reads_at: None,
+            idle_ms: 0,
+            accounted: 0,
+        }
+    }
+
+    pub fn boot(&mut self, now: u64, limits: Limits, policy: Policy) {
+        let facts =
+            Facts { instance_id: self.instance.clone(), limits, policy, token_seed: format!("n{}-{now}", self.number) };
+        self.core = Some(Core::new(facts, Ledger::default()));
+        self.accounted = now;
+    }
+
+    /// The instance is terminated: EC2 takes all back.
+    pub fn end(&mut self, now: u64) {
+        self.account(now);
+        self.core = None;
+        self.pods.clear();
+    }
+
+    /// Adds up what was idle since the last time.
+    pub fn account(&mut self, now: u64) {
+        let Some(core) = &self.core else { return };
+        let counts = core.counts();
+        // A secondary ENI's own address is taken from the subnet as well.
+        let own = u64::try_from(core.carried().count().saturating_sub(1)).unwrap_or(0);
+        self.idle_ms += (counts.total - counts.held + own) * (now - self.accounted);
+        self.accounted = now;
+    }
+
+    pub fn step(&mut self, now: u64, event: Event) -> Vec<Effect> {
+        self.core.as_mut().map(|core| core.step(Millis(now), event)).unwrap_or_default()
+    }
+
+    /// When the core wants to be woken, and whether it expects something of metadata.
+    pub fn due(&self, now: u64) -> (Option<u64>, bool) {
+        let Some(core) = &self.core else { return (None, false) };
+        (core.next_due(Millis(now)).map(|due| due.0), core.expects_imds())
+    }
+
+    /// All links are there, and nobody else's.
+    pub fn links(&self) -> Option<Event> {
+        let core = self.core.as_ref()?;
+        let running: BTreeSet<AttachmentKey> =
+            self.pods.iter().filter(|(_, pod)| pod.runs).map(|(pod, _)| key(*pod)).collect();
+        let routed: Vec<IpAddr> = running.iter().filter_map(|key| Some(core.lease(key)?.address)).collect();
+        Some(Event::Links { seen: running.into_iter().collect(), routed })
+    }
+
+    pub fn joining(&self) -> Vec<EniId> {
+        let Some(core) = &self.core else { return Vec::new() };
+        let joining = core.carried().filter(|(eni, _)| eni.state == EniState::Joining);
+        joining.map(|(eni, _)| eni.facts.id.clone()).collect()
+    }
+
+    /// ADD of a pod, the first or one more.
+    pub fn ask(&mut self, pod: u64, now: u64, patience: u64) -> Option<Event> {
+        self.core.as_ref()?;
+        let ticket = Ticket(self.tickets);
+        let known = self.pods.entry(pod).or_insert(Pod { since: now, ticket: None, runs: false });
+        if known.runs || known.ticket.is_some() {
+            return None;
+        }
+        self.tickets += 1;
+        known.ticket = Some(ticket);
+        let reference = PodRef { namespace: "default".into(), name: format!("{pod}") };
+        Some(Event::Ask { ticket, key: key(pod), pod: Some(reference), patience })
+    }
+
+    /// DEL of a pod.
+    pub fn stop(&mut self, pod: u64) -> Option<Event> {
+        self.pods.remove(&pod)?;
+        self.tickets += 1;
+        Some(Event::Release { ticket: Ticket(self.tickets - 1), key: key(pod) })
+    }
+
+    /// The pod that an offer is for, if it still wants one.
+    pub fn offered(&self, ticket: Ticket, of: &AttachmentKey) -> Option<u64> {
+        let pod = of.container.parse().ok()?;
+        (self.pods.get(&pod)?.ticket == Some(ticket)).then_some(pod)
+    }
+
+    pub fn wired(&self, ticket: Ticket, pod: u64) -> Option<Event> {
+        let wanted = self.pods.get(&pod)?.ticket == Some(ticket);
+        wanted.then(|| Event::Wired { ticket, key: key(pod), seen: true })
+    }
+
+    fn of(&mut self, ticket: Ticket) -> Option<(u64, &mut Pod)> {
+        let (number, pod) = self.pods.iter_mut().find(|(_, pod)| pod.ticket == Some(ticket))?;
+        pod.ticket = None;
+        Some((*number, pod))
+    }
+
+    /// The verdict on a pod's attachment: which pod, and since when it has waited.
+    pub fn judged(&mut self, ticket: Ticket, mine: bool) -> Option<(u64, u64)> {
+        let (number, pod) = self.of(ticket)?;
+        pod.runs = mine;
+        Some((number, pod.since))
+    }
+
+    pub fn refused(&mut self, ticket: Ticket) -> Option<u64> {
+        self.of(ticket).map(|(number, _)| number)
+    }
+
+    /// How many pods hold no lease yet, if that has changed.
+    pub fn bound_has_changed(&mut self) -> Option<u32> {
+        let core = self.core.as_ref()?;
+        let waiting = self.pods.keys().filter(|pod| core.lease(&key(**pod)).is_none()).count();
+        let bound = u32::try_from(waiting).unwrap_or(u32::MAX);
+        (std::mem::replace(&mut self.bound, bound) != bound).then_some(bound)
+    }
+
+    pub fn explain(&self, now: Millis) -> String {
+        let waiting = self.pods.values().filter(|pod| !pod.runs).count();
+        let view = self.core.as_ref().map(|core| core.view(now));
+        let counts = self.core.as_ref().map(Core::counts);
+        let pauses = view.map(|view| view.pauses);
+        format!("{waiting} pods wait on {}: {counts:?}, pauses {pauses:?}", self.instance)
+    }
+}

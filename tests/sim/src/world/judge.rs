@@ -1,0 +1,123 @@
+//! What must never be, seen from outside the core.
+
+use std::{collections::BTreeSet, net::IpAddr};
+
+use enid_ipamd::{AttachmentKey, Call, Event, Intent, Lease, Ticket};
+
+use super::{REST_MS, World, plugins::Step};
+use crate::cloud::is_ours;
+
+impl World {
+    /// Judged from outside: what EC2 is asked must not hurt anybody.
+    pub(super) fn check_call(&mut self, call: &Call) {
+        let enis = self.cloud.enis(self.now);
+        let used = |net: &ipnet::IpNet| self.pods.values().any(|pod| net.contains(&pod.address));
+        let wrong = match call {
+            Call::Create { token, .. } if !self.disk.intents.contains_key(token) => {
+                Some(format!("a creation that is not written down: {token}"))
+            }
+            Call::Unassign { blocks, .. } => {
+                blocks.iter().find(|net| used(net)).map(|net| format!("{net} is given back, and a live pod uses it"))
+            }
+            Call::Detach { eni, .. } | Call::Delete { eni }
+                if !self.by_hand.contains(eni) && self.pods.values().any(|pod| pod.eni == *eni) =>
+            {
+                Some(format!("{eni} is given back, and a live pod is on it"))
+            }
+            Call::Assign { eni, .. } => {
+                let ours =
+                    enis.iter().find(|found| found.id == eni.0).is_none_or(|found| is_ours(found, &self.instance));
+                (!ours).then(|| format!("{eni} is changed before it is ours"))
+            }
+            _ => None,
+        };
+        if let Some(wrong) = wrong {
+            self.wrong(wrong);
+        }
+    }
+
+    pub(super) fn offered(&mut self, ticket: Ticket, key: &AttachmentKey, lease: Lease) {
+        let address = lease.address;
+        let protected = |eni: &vpclab::model::EniTruth| eni.delete_on_termination();
+        let eni = self.cloud.enis(self.now).into_iter().find(|eni| eni.id == lease.eni.0);
+        match eni {
+            Some(eni) if !protected(&eni) && eni.attachment.is_some() => {
+                self.wrong(format!("{} serves {address} and outlives its instance", eni.id));
+            }
+            _ => {}
+        }
+        if let Some((other, _)) = self.pods.iter().find(|(other, pod)| pod.address == address && *other != key) {
+            let other = other.container.clone();
+            self.wrong(format!("{address} is offered to {}, and {other} lives with it", key.container));
+        }
+        let rested = self.released.get(&address).is_none_or(|at| self.now - at >= REST_MS);
+        let held = self.pods.get(key).is_some_and(|pod| pod.address == address);
+        if !rested && !held && !self.links.contains_key(key) {
+            self.wrong(format!("{address} is offered before it has rested"));
+        }
+        if let Some(plugin) = self.plugins.values_mut().find(|plugin| plugin.ticket == ticket && plugin.connected) {
+            plugin.step = Step::Creates;
+            plugin.lease = Some(lease);
+            plugin.at = plugin.at.max(self.now + 1);
+        }
+    }
+
+    /// What a live pod lives on is there, and it is its own.
+    pub(super) fn check_pods(&mut self) {
+        let enis = self.cloud.enis(self.now);
+        let on_node = |address: IpAddr| {
+            enis.iter().any(|eni| {
+                eni.instance() == Some(&self.instance)
+                    && crate::cloud::blocks(eni).iter().any(|net| net.contains(&address))
+            })
+        };
+        // Who comes to an ENI before metadata has told that somebody detached it is nobody's fault here.
+        let lost = self.pods.iter().find(|(_, pod)| !self.by_hand.contains(&pod.eni) && !on_node(pod.address));
+        if let Some((key, pod)) = lost {
+            let what = format!("{} lives with {}, which EC2 has taken away", key.container, pod.address);
+            self.wrong(what);
+        }
+    }
+
+    /// The weather clears and everybody goes home: nobody may wait for ever, nothing may be left behind.
+    pub fn settle(&mut self) {
+        *self.cloud.faults() = vpclab::model::Faults::default();
+        self.cloud.defragment();
+        self.kill = None;
+        self.tell(Event::Cordoned { cordoned: false });
+        self.tell(Event::Bound { pods: 0 });
+        self.pass(600_000);
+        if self.broken.is_some() {
+            return;
+        }
+        if let Some(plugin) = self.plugins.values().next() {
+            let what = format!("{} still waits ({:?})", plugin.key.container, plugin.step);
+            return self.wrong(what);
+        }
+        let held: BTreeSet<_> = self.core.leases().keys().cloned().collect();
+        let living: BTreeSet<_> = self.pods.keys().cloned().collect();
+        if let Some(key) = held.difference(&living).next() {
+            return self.wrong(format!("{} holds a lease and is gone", key.container));
+        }
+        self.check_enis();
+    }
+
+    /// No ENI of ours hangs nowhere, no intent is open.
+    pub(super) fn check_enis(&mut self) {
+        let enis = self.cloud.enis(self.now);
+        // What somebody detached under a pod that lives on it is kept for that pod's sake.
+        let kept = |eni: &&vpclab::model::EniTruth| self.pods.values().any(|pod| pod.eni.0 == eni.id);
+        let mut loose = enis.iter().filter(|eni| is_ours(eni, &self.instance) && eni.attachment.is_none());
+        let loose = loose.find(|eni| !kept(eni));
+        if let Some(eni) = loose {
+            let what = format!("{} is ours and hangs nowhere", eni.id);
+            return self.wrong(what);
+        }
+        let unfinished = |intent: &Intent| matches!(intent, Intent::Create(_) | Intent::Leave(_));
+        let open = self.disk.intents.iter().find(|(_, intent)| unfinished(intent));
+        if let Some((token, intent)) = open {
+            let what = format!("the intent {token} stays open: {intent:?}");
+            self.wrong(what);
+        }
+    }
+}

@@ -1,0 +1,360 @@
+//! One node in its surroundings: the real core; disk, kernel, runtime, plugins, EC2 and metadata simulated.
+
+mod judge;
+mod moves;
+mod plugins;
+mod settings;
+
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    net::IpAddr,
+};
+
+use enid_ipamd::{
+    AttachmentKey, Call, CallId, Core, Effect, EniId, Event, Ledger, Limits, Millis, Mutation, Node, Policy, Write,
+};
+use vpclab::model::Options;
+
+pub use settings::settings;
+
+use crate::{
+    cloud::{Cloud, Reply},
+    story::Boundary,
+};
+use plugins::{Link, Plugin, Pod, Step};
+
+/// How long an address rests here.
+pub const REST_MS: u64 = 5_000;
+/// How long a plugin waits for an address.
+const PATIENCE_MS: u64 = 60_000;
+/// The kernel's links are listed this often, metadata is read this often when nothing is expected.
+const LISTING_MS: u64 = 5_000;
+const METADATA_MS: u64 = 30_000;
+/// More EC2 calls within a minute are too many, whatever happens; a daemon that is killed forgets its pauses.
+const MOST_CALLS: usize = 120;
+const KIND: &str = "m5.large";
+
+/// What was counted.
+#[derive(Clone, Debug, Default)]
+pub struct Tally {
+    /// Steps of the core.
+    pub steps: u64,
+    /// Simulated milliseconds.
+    pub millis: u64,
+    /// Faults by kind.
+    pub faults: BTreeMap<&'static str, u64>,
+    /// ADDs that got an address, and those that were refused.
+    pub added: u64,
+    pub refused: u64,
+}
+
+/// The node and all around it.
+pub struct World {
+    pub now: u64,
+    /// The core's clock began then.
+    boot: u64,
+    /// The wall clock is ahead of the simulation by so much.
+    wall: u64,
+    pub core: Core,
+    pub cloud: Cloud,
+    pub instance: String,
+    limits: Limits,
+    policy: Policy,
+    lives: u64,
+    disk: Ledger,
+    mutation: Option<Mutation>,
+    /// EC2 calls on their way: when the answer comes.
+    calls: BTreeMap<(u64, u64), (CallId, Reply)>,
+    sent: u64,
+    /// When calls of the last minute were sent.
+    recent: VecDeque<u64>,
+    plugins: BTreeMap<u64, Plugin>,
+    links: BTreeMap<AttachmentKey, Link>,
+    pods: BTreeMap<AttachmentKey, Pod>,
+    gone: Vec<AttachmentKey>,
+    /// When an address was last released.
+    released: BTreeMap<IpAddr, u64>,
+    tickets: u64,
+    names: u64,
+    next_listing: u64,
+    next_metadata: u64,
+    kill: Option<Boundary>,
+    lost_store: bool,
+    /// ENIs that an operator detached.
+    by_hand: BTreeSet<EniId>,
+    /// Every event and effect is printed (SIM_TRACE).
+    traces: bool,
+    /// Addresses of pods whose lease was on a disk that was lost: nobody knows when they go.
+    unrecorded: BTreeSet<IpAddr>,
+    pub tally: Tally,
+    /// The first thing that must not be.
+    pub broken: Option<String>,
+}
+
+impl World {
+    /// A node that has just booted, in an account with these ways.
+    pub fn new(options: Options, policy: Policy, mutation: Option<Mutation>) -> anyhow::Result<Self> {
+        let mut cloud = Cloud::new(options, 20);
+        let now = 1_000;
+        let instance = cloud.run(now, KIND)?;
+        let limits = cloud.limits(now, KIND).unwrap_or(Limits { enis: 3, addresses_per_eni: 10, prefixes: true });
+        let node = Node { instance_id: instance.clone(), limits, policy: policy.clone(), token_seed: "0".into() };
+        let mut world = World {
+            now,
+            boot: 0,
+            wall: 1_700_000_000_000,
+            core: Core::new(node, Ledger::default()),
+            cloud,
+            instance,
+            limits,
+            policy,
+            lives: 0,
+            disk: Ledger::default(),
+            mutation,
+            calls: BTreeMap::new(),
+            sent: 0,
+            recent: VecDeque::new(),
+            plugins: BTreeMap::new(),
+            links: BTreeMap::new(),
+            pods: BTreeMap::new(),
+            gone: Vec::new(),
+            released: BTreeMap::new(),
+            tickets: 0,
+            names: 0,
+            next_listing: now,
+            next_metadata: now,
+            kill: None,
+            lost_store: false,
+            by_hand: BTreeSet::new(),
+            traces: std::env::var_os("SIM_TRACE").is_some(),
+            unrecorded: BTreeSet::new(),
+            tally: Tally::default(),
+            broken: None,
+        };
+        world.start();
+        Ok(world)
+    }
+
+    fn fault(&mut self, kind: &'static str) {
+        *self.tally.faults.entry(kind).or_default() += 1;
+    }
+
+    fn wrong(&mut self, what: String) {
+        self.broken.get_or_insert(what);
+    }
+
+    fn clock(&self) -> Millis {
+        Millis(self.now - self.boot)
+    }
+
+    /// A new life of the daemon: it remembers what the disk says.
+    fn start(&mut self) {
+        self.lives += 1;
+        let node = Node {
+            instance_id: self.instance.clone(),
+            limits: self.limits,
+            policy: self.policy.clone(),
+            token_seed: format!("{}-{}", self.lives, self.now),
+        };
+        self.core = Core::new(node, self.disk.clone());
+        if let Some(mutation) = self.mutation {
+            self.core.mutate(mutation);
+        }
+        self.calls.clear();
+        self.next_listing = self.now;
+        self.next_metadata = self.now;
+        for plugin in self.plugins.values_mut() {
+            plugin.connected = false;
+        }
+    }
+
+    /// One event for the core, and what follows from it.
+    fn tell(&mut self, event: Event) {
+        self.tally.steps += 1;
+        let before = self.core.view(self.clock());
+        let told = if self.traces { format!("{event:?}") } else { String::new() };
+        let effects = self.core.step(self.clock(), event);
+        if self.traces && (!effects.is_empty() || !told.starts_with("Tick")) {
+            eprintln!("{:>9} {told:.9000}", self.now);
+            effects.iter().for_each(|effect| eprintln!("{:>9}   -> {:.900}", "", format!("{effect:?}")));
+        }
+        let after = self.core.view(self.clock());
+        if let Some(broken) = after.broken.first() {
+            let broken = broken.clone();
+            return self.wrong(format!("the core: {broken}"));
+        }
+        drop(before);
+        self.carry_out(effects);
+    }
+
+    /// The daemon's order: offers, then the disk, then the rest. A kill can come between any two.
+    fn carry_out(&mut self, effects: Vec<Effect>) {
+        let kill = if effects.is_empty() { None } else { self.kill.take() };
+        let mut writes = Vec::new();
+        let mut rest = Vec::new();
+        for effect in effects {
+            match effect {
+                Effect::Record(write) => writes.push(write),
+                Effect::Offer { ticket, key, lease } => self.offered(ticket, &key, lease),
+                other => rest.push(other),
+            }
+        }
+        if kill == Some(Boundary::BeforeDisk) {
+            return self.restart();
+        }
+        for write in writes {
+            self.write(write);
+        }
+        let done = match kill {
+            Some(Boundary::AfterDisk) => 0,
+            Some(Boundary::After(count)) => usize::from(count),
+            _ => rest.len(),
+        };
+        for effect in rest.into_iter().take(done) {
+            self.act(effect);
+        }
+        if kill.is_some() {
+            self.restart();
+        }
+    }
+
+    fn restart(&mut self) {
+        self.fault("daemon killed");
+        if std::mem::take(&mut self.lost_store) {
+            self.disk = Ledger::default();
+            // What rested was on that disk and nowhere else, and so were the leases of those who live.
+            self.released.clear();
+            let promised = self.plugins.values().filter_map(|plugin| Some(plugin.lease.as_ref()?.address));
+            self.unrecorded = self.pods.values().map(|pod| pod.address).chain(promised).collect();
+        }
+        self.start();
+    }
+
+    fn write(&mut self, write: Write) {
+        match write {
+            Write::Lease(key, Some(lease)) => drop(self.disk.leases.insert(key, lease)),
+            Write::Lease(key, None) => drop(self.disk.leases.remove(&key)),
+            Write::Rest(address, Some(until)) => drop(self.disk.resting.insert(address, until)),
+            Write::Rest(address, None) => drop(self.disk.resting.remove(&address)),
+            Write::Slot(eni, Some(slot)) => drop(self.disk.slots.insert(eni, slot)),
+            Write::Slot(eni, None) => drop(self.disk.slots.remove(&eni)),
+            Write::Intent(token, Some(intent)) => drop(self.disk.intents.insert(token, intent)),
+            Write::Intent(token, None) => drop(self.disk.intents.remove(&token)),
+        }
+    }
+
+    fn act(&mut self, effect: Effect) {
+        match effect {
+            Effect::Call { id, call, .. } => self.send(id, &call),
+            Effect::Refuse { ticket, .. } => {
+                let found = self.plugins.iter().find(|(_, plugin)| plugin.ticket == ticket).map(|(at, _)| *at);
+                if let Some(at) = found
+                    && self.plugins.get(&at).is_some_and(|plugin| plugin.connected)
+                {
+                    self.tally.refused += 1;
+                    self.give_up(at);
+                }
+            }
+            Effect::Verdict { ticket, mine } => {
+                let found = self.plugins.iter_mut().find(|(_, plugin)| plugin.ticket == ticket && plugin.connected);
+                if let Some((at, plugin)) = found {
+                    if mine {
+                        plugin.step = Step::Prints;
+                    } else {
+                        let at = *at;
+                        self.give_up(at);
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn send(&mut self, id: CallId, call: &Call) {
+        self.check_call(call);
+        let instance = self.instance.clone();
+        let reply = self.cloud.call(self.now, &instance, call);
+        self.sent += 1;
+        self.recent.push_back(self.now);
+        while self.recent.front().is_some_and(|at| *at + 60_000 < self.now) {
+            self.recent.pop_front();
+        }
+        if self.recent.len() > MOST_CALLS {
+            self.wrong(format!(
+                "EC2 is hammered: {} calls within a minute, the last {}",
+                self.recent.len(),
+                call.action()
+            ));
+        }
+        self.calls.insert((self.now + reply.takes_ms, self.sent), (id, reply));
+    }
+
+    fn list_links(&mut self) {
+        let held: BTreeSet<AttachmentKey> = self.core.leases().keys().cloned().collect();
+        let seen = self.links.keys().filter(|key| held.contains(*key)).cloned().collect();
+        let routed = self.links.values().filter(|link| link.routed).map(|link| link.address).collect();
+        self.next_listing = self.now + LISTING_MS;
+        self.tell(Event::Links { seen, routed });
+    }
+
+    fn read_metadata(&mut self) {
+        let instance = self.instance.clone();
+        let enis = self.cloud.imds(self.now, &instance);
+        let hurry = self.core.expects_imds();
+        self.next_metadata = self.now + if hurry { 500 } else { METADATA_MS };
+        self.tell(Event::Wall { ms: self.now + self.wall });
+        if !enis.is_empty() {
+            self.tell(Event::Imds { enis });
+        }
+        // The host takes on what it is to carry, if EC2 has really attached it.
+        let attached: BTreeSet<String> = self
+            .cloud
+            .enis(self.now)
+            .into_iter()
+            .filter(|eni| eni.instance() == Some(&instance))
+            .map(|eni| eni.id)
+            .collect();
+        let joining: Vec<EniId> = self.core.carried().map(|(eni, _)| eni.facts.id.clone()).collect();
+        for eni in joining.into_iter().filter(|eni| attached.contains(&eni.0)) {
+            self.tell(Event::EniUp { eni });
+        }
+    }
+
+    /// The next moment at which something is due, before `until`.
+    fn next(&self, until: u64) -> u64 {
+        let core = self.core.next_due(self.clock()).map(|due| due.0 + self.boot);
+        let call = self.calls.keys().next().map(|(at, _)| *at);
+        let plugin = self.plugins.values().filter(|plugin| plugin.at > self.now).map(|plugin| plugin.at).min();
+        let times = [core, call, plugin, Some(self.next_listing), Some(self.next_metadata), Some(until)];
+        times.into_iter().flatten().filter(|at| *at > self.now).min().unwrap_or(until).min(until)
+    }
+
+    /// Time passes, and what is due happens.
+    pub fn pass(&mut self, millis: u64) {
+        let until = self.now + millis;
+        self.tally.millis += millis;
+        loop {
+            self.run_plugins();
+            while let Some(((at, number), _)) = self.calls.first_key_value()
+                && *at <= self.now
+            {
+                let key = (*at, *number);
+                let Some((id, reply)) = self.calls.remove(&key) else { break };
+                self.next_metadata = self.next_metadata.min(self.now + 200);
+                self.tell(Event::Done { id, answer: reply.answer });
+            }
+            if self.next_listing <= self.now {
+                self.list_links();
+            }
+            if self.next_metadata <= self.now {
+                self.read_metadata();
+            }
+            self.tell(Event::Tick);
+            self.check_pods();
+            if self.now >= until || self.broken.is_some() {
+                return;
+            }
+            self.now = self.next(until);
+        }
+    }
+}

@@ -1,0 +1,148 @@
+//! Plugins and the pods that they make.
+
+use std::net::IpAddr;
+
+use enid_ipamd::{AttachmentKey, EniId, Event, Lease, PodRef, Ticket};
+
+use super::{PATIENCE_MS, World};
+
+/// What a plugin does next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Step {
+    /// It waits for an offer.
+    Waits,
+    /// It has an offer and makes the pair.
+    Creates,
+    /// The pair is there; it tells so.
+    Tells,
+    /// It waits for the verdict.
+    Awaits,
+    /// The verdict is good: it makes the address reachable and prints.
+    Prints,
+}
+
+/// A plugin that carries out an ADD.
+#[derive(Clone, Debug)]
+pub(super) struct Plugin {
+    pub(super) ticket: Ticket,
+    pub(super) key: AttachmentKey,
+    pub(super) step: Step,
+    pub(super) lease: Option<Lease>,
+    /// It does nothing before that.
+    pub(super) at: u64,
+    /// Its connection to the daemon; a daemon that ends closes it.
+    pub(super) connected: bool,
+}
+
+/// A pod's link in the kernel.
+#[derive(Clone, Debug)]
+pub(super) struct Link {
+    pub(super) address: IpAddr,
+    /// The host routes the address over it.
+    pub(super) routed: bool,
+}
+
+/// A pod whose ADD has been answered.
+#[derive(Clone, Debug)]
+pub(super) struct Pod {
+    pub(super) address: IpAddr,
+    pub(super) eni: EniId,
+}
+
+impl World {
+    /// The plugin undoes what it made and ends with an error.
+    pub(super) fn give_up(&mut self, at: u64) {
+        let Some(plugin) = self.plugins.remove(&at) else { return };
+        if !self.pods.contains_key(&plugin.key) {
+            self.links.remove(&plugin.key);
+        }
+        if plugin.connected {
+            self.tell(Event::Gone { ticket: plugin.ticket });
+        }
+        // The runtime sends DEL after a failed ADD.
+        self.delete(&plugin.key);
+    }
+
+    pub(super) fn ask(&mut self, key: AttachmentKey) {
+        self.tickets += 1;
+        let ticket = Ticket(self.tickets + self.lives * 1_000_000);
+        let plugin = Plugin { ticket, key: key.clone(), step: Step::Waits, lease: None, at: self.now, connected: true };
+        self.plugins.insert(self.tickets, plugin);
+        let pod = PodRef { namespace: "default".into(), name: key.container.clone() };
+        self.tell(Event::Ask { ticket, key, pod: Some(pod), patience: PATIENCE_MS });
+    }
+
+    pub(super) fn delete(&mut self, key: &AttachmentKey) {
+        self.links.remove(key);
+        self.release(key);
+        self.tickets += 1;
+        let ticket = Ticket(self.tickets + self.lives * 1_000_000);
+        self.tell(Event::Release { ticket, key: key.clone() });
+    }
+
+    /// A pod is not there any more: its address rests from now on, if anybody knew that it had one.
+    pub(super) fn release(&mut self, key: &AttachmentKey) {
+        if let Some(pod) = self.pods.remove(key)
+            && !self.unrecorded.contains(&pod.address)
+        {
+            self.released.insert(pod.address, self.now);
+        }
+    }
+
+    /// Every plugin that may goes on by one step.
+    pub(super) fn run_plugins(&mut self) {
+        let due: Vec<u64> =
+            self.plugins.iter().filter(|(_, plugin)| plugin.at <= self.now).map(|(at, _)| *at).collect();
+        for at in due {
+            let Some(plugin) = self.plugins.get_mut(&at) else { continue };
+            let (key, lease) = (plugin.key.clone(), plugin.lease.clone());
+            if !plugin.connected && plugin.step != Step::Creates && plugin.step != Step::Prints {
+                self.give_up(at); // the daemon has closed the stream
+                continue;
+            }
+            match (plugin.step, lease) {
+                (Step::Creates, Some(lease)) => {
+                    plugin.step = Step::Tells;
+                    plugin.at = self.now + 1;
+                    // What an earlier try of the same attachment left behind is replaced.
+                    if self.links.get(&key).is_some_and(|link| link.address != lease.address) {
+                        self.links.remove(&key);
+                        self.release(&key);
+                    }
+                    self.links.entry(key).or_insert(Link { address: lease.address, routed: false });
+                }
+                (Step::Tells, Some(_)) => {
+                    plugin.step = Step::Awaits;
+                    let ticket = plugin.ticket;
+                    let seen = self.links.contains_key(&key);
+                    self.tell(Event::Wired { ticket, key, seen });
+                }
+                (Step::Prints, Some(lease)) => self.print(at, key, &lease),
+                _ => {}
+            }
+        }
+    }
+
+    pub(super) fn print(&mut self, at: u64, key: AttachmentKey, lease: &Lease) {
+        let address = lease.address;
+        let taken = self.links.iter().any(|(other, link)| *other != key && link.routed && link.address == address);
+        if taken || !self.links.contains_key(&key) {
+            // The host routes the address elsewhere: the plugin leaves it there.
+            return self.give_up(at);
+        }
+        if let Some(link) = self.links.get_mut(&key) {
+            link.routed = true;
+            link.address = address;
+        }
+        let Some(plugin) = self.plugins.remove(&at) else { return };
+        self.tally.added += 1;
+        if let Some((other, _)) = self.pods.iter().find(|(other, pod)| pod.address == address && **other != key) {
+            let other = other.container.clone();
+            self.wrong(format!("{address} has two owners: {} and {other}", key.container));
+        }
+        self.pods.insert(key, Pod { address, eni: lease.eni.clone() });
+        if plugin.connected {
+            self.tell(Event::Gone { ticket: plugin.ticket });
+        }
+    }
+}

@@ -1,0 +1,31 @@
+//! Settings that a node may have.
+
+use enid_ipamd::{Kind, Policy, Provisioning, Target};
+
+use super::REST_MS;
+
+/// A few settings that a node may have.
+pub fn settings(number: u8) -> Policy {
+    let warm = |enis, addresses, minimum, prefixes| Target::Warm { enis, addresses, minimum, prefixes };
+    let (target, kind) = match number % 8 {
+        0 => (Target::Auto, Kind::Single),
+        1 => (warm(1, 0, 0, 0), Kind::Single),
+        2 => (warm(1, 2, 0, 0), Kind::Single),
+        3 => (warm(1, 1, 6, 0), Kind::Single),
+        4 => (Target::Auto, Kind::Prefix),
+        5 => (warm(1, 0, 0, 1), Kind::Prefix),
+        6 => (warm(1, 3, 0, 1), Kind::Prefix),
+        _ => (warm(0, 0, 0, 0), Kind::Single),
+    };
+    Policy {
+        target,
+        kind,
+        max_enis: None,
+        max_pods: Some(110),
+        rest_ms: REST_MS,
+        manage_untagged: true,
+        provisioning: Provisioning::On,
+        clean_leaked: true,
+        manage_cordoned: false,
+    }
+}
