@@ -17,6 +17,7 @@ use std::{
     time::Duration,
 };
 
+use anyhow::Context;
 use enid_ipamd::{
     AttachmentKey, CallError, Cause, Core, Effect, Event, Lease, Millis, PodRef, Refusal, Ticket, View, Write,
 };
@@ -34,6 +35,7 @@ use crate::{
     forget::{Forgetting, Offered},
     kernel::{self, Kernel, Wanted},
     metrics::Counters,
+    readiness::{Readiness, Rule},
     store::Store,
 };
 
@@ -152,9 +154,10 @@ pub struct Brain {
     carried: Option<u64>,
     /// Set while something is expected that only metadata or the kernel can show.
     hurry: watch::Sender<bool>,
-    ready: watch::Sender<bool>,
-    /// The last obstacle that was logged.
-    told: Option<Cause>,
+    rule: Rule,
+    ready: watch::Sender<Readiness>,
+    /// When readiness may change by itself.
+    look_again: Option<Millis>,
     /// What the store has refused so far, and in which words.
     unwritten: Vec<Write>,
     store_failure: Option<String>,
@@ -181,13 +184,12 @@ pub struct Parts {
 }
 
 impl Brain {
-    /// The brain, a way to it, whether metadata should be read in a hurry, and whether an ADD would
-    /// succeed.
-    pub fn new(parts: Parts) -> (Self, Handle, watch::Receiver<bool>, watch::Receiver<bool>) {
+    /// The brain, a way to it, whether metadata should be read in a hurry, and readiness.
+    pub fn new(parts: Parts) -> (Self, Handle, watch::Receiver<bool>, watch::Receiver<Readiness>) {
         let (sender, receiver) = mpsc::channel(1024);
         let handle = Handle { sender, tickets: Arc::new(AtomicU64::new(1)) };
         let (hurry, hurries) = watch::channel(true);
-        let (ready, readiness) = watch::channel(false);
+        let (ready, readiness) = watch::channel(Readiness::starting());
         let Parts { core, store, ec2, counters, native, eni_mtu, elsewhere } = parts;
         let told = handle.clone();
         let forgetting = Forgetting::start(&elsewhere, move |addresses| {
@@ -210,8 +212,9 @@ impl Brain {
             applied: Wanted::default(),
             carried: None,
             hurry,
+            rule: Rule::new(),
             ready,
-            told: None,
+            look_again: None,
             unwritten: Vec::new(),
             store_failure: None,
             kernel_failure: None,
@@ -244,6 +247,7 @@ impl Brain {
         let at = now();
         let due = self.core.next_due(at).map_or(LISTING, |due| Duration::from_millis(due.since(at).max(1)));
         // A link that has not shown up yet is looked for soon.
+        let due = self.look_again.map_or(due, |again| due.min(Duration::from_millis(again.since(at).max(1))));
         let due = if *self.hurry.borrow() { due.min(Duration::from_millis(100)) } else { due };
         let mut messages = Vec::new();
         let _ = timeout(due, self.receiver.recv_many(&mut messages, BATCH)).await;
@@ -448,17 +452,26 @@ impl Brain {
     fn publish(&mut self) {
         let expects = self.core.expects_imds() || !self.joining().is_empty();
         self.hurry.send_if_modified(|hurry| std::mem::replace(hurry, expects) != expects);
-        let obstacle = self.obstacle();
-        let ready = obstacle.is_none();
-        self.ready.send_if_modified(|known| std::mem::replace(known, ready) != ready);
-        let cause = obstacle.as_ref().map(|refusal| refusal.cause);
-        if cause != self.told {
-            match &obstacle {
-                Some(refusal) => info!(cause = %refusal.cause, "not ready: {}", refusal.message),
-                None => info!("ready"),
+        let seen = Readiness { obstacle: self.obstacle(), risk: self.risk() };
+        let (said, look_again) = self.rule.look(now(), seen);
+        self.look_again = look_again;
+        let said = said.clone();
+        self.ready.send_if_modified(|known| {
+            let changed = known.causes() != said.causes();
+            *known = said;
+            if changed {
+                known.log();
             }
-            self.told = cause;
-        }
+            changed
+        });
+    }
+
+    /// Why pods that run may have no network.
+    fn risk(&self) -> Option<Refusal> {
+        let refused = self.kernel_failure.as_ref().filter(|_| self.core.counts().held > 0);
+        self.core
+            .risk()
+            .or_else(|| Some(Refusal::new(Cause::KernelRefused, format!("the kernel refused: {}", refused?))))
     }
 
     /// Lists the kernel's links at start and every few seconds: who is alive is the kernel's to say.
@@ -466,18 +479,33 @@ impl Brain {
         let handle = self.handle.clone();
         self.elsewhere.spawn(async move {
             let mut period = tokio::time::interval(LISTING);
+            let mut first = true;
             loop {
                 period.tick().await;
-                let Some(view) = handle.view().await else { return };
-                let keys: Vec<AttachmentKey> = view.leases.keys().cloned().collect();
-                match tokio::task::spawn_blocking(move || kernel::listing(&keys)).await {
-                    Ok(Ok((seen, routed))) => handle.tell(Event::Links { seen, routed }).await,
-                    Ok(Err(failure)) => warn!("cannot list the links: {failure:#}"),
-                    Err(failure) => error!("the listing of links ended without an answer: {failure}"),
+                let before = if first { kernel::remove_half_made } else { |_: &[AttachmentKey]| Ok(()) };
+                match list_links(&handle, before).await {
+                    Ok(()) => first = false,
+                    Err(failure) => warn!("cannot list the links: {failure:#}"),
                 }
             }
         })
     }
+}
+
+/// Tells the brain which of its leases have a link in the kernel, after `before` has seen the leases.
+pub async fn list_links(
+    handle: &Handle,
+    before: impl FnOnce(&[AttachmentKey]) -> anyhow::Result<()> + Send + 'static,
+) -> anyhow::Result<()> {
+    let view = handle.view().await.context("the daemon is ending")?;
+    let keys: Vec<AttachmentKey> = view.leases.keys().cloned().collect();
+    let list = move || {
+        before(&keys)?;
+        kernel::listing(&keys)
+    };
+    let (seen, routed) = tokio::task::spawn_blocking(list).await.context("the listing ended without an answer")??;
+    handle.tell(Event::Links { seen, routed }).await;
+    Ok(())
 }
 
 /// So that other files need not know the core's clock.

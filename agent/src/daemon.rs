@@ -22,6 +22,7 @@ use crate::{
     imds::{Imds, Instance},
     install, kernel, limits,
     metrics::{self, Counters},
+    readiness::Readiness,
     serve_cni::CniService,
     serve_debug::DebugService,
     settings::Settings,
@@ -107,12 +108,14 @@ async fn serve(settings: Settings, elsewhere: runtime::Handle) -> anyhow::Result
         counters: counters.clone(),
         pod_mtu: settings.pod_mtu,
         veth_prefix: settings.veth_prefix.clone(),
+        readiness: readiness.clone(),
     };
     let debug_service = DebugService {
         handle: handle.clone(),
         node: settings.node_name.clone(),
         instance,
         veth_prefix: settings.veth_prefix.clone(),
+        readiness: readiness.clone(),
     };
     let reflection = tonic_reflection::server::Builder::configure()
         .register_encoded_file_descriptor_set(enid_api::DESCRIPTORS)
@@ -126,10 +129,10 @@ async fn serve(settings: Settings, elsewhere: runtime::Handle) -> anyhow::Result
         .add_service(health_service)
         .add_service(reflection)
         .serve_with_incoming(UnixListenerStream::new(debug));
-    let asked = handle.clone();
+    let (asked, asked_too) = (handle.clone(), readiness.clone());
     let metrics_server = async move {
         match metrics {
-            Some(listener) => metrics::serve(listener, asked, counters).await,
+            Some(listener) => metrics::serve(listener, asked, asked_too, counters).await,
             None => std::future::pending().await,
         }
     };
@@ -212,11 +215,12 @@ async fn read_metadata(imds: Imds, handle: Handle, mut hurries: watch::Receiver<
 /// Tells the runtime and health's readers when an address can be given.
 async fn announce(
     settings: Settings,
-    mut readiness: watch::Receiver<bool>,
+    mut readiness: watch::Receiver<Readiness>,
     health: tonic_health::server::HealthReporter,
 ) -> anyhow::Result<()> {
     loop {
-        if *readiness.borrow_and_update() {
+        let ready = readiness.borrow_and_update().is_ready();
+        if ready {
             install::conflist(&settings)?;
             health.set_serving::<CniServer<CniService>>().await;
         } else {

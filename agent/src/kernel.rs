@@ -14,11 +14,13 @@ use std::{
 use anyhow::{Context, bail};
 use enid_datapath::{
     Mac, Netlink, identity, marks,
-    node::{self, EniNet, Found},
+    node::{self, EniNet, Found, PodEnd},
+    pod,
     ruleset::Ruleset,
 };
 use enid_ipamd::{AttachmentKey, Eni};
 use ipnet::{IpNet, Ipv4Net};
+use tracing::warn;
 
 /// What host and table should carry.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -157,6 +159,28 @@ fn ensure_sysctl(key: &str, value: &str, changes: &mut Vec<String>) -> anyhow::R
     if found.trim() != value {
         fs::write(&path, value).with_context(|| format!("cannot write {value} to {path}"))?;
         changes.push(format!("set {} to {value}", key.replace('/', ".")));
+    }
+    Ok(())
+}
+
+/// For the start of a life, before any address is given. A pod's link that no lease knows and no route leads to was
+/// half made when an earlier life, or its store, was lost: its plugin may only be slow, and must not make an address
+/// reachable that another pod gets meanwhile. Without the link it cannot.
+pub fn remove_half_made(keys: &[AttachmentKey]) -> anyhow::Result<()> {
+    let mut netlink = Netlink::open()?;
+    let known: BTreeSet<Mac> =
+        keys.iter().map(|key| identity::host_mac(&key.network, &key.container, &key.ifname)).collect();
+    let unknown: Vec<PodEnd> =
+        node::pod_links(&netlink.links()?).into_iter().filter(|end| !known.contains(&end.mac)).collect();
+    if unknown.is_empty() {
+        return Ok(());
+    }
+    let routes = netlink.routes()?;
+    for end in unknown {
+        if node::routed_over(std::slice::from_ref(&end), &routes).is_empty() {
+            warn!(link = end.ifname, "removed: half made, and no lease knows it");
+            pod::remove_by_mac(end.mac, &end.ifname, &mut netlink)?;
+        }
     }
     Ok(())
 }

@@ -11,6 +11,7 @@ mod install;
 mod kernel;
 mod limits;
 mod metrics;
+mod readiness;
 mod serve_cni;
 mod serve_debug;
 mod settings;

@@ -14,7 +14,9 @@ use prometheus::{
     Encoder, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
 };
 
-use crate::brain::Handle;
+use tokio::sync::watch;
+
+use crate::{brain::Handle, readiness::Readiness};
 
 /// What is counted.
 pub struct Counters {
@@ -89,7 +91,7 @@ impl Counters {
     }
 
     /// All of it as text.
-    fn text(&self, view: &View) -> anyhow::Result<String> {
+    fn text(&self, view: &View, readiness: &Readiness) -> anyhow::Result<String> {
         let gauges = Registry::new();
         let gauge = |name: &str, help: &str, value: u64| -> anyhow::Result<()> {
             let gauge = IntGauge::new(name, help)?;
@@ -105,6 +107,12 @@ impl Counters {
         gauge("awscni_assigned_ip_addresses", "Addresses in the hands of pods", counts.held)?;
         gauge("awscni_total_ipv4_prefixes", "IPv4 prefixes held", counts.prefixes)?;
         gauge("enid_resting_ip_addresses", "Addresses that rest after use", counts.resting)?;
+        let ready =
+            IntGaugeVec::new(Opts::new("enid_ready", "1 if STATUS says yes, by the cause if not"), &["cause", "risk"])?;
+        let name = |cause: Option<Cause>| cause.map_or("", Cause::name);
+        let (obstacle, risk) = readiness.causes();
+        ready.with_label_values(&[name(obstacle), name(risk)]).set(i64::from(readiness.is_ready()));
+        gauges.register(Box::new(ready))?;
         gauge("enid_waiting_adds", "ADD requests that wait for an address", counts.waiting)?;
         gauge(
             "enid_invariants_broken",
@@ -138,13 +146,19 @@ pub fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
 }
 
 /// Serves until the task is dropped.
-pub async fn serve(listener: TcpListener, handle: Handle, counters: Arc<Counters>) -> anyhow::Result<()> {
+pub async fn serve(
+    listener: TcpListener,
+    handle: Handle,
+    readiness: watch::Receiver<Readiness>,
+    counters: Arc<Counters>,
+) -> anyhow::Result<()> {
     let listener = tokio::net::TcpListener::from_std(listener).context("cannot serve metrics")?;
     let answer = move || {
-        let (handle, counters) = (handle.clone(), counters.clone());
+        let (handle, readiness, counters) = (handle.clone(), readiness.clone(), counters.clone());
         async move {
             let view = handle.view().await.ok_or(StatusCode::SERVICE_UNAVAILABLE)?;
-            counters.text(&view).map_err(|_| StatusCode::INTERNAL_SERVER_ERROR)
+            let readiness = readiness.borrow().clone();
+            counters.text(&view, &readiness).map_err(|_| StatusCode::INTERNAL_SERVER_ERROR)
         }
     };
     axum::serve(listener, Router::new().route("/metrics", get(answer))).await.context("the metrics server ended")

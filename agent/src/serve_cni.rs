@@ -1,13 +1,15 @@
 //! `enid.v1.Cni` on cni.sock: a plugin's conversation, turned into messages to the brain.
 
-use std::{pin::Pin, sync::Arc, time::Instant};
+use std::{collections::BTreeSet, pin::Pin, sync::Arc, time::Instant};
 
 use enid_api::v1::{
-    AttachReply, AttachRequest, Attachment, LookupReply, LookupRequest, Offer, ReleaseReply, ReleaseRequest, Verdict,
-    attach_reply::Step as Reply, attach_request::Step as Said, cni_server::Cni,
+    AttachReply, AttachRequest, Attachment, CollectReply, CollectRequest, LookupReply, LookupRequest, Offer,
+    ReleaseReply, ReleaseRequest, StatusReply, StatusRequest, Verdict, attach_reply::Step as Reply,
+    attach_request::Step as Said, cni_server::Cni,
 };
 use enid_datapath::{identity, marks};
 use enid_ipamd::{AttachmentKey, Cause, Event, Lease, PodRef, Refusal};
+use tokio::sync::watch;
 use tokio_stream::Stream;
 use tonic::{Request, Response, Status, Streaming};
 use tracing::{info, warn};
@@ -16,6 +18,7 @@ use crate::{
     brain::{self, Answer, Handle},
     kernel,
     metrics::Counters,
+    readiness::Readiness,
 };
 
 /// The service.
@@ -28,6 +31,8 @@ pub struct CniService {
     pub pod_mtu: u32,
     /// First letters of pods' host links.
     pub veth_prefix: String,
+    /// The one rule's word.
+    pub readiness: watch::Receiver<Readiness>,
 }
 
 #[tonic::async_trait]
@@ -102,6 +107,56 @@ impl Cni for CniService {
             device_group: marks::group(lease.slot),
         });
         Ok(Response::new(reply))
+    }
+
+    async fn status(&self, _: Request<StatusRequest>) -> Result<Response<StatusReply>, Status> {
+        let Readiness { obstacle, risk } = self.readiness.borrow().clone();
+        let pods_at_risk = risk.is_some();
+        // Who may be cut off already comes first: it is the worse news.
+        let reply = match risk.or(obstacle) {
+            None => StatusReply { ready: true, ..StatusReply::default() },
+            Some(refusal) => StatusReply {
+                ready: false,
+                pods_at_risk,
+                cause: refusal.cause.name().to_owned(),
+                message: refusal.message,
+                retry_after_ms: refusal.retry_after.unwrap_or_default(),
+            },
+        };
+        Ok(Response::new(reply))
+    }
+
+    async fn collect(&self, request: Request<CollectRequest>) -> Result<Response<CollectReply>, Status> {
+        let CollectRequest { network, valid } = request.into_inner();
+        let alive: Vec<AttachmentKey> = valid
+            .into_iter()
+            .map(|valid| AttachmentKey { network: network.clone(), container: valid.container, ifname: valid.ifname })
+            .collect();
+        let doubted: Vec<AttachmentKey> = {
+            let alive: BTreeSet<&AttachmentKey> = alive.iter().collect();
+            let leases = self.handle.view().await.ok_or_else(ending)?.leases;
+            leases
+                .into_iter()
+                .map(|(key, _)| key)
+                .filter(|key| key.network == network && !alive.contains(key))
+                .collect()
+        };
+        self.handle.tell(Event::Collect { network, alive }).await;
+        brain::list_links(&self.handle, |_| Ok(())).await.map_err(|failure| {
+            Status::internal(format!("nothing is released, since the links cannot be listed: {failure:#}"))
+        })?;
+        let after = self.handle.view().await.ok_or_else(ending)?.leases;
+        let (kept, released): (Vec<_>, Vec<_>) = doubted.into_iter().partition(|key| after.contains_key(key));
+        released.iter().for_each(|key| info!(container = key.container, ifname = key.ifname, "GC"));
+        for key in &kept {
+            warn!(container = key.container, ifname = key.ifname, "GC does not list it, and its link stands: kept");
+        }
+        let name =
+            |key: AttachmentKey| Attachment { network: key.network, container: key.container, ifname: key.ifname };
+        Ok(Response::new(CollectReply {
+            released: u32::try_from(released.len()).unwrap_or(u32::MAX),
+            kept: kept.into_iter().map(name).collect(),
+        }))
     }
 }
 

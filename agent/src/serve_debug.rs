@@ -6,11 +6,13 @@ use enid_api::v1::{
 };
 use enid_datapath::{Mac, marks};
 use enid_ipamd::{AddressState, EniState, View};
+use tokio::sync::watch;
 use tonic::{Request, Response, Status};
 
 use crate::{
     brain::{Handle, since},
     imds::Instance,
+    readiness::Readiness,
     serve_cni::host_ifname,
 };
 
@@ -24,6 +26,8 @@ pub struct DebugService {
     pub instance: Instance,
     /// First letters of pods' host links.
     pub veth_prefix: String,
+    /// The one rule's word.
+    pub readiness: watch::Receiver<Readiness>,
 }
 
 impl DebugService {
@@ -36,7 +40,8 @@ impl DebugService {
 impl Debug for DebugService {
     async fn get_pool(&self, _: Request<GetPoolRequest>) -> Result<Response<Pool>, Status> {
         let view = self.view().await?;
-        let (cause, cause_message) = match &view.obstacle {
+        let readiness = self.readiness.borrow().clone();
+        let (cause, cause_message) = match view.obstacle.as_ref().or(readiness.risk.as_ref()) {
             Some(refusal) => (refusal.cause.to_string(), refusal.message.clone()),
             None => Default::default(),
         };
@@ -47,7 +52,7 @@ impl Debug for DebugService {
             node: self.node.clone(),
             instance_id: self.instance.id.clone(),
             instance_type: self.instance.kind.clone(),
-            ready: view.obstacle.is_none() && view.broken.is_empty(),
+            ready: readiness.is_ready(),
             cause,
             cause_message,
             enis: u32::try_from(view.enis.len()).unwrap_or(u32::MAX),

@@ -27,6 +27,7 @@ pub struct Config {
     pub prev_result: Option<Map<String, Value>>,
     /// Passed on into the result.
     pub dns: Option<Value>,
+    valid: [Option<Value>; 2],
 }
 
 #[derive(Deserialize)]
@@ -40,11 +41,34 @@ struct Raw {
     #[serde(rename = "prevResult")]
     prev_result: Option<Value>,
     dns: Option<Value>,
+    ipam: Option<Value>,
+    #[serde(rename = "cni.dev/valid-attachments")]
+    valid: Option<Value>,
+    /// The key's name before 1.1.0; libcni sends both.
+    #[serde(rename = "cni.dev/attachments")]
+    attachments: Option<Value>,
+}
+
+/// How much of a configuration matters to a verb.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Reading {
+    All,
+    /// DEL must not fail for what it does not need.
+    WithoutResult,
 }
 
 impl Config {
     /// Reads and checks it; every refusal names the key and the value.
     pub fn parse(input: &[u8]) -> Result<Self, Error> {
+        Self::read(input, Reading::All)
+    }
+
+    /// For DEL: whatever "prevResult" holds, the attachment goes.
+    pub fn for_del(input: &[u8]) -> Result<Self, Error> {
+        Self::read(input, Reading::WithoutResult)
+    }
+
+    fn read(input: &[u8], reading: Reading) -> Result<Self, Error> {
         if u64::try_from(input.len()).unwrap_or(u64::MAX) > STDIN_MAX {
             return Err(Error::config(format!("the configuration has more than {STDIN_MAX} bytes")));
         }
@@ -54,14 +78,45 @@ impl Config {
         let raw: Raw = serde_json::from_slice(input)
             .map_err(|error| Error::decode(format!("the configuration on stdin is not the JSON expected: {error}")))?;
         let cni_version = version::supported(raw.cni_version.as_deref())?;
+        if reading == Reading::All {
+            no_delegate(raw.ipam.as_ref())?;
+        }
         Ok(Config {
             cni_version,
             name: network_name(raw.name)?,
             socket: socket(raw.socket)?,
             add_wait_seconds: wait(raw.add_wait_seconds)?,
-            prev_result: previous(raw.prev_result)?,
+            prev_result: if reading == Reading::All { previous(raw.prev_result)? } else { None },
             dns: raw.dns.filter(|value| !value.is_null()),
+            valid: [raw.valid, raw.attachments],
         })
+    }
+
+    /// GC's list of (container, interface), the union where both keys are given. `None` if neither is: a list that is
+    /// not there says nothing, an empty one says that nobody lives.
+    pub fn valid_attachments(&self) -> Result<Option<Vec<(String, String)>>, Error> {
+        let mut lists = self.valid.iter().flatten().filter(|value| !value.is_null()).peekable();
+        if lists.peek().is_none() {
+            return Ok(None);
+        }
+        let entry = |value: &Value| {
+            let text = |key: &str| value.get(key).and_then(Value::as_str).map(str::to_owned);
+            text("containerID").zip(text("ifname")).ok_or_else(|| {
+                Error::config(format!(
+                    "\"cni.dev/valid-attachments\" holds {value}; objects with containerID and ifname are allowed"
+                ))
+            })
+        };
+        let mut valid = Vec::new();
+        for list in lists {
+            let entries = list
+                .as_array()
+                .ok_or_else(|| Error::config(format!("\"cni.dev/valid-attachments\" is {list}; a list is allowed")))?;
+            for value in entries {
+                valid.push(entry(value)?);
+            }
+        }
+        Ok(Some(valid))
     }
 }
 
@@ -74,6 +129,16 @@ fn network_name(name: Option<String>) -> Result<String, Error> {
     Err(Error::config(format!(
         "\"name\" is {name:?}; it starts with a letter or digit and goes on with those, '_', '.' and '-'"
     )))
+}
+
+/// Addresses come from the daemon: another source of them cannot be honoured.
+fn no_delegate(ipam: Option<&Value>) -> Result<(), Error> {
+    match ipam.and_then(|ipam| ipam.get("type")) {
+        None => Ok(()),
+        Some(kind) => {
+            Err(Error::unsupported(format!("\"ipam\" has type {kind}; the enid daemon alone gives the addresses")))
+        }
+    }
 }
 
 fn socket(value: Option<Value>) -> Result<PathBuf, Error> {

@@ -6,8 +6,8 @@
 use std::{future::Future, path::Path, time::Duration};
 
 use enid_api::v1::{
-    AttachReply, AttachRequest, LookupReply, LookupRequest, Offer, Refusal, ReleaseRequest, Wired, attach_reply,
-    attach_request, cni_client::CniClient,
+    AttachReply, AttachRequest, CollectReply, CollectRequest, LookupReply, LookupRequest, Offer, Refusal,
+    ReleaseRequest, StatusReply, StatusRequest, Wired, attach_reply, attach_request, cni_client::CniClient,
 };
 use hyper_util::rt::TokioIo;
 use tokio::{net::UnixStream, runtime::Runtime, sync::mpsc, time::timeout};
@@ -22,6 +22,10 @@ use crate::error::Error;
 
 /// How long the daemon may take for anything but growth.
 const ANSWER: Duration = Duration::from_secs(2);
+/// How long STATUS may take, connection included: runtimes ask every few seconds.
+const STATUS: Duration = Duration::from_millis(900);
+/// How long a listing of all links may take, with thousands of them.
+const COLLECT: Duration = Duration::from_secs(10);
 /// How long a verdict may take: the disk stands before it, and connection tracking's table where the address has
 /// just rested (0.7 s for a quarter of a million entries).
 const VERDICT: Duration = Duration::from_secs(10);
@@ -96,6 +100,25 @@ impl Daemon {
         let mut client = self.client.clone();
         let request = LookupRequest { attachment: Some(attachment) };
         self.within("look the attachment up", ANSWER, client.lookup(request)).map(tonic::Response::into_inner)
+    }
+
+    /// Whether an ADD would succeed now.
+    pub fn status(&self) -> Result<StatusReply, Error> {
+        let mut client = self.client.clone();
+        let call = client.status(StatusRequest::default());
+        self.within("say whether it is ready", STATUS, call).map(tonic::Response::into_inner)
+    }
+
+    /// Ends what is not among the valid and not in the kernel.
+    pub fn collect(&self, network: &str, valid: &[(String, String)]) -> Result<CollectReply, Error> {
+        let name = |(container, ifname): &(String, String)| Attachment {
+            network: network.to_owned(),
+            container: container.clone(),
+            ifname: ifname.clone(),
+        };
+        let request = CollectRequest { network: network.to_owned(), valid: valid.iter().map(name).collect() };
+        let mut client = self.client.clone();
+        self.within("collect what is left over", COLLECT, client.collect(request)).map(tonic::Response::into_inner)
     }
 
     fn within<T>(

@@ -8,8 +8,10 @@ use serde_json::json;
 #[derive(Debug)]
 pub struct Error {
     code: u32,
-    msg: String,
-    details: String,
+    /// One sentence.
+    pub msg: String,
+    /// `key=value` pairs.
+    pub details: String,
 }
 
 impl Error {
@@ -18,8 +20,13 @@ impl Error {
     }
 
     /// Code 1: the version of the configuration is not one of ours.
-    pub fn version(msg: impl Into<String>) -> Self {
-        Self::new(1, msg)
+    pub fn version(msg: impl Into<String>, details: impl Into<String>) -> Self {
+        Error { code: 1, msg: msg.into(), details: details.into() }
+    }
+
+    /// Code 2: a key holds what we cannot honour.
+    pub fn unsupported(msg: impl Into<String>) -> Self {
+        Self::new(2, msg)
     }
 
     /// Code 4: an environment variable is missing or wrong.
@@ -50,6 +57,16 @@ impl Error {
     /// Code 11: try again later.
     pub fn later(msg: impl Into<String>, details: impl Into<String>) -> Self {
         Error { code: 11, msg: msg.into(), details: details.into() }
+    }
+
+    /// Code 50: no ADD can be served now.
+    pub fn unavailable(msg: impl Into<String>, details: impl Into<String>) -> Self {
+        Error { code: 50, msg: msg.into(), details: details.into() }
+    }
+
+    /// Code 51: no ADD can be served now, and pods that run may be cut off.
+    pub fn limited(msg: impl Into<String>, details: impl Into<String>) -> Self {
+        Error { code: 51, msg: msg.into(), details: details.into() }
     }
 
     /// Code 100: the kernel refused a step.

@@ -12,7 +12,9 @@ mod daemon;
 mod del;
 mod env;
 mod error;
+mod gc;
 mod result;
+mod status;
 mod version;
 
 use std::{
@@ -72,12 +74,22 @@ fn answer(command: &str, var: env::Lookup<'_>, input: &[u8]) -> Result<String, E
             check::check(&Env::for_add(var)?, &config).map(|()| String::new())
         }
         "DEL" => {
-            let config = Config::parse(input)?;
+            let config = Config::for_del(input)?;
             del::del(&Env::for_del(var)?, &config).map(|()| String::new())
         }
-        other => {
-            Err(Error::environment(format!("CNI_COMMAND is {other:?}; this plugin knows ADD, DEL, CHECK and VERSION")))
+        "STATUS" => {
+            let config = Config::parse(input)?;
+            version::needs(config.cni_version, "STATUS", "1.1.0")?;
+            status::status(&config).map(|()| String::new())
         }
+        "GC" => {
+            let config = Config::parse(input)?;
+            version::needs(config.cni_version, "GC", "1.1.0")?;
+            gc::gc(&config).map(|()| String::new())
+        }
+        other => Err(Error::environment(format!(
+            "CNI_COMMAND is {other:?}; this plugin knows ADD, DEL, CHECK, STATUS, GC and VERSION"
+        ))),
     }
 }
 
@@ -109,9 +121,10 @@ mod tests {
     #[test]
     fn bad_input_is_one_error_document() {
         type Row<'a> = (&'a str, &'a [(&'a str, &'a str)], &'a str, u64, &'a str);
-        let rows: [Row<'_>; 20] = [
+        let rows: [Row<'_>; 26] = [
             ("add", &POD, CONFIG, 4, "\"add\""),
-            ("GC", &POD, CONFIG, 4, "GC"),
+            ("GC", &POD, CONFIG, 1, "1.1.0"),
+            ("STATUS", &[], CONFIG, 1, "1.1.0"),
             ("ADD", &POD, "", 6, "empty"),
             ("ADD", &POD, "{", 6, "JSON"),
             ("ADD", &POD, "[]", 6, "JSON"),
@@ -130,6 +143,11 @@ mod tests {
             ("ADD", &POD, r#"{"cniVersion":"1.0.0","name":"enid","prevResult":{"ips":7}}"#, 7, "ips"),
             ("ADD", &[POD[0], POD[1], POD[2], ("CNI_ARGS", "K8S_POD_NAME")], CONFIG, 4, "K8S_POD_NAME"),
             ("CHECK", &POD, r#"{"cniVersion":"0.3.1","name":"enid"}"#, 1, "0.4.0"),
+            ("ADD", &POD, r#"{"cniVersion":"one","name":"enid"}"#, 6, "one"),
+            ("ADD", &POD, r#"{"cniVersion":"1.0.0","name":"enid","ipam":{"type":"host-local"}}"#, 2, "host-local"),
+            ("GC", &[], r#"{"cniVersion":"1.1.0","name":"enid","cni.dev/valid-attachments":[5]}"#, 7, "holds 5"),
+            ("GC", &[], r#"{"cniVersion":"1.1.0","name":"enid","cni.dev/valid-attachments":{}}"#, 7, "is {}"),
+            ("STATUS", &[], r#"{"cniVersion":"1.1.0","name":"enid","socket":"/none/such"}"#, 50, "/none/such"),
         ];
         for (command, env, stdin, code, word) in rows {
             let (ok, json) = plugin(command, env, stdin);

@@ -30,8 +30,16 @@ pub fn answer(input: &[u8]) -> Result<String, Error> {
 /// Refuses versions that are not ours. A missing one means 0.1.0, as the specification has it.
 pub fn supported(version: Option<&str>) -> Result<&'static str, Error> {
     let version = version.unwrap_or("0.1.0");
+    let numbers = version.split('.').collect::<Vec<_>>();
+    if numbers.len() != 3 || numbers.iter().any(|number| number.parse::<u32>().is_err()) {
+        return Err(Error::decode(format!("\"cniVersion\" is {version:?}, which is no version; 1.1.0 is one")));
+    }
     SUPPORTED.into_iter().find(|known| *known == version).ok_or_else(|| {
-        Error::version(format!("cniVersion {version:?} is not supported; supported are {}", SUPPORTED.join(", ")))
+        let supported = SUPPORTED.join(", ");
+        Error::version(
+            format!("cniVersion {version:?} is not supported; supported are {supported}"),
+            format!("asked={version} supported={}", SUPPORTED.join(",")),
+        )
     })
 }
 
@@ -39,7 +47,10 @@ pub fn supported(version: Option<&str>) -> Result<&'static str, Error> {
 pub fn needs(version: &str, verb: &str, since: &str) -> Result<(), Error> {
     let place = |wanted: &str| SUPPORTED.iter().position(|known| *known == wanted);
     if place(version) < place(since) {
-        return Err(Error::version(format!("{verb} came with cniVersion {since}; the configuration says {version}")));
+        return Err(Error::version(
+            format!("{verb} came with cniVersion {since}; the configuration says {version}"),
+            format!("asked={version} needed={since}"),
+        ));
     }
     Ok(())
 }

@@ -7,13 +7,20 @@ use ipnet::IpNet;
 
 use crate::{
     AuditedEni, BlockState, Call, Class, Core, Effect, EniId, EniState, Intent, LooseEni, Millis, Provisioning, Scope,
-    Write, build::Stage, mutation::Mutation, pool::STALE_MS, shrink,
+    Write,
+    build::Stage,
+    mutation::Mutation,
+    pool::{EXCUSE_MS, STALE_MS},
+    shrink,
 };
 
 /// The token of [`crate::Intent::LookAround`].
 pub(crate) const LOOK_AROUND: &str = "look-around";
 /// The slow audit: twelve times a day.
 const SLOW_MS: u64 = 2 * 3_600_000;
+/// The first one of a life comes after so long, and up to half as long again: it finds what an earlier life lost
+/// together with its store, and a rollout of the daemon does not ask on all nodes at once.
+const FIRST_MS: u64 = 4 * 60_000;
 /// An ENI that metadata shows and EC2 does not know is asked for again after so long.
 const AGAIN_MS: u64 = 30_000;
 /// Doubts are brought to EC2 at most this often.
@@ -50,7 +57,7 @@ impl Core {
             Some(Scope::Attached)
         } else if waited && !self.audit_wanted.is_empty() {
             self.audit_wanted.get_min().copied()
-        } else if long_since(SLOW_MS) {
+        } else if self.slow_audit.is_some_and(|due| due <= now) {
             Some(Scope::Ours)
         } else {
             None
@@ -70,10 +77,15 @@ impl Core {
         self.audit_wanted.insert(scope);
     }
 
+    /// Metadata has been read for the first time in this life.
+    pub(crate) fn plan_first_audit(&mut self, now: Millis) {
+        self.slow_audit = Some(now.plus(FIRST_MS + self.jitter(FIRST_MS / 2)));
+    }
+
     pub(crate) fn next_audit(&self) -> Option<Millis> {
         let doubts = !self.doubted.is_empty() || self.enis.values().any(|eni| eni.doubted);
-        let wait = if !self.audit_wanted.is_empty() || doubts { DOUBT_MS } else { SLOW_MS };
-        self.audited.map(|at| at.plus(wait))
+        let open = doubts || !self.audit_wanted.is_empty();
+        self.audited.filter(|_| open).map(|at| at.plus(DOUBT_MS)).into_iter().chain(self.slow_audit).min()
     }
 
     fn is_being_built(&self, id: &EniId) -> bool {
@@ -93,6 +105,7 @@ impl Core {
         let listed: BTreeSet<EniId> = attached.iter().map(|eni| eni.id.clone()).collect();
         self.forget_absent(&listed, scope);
         if scope == Scope::Ours {
+            self.slow_audit = Some(now.plus(SLOW_MS));
             let lying: Vec<EniId> = loose.iter().map(|eni| eni.id.clone()).collect();
             self.settle_builds(&attached, loose, asked, effects);
             self.settle_departures(now, &attached, &lying, effects);
@@ -109,9 +122,20 @@ impl Core {
                 effects.push(Effect::Record(Write::Intent(LOOK_AROUND.to_owned(), None)));
             }
         }
+        self.look_for_lost(&listed, scope);
         for eni in attached {
             self.compare(now, asked, first_look, eni, effects);
         }
+    }
+
+    /// ENIs that leases name, and neither EC2 nor metadata shows.
+    fn look_for_lost(&mut self, listed: &BTreeSet<EniId>, scope: Scope) {
+        let shown = |id: &EniId| self.enis.get(id).is_some_and(|eni| !eni.doubted);
+        // An audit of what is ours leaves out what carries no tag of ours: the primary may not.
+        let covered = |slot: u32| scope == Scope::Attached || slot != 0;
+        let named = self.leases.values().filter(|lease| covered(lease.slot)).map(|lease| &lease.eni);
+        let lost = named.filter(|id| !listed.contains(*id) && !shown(id)).cloned().collect();
+        self.lost = lost;
     }
 
     /// Two witnesses, EC2 and metadata, say that an ENI is not here; one that somebody lives on is kept.
@@ -160,7 +184,7 @@ impl Core {
         eni.ours = found.ours;
         eni.attachment = Some(found.attachment.clone());
         if eni.doubted {
-            (eni.doubted, eni.shown) = (false, false); // metadata was the stale one
+            (eni.doubted, eni.excused) = (false, now.plus(EXCUSE_MS)); // metadata was the stale one
         }
         // What was asked for after the audit was sent is not in its answer.
         let young = eni.since >= asked || being_built;
@@ -226,7 +250,7 @@ impl Core {
             match (block.state, found.contains(&net)) {
                 (BlockState::Doubted, true) => {
                     self.set_state(net, BlockState::Open);
-                    self.with_block(net, |block| block.shown = false);
+                    self.with_block(net, |block| block.excused = now.plus(EXCUSE_MS));
                 }
                 (BlockState::Doubted, false) if block.is_idle() => self.forget_block(net),
                 (BlockState::Leaving(_), false) if !busy && block.is_idle() => {
@@ -237,9 +261,11 @@ impl Core {
         }
         for net in found {
             let long_ago = self.given_back.get(net).is_some_and(|(at, _)| now.since(*at) >= STALE_MS);
-            if long_ago && !self.leaving.contains(net) {
+            let (first, last) = crate::block::ends(net);
+            let leased = self.holders.range(first..=last).next().is_some();
+            if (long_ago || leased) && !self.leaving.contains(net) {
                 self.drop_given_back(*net, effects);
-                self.add_block(id, *net);
+                self.add_block(id, *net, now.plus(EXCUSE_MS));
             }
         }
     }

@@ -59,8 +59,9 @@ pub struct Block {
     pub eni: EniId,
     /// What it may be used for.
     pub state: BlockState,
-    /// Metadata has shown it since EC2 last vouched for it: only then its absence there means something.
-    pub(crate) shown: bool,
+    /// Its absence from metadata means something from then on: at once where metadata has shown it, a while later
+    /// where EC2 vouched for it.
+    pub(crate) excused: Millis,
     /// Addresses that attachments hold, or links that nobody knows.
     pub held: u64,
     /// Addresses that rest.
@@ -80,7 +81,7 @@ impl Block {
             net,
             eni,
             state: BlockState::Open,
-            shown: false,
+            excused: Millis(0),
             held: 0,
             resting: 0,
             fresh: 0,

@@ -29,6 +29,10 @@ pub enum Cause {
     StillGrowing,
     /// A newer request for the same attachment, or its DEL, came in between.
     Superseded,
+    /// An ENI that pods live on is not attached any more, as EC2 and metadata say.
+    EniLost,
+    /// The kernel refused what the ENIs need: links, routes, rules or the table.
+    KernelRefused,
     /// A step was refused because it would have broken an invariant, or the store failed.
     Internal,
 }
@@ -49,6 +53,8 @@ impl Cause {
             Cause::Ec2Error => "ec2_error",
             Cause::StillGrowing => "still_growing",
             Cause::Superseded => "superseded",
+            Cause::EniLost => "eni_lost",
+            Cause::KernelRefused => "kernel_refused",
             Cause::Internal => "internal",
         }
     }

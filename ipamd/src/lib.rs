@@ -159,12 +159,16 @@ pub struct Core {
 
     /// When EC2 last told about our ENIs in this life.
     audited: Option<Millis>,
+    /// ENIs that pods live on, and that are gone.
+    lost: OrdSet<EniId>,
     /// Something was seen that only an audit can settle.
     audit_wanted: OrdSet<Scope>,
     leaked: leaked::Search,
     imds_read: bool,
     /// When metadata was first read.
     met: Option<Millis>,
+    /// When EC2 is asked for all that is ours although nothing is in doubt.
+    slow_audit: Option<Millis>,
     /// When the kernel's links were last listed.
     links_listed: Option<Millis>,
     /// Invariants that a step would have broken; the state was kept as it was before.
@@ -208,10 +212,12 @@ impl Core {
             no_prefix_until: None,
             surplus_since: None,
             audited: None,
+            lost: OrdSet::new(),
             audit_wanted: OrdSet::new(),
             leaked: leaked::Search::default(),
             imds_read: false,
             met: None,
+            slow_audit: None,
             links_listed: None,
             broken: imbl::Vector::new(),
             #[cfg(feature = "mutations")]

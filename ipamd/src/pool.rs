@@ -26,6 +26,9 @@ pub(crate) const IMDS_LAG_MS: u64 = 10_000;
 
 /// Metadata that still shows what went back to EC2 is taken for stale for so long; then EC2 is asked.
 pub(crate) const STALE_MS: u64 = 60_000;
+/// How long EC2's word for an ENI or a block stands against metadata that does not show it. EC2's reads lag behind its
+/// writes as well, so the word is asked for again.
+pub(crate) const EXCUSE_MS: u64 = 5 * STALE_MS;
 
 /// One ENI as instance metadata shows it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -93,8 +96,8 @@ pub struct Eni {
     pub attachment: Option<String>,
     /// Metadata does not show it any more.
     pub doubted: bool,
-    /// Metadata has shown it since EC2 last vouched for it.
-    pub(crate) shown: bool,
+    /// Its absence from metadata means something from then on.
+    pub(crate) excused: Millis,
     /// Since when it has been what it is.
     pub since: Millis,
     /// Its addresses, counted.
@@ -133,6 +136,9 @@ impl Core {
     pub(crate) fn imds(&mut self, now: Millis, shown: Vec<crate::EniFacts>, effects: &mut Vec<Effect>) {
         let first = !std::mem::replace(&mut self.imds_read, true);
         self.met = self.met.or(Some(now));
+        if first {
+            self.plan_first_audit(now);
+        }
         self.forget_given_back(now, &shown, effects);
         let ids: BTreeSet<EniId> = shown.iter().map(|facts| facts.id.clone()).collect();
         for facts in shown {
@@ -146,12 +152,16 @@ impl Core {
         if first && self.slots.keys().any(|id| !ids.contains(id)) {
             self.want_audit(crate::Scope::Ours); // an earlier life had it: where is it?
         }
+        if !self.lost.is_empty() {
+            let named: BTreeSet<EniId> = self.leases.values().map(|lease| lease.eni.clone()).collect();
+            self.lost = self.lost.iter().filter(|id| named.contains(*id) && !ids.contains(*id)).cloned().collect();
+        }
         let missing: Vec<EniId> = self.enis.keys().filter(|id| !ids.contains(*id)).cloned().collect();
         for id in missing {
             if self.is_mutated(Mutation::BelieveMetadata) {
                 self.forget_eni(&id);
             } else if let Some(eni) = self.enis.get_mut(&id) {
-                eni.doubted = eni.doubted || eni.shown;
+                eni.doubted = eni.doubted || eni.excused <= now;
             }
         }
     }
@@ -165,7 +175,7 @@ impl Core {
         let blocks = facts.blocks.clone();
         match self.enis.get_mut(&id) {
             Some(eni) => {
-                (eni.doubted, eni.shown) = (false, true);
+                (eni.doubted, eni.excused) = (false, now);
                 eni.facts = facts;
             }
             None => self.meet(now, facts, effects),
@@ -174,8 +184,7 @@ impl Core {
         for net in blocks.iter().filter(|net| !known.contains(*net)) {
             match self.given_back.get(net) {
                 None => {
-                    self.add_block(&id, *net);
-                    self.with_block(*net, |block| block.shown = true);
+                    self.add_block(&id, *net, now);
                 }
                 Some((at, _)) if now.since(*at) < STALE_MS => {}
                 Some(_) => self.want_audit(crate::Scope::Attached),
@@ -185,12 +194,12 @@ impl Core {
             let shown = blocks.contains(&net);
             match self.blocks.get_mut(&net) {
                 Some(block) if shown => {
-                    block.shown = true;
+                    block.excused = now;
                     if block.state == BlockState::Doubted {
                         self.set_state(net, BlockState::Open);
                     }
                 }
-                Some(block) if block.shown && block.state == BlockState::Open => {
+                Some(block) if block.excused <= now && block.state == BlockState::Open => {
                     self.set_state(net, BlockState::Doubted);
                 }
                 _ => {}
@@ -247,7 +256,7 @@ impl Core {
             ours: self.vouched.contains(&id),
             attachment: None,
             doubted: false,
-            shown: true,
+            excused: now,
             since: now,
             sums: Sums::default(),
             blocks: OrdSet::new(),
@@ -257,12 +266,14 @@ impl Core {
         self.topology += 1;
     }
 
-    /// A block is on an ENI: who holds what of it is counted from the leases.
-    pub(crate) fn add_block(&mut self, id: &EniId, net: IpNet) {
+    /// A block is on an ENI, and metadata may fail to show it until `excused`: who holds what of it is counted from
+    /// the leases.
+    pub(crate) fn add_block(&mut self, id: &EniId, net: IpNet, excused: Millis) {
         if self.blocks.contains_key(&net) || !self.enis.contains_key(id) {
             return;
         }
         let mut block = Block::new(net, id.clone());
+        block.excused = excused;
         let (first, last) = block::ends(&net);
         let within = first..=last;
         let held = self.holders.range(within.clone()).count() + self.strangers.range(within.clone()).count();
@@ -352,7 +363,7 @@ impl Core {
             };
             let open: Vec<IpNet> = expected.blocks.iter().filter(|net| !eni.blocks.contains(*net)).copied().collect();
             if open.is_empty() || waited {
-                open.into_iter().for_each(|net| self.add_block(&id, net));
+                open.into_iter().for_each(|net| self.add_block(&id, net, now.plus(EXCUSE_MS)));
                 self.memory.filled(now.since(expected.asked));
                 self.expected.remove(&id);
             }

@@ -166,8 +166,10 @@ impl Core {
             .collect();
         let detaches_held = self.is_mutated(Mutation::DetachHeld);
         for (id, since) in enis {
+            // Metadata may fail to show the block that a lease is in: the leases themselves are asked.
+            let held = self.leases.values().any(|lease| lease.eni == id);
             let Some(eni) = self.enis.get_mut(&id) else { continue };
-            if (eni.sums.held > 0 && !detaches_held) || eni.doubted {
+            if ((held || eni.sums.held > 0) && !detaches_held) || eni.doubted {
                 eni.state = EniState::Ready;
             } else if let Some(attachment) = eni.attachment.clone() {
                 if self.kernel_has_spoken(since) {

@@ -6,7 +6,7 @@ use imbl::OrdMap;
 use ipnet::IpNet;
 
 use crate::{
-    AttachmentKey, Block, BlockState, Core, Counts, Eni, EniId, Learnt, Lease, Millis, Refusal, block, supply,
+    AttachmentKey, Block, BlockState, Cause, Core, Counts, Eni, EniId, Learnt, Lease, Millis, Refusal, block, supply,
 };
 
 /// Everything at one moment. It shares what it shows with the core, so that taking one costs little.
@@ -118,8 +118,19 @@ impl Core {
 
     /// Why an ADD would not succeed at once; `None` if it would.
     pub fn obstacle(&self, now: Millis) -> Option<Refusal> {
+        if let Some(broken) = self.broken.front() {
+            let message = format!("a step would have broken an invariant, and nothing is given back since: {broken}");
+            return Some(Refusal::new(Cause::Internal, message));
+        }
         let ready = self.links_listed.is_some() && self.pick().is_some();
         (!ready).then(|| self.why_waiting(now))
+    }
+
+    /// Why pods that run may have lost their network; `None` as far as is known they have not.
+    pub fn risk(&self) -> Option<Refusal> {
+        let eni = self.lost.get_min()?;
+        let message = format!("{eni} is not attached to this instance any more, and pods live on its addresses");
+        Some(Refusal::new(Cause::EniLost, message))
     }
 
     /// The lease of an attachment.

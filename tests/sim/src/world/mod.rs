@@ -160,6 +160,9 @@ impl World {
         if let Some(mutation) = self.mutation {
             self.core.mutate(mutation);
         }
+        // The kernel's part of a start: links that no lease knows and no route leads to are half-made.
+        let leases = self.core.leases();
+        self.links.retain(|key, link| link.routed || leases.contains_key(key));
         self.calls.clear();
         self.next_listing = self.now;
         self.next_metadata = self.now;

@@ -1,0 +1,20 @@
+//! GC (CNI spec 1.1.0, section 2): the runtime names what lives, the daemon ends the rest.
+
+use crate::{config::Config, daemon::Daemon, error::Error};
+
+/// Ends what the list leaves out and the kernel does not show either. A configuration without a list says nothing
+/// about anybody: nothing ends.
+pub fn gc(config: &Config) -> Result<(), Error> {
+    let Some(valid) = config.valid_attachments()? else {
+        eprintln!("enid-cni: the configuration has no list of valid attachments, so none is ended");
+        return Ok(());
+    };
+    let reply = Daemon::connect(&config.socket)?.collect(&config.name, &valid)?;
+    for kept in reply.kept {
+        eprintln!(
+            "enid-cni: {} of {} is not in the list and is kept, since its link stands",
+            kept.ifname, kept.container
+        );
+    }
+    Ok(())
+}
