@@ -60,7 +60,7 @@ pub enum Answer {
 enum Message {
     Event(Event),
     Open(Ticket, mpsc::UnboundedSender<Answer>),
-    Lookup(AttachmentKey, oneshot::Sender<Option<Lease>>),
+    Lookup(AttachmentKey, oneshot::Sender<(Option<Lease>, Wanted)>),
     View(oneshot::Sender<View>),
     Forgotten(Vec<IpAddr>),
 }
@@ -101,11 +101,11 @@ impl Handle {
         let _ = self.sender.send(Message::Event(event)).await;
     }
 
-    /// The lease of an attachment.
-    pub async fn lookup(&self, key: AttachmentKey) -> Option<Lease> {
+    /// The lease of an attachment, and what host and table should carry for all of them.
+    pub async fn lookup(&self, key: AttachmentKey) -> Option<(Option<Lease>, Wanted)> {
         let (sender, answer) = oneshot::channel();
         self.sender.send(Message::Lookup(key, sender)).await.ok()?;
-        answer.await.ok().flatten()
+        answer.await.ok()
     }
 
     /// The state at this moment.
@@ -263,7 +263,7 @@ impl Brain {
                 effects.extend(self.core.step(now(), event));
             }
             Message::Open(ticket, answers) => drop(self.open.insert(ticket, Caller { answers, offered: None })),
-            Message::Lookup(key, reply) => drop(reply.send(self.core.lease(&key).cloned())),
+            Message::Lookup(key, reply) => drop(reply.send((self.core.lease(&key).cloned(), self.wanted()))),
             Message::View(reply) => {
                 let mut view = self.core.view(now());
                 view.obstacle = self.obstacle();
@@ -355,7 +355,7 @@ impl Brain {
             return;
         }
         let topology = self.core.topology();
-        let wanted = Wanted::new(self.core.carried(), &self.native, self.eni_mtu);
+        let wanted = self.wanted();
         if (wanted == self.applied && joining.is_empty()) || self.core.carried().next().is_none() {
             self.carried = Some(topology);
             return;
@@ -400,6 +400,10 @@ impl Brain {
                 }
             }
         }
+    }
+
+    fn wanted(&self) -> Wanted {
+        Wanted::new(self.core.carried(), &self.native, self.eni_mtu)
     }
 
     fn joining(&self) -> Vec<(enid_ipamd::EniId, u32)> {

@@ -163,6 +163,25 @@ fn ensure_sysctl(key: &str, value: &str, changes: &mut Vec<String>) -> anyhow::R
     Ok(())
 }
 
+/// What host and table lack of what is wanted, one sentence each; nothing is changed.
+pub fn faults(wanted: &Wanted) -> anyhow::Result<Vec<String>> {
+    let mut netlink = Netlink::open()?;
+    let found = Found::read(&mut netlink)?;
+    let (here, missing): (Vec<EniNet>, Vec<EniNet>) =
+        wanted.enis.iter().cloned().partition(|eni| found.ifname_of(eni.mac).is_some());
+    let mut faults: Vec<String> = missing.iter().map(|eni| node::MissingLink(eni.mac).to_string()).collect();
+    faults.extend(node::changes(&here, &found)?.iter().map(|change| format!("the host needs: {change}")));
+    let digest = ruleset(wanted, &here, &found).map(|ruleset| ruleset.digest());
+    if digest.is_some() && digest != table_digest() {
+        faults.push("the table ip enid is missing or not the daemon's newest".to_owned());
+    }
+    let forwards = fs::read_to_string("/proc/sys/net/ipv4/ip_forward").context("cannot read net.ipv4.ip_forward")?;
+    if forwards.trim() != "1" {
+        faults.push("net.ipv4.ip_forward is off".to_owned());
+    }
+    Ok(faults)
+}
+
 /// For the start of a life, before any address is given. A pod's link that no lease knows and no route leads to was
 /// half made when an earlier life, or its store, was lost: its plugin may only be slow, and must not make an address
 /// reachable that another pod gets meanwhile. Without the link it cannot.

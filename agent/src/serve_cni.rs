@@ -102,11 +102,15 @@ impl Cni for CniService {
 
     async fn lookup(&self, request: Request<LookupRequest>) -> Result<Response<LookupReply>, Status> {
         let key = key(request.into_inner().attachment)?;
-        let reply = self.handle.lookup(key).await.map_or_else(LookupReply::default, |lease| LookupReply {
-            address: lease.address.to_string(),
-            device_group: marks::group(lease.slot),
-        });
-        Ok(Response::new(reply))
+        let (lease, wanted) = self.handle.lookup(key).await.ok_or_else(ending)?;
+        let Some(lease) = lease else { return Ok(Response::new(LookupReply::default())) };
+        let failed = |failure: String| Status::internal(format!("cannot look at the host: {failure}"));
+        let host_faults = tokio::task::spawn_blocking(move || kernel::faults(&wanted))
+            .await
+            .map_err(|failure| failed(failure.to_string()))?
+            .map_err(|failure| failed(format!("{failure:#}")))?;
+        let (address, device_group) = (lease.address.to_string(), marks::group(lease.slot));
+        Ok(Response::new(LookupReply { address, device_group, host_faults }))
     }
 
     async fn status(&self, _: Request<StatusRequest>) -> Result<Response<StatusReply>, Status> {

@@ -73,7 +73,7 @@ impl Kernel {
     fn confirm(&mut self, link: &PodLink, session: &mut Session<'_>) -> Result<Pair, Error> {
         let pair = pod::create(link, &mut self.host, &self.host_ns, &mut self.inside).map_err(kernel_refused)?;
         if let Some(aside) = &pair.moved_aside {
-            eprintln!("enid-cni: {} belonged to another attachment and is now {aside}", link.host_ifname);
+            note!("{} belonged to another attachment and is now {aside}", link.host_ifname);
         }
         session.say_wired(&link.host_ifname)?;
         pod::configure_inside(link, &pair, &mut self.host, &mut self.inside).map_err(kernel_refused)?;

@@ -37,6 +37,7 @@ pub fn check(env: &Env, config: &Config) -> Result<(), Error> {
     let doing = "look at the pod's link";
     let mut host = Netlink::open().map_err(|error| Error::kernel(doing, error))?;
     let mut inside = enter(&pod_ns, &host_ns)?;
-    let faults = pod::faults(&wanted, &mut host, &mut inside).map_err(|error| Error::kernel(doing, error))?;
+    let mut faults = pod::faults(&wanted, &mut host, &mut inside).map_err(|error| Error::kernel(doing, error))?;
+    faults.extend(held.host_faults);
     if faults.is_empty() { Ok(()) } else { Err(Error::check(faults.join("; "))) }
 }

@@ -19,7 +19,7 @@ pub fn del(env: &Env, config: &Config) -> Result<(), Error> {
     pod::remove_by_mac(mac, &likely_name, &mut host).map_err(|error| Error::kernel("remove the pod's link", error))?;
     let told = Daemon::connect(&config.socket).and_then(|daemon| daemon.release(attachment(env, config)));
     if let Err(error) = told {
-        eprintln!("enid-cni: the link is removed; the daemon will notice: {}", error.json(config.cni_version));
+        note!("the link is removed; the daemon will notice: {}", error.json(config.cni_version));
     }
     Ok(())
 }

@@ -6,15 +6,12 @@ use crate::{config::Config, daemon::Daemon, error::Error};
 /// about anybody: nothing ends.
 pub fn gc(config: &Config) -> Result<(), Error> {
     let Some(valid) = config.valid_attachments()? else {
-        eprintln!("enid-cni: the configuration has no list of valid attachments, so none is ended");
+        note!("the configuration has no list of valid attachments, so none is ended");
         return Ok(());
     };
     let reply = Daemon::connect(&config.socket)?.collect(&config.name, &valid)?;
     for kept in reply.kept {
-        eprintln!(
-            "enid-cni: {} of {} is not in the list and is kept, since its link stands",
-            kept.ifname, kept.container
-        );
+        note!("{} of {} is not in the list and is kept, since its link stands", kept.ifname, kept.container);
     }
     Ok(())
 }

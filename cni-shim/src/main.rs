@@ -5,6 +5,9 @@
 //! runs no program. DEL removes the link by itself and needs no daemon. Errors leave as CNI JSON on stdout,
 //! with the specification's codes (CNI spec 1.1.0, section 2, "Error").
 
+#[macro_use]
+mod note;
+
 mod add;
 mod check;
 mod config;
@@ -41,7 +44,7 @@ fn main() -> ExitCode {
 fn run(var: env::Lookup<'_>, stdin: impl Read, stdout: &mut impl Write) -> ExitCode {
     let command = var("CNI_COMMAND").unwrap_or_default();
     if command.is_empty() {
-        eprintln!("enid-cni gives pods addresses of the VPC. CNI versions: {}", version::SUPPORTED.join(", "));
+        note!("gives pods addresses of the VPC. CNI versions: {}", version::SUPPORTED.join(", "));
         return ExitCode::SUCCESS;
     }
     let mut input = Vec::new();

@@ -120,7 +120,8 @@ pub fn routed_over(ends: &[PodEnd], routes: &[RouteMessage]) -> Vec<IpAddr> {
     routes.iter().filter_map(over).collect()
 }
 
-fn group(link: &LinkMessage) -> u32 {
+/// The device group of a link; links that say none are in 0.
+pub(crate) fn group(link: &LinkMessage) -> u32 {
     let found = link.attributes.iter().find_map(|attribute| match attribute {
         LinkAttribute::Group(group) => Some(*group),
         _ => None,

@@ -20,6 +20,7 @@ use crate::{
     identity::{self, Mac},
     netlink::{Error, Netlink, Request},
     netns::Netns,
+    node,
 };
 
 /// The next hop that every pod sees; nobody owns it, the permanent neighbour answers for it.
@@ -257,6 +258,9 @@ pub fn faults(link: &PodLink, host: &mut Netlink, pod: &mut Netlink) -> Result<V
             let name = ifname(&found).to_owned();
             if !found.header.flags.contains(LinkFlags::Up) {
                 faults.push(format!("host link {name} is down"));
+            }
+            if node::group(&found) != link.group {
+                faults.push(format!("host link {name} is not in the device group of its ENI, {:#x}", link.group));
             }
             if !has_route(&host.routes()?, link.address, found.header.index) {
                 faults.push(format!("no host route to {} over {name}", link.address));

@@ -272,6 +272,9 @@ impl Core {
         if self.blocks.contains_key(&net) || !self.enis.contains_key(id) {
             return;
         }
+        if self.enis.values().any(|eni| net.contains(&std::net::IpAddr::V4(eni.facts.primary.addr()))) {
+            return; // whatever the source says: what the host itself uses is for no pod
+        }
         let mut block = Block::new(net, id.clone());
         block.excused = excused;
         let (first, last) = block::ends(&net);

@@ -27,35 +27,22 @@ fn number(status: &Value, key: &str) -> u64 {
     status[key].as_u64().unwrap()
 }
 
-/// Everything a pod could leave on the host. Counters run on; times do not belong to the state.
-fn snapshot(place: Place<'_>) -> String {
-    let commands = [
-        "ip -o link show | sed 's/^[0-9]*: //' | sort",
-        "ip -4 route show table all | sort",
-        "ip rule show",
-        "ip neigh show nud permanent | sort",
-        "nft list ruleset | sed 's/packets [0-9]* bytes [0-9]*//'",
-    ];
-    let kernel: Vec<String> = commands.iter().map(|command| place.sh(command).unwrap()).collect();
-    format!("{}\nleases {:?}", kernel.join("\n--\n"), leases(place))
-}
-
 #[test]
 fn after_del_and_rest_the_host_is_as_it_was() {
     let place = Place::node(lab(), 0);
     let _daemon = Daemon::start(place, &[("MINIMUM_IP_TARGET", "9"), ("IP_COOLDOWN_PERIOD", "1")]).unwrap();
     wait_until(BOUND, || number(&place.enid("status").unwrap(), "available") == 9).unwrap();
-    let before = snapshot(place);
+    let before = place.snapshot().unwrap();
     let pods: Vec<Pod> = (0..9).map(|n| Pod::new(0, &format!("snap-{n}"))).collect();
     let addresses: BTreeSet<String> = pods.iter().map(|pod| pod.add(place).unwrap().0).collect();
     assert_eq!(addresses.len(), 9);
-    assert_ne!(snapshot(place), before);
+    assert_ne!(place.snapshot().unwrap(), before);
     for pod in &pods {
         pod.del(place).unwrap();
     }
     assert_eq!(number(&place.enid("status").unwrap(), "total"), 9);
     wait_until(BOUND, || number(&place.enid("status").unwrap(), "available") == 9).unwrap();
-    assert_eq!(snapshot(place), before);
+    assert_eq!(place.snapshot().unwrap(), before);
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! What end-to-end tests, the demo and the bench share: a lab whose nodes run the real daemon and the real
 //! plugin, pods as namespaces, and traffic between them.
 
+pub mod call;
 pub mod node;
 pub mod pod;
 pub mod traffic;
@@ -10,6 +11,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 
+pub use call::Call;
 pub use node::{Daemon, Place};
 pub use pod::Pod;
 pub use vpclab::{Backend, Lab, LabConfig, wait_until};

@@ -56,6 +56,19 @@ impl<'a> Place<'a> {
         status[key].as_u64().with_context(|| format!("enid status has no number {key}: {status}"))
     }
 
+    /// Everything a pod could leave on the host, and the leases. Counters and times are left out.
+    pub fn snapshot(&self) -> anyhow::Result<String> {
+        let commands = [
+            "ip -o link show | sed 's/^[0-9]*: //' | sort",
+            "ip -4 route show table all | sort",
+            "ip rule show",
+            "ip neigh show nud permanent | sort",
+            "nft list ruleset | sed 's/packets [0-9]* bytes [0-9]*//'",
+        ];
+        let kernel: Vec<String> = commands.iter().map(|command| self.sh(command)).collect::<anyhow::Result<_>>()?;
+        Ok(format!("{}\nleases {:?}", kernel.join("\n--\n"), self.leases()?))
+    }
+
     /// What Prometheus would read.
     pub fn metrics(&self) -> anyhow::Result<String> {
         let ask = "import urllib.request as u; print(u.urlopen('http://127.0.0.1:61678/metrics').read().decode())";
