@@ -60,9 +60,19 @@ pub enum Answer {
 enum Message {
     Event(Event),
     Open(Ticket, mpsc::UnboundedSender<Answer>),
-    Lookup(AttachmentKey, oneshot::Sender<(Option<Lease>, Wanted)>),
+    Lookup(AttachmentKey, oneshot::Sender<Option<Found>>),
     View(oneshot::Sender<View>),
     Forgotten(Vec<IpAddr>),
+}
+
+/// What CHECK compares with.
+pub struct Found {
+    /// The attachment's lease.
+    pub lease: Lease,
+    /// What is wrong with what carries it.
+    pub fault: Option<String>,
+    /// What host and table should carry for all leases.
+    pub wanted: Wanted,
 }
 
 /// Who has an open request.
@@ -101,8 +111,8 @@ impl Handle {
         let _ = self.sender.send(Message::Event(event)).await;
     }
 
-    /// The lease of an attachment, and what host and table should carry for all of them.
-    pub async fn lookup(&self, key: AttachmentKey) -> Option<(Option<Lease>, Wanted)> {
+    /// What is known of an attachment; the outer `None` when the daemon is ending.
+    pub async fn lookup(&self, key: AttachmentKey) -> Option<Option<Found>> {
         let (sender, answer) = oneshot::channel();
         self.sender.send(Message::Lookup(key, sender)).await.ok()?;
         answer.await.ok()
@@ -263,7 +273,7 @@ impl Brain {
                 effects.extend(self.core.step(now(), event));
             }
             Message::Open(ticket, answers) => drop(self.open.insert(ticket, Caller { answers, offered: None })),
-            Message::Lookup(key, reply) => drop(reply.send((self.core.lease(&key).cloned(), self.wanted()))),
+            Message::Lookup(key, reply) => drop(reply.send(self.find(&key))),
             Message::View(reply) => {
                 let mut view = self.core.view(now());
                 view.obstacle = self.obstacle();
@@ -400,6 +410,11 @@ impl Brain {
                 }
             }
         }
+    }
+
+    fn find(&self, key: &AttachmentKey) -> Option<Found> {
+        let lease = self.core.lease(key)?;
+        Some(Found { lease: lease.clone(), fault: self.core.fault_under(lease), wanted: self.wanted() })
     }
 
     fn wanted(&self) -> Wanted {

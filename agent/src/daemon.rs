@@ -17,10 +17,10 @@ use tracing::{info, warn};
 
 use crate::{
     brain::{Brain, Handle, Parts},
-    clock,
+    clock, conflist,
     ec2::Ec2,
     imds::{Imds, Instance},
-    install, kernel, limits,
+    kernel, limits,
     metrics::{self, Counters},
     readiness::Readiness,
     serve_cni::CniService,
@@ -58,12 +58,12 @@ async fn serve(settings: Settings, elsewhere: runtime::Handle) -> anyhow::Result
     // All that can be wrong here is told before anything is changed.
     let _claimed = sockets::claim(&settings.run_dir)?;
     kernel::check_nft()?;
-    install::check_folder(&settings)?;
+    conflist::check(&settings)?;
     let metrics = match settings.metrics {
         Some(address) => Some(metrics::bind(address)?),
         None => None,
     };
-    install::drop_stale_conflist(&settings)?;
+    conflist::hide_stale(&settings)?;
     let boot = store::boot_id()?;
     let (store, ledger) = Store::open(&settings.store_dir, &boot, clock::now(), settings.policy.rest_ms)?;
     let store = Arc::new(store);
@@ -221,7 +221,7 @@ async fn announce(
     loop {
         let ready = readiness.borrow_and_update().is_ready();
         if ready {
-            install::conflist(&settings)?;
+            conflist::write(&settings).await?;
             health.set_serving::<CniServer<CniService>>().await;
         } else {
             health.set_not_serving::<CniServer<CniService>>().await;

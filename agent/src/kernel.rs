@@ -163,17 +163,19 @@ fn ensure_sysctl(key: &str, value: &str, changes: &mut Vec<String>) -> anyhow::R
     Ok(())
 }
 
-/// What host and table lack of what is wanted, one sentence each; nothing is changed.
-pub fn faults(wanted: &Wanted) -> anyhow::Result<Vec<String>> {
+/// What host and table lack of what is wanted for pods on the ENI of this slot, one sentence each; nothing is changed.
+pub fn faults(wanted: &Wanted, slot: u32) -> anyhow::Result<Vec<String>> {
     let mut netlink = Netlink::open()?;
     let found = Found::read(&mut netlink)?;
     let (here, missing): (Vec<EniNet>, Vec<EniNet>) =
         wanted.enis.iter().cloned().partition(|eni| found.ifname_of(eni.mac).is_some());
-    let mut faults: Vec<String> = missing.iter().map(|eni| node::MissingLink(eni.mac).to_string()).collect();
-    faults.extend(node::changes(&here, &found)?.iter().map(|change| format!("the host needs: {change}")));
-    let digest = ruleset(wanted, &here, &found).map(|ruleset| ruleset.digest());
-    if digest.is_some() && digest != table_digest() {
-        faults.push("the table ip enid is missing or not the daemon's newest".to_owned());
+    let lacking = missing.iter().filter(|eni| eni.slot == slot);
+    let mut faults: Vec<String> = lacking.map(|eni| node::MissingLink(eni.mac).to_string()).collect();
+    let changes = node::changes(&here, &found)?;
+    let needed = changes.iter().filter(|change| !change.is_rule_removal());
+    faults.extend(needed.map(|change| format!("the host needs: {change}")));
+    if table_digest().is_none() {
+        faults.push("the table ip enid is missing".to_owned());
     }
     let forwards = fs::read_to_string("/proc/sys/net/ipv4/ip_forward").context("cannot read net.ipv4.ip_forward")?;
     if forwards.trim() != "1" {

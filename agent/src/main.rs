@@ -3,6 +3,7 @@
 mod brain;
 mod clock;
 mod commands;
+mod conflist;
 mod daemon;
 mod ec2;
 mod forget;
@@ -43,7 +44,7 @@ fn run(matches: &ArgMatches) -> anyhow::Result<()> {
     .map_err(|mistakes| anyhow::anyhow!("{}", mistakes.join("\n      ")))?;
     match name {
         "agent" => daemon::run(settings),
-        "init" => install::plugin(&settings),
+        "init" => install::plugins(&settings),
         _ => {
             let as_json = matches.get_one::<String>("output").is_some_and(|output| output == "json");
             let ready = name == "health" && matches.get_flag("ready");

@@ -15,7 +15,7 @@ use tonic::{Request, Response, Status, Streaming};
 use tracing::{info, warn};
 
 use crate::{
-    brain::{self, Answer, Handle},
+    brain::{self, Answer, Found, Handle},
     kernel,
     metrics::Counters,
     readiness::Readiness,
@@ -102,13 +102,14 @@ impl Cni for CniService {
 
     async fn lookup(&self, request: Request<LookupRequest>) -> Result<Response<LookupReply>, Status> {
         let key = key(request.into_inner().attachment)?;
-        let (lease, wanted) = self.handle.lookup(key).await.ok_or_else(ending)?;
-        let Some(lease) = lease else { return Ok(Response::new(LookupReply::default())) };
+        let found = self.handle.lookup(key).await.ok_or_else(ending)?;
+        let Some(Found { lease, fault, wanted }) = found else { return Ok(Response::new(LookupReply::default())) };
         let failed = |failure: String| Status::internal(format!("cannot look at the host: {failure}"));
-        let host_faults = tokio::task::spawn_blocking(move || kernel::faults(&wanted))
+        let mut host_faults = tokio::task::spawn_blocking(move || kernel::faults(&wanted, lease.slot))
             .await
             .map_err(|failure| failed(failure.to_string()))?
             .map_err(|failure| failed(format!("{failure:#}")))?;
+        host_faults.extend(fault);
         let (address, device_group) = (lease.address.to_string(), marks::group(lease.slot));
         Ok(Response::new(LookupReply { address, device_group, host_faults }))
     }

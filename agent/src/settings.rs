@@ -57,6 +57,9 @@ settings! {
     "ENID_STORE_DIR" "store-dir" "/var/lib/enid" "Folder of the store";
     "HOST_CNI_BIN_PATH" "cni-bin-dir" "/opt/cni/bin" "Folder the plugin is installed in";
     "HOST_CNI_CONFDIR_PATH" "cni-conf-dir" "/etc/cni/net.d" "Folder of the network configuration";
+    "ENABLE_BANDWIDTH_PLUGIN" "bandwidth-plugin" "false" "Chain the bandwidth plugin, which shapes what pods' annotations ask for";
+    "DISABLE_POD_V6" "disable-pod-v6" "false" "Chain the tuning plugin, which switches IPv6 off in pods";
+    "ENID_CONFLIST_TEMPLATE" "conflist-template" "" "File with a network configuration to start from, instead of our own";
     "ENID_ADD_WAIT" "add-wait" "60" "Seconds an ADD waits for an address, 1 to 600: below the runtime's own limit";
     "ENID_START_WAIT" "start-wait" "30" "Seconds to wait for instance metadata at start";
     "ENID_METRICS_ADDRESS" "metrics-address" "0.0.0.0:61678" "Where /metrics is served";
@@ -96,6 +99,12 @@ pub struct Settings {
     pub bin_dir: PathBuf,
     /// Conflist.
     pub conf_dir: PathBuf,
+    /// ENABLE_BANDWIDTH_PLUGIN.
+    pub chain_bandwidth: bool,
+    /// DISABLE_POD_V6.
+    pub disable_pod_v6: bool,
+    /// ENID_CONFLIST_TEMPLATE, if set.
+    pub conflist_template: Option<PathBuf>,
     /// Written into the conflist.
     pub add_wait: Duration,
     /// For IMDS.
@@ -142,6 +151,9 @@ impl Settings {
             store_dir: read.folder("ENID_STORE_DIR"),
             bin_dir: read.folder("HOST_CNI_BIN_PATH"),
             conf_dir: read.folder("HOST_CNI_CONFDIR_PATH"),
+            chain_bandwidth: read.switch("ENABLE_BANDWIDTH_PLUGIN"),
+            disable_pod_v6: read.switch("DISABLE_POD_V6"),
+            conflist_template: read.file("ENID_CONFLIST_TEMPLATE"),
             add_wait: Duration::from_secs(read.number("ENID_ADD_WAIT", 1, 600).unwrap_or(60).into()),
             start_wait: Duration::from_secs(read.number("ENID_START_WAIT", 0, 3600).unwrap_or(30).into()),
             metrics: Some(read.parsed::<SocketAddr>("ENID_METRICS_ADDRESS", "ADDRESS:PORT"))
@@ -277,11 +289,15 @@ impl Reader<'_> {
     }
 
     fn folder(&mut self, name: &str) -> PathBuf {
-        let value = self.text(name).unwrap_or_default();
+        self.file(name).unwrap_or_default()
+    }
+
+    fn file(&mut self, name: &str) -> Option<PathBuf> {
+        let value = self.text(name)?;
         if !value.starts_with('/') {
             self.mistake(name, &value, "an absolute path");
         }
-        PathBuf::from(value)
+        Some(PathBuf::from(value))
     }
 }
 

@@ -53,6 +53,11 @@ pub struct Request {
 }
 
 impl Request {
+    /// It deletes a rule, which nobody lacks.
+    pub fn is_rule_removal(&self) -> bool {
+        matches!(self.message, RouteNetlinkMessage::DelRule(_))
+    }
+
     fn new(what: impl fmt::Display, message: RouteNetlinkMessage, flags: u16, already: Option<Errno>) -> Self {
         Request { what: what.to_string(), message, flags, already }
     }

@@ -138,6 +138,19 @@ impl Core {
         self.leases.get(key)
     }
 
+    /// What is wrong with the ENI or the address under a lease, one sentence; `None` as far as is known nothing is.
+    pub fn fault_under(&self, lease: &Lease) -> Option<String> {
+        let Lease { address, eni, .. } = lease;
+        let Some(carrier) = self.enis.get(eni) else { return Some(format!("{eni} is not attached to this instance")) };
+        if carrier.doubted {
+            return Some(format!("instance metadata does not show {eni} any more"));
+        }
+        let within = |net: &&IpNet| net.contains(address);
+        let shown = carrier.blocks.iter().find(within).and_then(|net| self.blocks.get(net));
+        let open = shown.is_some_and(|block| block.state != BlockState::Doubted);
+        (!open).then(|| format!("EC2 does not show {address} on {eni} any more"))
+    }
+
     /// All leases, for matching them with the kernel's links.
     pub fn leases(&self) -> OrdMap<AttachmentKey, Lease> {
         self.leases.clone()

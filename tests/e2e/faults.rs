@@ -47,6 +47,7 @@ fn bad_settings_are_named_all_at_once() {
     }
 }
 
+// D45
 #[test]
 fn without_a_daemon_add_asks_to_try_later() {
     let place = Place::node(lab(), 1);
@@ -88,6 +89,7 @@ fn bad_requests_consume_nothing() {
     pod.del(place).unwrap();
 }
 
+// D46
 #[test]
 fn a_node_at_its_eni_limit_refuses_at_once() {
     let place = Place::node(lab(), 2);
@@ -105,6 +107,7 @@ fn a_node_at_its_eni_limit_refuses_at_once() {
     }
 }
 
+// D45
 #[test]
 fn without_ec2_the_pool_serves_and_growth_says_why_not() {
     let config = LabConfig { name: format!("noec2{}", std::process::id()), nodes: 2, ..LabConfig::default() };

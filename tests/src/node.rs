@@ -69,6 +69,22 @@ impl<'a> Place<'a> {
         Ok(format!("{}\nleases {:?}", kernel.join("\n--\n"), self.leases()?))
     }
 
+    /// The node starts anew: everything that lives in memory goes, and the kernel has another boot id. Its daemon
+    /// must have ended.
+    pub fn reboot(&self) -> anyhow::Result<()> {
+        self.sh("for ns in $(ip netns list | cut -d' ' -f1); do ip netns del $ns; done
+            ip rule flush; ip rule add pref 32766 lookup main; ip rule add pref 32767 lookup default
+            nft flush ruleset
+            for link in $(ls /sys/class/net | grep -v -e lo -e '^eth0$'); do
+                ip addr flush dev $link; ip link set $link down
+            done
+            rm -rf /run/enid
+            boot=/run/boot-$(cat /proc/sys/kernel/random/uuid)
+            cat /proc/sys/kernel/random/uuid > $boot
+            mount --bind $boot /proc/sys/kernel/random/boot_id")
+            .map(drop)
+    }
+
     /// What Prometheus would read.
     pub fn metrics(&self) -> anyhow::Result<String> {
         let ask = "import urllib.request as u; print(u.urlopen('http://127.0.0.1:61678/metrics').read().decode())";
@@ -126,6 +142,15 @@ impl Daemon {
         children.split_whitespace().next().and_then(|pid| pid.parse().ok()).context("the daemon does not run")
     }
 
+    /// Stops it in its tracks, or lets it go on.
+    pub fn hang(&self, hangs: bool) -> anyhow::Result<()> {
+        let name = if hangs { "-STOP" } else { "-CONT" };
+        // `nsenter` above it stops with its child, and goes on only if told.
+        let (pid, above) = (self.pid()?.to_string(), self.child.id().to_string());
+        Command::new("kill").args([name, &pid, &above]).status().context("cannot run kill")?;
+        Ok(())
+    }
+
     /// kill −9, and waits until it has ended.
     pub fn kill(mut self) -> anyhow::Result<()> {
         self.end()
@@ -144,6 +169,7 @@ impl Daemon {
 
     fn end(&mut self) -> anyhow::Result<()> {
         if let Ok(pid) = self.pid() {
+            self.hang(false)?;
             Command::new("kill").args(["-9", &pid.to_string()]).status().context("cannot run kill")?;
         }
         self.child.wait().context("cannot wait for the daemon")?;

@@ -140,7 +140,7 @@ fn repeated_it_ends_in_one_interface_with_the_same_address() {
     pod.remove_namespace(node()).unwrap();
 }
 
-// D13 D15 D25 D110
+// D13 D15 D23 D25 D100 D110
 #[test]
 fn it_needs_nothing_but_what_the_specification_names() {
     let pod = pod_of("1.0.0", "bare");
@@ -151,6 +151,8 @@ fn it_needs_nothing_but_what_the_specification_names() {
             ("runtimeConfig", json!({"portMappings": [], "io.kubernetes.cri.pod-annotations": {"a": "b"}})),
             ("cni.dev/anything", json!([1])),
             ("capabilities", json!({"portMappings": true})),
+            ("disableGC", json!(true)),
+            ("disableCheck", json!(true)),
             ("neverHeardOf", json!({"deep": [[[]]]})),
         ],
     );

@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 mod add;
+mod apart;
 mod check;
 mod del;
 mod gc;

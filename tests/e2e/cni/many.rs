@@ -73,6 +73,30 @@ fn a_hundred_at_once_and_interfaces_and_networks_are_independent() {
     assert!(place.leases().unwrap().is_empty());
 }
 
+// D97 D102
+#[test]
+fn gc_ends_hundreds_of_lost_attachments_in_one_call() {
+    let lab = lab("hundreds");
+    let place = Place::node(&lab, 0);
+    let _daemon = daemon(place, "200");
+    let pods: Vec<Pod> = (0..200).map(|n| Pod::new(0, &format!("l{n}"))).collect();
+    std::thread::scope(|scope| {
+        for part in pods.chunks(25) {
+            scope.spawn(|| part.iter().for_each(|pod| drop(pod.add(place).unwrap())));
+        }
+    });
+    // Their namespaces go, and with them their links; nobody sends a DEL.
+    let names: Vec<&str> = pods.iter().map(|pod| pod.name.as_str()).collect();
+    place.sh(&format!("for ns in {}; do ip netns del $ns; done", names.join(" "))).unwrap();
+    wait_until(BOUND, || !place.sh("ip -o link").unwrap().contains("eni")).unwrap();
+    let config = with(
+        &Pod { config: pod::config("1.1.0", 30), ..Pod::new(0, "none") },
+        &[("cni.dev/valid-attachments", json!([]))],
+    );
+    Call::bare("GC").stdin(&config).make(place).unwrap().silent().unwrap();
+    assert!(place.leases().unwrap().is_empty());
+}
+
 // D109
 #[test]
 fn a_thousand_cycles_leave_no_trace_on_the_host_and_none_in_the_daemon() {

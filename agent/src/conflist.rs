@@ -1,0 +1,350 @@
+//! The network configuration that the runtime loads: our plugin, and the standard ones chained behind it.
+//!
+//! It appears by rename, when an address can really be given, and stays when the daemon stops; one that an earlier
+//! boot left is taken away at start, because it would advertise a network that is not there yet. What others have
+//! chained into it (meshes do) is kept, over a boot too.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Stdio,
+    time::Duration,
+};
+
+use anyhow::{Context, bail, ensure};
+use serde_json::{Value, json};
+use tokio::io::AsyncWriteExt;
+use tracing::warn;
+
+use crate::{
+    install::{PLUGIN, put},
+    settings::Settings,
+    sockets, store,
+};
+
+/// Sorted before the peer's 10-aws.conflist, which a runtime would load otherwise.
+const CONFLIST: &str = "05-enid.conflist";
+/// What an earlier boot left, under a name that no runtime loads.
+const EARLIER: &str = ".05-enid.earlier";
+/// The version that every runtime in use takes.
+const VERSION: &str = "1.0.0";
+/// Offered beside it only if every binary in the chain serves it.
+const NEWEST: &str = "1.1.0";
+/// How long a plugin may take to tell its versions.
+const ANSWER: Duration = Duration::from_secs(2);
+/// Types that we chain ourselves; entries of any other type belong to others.
+const CHAINED: [&str; 3] = ["portmap", "bandwidth", "tuning"];
+
+/// Whether the configuration can be written when its time comes: the template makes sense, the switched-on plugins
+/// are there, the folder takes a file.
+pub fn check(settings: &Settings) -> anyhow::Result<()> {
+    template(settings)?;
+    for (switch, kind, on) in switches(settings) {
+        let path = settings.bin_dir.join(kind);
+        ensure!(
+            !on || path.is_file(),
+            "{switch} is on, and {} is not there; `enid init` installs the standard plugins of the image",
+            path.display()
+        );
+    }
+    let probe = settings.conf_dir.join(".enid-probe");
+    let can_write = || {
+        fs::create_dir_all(&settings.conf_dir)?;
+        fs::write(&probe, "")?;
+        fs::remove_file(&probe)
+    };
+    can_write().with_context(|| format!("cannot write to {} (HOST_CNI_CONFDIR_PATH)", settings.conf_dir.display()))
+}
+
+/// Takes a configuration of another boot out of the runtime's sight; what others chained into it is remembered.
+pub fn hide_stale(settings: &Settings) -> anyhow::Result<()> {
+    let path = settings.conf_dir.join(CONFLIST);
+    let Some(list) = read(&path)? else { return Ok(()) };
+    let boot = ours(&list).and_then(|plugin| plugin["bootId"].as_str());
+    if boot == Some(store::boot_id()?.as_str()) {
+        return Ok(());
+    }
+    let hidden = settings.conf_dir.join(EARLIER);
+    fs::rename(&path, hidden).with_context(|| format!("cannot move {}, which an earlier boot left", path.display()))
+}
+
+/// Writes the configuration, unless it is there unchanged.
+pub async fn write(settings: &Settings) -> anyhow::Result<()> {
+    let path = settings.conf_dir.join(CONFLIST);
+    let there = read(&path)?;
+    let earlier = settings.conf_dir.join(EARLIER);
+    let others = others(there.as_ref()).or(others(read(&earlier)?.as_ref())).unwrap_or_default();
+    let mut list = wanted(settings, &store::boot_id()?, others)?;
+    if serves_newest(settings, &list).await {
+        list["cniVersions"] = json!([VERSION, NEWEST]);
+    }
+    if there.as_ref() != Some(&list) {
+        put(&path, format!("{list:#}\n").as_bytes(), 0o644)?;
+    }
+    match fs::remove_file(&earlier) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("cannot remove {}", earlier.display()))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// A configuration on disk; one that is no JSON is as good as none.
+fn read(path: &Path) -> anyhow::Result<Option<Value>> {
+    match fs::read(path) {
+        Ok(text) => Ok(Some(serde_json::from_slice(&text).unwrap_or(Value::Null))),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error).with_context(|| format!("cannot read {}", path.display())),
+    }
+}
+
+fn entries(list: &Value) -> &[Value] {
+    list["plugins"].as_array().map_or(&[], Vec::as_slice)
+}
+
+fn ours(list: &Value) -> Option<&Value> {
+    entries(list).iter().find(|entry| entry["type"] == PLUGIN)
+}
+
+/// Entries of types that we do not chain.
+fn others(list: Option<&Value>) -> Option<Vec<Value>> {
+    let foreign =
+        |entry: &&Value| entry["type"].as_str().is_some_and(|kind| kind != PLUGIN && !CHAINED.contains(&kind));
+    list.map(|list| entries(list).iter().filter(foreign).cloned().collect())
+}
+
+/// The whole list, but for the versions.
+fn wanted(settings: &Settings, boot_id: &str, others: Vec<Value>) -> anyhow::Result<Value> {
+    let mut list = template(settings)?;
+    let Some(plugins) = list["plugins"].as_array_mut() else { bail!("the template has no plugins") };
+    for entry in plugins.iter_mut().filter(|entry| entry["type"] == PLUGIN) {
+        entry["socket"] = json!(sockets::cni(&settings.run_dir));
+        // Below the runtime's own limit, so that the answer with its cause still reaches somebody.
+        entry["addWaitSeconds"] = json!(settings.add_wait.as_secs());
+        entry["bootId"] = json!(boot_id);
+    }
+    let has = |plugins: &[Value], kind: &Value| plugins.iter().any(|entry| entry["type"] == *kind);
+    for entry in chained(settings).into_iter().chain(others) {
+        if !has(plugins, &entry["type"]) {
+            plugins.push(entry);
+        }
+    }
+    Ok(list)
+}
+
+/// The peer's switches, the plugins they chain, and whether they are on.
+fn switches(settings: &Settings) -> [(&'static str, &'static str, bool); 2] {
+    [
+        ("ENABLE_BANDWIDTH_PLUGIN", "bandwidth", settings.chain_bandwidth),
+        ("DISABLE_POD_V6", "tuning", settings.disable_pod_v6),
+    ]
+}
+
+/// The standard plugins behind ours. Host ports are always offered where the plugin is there: a chain with a binary
+/// that is not would fail every pod.
+fn chained(settings: &Settings) -> Vec<Value> {
+    let mut chained = Vec::new();
+    if settings.bin_dir.join("portmap").is_file() {
+        chained.push(json!({ "type": "portmap", "capabilities": { "portMappings": true }, "snat": true }));
+    } else {
+        warn!(folder = %settings.bin_dir.display(), "the portmap plugin is not installed: pods get no host ports");
+    }
+    if settings.chain_bandwidth {
+        chained.push(json!({ "type": "bandwidth", "capabilities": { "bandwidth": true } }));
+    }
+    if settings.disable_pod_v6 {
+        let off = |which: &str| (format!("net.ipv6.conf.{which}.disable_ipv6"), json!("1"));
+        let sysctl: serde_json::Map<String, Value> = ["all", "default", "lo"].map(off).into_iter().collect();
+        chained.push(json!({ "type": "tuning", "sysctl": sysctl }));
+    }
+    chained
+}
+
+/// ENID_CONFLIST_TEMPLATE, or our own.
+fn template(settings: &Settings) -> anyhow::Result<Value> {
+    let Some(path) = &settings.conflist_template else {
+        return Ok(json!({ "cniVersion": VERSION, "name": "enid", "plugins": [{ "type": PLUGIN }] }));
+    };
+    let named = || format!("ENID_CONFLIST_TEMPLATE is {}", path.display());
+    let text = fs::read(path).with_context(|| format!("{}, which cannot be read", named()))?;
+    checked(&text).with_context(named)
+}
+
+/// A template is a list with one entry of ours; where and how it is reached is filled in.
+fn checked(text: &[u8]) -> anyhow::Result<Value> {
+    let list: Value = serde_json::from_slice(text).context("it is no JSON")?;
+    let name = list["name"].as_str().context("it has no \"name\"; the network's name is needed")?;
+    let inner = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '-');
+    let valid = name.starts_with(|c: char| c.is_ascii_alphanumeric()) && name.chars().all(inner);
+    ensure!(valid, "its \"name\" is {name:?}; letters, digits, '_', '.' and '-' are allowed");
+    let version = &list["cniVersion"];
+    let known = ["0.3.0", "0.3.1", "0.4.0", VERSION];
+    let fits = known.iter().any(|known| version == known);
+    ensure!(
+        fits,
+        "its \"cniVersion\" is {version}; {} are allowed, and {NEWEST} is offered where the chain serves it",
+        known.join(", ")
+    );
+    let plugins = list["plugins"].as_array().context("it has no \"plugins\"; a list is needed")?;
+    let typed = plugins.iter().all(|entry| entry["type"].is_string());
+    ensure!(typed, "one of its \"plugins\" has no \"type\"");
+    let ours = plugins.iter().filter(|entry| entry["type"] == PLUGIN).count();
+    ensure!(ours == 1, "it has {ours} plugins of type {PLUGIN}; exactly one is needed");
+    Ok(list)
+}
+
+/// Whether every binary of the chain says that it serves the newest version.
+async fn serves_newest(settings: &Settings, list: &Value) -> bool {
+    for kind in entries(list).iter().filter_map(|entry| entry["type"].as_str()) {
+        let path = settings.bin_dir.join(kind);
+        match versions(&path).await {
+            Ok(versions) if versions.iter().any(|version| version == NEWEST) => {}
+            Ok(_) => return false,
+            Err(failure) => {
+                warn!("{failure:#}: the network is offered as {VERSION} only");
+                return false;
+            }
+        }
+    }
+    true
+}
+
+/// What a plugin answers to VERSION.
+async fn versions(path: &PathBuf) -> anyhow::Result<Vec<String>> {
+    let doing = || format!("cannot ask {} for its versions", path.display());
+    let mut child = tokio::process::Command::new(path)
+        .env_clear()
+        .env("CNI_COMMAND", "VERSION")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .kill_on_drop(true)
+        .spawn()
+        .with_context(doing)?;
+    if let Some(mut stdin) = child.stdin.take() {
+        // A plugin that answers without reading is none the worse.
+        let _ = stdin.write_all(format!(r#"{{"cniVersion":"{NEWEST}"}}"#).as_bytes()).await;
+    }
+    let output =
+        tokio::time::timeout(ANSWER, child.wait_with_output()).await.with_context(doing)?.with_context(doing)?;
+    let answer: Value = serde_json::from_slice(&output.stdout).with_context(doing)?;
+    let listed = answer["supportedVersions"].as_array().with_context(doing)?;
+    Ok(listed.iter().filter_map(Value::as_str).map(str::to_owned).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    /// Settings with folders of their own, and plugins that answer VERSION with these lists.
+    fn settings(name: &str, plugins: &[(&str, &str)]) -> Settings {
+        let folder = std::env::temp_dir().join(format!("enid-{name}-{}", std::process::id()));
+        let mut settings = Settings::read(&|_| None).unwrap();
+        (settings.bin_dir, settings.conf_dir) = (folder.join("bin"), folder.join("net.d"));
+        fs::create_dir_all(&settings.bin_dir).unwrap();
+        fs::create_dir_all(&settings.conf_dir).unwrap();
+        for (kind, versions) in plugins {
+            let path = settings.bin_dir.join(kind);
+            fs::write(&path, format!("#!/bin/sh\ncat >/dev/null\necho '{{\"supportedVersions\":[{versions}]}}'\n"))
+                .unwrap();
+            fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+        }
+        settings
+    }
+
+    fn written(settings: &Settings) -> Value {
+        read(&settings.conf_dir.join(CONFLIST)).unwrap().unwrap()
+    }
+
+    fn types(list: &Value) -> Vec<&str> {
+        entries(list).iter().map(|entry| entry["type"].as_str().unwrap()).collect()
+    }
+
+    const OLD: &str = r#""0.4.0","1.0.0""#;
+    const NEW: &str = r#""1.0.0","1.1.0""#;
+
+    // D34
+    #[tokio::test]
+    async fn the_newest_version_is_offered_if_the_whole_chain_serves_it() {
+        let modern = settings("modern", &[("enid-cni", NEW), ("portmap", NEW)]);
+        write(&modern).await.unwrap();
+        let list = written(&modern);
+        assert_eq!((&list["cniVersion"], &list["cniVersions"]), (&json!("1.0.0"), &json!(["1.0.0", "1.1.0"])));
+        assert_eq!(types(&list), ["enid-cni", "portmap"]);
+        for (name, plugins) in [("old", vec![("enid-cni", NEW), ("portmap", OLD)]), ("mute", vec![("portmap", NEW)])] {
+            let settings = settings(name, &plugins);
+            write(&settings).await.unwrap();
+            assert_eq!(written(&settings).get("cniVersions"), None, "{name}");
+            fs::remove_dir_all(settings.bin_dir.parent().unwrap()).unwrap();
+        }
+        fs::remove_dir_all(modern.bin_dir.parent().unwrap()).unwrap();
+    }
+
+    #[tokio::test]
+    async fn switches_chain_and_what_others_chained_stays() {
+        let mut settings = settings("chain", &[("enid-cni", NEW)]);
+        settings.chain_bandwidth = true;
+        let refusal = check(&settings).unwrap_err().to_string();
+        assert!(refusal.contains("ENABLE_BANDWIDTH_PLUGIN") && refusal.contains("bin/bandwidth"), "{refusal}");
+        settings.disable_pod_v6 = true;
+        ["bandwidth", "tuning"].iter().for_each(|kind| fs::write(settings.bin_dir.join(kind), "").unwrap());
+        check(&settings).unwrap();
+        write(&settings).await.unwrap();
+        let mut list = written(&settings);
+        assert_eq!(types(&list), ["enid-cni", "bandwidth", "tuning"], "no portmap is installed");
+        assert_eq!(list["plugins"][2]["sysctl"]["net.ipv6.conf.lo.disable_ipv6"], "1");
+        let path = settings.conf_dir.join(CONFLIST);
+        // A mesh chains itself, the daemon goes on.
+        list["plugins"].as_array_mut().unwrap().push(json!({"type": "mesh-cni", "log": "debug"}));
+        fs::write(&path, list.to_string()).unwrap();
+        let before = fs::read(&path).unwrap();
+        write(&settings).await.unwrap();
+        assert_eq!(fs::read(&path).unwrap(), before, "unchanged, so not written");
+        settings.chain_bandwidth = false;
+        write(&settings).await.unwrap();
+        assert_eq!(types(&written(&settings)), ["enid-cni", "tuning", "mesh-cni"]);
+        // Another boot: out of sight, and back with everything.
+        let mut other = written(&settings);
+        other["plugins"][0]["bootId"] = json!("another boot");
+        fs::write(&path, other.to_string()).unwrap();
+        hide_stale(&settings).unwrap();
+        assert!(!path.exists());
+        write(&settings).await.unwrap();
+        assert_eq!(types(&written(&settings)), ["enid-cni", "tuning", "mesh-cni"]);
+        hide_stale(&settings).unwrap();
+        assert!(path.exists(), "it is of this boot");
+        assert_eq!(fs::read_dir(&settings.conf_dir).unwrap().count(), 1);
+        fs::remove_dir_all(settings.bin_dir.parent().unwrap()).unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_template_is_checked_before_it_is_used() {
+        let bad = [
+            ("{", "no JSON"),
+            (r#"{"cniVersion":"1.0.0","plugins":[]}"#, "no \"name\""),
+            (r#"{"cniVersion":"1.0.0","name":"a/b","plugins":[]}"#, "a/b"),
+            (r#"{"cniVersion":"9","name":"a","plugins":[]}"#, "\"9\""),
+            (r#"{"cniVersion":"1.0.0","name":"a"}"#, "no \"plugins\""),
+            (r#"{"cniVersion":"1.0.0","name":"a","plugins":[{}]}"#, "no \"type\""),
+            (r#"{"cniVersion":"1.0.0","name":"a","plugins":[{"type":"bridge"}]}"#, "0 plugins of type enid-cni"),
+        ];
+        for (text, word) in bad {
+            let refusal = format!("{:#}", checked(text.as_bytes()).unwrap_err());
+            assert!(refusal.contains(word), "{text}: {refusal}");
+        }
+        let mut settings = settings("template", &[]);
+        let path = settings.conf_dir.join("template");
+        let text = r#"{"cniVersion":"0.4.0","name":"pods","plugins":[{"type":"enid-cni","x":1},{"type":"sbr"}]}"#;
+        fs::write(&path, text).unwrap();
+        settings.conflist_template = Some(path);
+        write(&settings).await.unwrap();
+        let list = written(&settings);
+        assert_eq!((&list["name"], &list["plugins"][0]["x"]), (&json!("pods"), &json!(1)));
+        assert_eq!(list["plugins"][0]["socket"], "/run/enid/cni.sock");
+        settings.conflist_template = Some("/none/such".into());
+        assert!(check(&settings).unwrap_err().to_string().contains("/none/such"));
+        fs::remove_dir_all(settings.bin_dir.parent().unwrap()).unwrap();
+    }
+}
