@@ -1,17 +1,21 @@
 //! What an operator asks at the command line, read through debug.sock.
 
+use std::{io::Write, time::Duration};
+
 use anyhow::{Context, bail};
 use comfy_table::{Table, presets::NOTHING};
 use enid_api::v1::{GetPoolRequest, ListEnisRequest, ListLeasesRequest, Pool, debug_client::DebugClient};
 use hyper_util::rt::TokioIo;
 use serde::Serialize;
-use tokio::net::UnixStream;
+use tokio::{net::UnixStream, time::timeout};
 use tonic::transport::{Channel, Endpoint};
 use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient};
 use tower::service_fn;
 
 use crate::{settings::Settings, sockets};
 
+/// How long an operator waits for a daemon that hangs.
+const PATIENCE: Duration = Duration::from_secs(5);
 /// Health's name for "an ADD would get an address".
 const CNI_SERVICE: &str = "enid.v1.Cni";
 
@@ -19,7 +23,7 @@ const CNI_SERVICE: &str = "enid.v1.Cni";
 pub fn run(name: &str, settings: &Settings, as_json: bool) -> anyhow::Result<()> {
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start the runtime")?;
-    let text = runtime.block_on(async {
+    let answer = async {
         let channel = connect(settings).await?;
         let mut debug = DebugClient::new(channel.clone());
         anyhow::Ok(match name {
@@ -70,9 +74,15 @@ pub fn run(name: &str, settings: &Settings, as_json: bool) -> anyhow::Result<()>
             }
             other => bail!("there is no command {other:?}"),
         })
-    })?;
-    println!("{text}");
-    Ok(())
+    };
+    let text = runtime
+        .block_on(async { timeout(PATIENCE, answer).await })
+        .with_context(|| format!("the daemon does not answer within {} s", PATIENCE.as_secs()))??;
+    // A reader that has seen enough is no fault.
+    match writeln!(std::io::stdout(), "{text}") {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(error).context("cannot print"),
+        _ => Ok(()),
+    }
 }
 
 async fn connect(settings: &Settings) -> anyhow::Result<Channel> {

@@ -68,10 +68,21 @@ pub fn hide_stale(settings: &Settings) -> anyhow::Result<()> {
     fs::rename(&path, hidden).with_context(|| format!("cannot move {}, which an earlier boot left", path.display()))
 }
 
-/// Writes the configuration, unless it is there unchanged.
-pub async fn write(settings: &Settings) -> anyhow::Result<()> {
+/// Writes the configuration, unless it is there unchanged; false while our plugin is not installed, since every pod
+/// would fail.
+pub async fn write(settings: &Settings) -> anyhow::Result<bool> {
     let path = settings.conf_dir.join(CONFLIST);
     let there = read(&path)?;
+    if !settings.bin_dir.join(PLUGIN).is_file() {
+        if there.is_none() {
+            warn!(
+                "{} is not in {}: the network is not announced (`enid init` installs it)",
+                PLUGIN,
+                settings.bin_dir.display()
+            );
+        }
+        return Ok(there.is_some());
+    }
     let earlier = settings.conf_dir.join(EARLIER);
     let others = others(there.as_ref()).or(others(read(&earlier)?.as_ref())).unwrap_or_default();
     let mut list = wanted(settings, &store::boot_id()?, others)?;
@@ -85,7 +96,7 @@ pub async fn write(settings: &Settings) -> anyhow::Result<()> {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
             Err(error).with_context(|| format!("cannot remove {}", earlier.display()))
         }
-        _ => Ok(()),
+        _ => Ok(true),
     }
 }
 
@@ -245,6 +256,7 @@ mod tests {
         (settings.bin_dir, settings.conf_dir) = (folder.join("bin"), folder.join("net.d"));
         fs::create_dir_all(&settings.bin_dir).unwrap();
         fs::create_dir_all(&settings.conf_dir).unwrap();
+        fs::write(settings.bin_dir.join(PLUGIN), "").unwrap();
         for (kind, versions) in plugins {
             let path = settings.bin_dir.join(kind);
             fs::write(&path, format!("#!/bin/sh\ncat >/dev/null\necho '{{\"supportedVersions\":[{versions}]}}'\n"))

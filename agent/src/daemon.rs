@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use anyhow::Context;
 use enid_api::v1::{cni_server::CniServer, debug_server::DebugServer};
-use enid_ipamd::{Core, Event, Limits, Node};
+use enid_ipamd::{Core, Event, Limits, Node, Provisioning};
 use tokio::{
     runtime,
     signal::unix::{SignalKind, signal},
@@ -32,6 +32,9 @@ use crate::{
 
 /// How often metadata is read when nothing is expected: it is node-local, and the one poll there is.
 const METADATA: Duration = Duration::from_secs(30);
+
+/// How often the network configuration is looked at.
+const CONFLIST: Duration = Duration::from_secs(5);
 
 /// Runs the daemon until it is told to end.
 pub fn run(settings: Settings) -> anyhow::Result<()> {
@@ -78,7 +81,10 @@ async fn serve(settings: Settings, elsewhere: runtime::Handle) -> anyhow::Result
     );
     let ec2 = Ec2::new(instance.clone(), &settings).await;
     let counters = Arc::new(Counters::new()?);
-    let limits = limits(&ec2, &store, &instance, &counters).await?;
+    let limits = match settings.policy.provisioning {
+        Provisioning::ImdsOnly => limits_unasked(&store, &instance)?,
+        _ => limits(&ec2, &store, &instance, &counters).await?,
+    };
     let mut native = instance.vpc_cidrs.clone();
     native.extend(&settings.native_cidrs);
     // Two lives of a node must not share a client token: the boot and the moment tell them apart.
@@ -170,6 +176,12 @@ async fn instance(imds: &Imds, wait: Duration) -> anyhow::Result<Instance> {
     }
 }
 
+/// Without EC2: nothing is ever fetched, so limits of a type that is not known do not matter.
+fn limits_unasked(store: &Store, instance: &Instance) -> anyhow::Result<Limits> {
+    let known = store.limits(&instance.kind)?.or_else(|| limits::built_in(&instance.kind));
+    Ok(known.unwrap_or(Limits { enis: 1, addresses_per_eni: 1, prefixes: false }))
+}
+
 /// Disk, then EC2, then the built-in table.
 async fn limits(ec2: &Ec2, store: &Store, instance: &Instance, counters: &Counters) -> anyhow::Result<Limits> {
     if let Some(limits) = store.limits(&instance.kind)? {
@@ -218,16 +230,20 @@ async fn announce(
     mut readiness: watch::Receiver<Readiness>,
     health: tonic_health::server::HealthReporter,
 ) -> anyhow::Result<()> {
+    let mut announced = false;
     loop {
         let ready = readiness.borrow_and_update().is_ready();
+        // Once it is there it stays: one that somebody takes away is put back.
+        if ready || announced {
+            announced = conflist::write(&settings).await?;
+        }
         if ready {
-            conflist::write(&settings).await?;
             health.set_serving::<CniServer<CniService>>().await;
         } else {
             health.set_not_serving::<CniServer<CniService>>().await;
         }
-        if readiness.changed().await.is_err() {
-            return Ok(());
+        if let Ok(Err(_)) = timeout(CONFLIST, readiness.changed()).await {
+            return Ok(()); // the brain has ended
         }
     }
 }

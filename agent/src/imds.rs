@@ -2,7 +2,7 @@
 //! AWS_EC2_METADATA_SERVICE_ENDPOINT are its business.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     net::{IpAddr, Ipv4Addr},
     time::Duration,
 };
@@ -83,31 +83,13 @@ impl Imds {
     }
 
     async fn eni(&self, mac: &str) -> anyhow::Result<Option<EniFacts>> {
-        let base = format!("network/interfaces/macs/{mac}");
-        let Some(id) = self.find(&format!("{base}/interface-id")).await? else { return Ok(None) };
-        let Some(addresses) = self.find(&format!("{base}/local-ipv4s")).await? else { return Ok(None) };
-        let mut addresses = parse_lines::<Ipv4Addr>("local-ipv4s", &addresses)?.into_iter();
-        let Some(primary) = addresses.next() else { return Ok(None) };
-        let subnet: Ipv4Net =
-            parse("subnet-ipv4-cidr-block", &self.get(&format!("{base}/subnet-ipv4-cidr-block")).await?)?;
-        // 404 means that it has none.
-        let prefixes = self.find(&format!("{base}/ipv4-prefix")).await?.unwrap_or_default();
-        let prefixes = parse_lines::<Ipv4Net>("ipv4-prefix", &prefixes)?.into_iter().map(|net| IpNet::V4(net.trunc()));
-        let mac: Mac = mac.parse().map_err(anyhow::Error::msg)?;
-        Ok(Some(EniFacts {
-            id: EniId(id),
-            mac: mac.0,
-            device_index: parse("device-number", &self.get(&format!("{base}/device-number")).await?)?,
-            // Types with one card may leave it out.
-            card: match self.find(&format!("{base}/network-card")).await? {
-                Some(card) => parse("network-card", &card)?,
-                None => 0,
-            },
-            primary: Ipv4Net::new(primary, subnet.prefix_len())
-                .context("subnet-ipv4-cidr-block has no valid length")?,
-            subnet_id: self.get(&format!("{base}/subnet-id")).await?,
-            blocks: addresses.map(|address| IpNet::from(IpAddr::V4(address))).chain(prefixes).collect::<BTreeSet<_>>(),
-        }))
+        let mut texts = Texts::new();
+        for key in KEYS {
+            if let Some(text) = self.find(&format!("network/interfaces/macs/{mac}/{key}")).await? {
+                texts.insert(key, text);
+            }
+        }
+        facts(mac, &texts)
     }
 
     async fn get(&self, path: &str) -> anyhow::Result<String> {
@@ -130,6 +112,49 @@ impl Imds {
     async fn parsed_lines<T: std::str::FromStr>(&self, path: &str) -> anyhow::Result<Vec<T>> {
         parse_lines(path, &self.get(path).await?)
     }
+}
+
+/// What metadata says of one ENI, by key; a key that answers 404 is not there.
+type Texts = BTreeMap<&'static str, String>;
+
+/// The keys that are read.
+const KEYS: [&str; 7] = [
+    "interface-id",
+    "device-number",
+    "network-card",
+    "local-ipv4s",
+    "ipv4-prefix",
+    "subnet-id",
+    "subnet-ipv4-cidr-block",
+];
+
+/// The ENI with this MAC; `None` while a part of it does not show yet. Prefixes it may have none, and types with
+/// one network card may leave the card out.
+fn facts(mac: &str, texts: &Texts) -> anyhow::Result<Option<EniFacts>> {
+    let text = |key: &str| texts.get(key).map(String::as_str);
+    let (Some(id), Some(device), Some(addresses), Some(subnet_id), Some(subnet)) = (
+        text("interface-id"),
+        text("device-number"),
+        text("local-ipv4s"),
+        text("subnet-id"),
+        text("subnet-ipv4-cidr-block"),
+    ) else {
+        return Ok(None);
+    };
+    let mut addresses = parse_lines::<Ipv4Addr>("local-ipv4s", addresses)?.into_iter();
+    let Some(primary) = addresses.next() else { return Ok(None) };
+    let subnet: Ipv4Net = parse("subnet-ipv4-cidr-block", subnet)?;
+    let prefixes = parse_lines::<Ipv4Net>("ipv4-prefix", text("ipv4-prefix").unwrap_or_default())?;
+    let prefixes = prefixes.into_iter().map(|net| IpNet::V4(net.trunc()));
+    Ok(Some(EniFacts {
+        id: EniId(id.trim().to_owned()),
+        mac: mac.parse::<Mac>().map_err(anyhow::Error::msg)?.0,
+        device_index: parse("device-number", device)?,
+        card: text("network-card").map_or(Ok(0), |card| parse("network-card", card))?,
+        primary: Ipv4Net::new(primary, subnet.prefix_len()).context("subnet-ipv4-cidr-block has no valid length")?,
+        subnet_id: subnet_id.trim().to_owned(),
+        blocks: addresses.map(|address| IpNet::from(IpAddr::V4(address))).chain(prefixes).collect::<BTreeSet<_>>(),
+    }))
 }
 
 fn lines(text: &str) -> Vec<String> {

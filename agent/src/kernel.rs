@@ -9,6 +9,7 @@ use std::{
     io::Write,
     net::IpAddr,
     process::{Command, Stdio},
+    time::Duration,
 };
 
 use anyhow::{Context, bail};
@@ -21,6 +22,10 @@ use enid_datapath::{
 use enid_ipamd::{AttachmentKey, Eni};
 use ipnet::{IpNet, Ipv4Net};
 use tracing::warn;
+use wait_timeout::ChildExt;
+
+/// How long nft may take for one table; a large one takes some milliseconds.
+const NFT: Duration = Duration::from_secs(10);
 
 /// What host and table should carry.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -146,6 +151,11 @@ fn nft(transaction: &str) -> anyhow::Result<()> {
     if let Some(mut stdin) = child.stdin.take() {
         stdin.write_all(transaction.as_bytes()).context("cannot write to nft")?;
     }
+    if child.wait_timeout(NFT).context("cannot wait for nft")?.is_none() {
+        child.kill().context("cannot end nft")?;
+        child.wait().context("cannot wait for nft")?;
+        bail!("nft did not replace the table ip enid within {} s, and was ended", NFT.as_secs());
+    }
     let output = child.wait_with_output().context("cannot wait for nft")?;
     if !output.status.success() {
         bail!("nft refused the table ip enid: {}", String::from_utf8_lossy(&output.stderr).trim());
@@ -184,8 +194,8 @@ pub fn faults(wanted: &Wanted, slot: u32) -> anyhow::Result<Vec<String>> {
     Ok(faults)
 }
 
-/// For the start of a life, before any address is given. A pod's link that no lease knows and no route leads to was
-/// half made when an earlier life, or its store, was lost: its plugin may only be slow, and must not make an address
+/// For the start of a life, before any address is given. A pod's link that no lease knows, no route leads to and no
+/// alias names an address of was half made when an earlier life, or its store, was lost: its plugin may only be slow, and must not make an address
 /// reachable that another pod gets meanwhile. Without the link it cannot.
 pub fn remove_half_made(keys: &[AttachmentKey]) -> anyhow::Result<()> {
     let mut netlink = Netlink::open()?;
@@ -198,7 +208,7 @@ pub fn remove_half_made(keys: &[AttachmentKey]) -> anyhow::Result<()> {
     }
     let routes = netlink.routes()?;
     for end in unknown {
-        if node::routed_over(std::slice::from_ref(&end), &routes).is_empty() {
+        if node::used_over(std::slice::from_ref(&end), &routes).is_empty() {
             warn!(link = end.ifname, "removed: half made, and no lease knows it");
             pod::remove_by_mac(end.mac, &end.ifname, &mut netlink)?;
         }
@@ -213,9 +223,11 @@ pub fn listing(keys: &[AttachmentKey]) -> anyhow::Result<(Vec<AttachmentKey>, Ve
     let links = netlink.links()?;
     let by_mac: BTreeMap<Mac, &AttachmentKey> =
         keys.iter().map(|key| (identity::host_mac(&key.network, &key.container, &key.ifname), key)).collect();
+    // The MAC says whose link it is, whatever has become of its device group.
+    let macs = links.iter().filter_map(enid_datapath::pod::mac);
+    let seen = macs.filter_map(|mac| by_mac.get(&mac).map(|key| (*key).clone())).collect();
     let ends = node::pod_links(&links);
-    let seen = ends.iter().filter_map(|link| by_mac.get(&link.mac).map(|key| (*key).clone())).collect();
-    let routed = if ends.is_empty() { Vec::new() } else { node::routed_over(&ends, &netlink.routes()?) };
+    let routed = if ends.is_empty() { Vec::new() } else { node::used_over(&ends, &netlink.routes()?) };
     Ok((seen, routed))
 }
 

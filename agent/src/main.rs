@@ -39,7 +39,10 @@ fn main() -> ExitCode {
 fn run(matches: &ArgMatches) -> anyhow::Result<()> {
     let (name, matches) = matches.subcommand().ok_or_else(|| anyhow::anyhow!("no command given"))?;
     let settings = Settings::read(&|setting| {
-        matches.get_one::<String>(setting.flag).cloned().or_else(|| std::env::var(setting.name).ok())
+        matches
+            .get_one::<String>(setting.flag)
+            .cloned()
+            .or_else(|| std::env::var_os(setting.name).map(|value| value.to_string_lossy().into_owned()))
     })
     .map_err(|mistakes| anyhow::anyhow!("{}", mistakes.join("\n      ")))?;
     match name {

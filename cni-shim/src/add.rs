@@ -5,7 +5,7 @@ use std::{fmt, net::Ipv4Addr, path::Path, time::Duration};
 use enid_datapath::{
     Mac, Netlink, identity,
     netns::Netns,
-    pod::{self, Pair, PodLink, WireError},
+    pod::{self, Pair, PodLink, Routes, WireError},
 };
 
 use crate::{
@@ -41,12 +41,12 @@ pub fn add(env: &Env, config: &Config) -> Result<String, Error> {
         mtu: offer.mtu,
         group: offer.device_group,
     };
-    let pair = kernel.confirm(&link, &mut session).inspect_err(|_| pod::undo(&link, &mut kernel.host))?;
+    let (pair, routes) = kernel.confirm(&link, &mut session).inspect_err(|_| pod::undo(&link, &mut kernel.host))?;
     pod::configure_outside(&link, &pair, &mut kernel.host).map_err(kernel_refused).inspect_err(|_| {
         // The daemon has confirmed: it has to be told. If that fails it finds the link missing.
         let _ = daemon.release(attachment(env, config));
     })?;
-    Ok(result::render(config, &link, &netns_path.to_string_lossy()))
+    Ok(result::render(config, &link, routes, &netns_path.to_string_lossy()))
 }
 
 /// Both ends of the kernel.
@@ -70,15 +70,15 @@ impl Kernel {
 
     /// Makes the link up to the daemon's verdict. The daemon looks at it while the pod's end is configured.
     /// The host's end comes later: an address that is not ours any more is never made reachable.
-    fn confirm(&mut self, link: &PodLink, session: &mut Session<'_>) -> Result<Pair, Error> {
+    fn confirm(&mut self, link: &PodLink, session: &mut Session<'_>) -> Result<(Pair, Routes), Error> {
         let pair = pod::create(link, &mut self.host, &self.host_ns, &mut self.inside).map_err(kernel_refused)?;
         if let Some(aside) = &pair.moved_aside {
             note!("{} belonged to another attachment and is now {aside}", link.host_ifname);
         }
         session.say_wired(&link.host_ifname)?;
-        pod::configure_inside(link, &pair, &mut self.host, &mut self.inside).map_err(kernel_refused)?;
+        let routes = pod::configure_inside(link, &pair, &mut self.host, &mut self.inside).map_err(kernel_refused)?;
         if session.verdict()? {
-            return Ok(pair);
+            return Ok((pair, routes));
         }
         Err(Error::later("the attachment was given up while it was wired", "cause=superseded"))
     }

@@ -1,6 +1,6 @@
 //! CHECK: kernel and daemon must agree with what ADD answered. It changes nothing.
 
-use enid_datapath::{Netlink, identity, pod, pod::PodLink};
+use enid_datapath::{Netlink, faults, identity, pod::PodLink};
 
 use crate::{
     add::{attachment, enter, namespaces},
@@ -37,7 +37,7 @@ pub fn check(env: &Env, config: &Config) -> Result<(), Error> {
     let doing = "look at the pod's link";
     let mut host = Netlink::open().map_err(|error| Error::kernel(doing, error))?;
     let mut inside = enter(&pod_ns, &host_ns)?;
-    let mut faults = pod::faults(&wanted, &mut host, &mut inside).map_err(|error| Error::kernel(doing, error))?;
+    let mut faults = faults::faults(&wanted, &mut host, &mut inside).map_err(|error| Error::kernel(doing, error))?;
     faults.extend(held.host_faults);
     if faults.is_empty() { Ok(()) } else { Err(Error::check(faults.join("; "))) }
 }

@@ -84,8 +84,8 @@ impl Config {
         Ok(Config {
             cni_version,
             name: network_name(raw.name)?,
-            socket: socket(raw.socket)?,
-            add_wait_seconds: wait(raw.add_wait_seconds)?,
+            socket: or_usual(reading, socket(raw.socket), PathBuf::from(SOCKET_DEFAULT))?,
+            add_wait_seconds: or_usual(reading, wait(raw.add_wait_seconds), WAIT_DEFAULT_SECONDS)?,
             prev_result: if reading == Reading::All { previous(raw.prev_result)? } else { None },
             dns: raw.dns.filter(|value| !value.is_null()),
             valid: [raw.valid, raw.attachments],
@@ -118,6 +118,11 @@ impl Config {
         }
         Ok(Some(valid))
     }
+}
+
+/// DEL goes on with the usual value where the key makes no sense.
+fn or_usual<T>(reading: Reading, value: Result<T, Error>, usual: T) -> Result<T, Error> {
+    if reading == Reading::All { value } else { Ok(value.unwrap_or(usual)) }
 }
 
 fn network_name(name: Option<String>) -> Result<String, Error> {

@@ -133,7 +133,8 @@ impl Daemon {
                 format!("what listens on the socket is not an enid daemon of this kind: it cannot {doing}"),
                 "cause=daemon_refused",
             ),
-            Code::Unavailable => {
+            // A stream that breaks off is a daemon that ended.
+            Code::Unavailable | Code::Unknown | Code::Internal if gone(&status) => {
                 Error::later(format!("the enid daemon went away: could not {doing}"), "cause=daemon_down")
             }
             code => {
@@ -184,6 +185,11 @@ fn refused(refusal: Refusal) -> Error {
         details.push_str(&format!(" retry_after_ms={retry_after_ms}"));
     }
     Error::later(format!("no address for the pod ({cause}): {message}"), details)
+}
+
+/// The connection itself ended, which the daemon cannot say.
+fn gone(status: &Status) -> bool {
+    status.code() == Code::Unavailable || std::error::Error::source(status).is_some()
 }
 
 fn silent(doing: &str) -> Error {

@@ -15,11 +15,14 @@ pub fn del(env: &Env, config: &Config) -> Result<(), Error> {
         Some((namespace, name)) => identity::ifname_for_pod(USUAL_PREFIX, namespace, name, 0),
         None => identity::ifname_for_attachment(USUAL_PREFIX, &config.name, &env.container, &env.ifname),
     };
-    let mut host = Netlink::open().map_err(|error| Error::kernel("remove the pod's link", error))?;
-    pod::remove_by_mac(mac, &likely_name, &mut host).map_err(|error| Error::kernel("remove the pod's link", error))?;
+    let refused = |error| Error::kernel("remove the pod's link", error);
+    let mut host = Netlink::open().map_err(refused)?;
+    pod::remove_by_mac(mac, &likely_name, &mut host).map_err(refused)?;
     let told = Daemon::connect(&config.socket).and_then(|daemon| daemon.release(attachment(env, config)));
     if let Err(error) = told {
         note!("the link is removed; the daemon will notice: {}", error.json(config.cni_version));
     }
+    // An ADD of the same attachment may have made its link after the first look, and before its lease ended.
+    pod::remove_named(mac, &likely_name, &mut host).map_err(refused)?;
     Ok(())
 }

@@ -2,13 +2,13 @@
 
 use std::net::Ipv4Addr;
 
-use enid_datapath::pod::{GATEWAY, PodLink};
+use enid_datapath::pod::{GATEWAY, PodLink, Routes};
 use serde_json::{Map, Value, json};
 
 use crate::config::Config;
 
 /// The result for this link, after what earlier plugins of the chain made.
-pub fn render(config: &Config, link: &PodLink, sandbox: &str) -> String {
+pub fn render(config: &Config, link: &PodLink, routes: Routes, sandbox: &str) -> String {
     let mut result = config.prev_result.clone().unwrap_or_default();
     let before = result.get("interfaces").and_then(Value::as_array).map_or(0, Vec::len);
     let one = config.cni_version == "1.1.0";
@@ -17,7 +17,7 @@ pub fn render(config: &Config, link: &PodLink, sandbox: &str) -> String {
     let mut address =
         json!({ "address": format!("{}/32", link.address), "gateway": GATEWAY.to_string(), "interface": before + 1 });
     let mut to_gateway = json!({ "dst": format!("{GATEWAY}/32") });
-    let default = json!({ "dst": "0.0.0.0/0", "gw": GATEWAY.to_string() });
+    let mut default = json!({ "dst": "0.0.0.0/0", "gw": GATEWAY.to_string() });
     if one {
         host["mtu"] = json!(link.mtu);
         pod["mtu"] = json!(link.mtu);
@@ -27,7 +27,15 @@ pub fn render(config: &Config, link: &PodLink, sandbox: &str) -> String {
     }
     append(&mut result, "interfaces", vec![host, pod]);
     append(&mut result, "ips", vec![address]);
-    append(&mut result, "routes", vec![to_gateway, default]);
+    match routes {
+        Routes::Main => append(&mut result, "routes", vec![to_gateway, default]),
+        Routes::Own(table) if one => {
+            (to_gateway["table"], default["table"]) = (json!(table), json!(table));
+            append(&mut result, "routes", vec![to_gateway, default]);
+        }
+        // Older results cannot say which table a route is in.
+        Routes::Own(_) => {}
+    }
     if let Some(dns) = &config.dns {
         result.entry("dns").or_insert_with(|| dns.clone());
     }
@@ -75,7 +83,7 @@ mod tests {
             mtu: 9001,
             group: 0x656e_0000,
         };
-        serde_json::from_str(&render(&config, &link, "/run/netns/p")).unwrap()
+        serde_json::from_str(&render(&config, &link, Routes::Main, "/run/netns/p")).unwrap()
     }
 
     #[test]

@@ -13,6 +13,7 @@
 //! Not here: `nft` itself (the daemon runs it), sysctl policy beyond names and values, IPv6.
 
 pub mod conntrack;
+pub mod faults;
 pub mod identity;
 pub mod marks;
 pub mod netlink;

@@ -229,6 +229,16 @@ impl Netlink {
         }))
     }
 
+    /// All IPv4 neighbours of all links.
+    pub fn neighbours(&mut self) -> Result<Vec<NeighbourMessage>, Error> {
+        let mut ask = NeighbourMessage::default();
+        ask.header.family = netlink_packet_route::AddressFamily::Inet;
+        Ok(keep(self.dump("list neighbours", RouteNetlinkMessage::GetNeighbour(ask))?, |message| match message {
+            RouteNetlinkMessage::NewNeighbour(neighbour) => Some(neighbour),
+            _ => None,
+        }))
+    }
+
     /// All IPv4 rules.
     pub fn rules(&mut self) -> Result<Vec<RuleMessage>, Error> {
         let mut ask = RuleMessage::default();

@@ -24,7 +24,7 @@ use crate::{
     pod::{self, ifname, route_in, updown},
 };
 
-const TABLE_MAIN: u32 = 254;
+pub(crate) const TABLE_MAIN: u32 = 254;
 
 /// An ENI as the kernel should know it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -89,6 +89,8 @@ pub struct PodEnd {
     pub index: u32,
     /// Names the ENI.
     pub group: u32,
+    /// The address that its alias names, once it is wired.
+    pub address: Option<IpAddr>,
 }
 
 /// Every link of a device group of ours.
@@ -96,13 +98,21 @@ pub fn pod_links(links: &[LinkMessage]) -> Vec<PodEnd> {
     let ours = links.iter().filter(|link| marks::slot_of_group(group(link)).is_some());
     let end = |link: &LinkMessage| {
         let (index, group) = (link.header.index, group(link));
-        Some(PodEnd { mac: pod::mac(link)?, ifname: ifname(link).to_owned(), index, group })
+        Some(PodEnd { mac: pod::mac(link)?, ifname: ifname(link).to_owned(), index, group, address: alias(link) })
     };
     ours.filter_map(end).collect()
 }
 
-/// The addresses that main routes over these links, one by one: what their pods use.
-pub fn routed_over(ends: &[PodEnd], routes: &[RouteMessage]) -> Vec<IpAddr> {
+fn alias(link: &LinkMessage) -> Option<IpAddr> {
+    link.attributes.iter().find_map(|attribute| match attribute {
+        LinkAttribute::IfAlias(text) => text.parse().ok(),
+        _ => None,
+    })
+}
+
+/// The addresses that main routes over these links, and those that the links' aliases name, one by one: what their
+/// pods use.
+pub fn used_over(ends: &[PodEnd], routes: &[RouteMessage]) -> Vec<IpAddr> {
     let indices: BTreeSet<u32> = ends.iter().map(|end| end.index).collect();
     let over = |route: &RouteMessage| {
         let mut found = (None, None);
@@ -117,7 +127,8 @@ pub fn routed_over(ends: &[PodEnd], routes: &[RouteMessage]) -> Vec<IpAddr> {
         let host_route = route.header.destination_prefix_length == 32;
         (host_route && indices.contains(&index)).then_some(address)
     };
-    routes.iter().filter_map(over).collect()
+    let routed: BTreeSet<IpAddr> = routes.iter().filter_map(over).collect();
+    routed.into_iter().chain(ends.iter().filter_map(|end| end.address)).collect::<BTreeSet<_>>().into_iter().collect()
 }
 
 /// The device group of a link; links that say none are in 0.
@@ -245,9 +256,7 @@ pub fn rules(enis: &[EniNet]) -> BTreeMap<String, RuleMessage> {
         let mark = marks::mark(eni.slot);
         let steered = marked(rule(marks::PRIORITY_ENI, eni.table), mark, marks::ENI_MASK);
         rules.insert(format!("{}: fwmark {mark:#x}/0x7f lookup {}", marks::PRIORITY_ENI, eni.table), steered);
-        let mut own = rule(marks::PRIORITY_PRIMARY, eni.table);
-        own.header.src_len = 32;
-        own.attributes.push(RuleAttribute::Source(eni.primary.addr().into()));
+        let own = rule_from(eni.primary.addr(), eni.table);
         rules.insert(format!("{}: from {} lookup {}", marks::PRIORITY_PRIMARY, eni.primary.addr(), eni.table), own);
     }
     rules
@@ -259,6 +268,14 @@ fn rule(priority: u32, table: u32) -> RuleMessage {
     message.header.action = RuleAction::ToTable;
     message.header.table = u8::try_from(table).unwrap_or(0);
     message.attributes = vec![RuleAttribute::Priority(priority), RuleAttribute::Table(table)];
+    message
+}
+
+/// What comes from this address asks that table.
+pub(crate) fn rule_from(address: Ipv4Addr, table: u32) -> RuleMessage {
+    let mut message = rule(marks::PRIORITY_PRIMARY, table);
+    message.header.src_len = 32;
+    message.attributes.push(RuleAttribute::Source(address.into()));
     message
 }
 

@@ -26,6 +26,9 @@ use crate::{
 /// The next hop that every pod sees; nobody owns it, the permanent neighbour answers for it.
 pub const GATEWAY: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 1);
 
+/// Tables of further interfaces of a pod begin here; the interface's number in the pod is added.
+const OWN_TABLES: u32 = 100_000;
+
 /// A pod's link as it should be.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PodLink {
@@ -77,8 +80,36 @@ pub fn create(link: &PodLink, host: &mut Netlink, host_ns: &Netns, pod: &mut Net
 }
 
 /// Configures the pod's end. Nothing outside the pod can be reached by it yet.
-pub fn configure_inside(link: &PodLink, pair: &Pair, host: &mut Netlink, pod: &mut Netlink) -> Result<(), WireError> {
-    Ok(pod.apply(&link.pod_requests(pair.pod_index)).inspect_err(|_| undo(link, host))?)
+pub fn configure_inside(
+    link: &PodLink,
+    pair: &Pair,
+    host: &mut Netlink,
+    pod: &mut Netlink,
+) -> Result<Routes, WireError> {
+    let index = pair.pod_index;
+    let applied = match pod.apply(&link.pod_requests(index)) {
+        // Only the routes can be in the way of something: another interface is the pod's way out already, and this
+        // one answers for its own address.
+        Err(error) if error.is(Errno::EEXIST) => {
+            pod.apply(&link.own_routes(index)).map(|()| Routes::Own(own_table(index)))
+        }
+        answer => answer.map(|()| Routes::Main),
+    };
+    Ok(applied.inspect_err(|_| undo(link, host))?)
+}
+
+/// Where the routes of a pod's interface are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Routes {
+    /// In main: it is the pod's first interface.
+    Main,
+    /// In a table of its own, which a rule asks for packets from its address.
+    Own(u32),
+}
+
+/// The table of an interface that is not the pod's first.
+pub(crate) fn own_table(index: u32) -> u32 {
+    OWN_TABLES + index
 }
 
 /// Configures the host's end, which makes the address reachable. A route that another link holds stays
@@ -196,20 +227,35 @@ impl PodLink {
                 format!("put the neighbour {GATEWAY} on {name}"),
                 neighbour(index, GATEWAY, self.host_mac),
             ),
-            Request::put_route(format!("route {GATEWAY} over {name}"), link_route(GATEWAY, index)),
-            Request::put_route(format!("route default over {name}"), default_route(index)),
+            Request::add_route(format!("route {GATEWAY} over {name}"), link_route(node::TABLE_MAIN, GATEWAY, index)),
+            Request::add_route(format!("route default over {name}"), default_route(node::TABLE_MAIN, index)),
+        ]
+    }
+
+    fn own_routes(&self, index: u32) -> [Request; 3] {
+        let (name, address, table) = (&self.pod_ifname, self.address, own_table(index));
+        [
+            Request::put_route(
+                format!("route {GATEWAY} over {name} in table {table}"),
+                link_route(table, GATEWAY, index),
+            ),
+            Request::put_route(format!("route default over {name} in table {table}"), default_route(table, index)),
+            Request::add_rule(format!("add the rule from {address} lookup {table}"), node::rule_from(address, table)),
         ]
     }
 
     fn host_requests(&self, index: u32) -> Vec<Request> {
         let (name, address) = (&self.host_ifname, self.address);
+        // The alias tells whose address it is even when every route is gone.
+        let mut up = updown(index, true);
+        up.attributes.push(LinkAttribute::IfAlias(address.to_string()));
         vec![
-            Request::set_link(format!("take {name} up"), updown(index, true)),
+            Request::set_link(format!("take {name} up"), up),
             Request::put_neighbour(
                 format!("put the neighbour {address} on {name}"),
                 neighbour(index, address, self.pod_mac),
             ),
-            Request::add_route(format!("route {address} over {name}"), link_route(address, index)),
+            Request::add_route(format!("route {address} over {name}"), link_route(node::TABLE_MAIN, address, index)),
         ]
     }
 }
@@ -218,8 +264,17 @@ impl PodLink {
 /// successor, with the same name and another MAC, is left alone.
 pub fn remove_by_mac(wanted: Mac, likely_name: &str, host: &mut Netlink) -> Result<bool, Error> {
     let Some(found) = find_by_mac(wanted, likely_name, host)? else { return Ok(false) };
-    host.apply(&[Request::delete_link(format!("delete the link with MAC {wanted}"), by_index(found.header.index))])?;
-    Ok(true)
+    delete(wanted, &found, host).map(|()| true)
+}
+
+/// The same for a link that can only have this name: no other link is looked at.
+pub fn remove_named(wanted: Mac, name: &str, host: &mut Netlink) -> Result<bool, Error> {
+    let Some(found) = host.link(name)?.filter(|link| mac(link) == Some(wanted)) else { return Ok(false) };
+    delete(wanted, &found, host).map(|()| true)
+}
+
+fn delete(mac: Mac, link: &LinkMessage, host: &mut Netlink) -> Result<(), Error> {
+    host.apply(&[Request::delete_link(format!("delete the link with MAC {mac}"), by_index(link.header.index))])
 }
 
 /// The host link with this MAC: under its likely name, or else among all links.
@@ -247,63 +302,6 @@ pub fn ifname(link: &LinkMessage) -> &str {
         _ => None,
     });
     name.unwrap_or_default()
-}
-
-/// What differs from the wanted link: one sentence each, empty if all is as it should be (CHECK).
-pub fn faults(link: &PodLink, host: &mut Netlink, pod: &mut Netlink) -> Result<Vec<String>, Error> {
-    let mut faults = Vec::new();
-    match find_by_mac(link.host_mac, &link.host_ifname, host)? {
-        None => faults.push(format!("no host link with MAC {}", link.host_mac)),
-        Some(found) => {
-            let name = ifname(&found).to_owned();
-            if !found.header.flags.contains(LinkFlags::Up) {
-                faults.push(format!("host link {name} is down"));
-            }
-            if node::group(&found) != link.group {
-                faults.push(format!("host link {name} is not in the device group of its ENI, {:#x}", link.group));
-            }
-            if !has_route(&host.routes()?, link.address, found.header.index) {
-                faults.push(format!("no host route to {} over {name}", link.address));
-            }
-        }
-    }
-    let Some(found) = pod.link(&link.pod_ifname)? else {
-        faults.push(format!("the container has no interface {}", link.pod_ifname));
-        return Ok(faults);
-    };
-    let (name, index) = (&link.pod_ifname, found.header.index);
-    if !found.header.flags.contains(LinkFlags::Up) {
-        faults.push(format!("interface {name} is down"));
-    }
-    let held = |message: &AddressMessage| {
-        message.header.index == index && message.attributes.contains(&AddressAttribute::Local(link.address.into()))
-    };
-    if !pod.addresses()?.iter().any(held) {
-        faults.push(format!("interface {name} lacks the address {}", link.address));
-    }
-    let routes = pod.routes()?;
-    if !routes.iter().any(|route| route.header.destination_prefix_length == 0 && oif(route) == Some(index)) {
-        faults.push(format!("no default route over {name}"));
-    }
-    if !has_route(&routes, GATEWAY, index) {
-        faults.push(format!("no route to {GATEWAY} over {name}"));
-    }
-    Ok(faults)
-}
-
-fn has_route(routes: &[RouteMessage], to: Ipv4Addr, index: u32) -> bool {
-    routes.iter().any(|route| {
-        route.header.destination_prefix_length == 32
-            && route.attributes.contains(&RouteAttribute::Destination(RouteAddress::Inet(to)))
-            && oif(route) == Some(index)
-    })
-}
-
-fn oif(route: &RouteMessage) -> Option<u32> {
-    route.attributes.iter().find_map(|attribute| match attribute {
-        RouteAttribute::Oif(index) => Some(*index),
-        _ => None,
-    })
 }
 
 fn by_index(index: u32) -> LinkMessage {
@@ -343,8 +341,8 @@ pub(crate) fn route_in(table: u32, protocol: RouteProtocol) -> RouteMessage {
     message
 }
 
-fn link_route(to: Ipv4Addr, index: u32) -> RouteMessage {
-    let mut message = route_in(254, RouteProtocol::Static);
+fn link_route(table: u32, to: Ipv4Addr, index: u32) -> RouteMessage {
+    let mut message = route_in(table, RouteProtocol::Static);
     message.header.scope = RouteScope::Link;
     message.header.destination_prefix_length = 32;
     message.attributes.push(RouteAttribute::Destination(RouteAddress::Inet(to)));
@@ -352,8 +350,8 @@ fn link_route(to: Ipv4Addr, index: u32) -> RouteMessage {
     message
 }
 
-fn default_route(index: u32) -> RouteMessage {
-    let mut message = route_in(254, RouteProtocol::Static);
+fn default_route(table: u32, index: u32) -> RouteMessage {
+    let mut message = route_in(table, RouteProtocol::Static);
     message.attributes.push(RouteAttribute::Gateway(RouteAddress::Inet(GATEWAY)));
     message.attributes.push(RouteAttribute::Oif(index));
     message

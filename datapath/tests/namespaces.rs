@@ -11,7 +11,7 @@ use std::{
 };
 
 use enid_datapath::{
-    Mac, Netlink, identity, marks,
+    Mac, Netlink, faults, identity, marks,
     netns::Netns,
     node::{self, EniNet, Found},
     pod::{self, PodLink, WireError},
@@ -102,7 +102,7 @@ fn a_pod_is_wired_again_and_goes_without_a_trace() {
     wire(&wanted, &host, &pod).unwrap();
     assert_eq!(host.sh("ip -o link show type veth | wc -l").trim(), "1");
     let faults = |host: &Space, pod: &Space| {
-        pod::faults(&wanted, &mut host.netns().netlink().unwrap(), &mut pod.netns().netlink().unwrap()).unwrap()
+        faults::faults(&wanted, &mut host.netns().netlink().unwrap(), &mut pod.netns().netlink().unwrap()).unwrap()
     };
     assert_eq!(faults(&host, &pod), Vec::<String>::new());
     host.sh("ip route del 10.0.1.20/32");

@@ -43,7 +43,11 @@ fn a_lost_store_gives_no_live_address_away() {
     let (half_address, _) = half.add(place).unwrap();
     let lease = place.leases().unwrap().into_iter().find(|lease| lease["address"] == half_address.as_str()).unwrap();
     let half_link = lease["host_ifname"].as_str().unwrap().to_owned();
-    place.sh(&format!("ip route del {half_address}")).unwrap();
+    place.sh(&format!("ip route del {half_address}; ip link set {half_link} alias ''")).unwrap();
+    // And one that somebody took the route of: its alias still tells whose address it is.
+    let cut = Pod::new(1, "cut");
+    let (cut_address, _) = cut.add(place).unwrap();
+    place.sh(&format!("ip route del {cut_address}")).unwrap();
     daemon.kill().unwrap();
     place.sh("rm /var/lib/enid/enid.redb").unwrap();
     let daemon = Daemon::start(place, &settings).unwrap();
@@ -51,11 +55,12 @@ fn a_lost_store_gives_no_live_address_away() {
     assert!(place.sh(&format!("ip link show {half_link}")).is_err());
     let others: Vec<Pod> = (0..4).map(|n| Pod::new(1, &format!("other-{n}"))).collect();
     for pod in &others {
-        assert_ne!(pod.add(place).unwrap().0, address);
+        let given = pod.add(place).unwrap().0;
+        assert!(given != address && given != cut_address);
     }
     Spot { place, netns: None }.ask(&address, PORT).unwrap().expect(&lab().node(1).address, &address).unwrap();
     // Its DEL works too, and then the address is free.
-    others.iter().chain([&live, &half]).for_each(|pod| pod.del(place).unwrap());
+    others.iter().chain([&live, &half, &cut]).for_each(|pod| pod.del(place).unwrap());
     wait_until(BOUND, || place.enid("status").is_ok_and(|status| status["assigned"] == 0)).unwrap();
 }
 

@@ -90,12 +90,27 @@ fn two_interfaces_and_pods_without_names() {
     for name in &names {
         place.sh(&format!("ip link show {name}")).unwrap();
     }
+    // Each answers, and speaks, over its own interface; the pod's way out is the first.
+    let _servers = serve(place, &["multi"]).unwrap();
+    let far = Spot { place: Place::node(lab(), 3), netns: None };
+    let answers = |address: &str| far.ask(address, PORT).unwrap().expect(&lab().node(3).address, address).unwrap();
+    [&a, &b].iter().for_each(|address| answers(address));
+    let way = |from: &str| place.sh(&format!("ip -n multi route get 192.0.2.1 {from}")).unwrap();
+    assert!(way("").contains("dev eth0") && way(&format!("from {a}")).contains("dev eth0"), "{}", way(""));
+    assert!(way(&format!("from {b}")).contains("dev net1"), "{}", way(&format!("from {b}")));
     // One interface goes, the other stays.
     second.call(place, "DEL").unwrap();
+    answers(&a);
+    second.call(place, "ADD").unwrap();
+    first.call(place, "DEL").unwrap();
+    answers(&pod::address(&second.call(place, "ADD").unwrap().0).unwrap());
+    second.call(place, "DEL").unwrap();
+    first.call(place, "ADD").unwrap();
     assert_eq!(leases(place).len(), 2);
     place.sh("ip netns exec multi ip link show eth0").unwrap();
     // An ADD that the runtime repeats gets the same address and one interface.
-    assert_eq!(pod::address(&first.call(place, "ADD").unwrap().0).unwrap(), a);
+    let again = || pod::address(&first.call(place, "ADD").unwrap().0).unwrap();
+    assert_eq!(again(), again());
     first.del(place).unwrap();
     nameless.del(place).unwrap();
     assert!(leases(place).is_empty());

@@ -11,7 +11,7 @@ use anyhow::Context;
 use serde_json::Value;
 use vpclab::{Lab, wait_until};
 
-use crate::program;
+use crate::{plugin, program};
 
 /// Somewhere in the lab: a node by its name, `vpc`, `inet` or `peer`.
 #[derive(Clone, Copy)]
@@ -101,6 +101,9 @@ pub struct Daemon {
 impl Daemon {
     /// Starts one with these settings, and does not wait.
     pub fn spawn(place: Place<'_>, settings: &[(&str, &str)]) -> anyhow::Result<Self> {
+        // As `enid init` does before the daemon starts.
+        let plugin = plugin()?;
+        place.lab.run(place.name, "install", &["-m", "755", &plugin.to_string_lossy(), "/opt/cni/bin/enid-cni"])?;
         let log_path = vpclab::folder(&place.lab.state().name).join(format!("{}.log", place.name));
         let log = File::options().create(true).append(true).open(&log_path).context("cannot write the daemon's log")?;
         let mut command = place.command("env")?;

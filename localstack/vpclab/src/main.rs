@@ -172,6 +172,7 @@ fn up(name: &str, size: &Size) -> anyhow::Result<()> {
 }
 
 fn down(name: &str) -> anyhow::Result<()> {
+    serve::check_name(name)?;
     let folder = folder(name);
     if let Ok(state) = State::read(name)
         && state.is_live()
@@ -195,6 +196,7 @@ fn down(name: &str) -> anyhow::Result<()> {
 }
 
 fn status(name: &str) -> anyhow::Result<()> {
+    serve::check_name(name)?;
     let lab = Lab::attach(name)?;
     let state = lab.state();
     if !state.is_live() {

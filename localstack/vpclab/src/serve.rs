@@ -56,12 +56,18 @@ pub fn serve(config: &LabConfig, until_eof: bool) -> anyhow::Result<()> {
     ended
 }
 
-/// A name can be used again once its lab has ended, however it ended.
-fn refuse_if_live(name: &str) -> anyhow::Result<()> {
+/// What a lab may be called: its name is a folder's.
+pub fn check_name(name: &str) -> anyhow::Result<()> {
     let valid = |c: char| c.is_ascii_alphanumeric() || c == '-';
     if name.is_empty() || name.len() > 32 || !name.chars().all(valid) {
         bail!("the lab's name is {name:?}; letters, digits and '-' are allowed, 32 at most");
     }
+    Ok(())
+}
+
+/// A name can be used again once its lab has ended, however it ended.
+fn refuse_if_live(name: &str) -> anyhow::Result<()> {
+    check_name(name)?;
     if State::read(name).is_ok_and(|state| state.is_live()) {
         bail!("a lab named {name:?} is running already; `vpclab down --name {name}` ends it");
     }
