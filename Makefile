@@ -1,7 +1,7 @@
 # The verbs of this project; CI calls the same ones. `make` lists them.
 SHELL := /bin/bash
 TARGET := $(or $(CARGO_TARGET_DIR),target)
-SHIM := x86_64-unknown-linux-gnu
+SHIM := x86_64-unknown-linux-musl
 
 .PHONY: help tools build check test sim demo bench audit chart purity
 
@@ -24,7 +24,7 @@ tools:
 # One profile for the daemon everywhere; the plugin as it ships, small and static.
 build:
 	cargo build --locked --workspace
-	RUSTFLAGS="-C target-feature=+crt-static -C relocation-model=static" cargo build --locked --profile shim --target $(SHIM) -p enid-cni
+	RUSTFLAGS="-C relocation-model=static" cargo build --locked --profile shim --target $(SHIM) -p enid-cni
 
 check: tools/cargo-deny purity chart
 	cargo fmt --all --check

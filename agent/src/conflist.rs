@@ -118,7 +118,7 @@ fn ours(list: &Value) -> Option<&Value> {
 }
 
 /// Entries of types that we do not chain.
-fn others(list: Option<&Value>) -> Option<Vec<Value>> {
+pub fn others(list: Option<&Value>) -> Option<Vec<Value>> {
     let foreign =
         |entry: &&Value| entry["type"].as_str().is_some_and(|kind| kind != PLUGIN && !CHAINED.contains(&kind));
     list.map(|list| entries(list).iter().filter(foreign).cloned().collect())
@@ -182,7 +182,7 @@ fn template(settings: &Settings) -> anyhow::Result<Value> {
 }
 
 /// A template is a list with one entry of ours; where and how it is reached is filled in.
-fn checked(text: &[u8]) -> anyhow::Result<Value> {
+pub fn checked(text: &[u8]) -> anyhow::Result<Value> {
     let list: Value = serde_json::from_slice(text).context("it is no JSON")?;
     let name = list["name"].as_str().context("it has no \"name\"; the network's name is needed")?;
     let inner = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '-');

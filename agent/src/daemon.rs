@@ -11,7 +11,6 @@ use tokio::{
     sync::watch,
     time::{Instant, timeout},
 };
-use tokio_stream::wrappers::UnixListenerStream;
 use tonic::transport::Server;
 use tracing::{info, warn};
 
@@ -129,12 +128,12 @@ async fn serve(settings: Settings, elsewhere: runtime::Handle) -> anyhow::Result
         .build_v1()
         .context("cannot describe the services")?;
     let plugins =
-        Server::builder().add_service(CniServer::new(cni_service)).serve_with_incoming(UnixListenerStream::new(cni));
+        Server::builder().add_service(CniServer::new(cni_service)).serve_with_incoming(sockets::incoming(cni));
     let operators = Server::builder()
         .add_service(DebugServer::new(debug_service))
         .add_service(health_service)
         .add_service(reflection)
-        .serve_with_incoming(UnixListenerStream::new(debug));
+        .serve_with_incoming(sockets::incoming(debug));
     let (asked, asked_too) = (handle.clone(), readiness.clone());
     let metrics_server = async move {
         match metrics {

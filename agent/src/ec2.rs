@@ -213,7 +213,7 @@ impl Ec2 {
             })
         });
         Ok(Done::Audited {
-            attached: attached.into_iter().filter_map(|eni| self.audited(eni)).collect(),
+            attached: attached.into_iter().filter_map(|eni| audited(eni, &self.instance.id)).collect(),
             unattached: loose.collect(),
         })
     }
@@ -250,20 +250,21 @@ impl Ec2 {
         let pages = request.into_paginator().items().send().collect::<Result<Vec<_>, _>>().await;
         pages.map_err(|error| classify("DescribeNetworkInterfaces", error))
     }
+}
 
-    fn audited(&self, eni: &NetworkInterface) -> Option<AuditedEni> {
-        let attachment = eni.attachment();
-        Some(AuditedEni {
-            id: EniId(eni.network_interface_id()?.to_owned()),
-            ours: tag_value(eni, TAG_INSTANCE) == Some(self.instance.id.as_str()),
-            no_manage: tag_value(eni, TAG_NO_MANAGE) == Some("true"),
-            delete_on_termination: attachment.and_then(|it| it.delete_on_termination()).unwrap_or(false),
-            attachment: attachment.and_then(|it| it.attachment_id()).unwrap_or_default().to_owned(),
-            device_index: attachment.and_then(|it| u32::try_from(it.device_index()?).ok()).unwrap_or_default(),
-            token: tag_value(eni, TAG_TOKEN).map(str::to_owned),
-            blocks: blocks(eni).collect(),
-        })
-    }
+/// What an answer says of one ENI; `None` if it has no id.
+pub fn audited(eni: &NetworkInterface, instance_id: &str) -> Option<AuditedEni> {
+    let attachment = eni.attachment();
+    Some(AuditedEni {
+        id: EniId(eni.network_interface_id()?.to_owned()),
+        ours: tag_value(eni, TAG_INSTANCE) == Some(instance_id),
+        no_manage: tag_value(eni, TAG_NO_MANAGE) == Some("true"),
+        delete_on_termination: attachment.and_then(|it| it.delete_on_termination()).unwrap_or(false),
+        attachment: attachment.and_then(|it| it.attachment_id()).unwrap_or_default().to_owned(),
+        device_index: attachment.and_then(|it| u32::try_from(it.device_index()?).ok()).unwrap_or_default(),
+        token: tag_value(eni, TAG_TOKEN).map(str::to_owned),
+        blocks: blocks(eni).collect(),
+    })
 }
 
 fn tag_value<'a>(eni: &'a NetworkInterface, key: &str) -> Option<&'a str> {
@@ -276,7 +277,9 @@ fn blocks(eni: &NetworkInterface) -> impl Iterator<Item = IpNet> {
     let singles = singles.filter_map(|item| single(item.private_ip_address()?));
     let prefixes = eni.ipv4_prefixes().iter().filter_map(|item| item.ipv4_prefix()?.parse().ok());
     let v6 = eni.ipv6_prefixes().iter().filter_map(|item| item.ipv6_prefix()?.parse().ok());
-    singles.chain(prefixes).chain(v6)
+    // EC2 User Guide, "Prefix delegation": /28 and /80, no other.
+    let whole = |net: &IpNet| net.prefix_len() == if matches!(net, IpNet::V4(_)) { 28 } else { 80 };
+    singles.chain(prefixes.chain(v6).filter(whole))
 }
 
 fn single(address: &str) -> Option<IpNet> {

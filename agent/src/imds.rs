@@ -115,10 +115,10 @@ impl Imds {
 }
 
 /// What metadata says of one ENI, by key; a key that answers 404 is not there.
-type Texts = BTreeMap<&'static str, String>;
+pub type Texts = BTreeMap<&'static str, String>;
 
 /// The keys that are read.
-const KEYS: [&str; 7] = [
+pub const KEYS: [&str; 7] = [
     "interface-id",
     "device-number",
     "network-card",
@@ -130,7 +130,7 @@ const KEYS: [&str; 7] = [
 
 /// The ENI with this MAC; `None` while a part of it does not show yet. Prefixes it may have none, and types with
 /// one network card may leave the card out.
-fn facts(mac: &str, texts: &Texts) -> anyhow::Result<Option<EniFacts>> {
+pub fn facts(mac: &str, texts: &Texts) -> anyhow::Result<Option<EniFacts>> {
     let text = |key: &str| texts.get(key).map(String::as_str);
     let (Some(id), Some(device), Some(addresses), Some(subnet_id), Some(subnet)) = (
         text("interface-id"),
@@ -145,6 +145,10 @@ fn facts(mac: &str, texts: &Texts) -> anyhow::Result<Option<EniFacts>> {
     let Some(primary) = addresses.next() else { return Ok(None) };
     let subnet: Ipv4Net = parse("subnet-ipv4-cidr-block", subnet)?;
     let prefixes = parse_lines::<Ipv4Net>("ipv4-prefix", text("ipv4-prefix").unwrap_or_default())?;
+    // EC2 User Guide, "Prefix delegation": an IPv4 prefix is a /28.
+    if let Some(odd) = prefixes.iter().find(|net| net.prefix_len() != 28) {
+        bail!("its ipv4-prefix is {odd}, which is no /28");
+    }
     let prefixes = prefixes.into_iter().map(|net| IpNet::V4(net.trunc()));
     Ok(Some(EniFacts {
         id: EniId(id.trim().to_owned()),

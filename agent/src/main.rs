@@ -7,6 +7,8 @@ mod conflist;
 mod daemon;
 mod ec2;
 mod forget;
+#[cfg(test)]
+mod fuzz;
 mod imds;
 mod install;
 mod kernel;

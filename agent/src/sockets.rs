@@ -7,11 +7,14 @@ use std::{
 };
 
 use anyhow::Context;
+use enid_api::Cork;
 use nix::{
     errno::Errno,
     fcntl::{Flock, FlockArg},
 };
-use tokio::net::UnixListener;
+use tokio::net::{UnixListener, UnixStream};
+use tokio_stream::{Stream, StreamExt, wrappers::UnixListenerStream};
+use tracing::warn;
 
 /// Where the plugin asks.
 pub fn cni(run_dir: &Path) -> PathBuf {
@@ -36,6 +39,29 @@ pub fn claim(run_dir: &Path) -> anyhow::Result<Flock<fs::File>> {
         Errno::EWOULDBLOCK => anyhow::anyhow!("another enid agent runs with ENID_RUN_DIR {}", run_dir.display()),
         errno => anyhow::anyhow!("cannot lock {}: {errno}", path.display()),
     })
+}
+
+/// Who connects, if it is root or who we are: the folder keeps all others out already.
+pub fn incoming(listener: UnixListener) -> impl Stream<Item = std::io::Result<Cork>> {
+    UnixListenerStream::new(listener).filter_map(|accepted| match accepted {
+        Ok(socket) if is_trusted(&socket) => Some(Ok(Cork::new(socket))),
+        Ok(_) => None,
+        Err(error) => Some(Err(error)),
+    })
+}
+
+fn is_trusted(socket: &UnixStream) -> bool {
+    match socket.peer_cred() {
+        Ok(peer) if [0, nix::unistd::geteuid().as_raw()].contains(&peer.uid()) => true,
+        Ok(peer) => {
+            warn!(uid = peer.uid(), pid = peer.pid(), "a connection was closed: only root may ask");
+            false
+        }
+        Err(error) => {
+            warn!("a connection was closed: it does not say whose it is: {error}");
+            false
+        }
+    }
 }
 
 /// Listens on a path; a socket that an earlier life left there goes first.

@@ -1,6 +1,10 @@
 //! The contract between plugin, daemon and operator (`enid.v1`), and its generated client and server.
 //!
-//! The words are in `proto/enid/v1/*.proto`; nothing here decides anything.
+//! The words are in `proto/enid/v1/*.proto`; nothing here decides anything. Both sides speak through [`Cork`].
+
+mod cork;
+
+pub use cork::Cork;
 
 /// Version 1 of the contract.
 #[allow(missing_docs, clippy::all, clippy::as_conversions, clippy::unwrap_used, reason = "generated code")]

@@ -5,9 +5,12 @@
 
 use std::{future::Future, path::Path, time::Duration};
 
-use enid_api::v1::{
-    AttachReply, AttachRequest, CollectReply, CollectRequest, LookupReply, LookupRequest, Offer, Refusal,
-    ReleaseRequest, StatusReply, StatusRequest, Wired, attach_reply, attach_request, cni_client::CniClient,
+use enid_api::{
+    Cork,
+    v1::{
+        AttachReply, AttachRequest, CollectReply, CollectRequest, LookupReply, LookupRequest, Offer, Refusal,
+        ReleaseRequest, StatusReply, StatusRequest, Wired, attach_reply, attach_request, cni_client::CniClient,
+    },
 };
 use hyper_util::rt::TokioIo;
 use tokio::{net::UnixStream, runtime::Runtime, sync::mpsc, time::timeout};
@@ -56,7 +59,7 @@ impl Daemon {
         let path = socket.to_owned();
         let connector = service_fn(move |_| {
             let path = path.clone();
-            async move { UnixStream::connect(path).await.map(TokioIo::new) }
+            async move { UnixStream::connect(path).await.map(|socket| TokioIo::new(Cork::new(socket))) }
         });
         // The name is not looked up: the connector goes to the socket.
         let endpoint = Endpoint::from_static("http://enid.local");

@@ -101,4 +101,6 @@ fn answer(command: &str, var: env::Lookup<'_>, input: &[u8]) -> Result<String, E
 }
 
 #[cfg(test)]
+mod fuzz;
+#[cfg(test)]
 mod tests;

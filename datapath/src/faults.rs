@@ -13,19 +13,21 @@ use netlink_packet_route::{
 use crate::{
     netlink::{Error, Netlink},
     node,
-    pod::{GATEWAY, PodLink, find_by_mac, ifname, own_table},
+    pod::{self, GATEWAY, PodLink, find_by_mac, ifname, own_table},
 };
 
 /// What differs from the link as ADD made it, one sentence each. MAC and MTU of the pod's end may have been tuned
 /// by plugins behind us, and others may have added what they like.
-pub fn faults(link: &PodLink, host: &mut Netlink, pod: &mut Netlink) -> Result<Vec<String>, Error> {
+pub fn faults(link: &PodLink, host: &mut Netlink, inside: &mut Netlink) -> Result<Vec<String>, Error> {
     let mut faults = Vec::new();
-    let Some(found) = pod.link(&link.pod_ifname)? else {
+    let Some(found) = inside.link(&link.pod_ifname)? else {
         faults.push(format!("the container has no interface {}", link.pod_ifname));
-        faults.extend(outside(link, host)?);
+        faults.extend(outside(link, true, host)?);
         return Ok(faults);
     };
-    faults.extend(outside(link, host)?);
+    // With another MAC the kernel has dropped the neighbours: whoever tuned it owns them.
+    let untuned = pod::mac(&found) == Some(link.pod_mac);
+    faults.extend(outside(link, untuned, host)?);
     let (name, index) = (&link.pod_ifname, found.header.index);
     if !found.header.flags.contains(LinkFlags::Up) {
         faults.push(format!("interface {name} is down"));
@@ -33,17 +35,17 @@ pub fn faults(link: &PodLink, host: &mut Netlink, pod: &mut Netlink) -> Result<V
     let held = |message: &netlink_packet_route::address::AddressMessage| {
         message.header.index == index && message.attributes.contains(&AddressAttribute::Local(link.address.into()))
     };
-    if !pod.addresses()?.iter().any(held) {
+    if !inside.addresses()?.iter().any(held) {
         faults.push(format!("interface {name} lacks the address {}", link.address));
     }
-    if !has_neighbour(&pod.neighbours()?, index, GATEWAY) {
+    if untuned && !has_neighbour(&inside.neighbours()?, index, GATEWAY) {
         faults.push(format!("interface {name} lacks the neighbour {GATEWAY}"));
     }
-    let routes = pod.routes()?;
+    let routes = inside.routes()?;
     if !routes.iter().any(|route| is_default(route, index)) {
         faults.push(format!("no default route via {GATEWAY} over {name}"));
     } else if !routes.iter().any(|route| is_default(route, index) && table(route) == node::TABLE_MAIN)
-        && !pod.rules()?.iter().any(|rule| asks_own_table(rule, link.address, index))
+        && !inside.rules()?.iter().any(|rule| asks_own_table(rule, link.address, index))
     {
         faults.push(format!("no rule sends what comes from {} over {name}", link.address));
     }
@@ -53,7 +55,7 @@ pub fn faults(link: &PodLink, host: &mut Netlink, pod: &mut Netlink) -> Result<V
     Ok(faults)
 }
 
-fn outside(link: &PodLink, host: &mut Netlink) -> Result<Vec<String>, Error> {
+fn outside(link: &PodLink, untuned: bool, host: &mut Netlink) -> Result<Vec<String>, Error> {
     let Some(found) = find_by_mac(link.host_mac, &link.host_ifname, host)? else {
         return Ok(vec![format!("no host link with MAC {}", link.host_mac)]);
     };
@@ -68,7 +70,7 @@ fn outside(link: &PodLink, host: &mut Netlink) -> Result<Vec<String>, Error> {
     if !has_route(&host.routes()?, link.address, index) {
         faults.push(format!("no host route to {} over {name}", link.address));
     }
-    if !has_neighbour(&host.neighbours()?, index, link.address) {
+    if untuned && !has_neighbour(&host.neighbours()?, index, link.address) {
         faults.push(format!("host link {name} lacks the neighbour {}", link.address));
     }
     Ok(faults)

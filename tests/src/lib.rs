@@ -30,7 +30,7 @@ pub fn program(name: &str) -> anyhow::Result<PathBuf> {
 pub fn plugin() -> anyhow::Result<PathBuf> {
     let own = std::env::current_exe().context("cannot tell which program this is")?;
     let target = own.ancestors().find(|folder| folder.ends_with("debug")).and_then(Path::parent);
-    let path = target.context("not below target/debug")?.join("x86_64-unknown-linux-gnu/shim/enid-cni");
+    let path = target.context("not below target/debug")?.join("x86_64-unknown-linux-musl/shim/enid-cni");
     anyhow::ensure!(path.is_file(), "{} is not built; `make build` does that", path.display());
     Ok(path)
 }
