@@ -1,7 +1,8 @@
 //! The node's side of the kernel: ENI links, route tables, rules, the nftables table, sysctls.
 //!
 //! Everything is read first and only what differs is written, so a restart with nothing changed writes
-//! nothing. `nft` is the one program the daemon runs. All of it blocks: callers use `spawn_blocking`.
+//! nothing. `nft` is the one program that sets anything up (the conflist also asks the chained plugins for their
+//! versions). All of it blocks: callers use `spawn_blocking`.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -134,7 +135,7 @@ fn table_digest() -> Option<String> {
     text.split("comment \"").nth(1)?.split('"').next().map(str::to_owned)
 }
 
-/// Whether the one program we run is there.
+/// Whether that program is there.
 pub fn check_nft() -> anyhow::Result<()> {
     let found = Command::new("nft").arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status();
     found.map(drop).context("cannot run nft, the program of the nftables package")

@@ -150,25 +150,22 @@ impl Netlink {
             return Ok(());
         }
         let first = self.sequence + 1;
-        let datagram = requests
-            .iter()
-            .flat_map(|request| self.encode(request.message.clone(), NLM_F_REQUEST | NLM_F_ACK | request.flags))
-            .collect::<Vec<u8>>();
+        // The kernel takes them in order and tells every refusal; only the last has to be confirmed.
+        let last = requests.len() - 1;
+        let mut datagram = Vec::new();
+        for (at, request) in requests.iter().enumerate() {
+            let confirm = if at == last { NLM_F_ACK } else { 0 };
+            datagram.extend(self.encode(request.message.clone(), NLM_F_REQUEST | confirm | request.flags));
+        }
         self.send(&requests[0].what, &datagram)?;
         let mut refusal = None;
-        let mut open = requests.len();
-        while open > 0 {
+        let mut confirmed = false;
+        while !confirmed {
             for message in self.receive(&requests[0].what)? {
                 let NetlinkPayload::Error(answer) = message.payload else { continue };
-                let Some(request) = message
-                    .header
-                    .sequence_number
-                    .checked_sub(first)
-                    .and_then(|n| requests.get(usize::try_from(n).ok()?))
-                else {
-                    continue;
-                };
-                open -= 1;
+                let at = message.header.sequence_number.checked_sub(first).and_then(|at| usize::try_from(at).ok());
+                let Some((at, request)) = at.and_then(|at| Some((at, requests.get(at)?))) else { continue };
+                confirmed |= at == last;
                 if let Some(code) = answer.code {
                     let errno = Errno::from_raw(-code.get());
                     if request.already != Some(errno) && refusal.is_none() {

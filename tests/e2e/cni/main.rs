@@ -6,6 +6,7 @@
 mod add;
 mod apart;
 mod check;
+mod cost;
 mod del;
 mod gc;
 mod kills;
@@ -22,19 +23,26 @@ const BOUND: Duration = Duration::from_secs(30);
 /// One m5.large node, with all 27 addresses that it can hold so that its pool never changes, and its daemon for all; the lab ends with the tests.
 struct Node {
     lab: Lab,
-    _daemon: Daemon,
+    daemon: Daemon,
 }
 
-fn node() -> Place<'static> {
+fn shared() -> &'static Node {
     static NODE: OnceLock<Node> = OnceLock::new();
-    let node = NODE.get_or_init(|| {
+    NODE.get_or_init(|| {
         let config = LabConfig { name: format!("cni{}", std::process::id()), nodes: 1, ..LabConfig::default() };
         let lab = Lab::up(&config).unwrap();
         let settings = [("MINIMUM_IP_TARGET", "27"), ("IP_COOLDOWN_PERIOD", "0")];
         let daemon = Daemon::start(Place { lab: &lab, name: &lab.node(0).name }, &settings).unwrap();
-        Node { lab, _daemon: daemon }
-    });
-    Place::node(&node.lab, 0)
+        Node { lab, daemon }
+    })
+}
+
+fn node() -> Place<'static> {
+    Place::node(&shared().lab, 0)
+}
+
+fn daemon_pid() -> u32 {
+    shared().daemon.pid().unwrap()
 }
 
 /// A pod of this version's configuration, with its namespace.
