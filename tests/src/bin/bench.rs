@@ -1,9 +1,10 @@
 //! `make bench`: ADD and DEL of the plugin as whole process runs, beside a floor that only makes the same
-//! netlink changes. Both are started by one spawner (`bench spawn`, posix_spawn), turn by turn.
+//! netlink changes. Both are started by one spawner (`bench spawn`, posix_spawn), turn by turn, by one caller and by many.
 
 use std::{
     io::Write,
     process::{Command, Stdio},
+    sync::atomic::{AtomicUsize, Ordering},
     time::{Duration, Instant},
 };
 
@@ -13,11 +14,18 @@ use enid_tests::{Daemon, Lab, LabConfig, Place, plugin, pod, wait_until};
 
 const RUNS: usize = 200;
 const PODS_FOR_MEMORY: u64 = 100;
+/// Callers at once, as a node's runtime may have them.
+const CALLERS: usize = 16;
+/// Pods of a burst; so many are deleted at once, too.
+const BURST: usize = 100;
+/// Bursts of each kind, in turns.
+const ROUNDS: usize = 3;
 
 fn main() -> anyhow::Result<()> {
     let args: Vec<String> = std::env::args().skip(1).collect();
     match args.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
-        ["spawn", floor, plugin] => spawn(floor, plugin),
+        ["spawn", "turns", floor, plugin] => turns(floor, plugin),
+        ["spawn", "burst", floor, plugin] => bursts(floor, plugin),
         [floor] => bench(floor),
         _ => anyhow::bail!("bench FLOOR"),
     }
@@ -28,39 +36,69 @@ fn bench(floor: &str) -> anyhow::Result<()> {
     let lab = Lab::up(&config)?;
     let place = Place::node(&lab, 0);
     let daemon = Daemon::start(place, &[("MINIMUM_IP_TARGET", "232"), ("AWS_VPC_K8S_CNI_LOGLEVEL", "warn")])?;
-    wait_until(Duration::from_secs(60), || place.enid("status").is_ok_and(|status| status["available"] == 232))?;
+    let rested = || wait_until(Duration::from_secs(90), || place.number("available").is_ok_and(|free| free == 232));
+    rested()?;
     place.sh(&format!("for n in $(seq 0 {}); do ip netns add floor-$n; ip netns add pod-$n; done", RUNS - 1))?;
-    let own = std::env::current_exe()?;
     let plugin = plugin()?;
-    let output = place.command(&own)?.arg("spawn").arg(floor).arg(&plugin).output()?;
-    anyhow::ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    let times: serde_json::Value = serde_json::from_slice(&output.stdout)?;
-    let mut table = Table::new();
-    table.load_style(NOTHING).set_header(["", "runs", "p50 ms", "p99 ms", "p50 / floor's"]);
-    for verb in ["add", "del"] {
-        let floor = sorted(&times, &format!("floor_{verb}"))?;
-        for (name, key) in [("floor", format!("floor_{verb}")), ("enid-cni", format!("plugin_{verb}"))] {
-            let times = sorted(&times, &key)?;
-            let ratio = format!("{:.2}", quantile(&times, 0.5) / quantile(&floor, 0.5));
-            let (p50, p99) = (format!("{:.2}", quantile(&times, 0.5)), format!("{:.2}", quantile(&times, 0.99)));
-            table.add_row([format!("{} {name}", verb.to_uppercase()), times.len().to_string(), p50, p99, ratio]);
-        }
-    }
-    println!("{table}\n");
+    let spawn = |phase: &str| -> anyhow::Result<serde_json::Value> {
+        let own = std::env::current_exe()?;
+        let output = place.command(&own)?.args(["spawn", phase, floor]).arg(&plugin).output()?;
+        anyhow::ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        Ok(serde_json::from_slice(&output.stdout)?)
+    };
+    println!("{}\n", one_caller(&spawn("turns")?)?);
+    rested()?;
+    println!("{}\n", many_callers(&spawn("burst")?)?);
+    rested()?;
     let size = std::fs::metadata(&plugin)?.len();
     println!("plugin, static: {:.2} MiB", mib(size)?);
-    place.sh(&format!("for n in $(seq 0 {}); do ip netns add mem-$n; done", PODS_FOR_MEMORY - 1))?;
-    wait_until(Duration::from_secs(90), || {
-        place.enid("status").is_ok_and(|status| status["available"].as_u64() >= Some(PODS_FOR_MEMORY))
-    })?;
     for number in 0..PODS_FOR_MEMORY {
-        enid_tests::Pod::new(0, &format!("mem-{number}")).call(place, "ADD")?;
+        enid_tests::Pod::new(0, &format!("pod-{number}")).call(place, "ADD")?;
     }
     let status = std::fs::read_to_string(format!("/proc/{}/status", daemon.pid()?))?;
     let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
     let kib: u64 = resident.trim().trim_end_matches(" kB").parse()?;
     println!("daemon's resident memory with {PODS_FOR_MEMORY} pods: {:.1} MiB", mib(kib * 1024)?);
     Ok(())
+}
+
+fn one_caller(times: &serde_json::Value) -> anyhow::Result<Table> {
+    let mut table = Table::new();
+    table.load_style(NOTHING).set_header(["one caller", "runs", "p50 ms", "p99 ms", "p50 / floor's", "p99 / floor's"]);
+    for verb in ["add", "del"] {
+        let floor = sorted(times, &format!("floor_{verb}"))?;
+        for (name, key) in [("floor", format!("floor_{verb}")), ("enid-cni", format!("plugin_{verb}"))] {
+            let times = sorted(times, &key)?;
+            let ratio = |part: f64| format!("{:.2}", quantile(&times, part) / quantile(&floor, part));
+            let (p50, p99) = (format!("{:.2}", quantile(&times, 0.5)), format!("{:.2}", quantile(&times, 0.99)));
+            let name = format!("{} {name}", verb.to_uppercase());
+            table.add_row([name, times.len().to_string(), p50, p99, ratio(0.5), ratio(0.99)]);
+        }
+    }
+    Ok(table)
+}
+
+fn many_callers(times: &serde_json::Value) -> anyhow::Result<Table> {
+    let mut table = Table::new();
+    table.load_style(NOTHING).set_header([&format!("{CALLERS} callers"), "floor", "enid-cni", "enid-cni / floor"]);
+    let rows = [
+        ("ADDs per second", "add_rate"),
+        ("ADD p50 ms", "quiet_p50"),
+        ("ADD p50 ms, DELs beside it", "beside_p50"),
+        ("the latter / the former", "slower"),
+        ("100 DELs at once, ms each", "del_each"),
+    ];
+    for (what, key) in rows {
+        let median = |who: &str| sorted(times, &format!("{who}_{key}")).map(|list| quantile(&list, 0.5));
+        let (floor, plugin) = (median("floor")?, median("plugin")?);
+        table.add_row([
+            what.to_owned(),
+            format!("{floor:.2}"),
+            format!("{plugin:.2}"),
+            format!("{:.2}", plugin / floor),
+        ]);
+    }
+    Ok(table)
 }
 
 fn mib(bytes: u64) -> anyhow::Result<f64> {
@@ -86,27 +124,121 @@ fn share(index: usize, length: usize) -> f64 {
 }
 
 /// Runs on the node: starts both programs turn by turn and prints their times in milliseconds.
-fn spawn(floor: &str, plugin: &str) -> anyhow::Result<()> {
-    let mut times = serde_json::json!({ "floor_add": [], "plugin_add": [], "floor_del": [], "plugin_del": [] });
-    let mut keep = |key: &str, took: Duration| {
-        if let Some(list) = times[key].as_array_mut() {
-            list.push((took.as_secs_f64() * 1000.0).into());
+fn turns(floor: &str, plugin: &str) -> anyhow::Result<()> {
+    let mut times = Times::default();
+    for verb in ["add", "del"] {
+        for number in 0..RUNS {
+            for program in [Program::Floor(floor), Program::Plugin(plugin)] {
+                times.keep(program, verb, ms(program.run(verb, number)?));
+            }
+        }
+    }
+    times.print()
+}
+
+/// The same with many callers at once: a burst of ADDs, a burst of DELs, and ADDs while others are deleted.
+fn bursts(floor: &str, plugin: &str) -> anyhow::Result<()> {
+    let mut times = Times::default();
+    for _ in 0..ROUNDS {
+        for program in [Program::Floor(floor), Program::Plugin(plugin)] {
+            let half = BURST / 2;
+            let (took, each) = burst(program, "add", 0..half, CALLERS)?;
+            times.keep(program, "add_rate", 1000.0 * share(half - 1, 1) / ms(took));
+            let quiet = middle(each);
+            let (_, beside) = std::thread::scope(|scope| {
+                let deleting = scope.spawn(|| burst(program, "del", 0..half, CALLERS));
+                let adding = burst(program, "add", half..2 * half, CALLERS);
+                deleting.join().map_err(|_| anyhow::anyhow!("a caller failed"))??;
+                adding
+            })?;
+            let beside = middle(beside);
+            times.keep(program, "quiet_p50", quiet);
+            times.keep(program, "beside_p50", beside);
+            times.keep(program, "slower", beside / quiet);
+            burst(program, "add", 0..half, CALLERS)?;
+            let (took, _) = burst(program, "del", 0..BURST, BURST)?;
+            times.keep(program, "del_each", ms(took) / share(BURST - 1, 1));
+        }
+    }
+    times.print()
+}
+
+/// Calls a verb for all these numbers, so many at once: how long all took, and each.
+fn burst(
+    program: Program<'_>,
+    verb: &str,
+    numbers: std::ops::Range<usize>,
+    callers: usize,
+) -> anyhow::Result<(Duration, Vec<Duration>)> {
+    let next = AtomicUsize::new(numbers.start);
+    let started = Instant::now();
+    let caller = || -> anyhow::Result<Vec<Duration>> {
+        let mut each = Vec::new();
+        loop {
+            let number = next.fetch_add(1, Ordering::Relaxed);
+            if number >= numbers.end {
+                return Ok(each);
+            }
+            each.push(program.run(verb, number)?);
         }
     };
-    for number in 0..RUNS {
-        let (netns, link) = (format!("/run/netns/floor-{number}"), format!("floor{number}"));
-        let address = format!("192.168.{}.{}", number / 250, number % 250 + 1);
-        let mut command = Command::new(floor);
-        command.args(["add", &netns, &link, &address, &number.to_string()]);
-        keep("floor_add", timed(&mut command, "")?);
-        keep("plugin_add", timed(&mut cni(plugin, "ADD", number), &pod::config("1.0.0", 30))?);
+    let each = std::thread::scope(|scope| {
+        let running: Vec<_> = (0..callers).map(|_| scope.spawn(caller)).collect();
+        let parts = running.into_iter().map(|thread| thread.join().map_err(|_| anyhow::anyhow!("a caller failed"))?);
+        parts.collect::<anyhow::Result<Vec<Vec<Duration>>>>()
+    })?;
+    Ok((started.elapsed(), each.concat()))
+}
+
+fn middle(each: Vec<Duration>) -> f64 {
+    let mut each: Vec<f64> = each.into_iter().map(ms).collect();
+    each.sort_by(f64::total_cmp);
+    quantile(&each, 0.5)
+}
+
+fn ms(took: Duration) -> f64 {
+    took.as_secs_f64() * 1000.0
+}
+
+/// What is measured, by who and what.
+#[derive(Default)]
+struct Times(std::collections::BTreeMap<String, Vec<f64>>);
+
+impl Times {
+    fn keep(&mut self, program: Program<'_>, what: &str, value: f64) {
+        let who = if matches!(program, Program::Floor(_)) { "floor" } else { "plugin" };
+        self.0.entry(format!("{who}_{what}")).or_default().push(value);
     }
-    for number in 0..RUNS {
-        keep("floor_del", timed(Command::new(floor).args(["del", &format!("floor{number}")]), "")?);
-        keep("plugin_del", timed(&mut cni(plugin, "DEL", number), &pod::config("1.0.0", 30))?);
+
+    fn print(&self) -> anyhow::Result<()> {
+        println!("{}", serde_json::to_string(&self.0)?);
+        Ok(())
     }
-    println!("{times}");
-    Ok(())
+}
+
+/// Who is measured.
+#[derive(Clone, Copy)]
+enum Program<'a> {
+    Floor(&'a str),
+    Plugin(&'a str),
+}
+
+impl Program<'_> {
+    fn run(self, verb: &str, number: usize) -> anyhow::Result<Duration> {
+        match self {
+            Program::Floor(floor) => {
+                let (netns, link) = (format!("/run/netns/floor-{number}"), format!("floor{number}"));
+                let address = format!("192.168.{}.{}", number / 250, number % 250 + 1);
+                let mut command = Command::new(floor);
+                match verb {
+                    "add" => command.args(["add", &netns, &link, &address, &number.to_string()]),
+                    _ => command.args(["del", &link]),
+                };
+                timed(&mut command, "")
+            }
+            Program::Plugin(plugin) => timed(&mut cni(plugin, &verb.to_uppercase(), number), &pod::config("1.0.0", 30)),
+        }
+    }
 }
 
 fn cni(plugin: &str, verb: &str, number: usize) -> Command {
