@@ -20,6 +20,8 @@ tools:
 	tools/cargo-deny
 	tools/helm
 	tools/grpcurl
+	tools/cnitool
+	tools/plugins
 
 # One profile for the daemon everywhere; the plugin as it ships, small and static.
 build:
@@ -46,6 +48,8 @@ chart:
 test: root build
 	localstack/install
 	tools/grpcurl
+	tools/cnitool
+	tools/plugins
 	tools/test
 
 sim:
