@@ -4,6 +4,7 @@
 pub mod call;
 pub mod node;
 pub mod pod;
+pub mod runtime;
 pub mod traffic;
 pub mod truth;
 

@@ -25,6 +25,9 @@ mount --rbind /sys/fs/cgroup /run/vpclab/cg
 umount -R -l /sys
 mount -t sysfs sysfs /sys
 mount --rbind /run/vpclab/cg /sys/fs/cgroup 2>/dev/null || true
+# What is hidden below another mount is still listed, and runc would take it for the cgroups.
+umount -R -l /run/vpclab/cg
+umount /run/vpclab
 mount -t tmpfs run /run
 mkdir -p /run/netns /run/overlay
 for d in etc opt var/lib; do

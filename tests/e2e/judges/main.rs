@@ -5,6 +5,7 @@
 
 mod chains;
 mod libcni;
+mod runtime;
 
 use std::{path::PathBuf, sync::OnceLock, time::Duration};
 
@@ -23,9 +24,9 @@ struct Nodes {
 fn nodes() -> &'static Lab {
     static NODES: OnceLock<Nodes> = OnceLock::new();
     let nodes = NODES.get_or_init(|| {
-        let lab =
-            Lab::up(&LabConfig { name: format!("judges{}", std::process::id()), ..LabConfig::default() }).unwrap();
-        let settings = [("MINIMUM_IP_TARGET", "27"), ("IP_COOLDOWN_PERIOD", "0")];
+        let (name, instance_type) = (format!("judges{}", std::process::id()), "m5.xlarge".to_owned());
+        let lab = Lab::up(&LabConfig { name, instance_type, ..LabConfig::default() }).unwrap();
+        let settings = [("MINIMUM_IP_TARGET", "56"), ("IP_COOLDOWN_PERIOD", "0")];
         let daemons = [0, 1].map(|node| Daemon::start(Place::node(&lab, node), &settings).unwrap());
         Nodes { lab, _daemons: daemons }
     });
@@ -38,7 +39,10 @@ fn node() -> Place<'static> {
 
 /// What the host looks like when nothing is under way, firewall of both kinds included.
 fn at_rest() -> String {
-    let place = node();
+    at_rest_on(node())
+}
+
+fn at_rest_on(place: Place<'_>) -> String {
     wait_until(BOUND, || place.enid("status").is_ok_and(|status| status["calls"] == json!([]))).unwrap();
     // portmap leaves its own chains for the next pod; a pod's are called CNI-DN-.
     let rules = place.sh("iptables-save -t nat 2>/dev/null | grep CNI-DN- | sort || true").unwrap();

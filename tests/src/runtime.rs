@@ -1,0 +1,204 @@
+//! A real containerd on a node of the lab, driven as the kubelet drives it: by CRI, its gRPC API.
+
+use std::{
+    collections::HashMap,
+    fs::{self, File},
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    time::Duration,
+};
+
+use anyhow::{Context, ensure};
+use hyper_util::rt::TokioIo;
+use k8s_cri::v1::{
+    ContainerConfig, ContainerMetadata, CreateContainerRequest, ImageSpec, ListPodSandboxRequest, PodSandboxConfig,
+    PodSandboxMetadata, PodSandboxStatusRequest, PortMapping, RemovePodSandboxRequest, RunPodSandboxRequest,
+    StartContainerRequest, StopPodSandboxRequest, VersionRequest, runtime_service_client::RuntimeServiceClient,
+};
+use tokio::net::UnixStream;
+use tonic::transport::{Channel, Endpoint};
+use tower::service_fn;
+use vpclab::wait_until;
+
+use crate::Place;
+
+/// The image of a container that serves TCP on 8080.
+pub const SERVER: &str = "localhost/server:1";
+/// Its folder, as the node sees it.
+const INSIDE: &str = "/run/cri";
+const PAUSE: &str = "localhost/pause:1";
+/// A CRI call makes links, namespaces and processes, fifty at once on a small machine.
+const BOUND: Duration = Duration::from_secs(60);
+
+/// A containerd. Dropping it ends it with all its pods.
+pub struct Runtime {
+    child: Child,
+    folder: PathBuf,
+    tokio: tokio::runtime::Runtime,
+    client: RuntimeServiceClient<Channel>,
+}
+
+impl Runtime {
+    /// Starts one on the node, with its standard plugins behind ours, and images made on the spot.
+    pub fn start(place: Place<'_>) -> anyhow::Result<Self> {
+        // All of it lies in the node's own memory, and goes with the node.
+        let pid = place.lab.state().pid_of(place.name)?;
+        let folder = PathBuf::from(format!("/proc/{pid}/root{INSIDE}"));
+        fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
+        let socket = folder.join("sock");
+        // The kernel of a container host may lack the right to lower an oom score, and AppArmor.
+        let config = format!(
+            "version = 2\nroot = \"{INSIDE}/root\"\nstate = \"/run/containerd\"\ndisabled_plugins = [\"io.containerd.snapshotter.v1.btrfs\", \"io.containerd.snapshotter.v1.zfs\"]\n\
+             [grpc]\n  address = \"{INSIDE}/sock\"\n[plugins.\"io.containerd.grpc.v1.cri\"]\n  sandbox_image = \"{PAUSE}\"\n  \
+             restrict_oom_score_adj = true\n  disable_apparmor = true\n  netns_mounts_under_state_dir = true\n  \
+             [plugins.\"io.containerd.grpc.v1.cri\".containerd]\n    snapshotter = \"native\"\n"
+        );
+        fs::write(folder.join("config.toml"), config).context("cannot write containerd's configuration")?;
+        let log = File::create(folder.join("log")).context("cannot write containerd's log")?;
+        let child = place
+            .command("containerd")?
+            .arg("-c")
+            .arg(format!("{INSIDE}/config.toml"))
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log)
+            .spawn()
+            .context("cannot start containerd (tools/packages installs it)")?;
+        let tokio = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+        let channel = {
+            let _entered = tokio.enter();
+            let path = socket.clone();
+            Endpoint::from_static("http://cri.local").connect_with_connector_lazy(service_fn(move |_| {
+                let path = path.clone();
+                async move { UnixStream::connect(path).await.map(TokioIo::new) }
+            }))
+        };
+        let runtime = Runtime { child, folder, tokio, client: RuntimeServiceClient::new(channel) };
+        wait_until(BOUND, || runtime.version().is_ok())
+            .with_context(|| format!("containerd does not start: {}", runtime.log()))?;
+        for (image, source) in [(PAUSE, "pause"), (SERVER, "server")] {
+            runtime.import(place, image, source)?;
+        }
+        Ok(runtime)
+    }
+
+    fn version(&self) -> anyhow::Result<String> {
+        let mut client = self.client.clone();
+        let answer = self.tokio.block_on(client.version(VersionRequest::default()))?;
+        Ok(answer.into_inner().runtime_version)
+    }
+
+    /// What it logged.
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.folder.join("log")).unwrap_or_default()
+    }
+
+    fn import(&self, place: Place<'_>, image: &str, source: &str) -> anyhow::Result<()> {
+        let sources = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/runtime"));
+        let (program, tar) = (self.folder.join(source), self.folder.join(format!("{source}.tar")));
+        let run = |command: &mut Command| -> anyhow::Result<()> {
+            let output = command.output().with_context(|| format!("cannot run {command:?}"))?;
+            ensure!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
+            Ok(())
+        };
+        let c = sources.join(format!("{source}.c"));
+        run(Command::new("gcc").args(["-Os", "-static", "-w", "-o"]).arg(&program).arg(c))?;
+        run(Command::new("python3").arg(sources.join("image.py")).arg(image).arg(&program).arg(&tar))?;
+        let (socket, inside) = (format!("{INSIDE}/sock"), format!("{INSIDE}/{source}.tar"));
+        run(place
+            .command("ctr")?
+            .arg("-a")
+            .arg(socket)
+            .args(["-n", "k8s.io", "image", "import", "--snapshotter", "native"])
+            .arg(inside))
+    }
+
+    /// A pod with this name; ports of the node may lead to ports of the pod. Its sandbox's id.
+    pub fn run_pod(&self, name: &str, ports: &[(i32, i32)]) -> anyhow::Result<String> {
+        let request = RunPodSandboxRequest { config: Some(pod(name, ports)), runtime_handler: String::new() };
+        let mut client = self.client.clone();
+        let answer =
+            self.tokio.block_on(async { tokio::time::timeout(BOUND, client.run_pod_sandbox(request)).await })?;
+        Ok(answer.with_context(|| format!("the sandbox of {name} is refused"))?.into_inner().pod_sandbox_id)
+    }
+
+    /// The server in that pod.
+    pub fn serve(&self, sandbox: &str, name: &str) -> anyhow::Result<()> {
+        let config = ContainerConfig {
+            metadata: Some(ContainerMetadata { name: "server".to_owned(), attempt: 0 }),
+            image: Some(ImageSpec { image: SERVER.to_owned(), ..ImageSpec::default() }),
+            ..ContainerConfig::default()
+        };
+        let create = CreateContainerRequest {
+            pod_sandbox_id: sandbox.to_owned(),
+            config: Some(config),
+            sandbox_config: Some(pod(name, &[])),
+        };
+        let mut client = self.client.clone();
+        self.tokio.block_on(async {
+            let container_id = client.create_container(create).await?.into_inner().container_id;
+            client.start_container(StartContainerRequest { container_id }).await
+        })?;
+        Ok(())
+    }
+
+    /// The address that the runtime tells the kubelet.
+    pub fn address(&self, sandbox: &str) -> anyhow::Result<String> {
+        let request = PodSandboxStatusRequest { pod_sandbox_id: sandbox.to_owned(), verbose: false };
+        let mut client = self.client.clone();
+        let status = self.tokio.block_on(client.pod_sandbox_status(request))?.into_inner().status;
+        let network = status.and_then(|status| status.network).context("the runtime tells no address")?;
+        Ok(network.ip)
+    }
+
+    /// Stops and removes it.
+    pub fn remove(&self, sandbox: &str) -> anyhow::Result<()> {
+        let mut client = self.client.clone();
+        let id = || sandbox.to_owned();
+        self.tokio.block_on(async {
+            client.stop_pod_sandbox(StopPodSandboxRequest { pod_sandbox_id: id() }).await?;
+            client.remove_pod_sandbox(RemovePodSandboxRequest { pod_sandbox_id: id() }).await
+        })?;
+        Ok(())
+    }
+
+    /// How many sandboxes it knows.
+    pub fn sandboxes(&self) -> anyhow::Result<usize> {
+        let mut client = self.client.clone();
+        let list = self.tokio.block_on(client.list_pod_sandbox(ListPodSandboxRequest::default()))?;
+        Ok(list.into_inner().items.len())
+    }
+}
+
+fn pod(name: &str, ports: &[(i32, i32)]) -> PodSandboxConfig {
+    let port =
+        |&(host_port, container_port): &(i32, i32)| PortMapping { host_port, container_port, ..PortMapping::default() };
+    PodSandboxConfig {
+        metadata: Some(PodSandboxMetadata {
+            name: name.to_owned(),
+            uid: format!("uid-{name}"),
+            namespace: "default".to_owned(),
+            attempt: 0,
+        }),
+        hostname: name.to_owned(),
+        port_mappings: ports.iter().map(port).collect(),
+        labels: HashMap::new(),
+        ..PodSandboxConfig::default()
+    }
+}
+
+impl Drop for Runtime {
+    fn drop(&mut self) {
+        // Its shims outlive it: pods are removed first, what hangs ends with the node.
+        let mut client = self.client.clone();
+        let list = self.tokio.block_on(client.list_pod_sandbox(ListPodSandboxRequest::default()));
+        for item in list.map(|list| list.into_inner().items).unwrap_or_default() {
+            let _ = self.remove(&item.id);
+        }
+        let children = fs::read_to_string(format!("/proc/{0}/task/{0}/children", self.child.id())).unwrap_or_default();
+        for pid in children.split_whitespace() {
+            let _ = Command::new("kill").arg(pid).status();
+        }
+        let _ = self.child.wait();
+    }
+}
