@@ -17,6 +17,7 @@ use tracing::{info, warn};
 use crate::{
     brain::{Brain, Handle, Parts},
     clock, conflist,
+    deletion::Deletion,
     ec2::Ec2,
     imds::{Imds, Instance},
     kernel, limits,
@@ -111,6 +112,7 @@ async fn serve(settings: Settings, elsewhere: runtime::Handle) -> anyhow::Result
     let cni_service = CniService {
         handle: handle.clone(),
         counters: counters.clone(),
+        deletion: Deletion::start(&elsewhere),
         pod_mtu: settings.pod_mtu,
         veth_prefix: settings.veth_prefix.clone(),
         readiness: readiness.clone(),

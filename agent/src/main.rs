@@ -5,6 +5,7 @@ mod clock;
 mod commands;
 mod conflist;
 mod daemon;
+mod deletion;
 mod ec2;
 mod forget;
 #[cfg(test)]

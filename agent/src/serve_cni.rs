@@ -16,6 +16,7 @@ use tracing::{info, warn};
 
 use crate::{
     brain::{self, Answer, Found, Handle},
+    deletion::Deletion,
     kernel,
     metrics::Counters,
     readiness::Readiness,
@@ -27,6 +28,8 @@ pub struct CniService {
     pub handle: Handle,
     /// What `/metrics` counts.
     pub counters: Arc<Counters>,
+    /// Deletes pods' links.
+    pub deletion: Deletion,
     /// MTU of pods.
     pub pod_mtu: u32,
     /// First letters of pods' host links.
@@ -46,6 +49,7 @@ impl Cni for CniService {
         let counters = self.counters.clone();
         let handle = self.handle.clone();
         let (mtu, prefix) = (self.pod_mtu, self.veth_prefix.clone());
+        let deletion = self.deletion.clone();
         let stream = async_stream::try_stream! {
             let Some(Said::Ask(ask)) = said.message().await?.and_then(|message| message.step) else {
                 Err(Status::invalid_argument("an attachment begins with a question"))?;
@@ -64,6 +68,7 @@ impl Cni for CniService {
                 }
                 _ => Err(Status::internal("an answer to another question"))?,
             };
+            let _wiring = deletion.give_way();
             yield reply(Reply::Offer(offer(&key, &lease, mtu, &prefix)));
             let Some(Said::Wired(wired)) = said.message().await?.and_then(|message| message.step) else {
                 return; // the plugin gave up; the request's end tells the brain
@@ -92,12 +97,20 @@ impl Cni for CniService {
     async fn release(&self, request: Request<ReleaseRequest>) -> Result<Response<ReleaseReply>, Status> {
         let key = key(request.into_inner().attachment)?;
         self.counters.del();
+        let found = self.handle.lookup(key.clone()).await.ok_or_else(ending)?;
+        let name = found.map(|Found { lease, .. }| host_ifname(&key, &lease, &self.veth_prefix));
+        self.delete_link(&key, name.as_deref()).await?;
         let mut under_way = self.handle.open().await.ok_or_else(ending)?;
         self.handle.tell(Event::Release { ticket: under_way.ticket, key: key.clone() }).await;
         let Some(Answer::Released(address)) = under_way.answer().await else { return Err(ending()) };
+        // An ADD of the same attachment may have made its link after the deletion, and before its lease ended.
+        let late = name.as_deref().map_or(Ok(address.is_some()), |name| kernel::is_wired(&key, name));
+        if late.map_err(|failure| Status::internal(format!("cannot look for the link: {failure:#}")))? {
+            self.delete_link(&key, name.as_deref()).await?;
+        }
         let address = address.map(|address| address.to_string()).unwrap_or_default();
         info!(container = key.container, ifname = key.ifname, address, "DEL");
-        Ok(Response::new(ReleaseReply { address }))
+        Ok(Response::new(ReleaseReply { address, link_deleted: true }))
     }
 
     async fn lookup(&self, request: Request<LookupRequest>) -> Result<Response<LookupReply>, Status> {
@@ -162,6 +175,16 @@ impl Cni for CniService {
             released: u32::try_from(released.len()).unwrap_or(u32::MAX),
             kept: kept.into_iter().map(name).collect(),
         }))
+    }
+}
+
+impl CniService {
+    async fn delete_link(&self, key: &AttachmentKey, likely_name: Option<&str>) -> Result<(), Status> {
+        let AttachmentKey { network, container, ifname } = key;
+        let without_pod = || identity::ifname_for_attachment(&self.veth_prefix, network, container, ifname);
+        let likely_name = likely_name.map_or_else(without_pod, str::to_owned);
+        let deleted = self.deletion.of(identity::host_mac(network, container, ifname), likely_name).await;
+        deleted.map_err(|failure| Status::internal(format!("the link stays: {failure}")))
     }
 }
 

@@ -91,11 +91,12 @@ impl Daemon {
         }
     }
 
-    /// Tells the daemon that an attachment has gone.
-    pub fn release(&self, attachment: Attachment) -> Result<(), Error> {
+    /// Lets the daemon end an attachment: whether its link is gone as well.
+    pub fn release(&self, attachment: Attachment) -> Result<bool, Error> {
         let mut client = self.client.clone();
         let request = ReleaseRequest { attachment: Some(attachment) };
-        self.within("release the address", ANSWER, client.release(request)).map(drop)
+        let reply = self.within("release the address", ANSWER, client.release(request))?;
+        Ok(reply.into_inner().link_deleted)
     }
 
     /// What the daemon knows of an attachment.
@@ -171,10 +172,10 @@ impl Session<'_> {
     }
 
     fn next(&mut self, doing: &str, limit: Duration) -> Result<attach_reply::Step, Error> {
-        let reply = self.daemon.within(doing, limit, self.replies.message())?;
-        reply.and_then(|reply| reply.step).ok_or_else(|| {
+        let reply = self.daemon.within(doing, limit, self.replies.message())?.ok_or_else(|| {
             Error::later(format!("the enid daemon closed the connection before it could {doing}"), "cause=daemon_down")
-        })
+        })?;
+        reply.step.ok_or_else(|| unexpected("a step that this plugin does not know"))
     }
 }
 

@@ -2,7 +2,7 @@
 //! prints the result.
 //!
 //! It has no configuration of its own and decides nothing: the daemon's offer says what to wire. It
-//! runs no program. DEL removes the link by itself and needs no daemon. Errors leave as CNI JSON on stdout,
+//! runs no program. DEL is the daemon's work, and needs no daemon. Errors leave as CNI JSON on stdout,
 //! with the specification's codes (CNI spec 1.1.0, section 2, "Error").
 
 #[macro_use]

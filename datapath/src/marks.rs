@@ -13,6 +13,10 @@ const GROUP_BASE: u32 = 0x656e_0000;
 /// Slots 0…63: 0 is the primary ENI.
 pub const SLOTS: u32 = 64;
 
+/// Device group of the links that are being deleted together: none of an ENI's, so the table lets none of their packets
+/// through to the VPC.
+pub const GROUP_GOING: u32 = GROUP_BASE + SLOTS;
+
 /// Only routes over links of a non-default group, that is pods' veths: `lookup main suppress_ifgroup 0`.
 pub const PRIORITY_PODS: u32 = 512;
 /// `fwmark 0x80/0x80 lookup main`.
@@ -57,7 +61,7 @@ mod tests {
             assert_eq!(slot_of_group(group(slot)), Some(slot));
         }
         assert_eq!(slot_of_group(0), None);
-        assert_eq!(slot_of_group(group(SLOTS)), None);
+        assert_eq!(slot_of_group(GROUP_GOING), None);
     }
 
     #[test]

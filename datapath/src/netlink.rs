@@ -72,6 +72,11 @@ impl Request {
         Self::new(what, RouteNetlinkMessage::SetLink(link), 0, None)
     }
 
+    /// Change a link before its deletion; one that is gone is fine.
+    pub fn set_going_link(what: impl fmt::Display, link: LinkMessage) -> Self {
+        Self::new(what, RouteNetlinkMessage::SetLink(link), 0, Some(Errno::ENODEV))
+    }
+
     /// Delete a link; one that is gone is fine.
     pub fn delete_link(what: impl fmt::Display, link: LinkMessage) -> Self {
         Self::new(what, RouteNetlinkMessage::DelLink(link), 0, Some(Errno::ENODEV))

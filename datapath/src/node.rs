@@ -93,9 +93,10 @@ pub struct PodEnd {
     pub address: Option<IpAddr>,
 }
 
-/// Every link of a device group of ours.
+/// Every link of a device group of ours, those that are being deleted among them.
 pub fn pod_links(links: &[LinkMessage]) -> Vec<PodEnd> {
-    let ours = links.iter().filter(|link| marks::slot_of_group(group(link)).is_some());
+    let of_a_pod = |group| marks::slot_of_group(group).is_some() || group == marks::GROUP_GOING;
+    let ours = links.iter().filter(|link| of_a_pod(group(link)));
     let end = |link: &LinkMessage| {
         let (index, group) = (link.header.index, group(link));
         Some(PodEnd { mac: pod::mac(link)?, ifname: ifname(link).to_owned(), index, group, address: alias(link) })

@@ -5,7 +5,7 @@
 //! later would cost an RCU barrier. MACs are explicit, because udev rewrites those that are not, and the
 //! permanent neighbours depend on them.
 
-use std::{net::Ipv4Addr, os::fd::AsRawFd};
+use std::{collections::BTreeSet, net::Ipv4Addr, os::fd::AsRawFd};
 
 use netlink_packet_route::{
     AddressFamily,
@@ -18,6 +18,7 @@ use nix::errno::Errno;
 
 use crate::{
     identity::{self, Mac},
+    marks,
     netlink::{Error, Netlink, Request},
     netns::Netns,
     node,
@@ -267,10 +268,36 @@ pub fn remove_by_mac(wanted: Mac, likely_name: &str, host: &mut Netlink) -> Resu
     delete(wanted, &found, host).map(|()| true)
 }
 
-/// The same for a link that can only have this name: no other link is looked at.
-pub fn remove_named(wanted: Mac, name: &str, host: &mut Netlink) -> Result<bool, Error> {
-    let Some(found) = host.link(name)?.filter(|link| mac(link) == Some(wanted)) else { return Ok(false) };
-    delete(wanted, &found, host).map(|()| true)
+/// Deletes the host links with these MACs as one act of the kernel; the likely name is where each is looked for first.
+/// Alone, every deletion waits for grace periods with all of the node's link changes waiting behind it.
+pub fn remove_together(wanted: &[(Mac, String)], host: &mut Netlink) -> Result<(), Error> {
+    let mut going = Vec::new();
+    let mut strays = BTreeSet::new();
+    for (wanted, name) in wanted {
+        match host.link(name)?.filter(|link| mac(link) == Some(*wanted)) {
+            Some(link) => going.push((*wanted, link)),
+            None => drop(strays.insert(*wanted)),
+        }
+    }
+    if !strays.is_empty() {
+        let listed = host.links()?.into_iter().filter_map(|link| Some((mac(&link)?, link)));
+        going.extend(listed.filter(|(mac, _)| strays.contains(mac)));
+    }
+    match going.as_slice() {
+        [] => Ok(()),
+        [(mac, link)] => delete(*mac, link, host),
+        several => {
+            let gather = |(mac, link): &(Mac, LinkMessage)| {
+                let mut message = by_index(link.header.index);
+                message.attributes.push(LinkAttribute::Group(marks::GROUP_GOING));
+                Request::set_going_link(format!("gather the link with MAC {mac} for its deletion"), message)
+            };
+            let mut all = LinkMessage::default();
+            all.attributes.push(LinkAttribute::Group(marks::GROUP_GOING));
+            let delete = Request::delete_link(format!("delete {} links together", several.len()), all);
+            host.apply(&several.iter().map(gather).chain([delete]).collect::<Vec<_>>())
+        }
+    }
 }
 
 fn delete(mac: Mac, link: &LinkMessage, host: &mut Netlink) -> Result<(), Error> {

@@ -119,6 +119,46 @@ fn a_pod_is_wired_again_and_goes_without_a_trace() {
 }
 
 #[test]
+fn links_go_together_and_no_other_with_them() {
+    let (host, pod) = (Space::new(), Space::new());
+    let links: Vec<_> = (1..=6).map(|number| link(&format!("c{number}"), &format!("eni000000000{number}"))).collect();
+    let make = |link: &PodLink| {
+        pod::create(link, &mut host.netns().netlink().unwrap(), &host.netns(), &mut pod.netns().netlink().unwrap())
+            .unwrap();
+        pod.sh(&format!("ip link set eth0 name {}", link.host_ifname));
+    };
+    links.iter().for_each(make);
+    let left = || host.sh("ip -o link show type veth | sed 's/^[0-9]*: //; s/@.*//' | sort").replace('\n', " ");
+    let mut netlink = host.netns().netlink().unwrap();
+    let wish = |link: &PodLink, name: &str| (link.host_mac, name.to_owned());
+    let usual = |link: &PodLink| wish(link, &link.host_ifname);
+
+    pod::remove_together(&[], &mut netlink).unwrap();
+    pod::remove_together(&[(link("never", "x").host_mac, "eni0000000001".to_owned())], &mut netlink).unwrap();
+    assert_eq!(left(), "eni0000000001 eni0000000002 eni0000000003 eni0000000004 eni0000000005 eni0000000006 ");
+    // By its own name, under another's name, twice, and one that has gone already.
+    host.sh("ip link del eni0000000006");
+    let wishes = [
+        usual(&links[0]),
+        wish(&links[1], "eni0000000005"),
+        usual(&links[0]),
+        wish(&links[2], "nowhere"),
+        usual(&links[5]),
+    ];
+    pod::remove_together(&wishes, &mut netlink).unwrap();
+    assert_eq!(left(), "eni0000000004 eni0000000005 ");
+    // Alone, and again.
+    pod::remove_together(&[wish(&links[3], "nowhere")], &mut netlink).unwrap();
+    pod::remove_together(&[usual(&links[3])], &mut netlink).unwrap();
+    assert_eq!(left(), "eni0000000005 ");
+    // One that an earlier try had only gathered is still seen as a pod's, and goes with the next.
+    host.sh(&format!("ip link set eni0000000005 group {}", marks::GROUP_GOING));
+    assert_eq!(node::pod_links(&netlink.links().unwrap()).len(), 1);
+    pod::remove_together(&[usual(&links[4])], &mut netlink).unwrap();
+    assert_eq!(left(), "");
+}
+
+#[test]
 fn names_that_are_taken() {
     let (host, old, new) = (Space::new(), Space::new(), Space::new());
     wire(&link("old", "eni0000000001a"), &host, &old).unwrap();

@@ -108,6 +108,7 @@ impl Daemon {
         let log = File::options().create(true).append(true).open(&log_path).context("cannot write the daemon's log")?;
         let mut command = place.command("env")?;
         command.args(["AWS_ACCESS_KEY_ID=test", "AWS_SECRET_ACCESS_KEY=test"]);
+        command.arg("MALLOC_ARENA_MAX=1"); // as the image has it
         command.arg(format!("MY_NODE_NAME={}", place.name));
         if !settings.iter().any(|(name, _)| *name == "AWS_EC2_ENDPOINT") {
             command.arg(format!("AWS_ENDPOINT_URL_EC2={}", place.lab.state().ec2_endpoint));

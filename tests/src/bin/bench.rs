@@ -19,7 +19,7 @@ const CALLERS: usize = 16;
 /// Pods of a burst; so many are deleted at once, too.
 const BURST: usize = 100;
 /// Bursts of each kind, in turns.
-const ROUNDS: usize = 3;
+const ROUNDS: usize = 9;
 
 fn main() -> anyhow::Result<()> {
     let args: Vec<String> = std::env::args().skip(1).collect();
