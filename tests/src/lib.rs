@@ -7,6 +7,7 @@ pub mod pod;
 pub mod runtime;
 pub mod traffic;
 pub mod truth;
+pub mod wire;
 
 use std::path::{Path, PathBuf};
 

@@ -11,6 +11,7 @@ mod del;
 mod gc;
 mod kills;
 mod many;
+mod skew;
 mod status;
 
 use std::{sync::OnceLock, time::Duration};
