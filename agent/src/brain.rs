@@ -27,7 +27,7 @@ use tokio::{
     sync::{mpsc, oneshot, watch},
     time::timeout,
 };
-use tracing::{debug, error, info, warn};
+use tracing::{debug, info, warn};
 
 use crate::{
     clock::now,
@@ -63,6 +63,7 @@ enum Message {
     Lookup(AttachmentKey, oneshot::Sender<Option<Found>>),
     View(oneshot::Sender<View>),
     Forgotten(Vec<IpAddr>),
+    KernelFailed(Option<String>),
 }
 
 /// What CHECK compares with.
@@ -109,6 +110,11 @@ impl Handle {
     pub async fn tell(&self, event: Event) {
         // A closed channel means that the daemon is ending.
         let _ = self.sender.send(Message::Event(event)).await;
+    }
+
+    /// What the kernel refused to restore, if anything.
+    pub async fn kernel_failed(&self, failure: Option<String>) {
+        let _ = self.sender.send(Message::KernelFailed(failure)).await;
     }
 
     /// What is known of an attachment; the outer `None` when the daemon is ending.
@@ -158,7 +164,7 @@ pub struct Brain {
     handle: Handle,
     open: BTreeMap<Ticket, Caller>,
     forgetting: Forgetting,
-    kernel: Option<Kernel>,
+    kernel: Kernel,
     applied: Wanted,
     /// The topology that `applied` was made from.
     carried: Option<u64>,
@@ -189,6 +195,8 @@ pub struct Parts {
     pub native: Vec<Ipv4Net>,
     /// MTU of ENIs.
     pub eni_mtu: u32,
+    /// What carries the ENIs.
+    pub kernel: Kernel,
     /// Where work runs that no pod waits for by the microsecond.
     pub elsewhere: runtime::Handle,
 }
@@ -200,7 +208,7 @@ impl Brain {
         let handle = Handle { sender, tickets: Arc::new(AtomicU64::new(1)) };
         let (hurry, hurries) = watch::channel(true);
         let (ready, readiness) = watch::channel(Readiness::starting());
-        let Parts { core, store, ec2, counters, native, eni_mtu, elsewhere } = parts;
+        let Parts { core, store, ec2, counters, native, eni_mtu, kernel, elsewhere } = parts;
         let told = handle.clone();
         let forgetting = Forgetting::start(&elsewhere, move |addresses| {
             let told = told.clone();
@@ -218,7 +226,7 @@ impl Brain {
             handle: handle.clone(),
             open: BTreeMap::new(),
             forgetting,
-            kernel: Some(Kernel::default()),
+            kernel,
             applied: Wanted::default(),
             carried: None,
             hurry,
@@ -279,6 +287,7 @@ impl Brain {
                 view.obstacle = self.obstacle();
                 drop(reply.send(view));
             }
+            Message::KernelFailed(failure) => self.kernel_failed(failure),
             Message::Forgotten(addresses) => {
                 for (ticket, (key, address)) in self.forgetting.end(&addresses) {
                     // A DEL may have come in between.
@@ -370,23 +379,14 @@ impl Brain {
             self.carried = Some(topology);
             return;
         }
-        let Some(mut kernel) = self.kernel.take() else { return };
-        let attempt = wanted.clone();
-        let done = tokio::task::spawn_blocking(move || {
-            let answer = kernel.apply(&attempt);
-            (kernel, answer)
-        });
-        let Ok((kernel, answer)) = done.await else {
-            error!("the kernel's task ended without an answer");
-            self.kernel = Some(Kernel::default());
-            return;
-        };
-        self.kernel = Some(kernel);
+        let (kernel, attempt) = (self.kernel.clone(), wanted.clone());
+        let done = tokio::task::spawn_blocking(move || kernel.apply(&attempt)).await;
+        let answer = done.unwrap_or_else(|failure| Err(anyhow::anyhow!("the kernel's task ended: {failure}")));
         match answer {
             Ok(applied) => {
                 self.kernel_failure = None;
                 for change in &applied.changes {
-                    debug!(change, "kernel");
+                    debug!(kind = change.kind.name(), "kernel: {}", change.what);
                 }
                 if let Some(reason) = &applied.waits_for {
                     debug!(reason, "kernel waits");
@@ -402,14 +402,15 @@ impl Brain {
                     self.perform(effects).await;
                 }
             }
-            Err(failure) => {
-                let words = format!("{failure:#}");
-                if self.kernel_failure.as_ref() != Some(&words) {
-                    warn!("the kernel refused: {words}");
-                    self.kernel_failure = Some(words);
-                }
-            }
+            Err(failure) => self.kernel_failed(Some(format!("{failure:#}"))),
         }
+    }
+
+    fn kernel_failed(&mut self, failure: Option<String>) {
+        if let Some(words) = failure.as_ref().filter(|_| self.kernel_failure != failure) {
+            warn!("the kernel refused: {words}");
+        }
+        self.kernel_failure = failure;
     }
 
     fn find(&self, key: &AttachmentKey) -> Option<Found> {

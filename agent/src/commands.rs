@@ -123,6 +123,7 @@ fn status(pool: &Pool) -> String {
     if !pool.pause.is_empty() {
         rows.push(["growth pauses".to_owned(), format!("{} ms more: {}", pool.pause_ms, pool.pause)]);
     }
+    rows.extend(pool.shadows.iter().map(|shadow| ["in the way".to_owned(), shadow.clone()]));
     table(["", ""], rows.into_iter())
 }
 

@@ -20,9 +20,12 @@ use crate::{
     deletion::Deletion,
     ec2::Ec2,
     imds::{Imds, Instance},
-    kernel, limits,
+    kernel::Kernel,
+    limits,
     metrics::{self, Counters},
+    nft,
     readiness::Readiness,
+    repair::Repair,
     serve_cni::CniService,
     serve_debug::DebugService,
     settings::Settings,
@@ -60,7 +63,7 @@ pub fn run(settings: Settings) -> anyhow::Result<()> {
 async fn serve(settings: Settings, elsewhere: runtime::Handle) -> anyhow::Result<()> {
     // All that can be wrong here is told before anything is changed.
     let _claimed = sockets::claim(&settings.run_dir)?;
-    kernel::check_nft()?;
+    nft::check()?;
     conflist::check(&settings)?;
     let metrics = match settings.metrics {
         Some(address) => Some(metrics::bind(address)?),
@@ -91,6 +94,7 @@ async fn serve(settings: Settings, elsewhere: runtime::Handle) -> anyhow::Result
     let token_seed = format!("{}-{}", boot.split('-').next().unwrap_or_default(), clock::now().0);
     let node = Node { instance_id: instance.id.clone(), limits, policy: settings.policy.clone(), token_seed };
     let core = Core::new(node, ledger);
+    let kernel = Kernel::new(&settings.run_dir);
     let parts = Parts {
         core,
         store,
@@ -98,9 +102,13 @@ async fn serve(settings: Settings, elsewhere: runtime::Handle) -> anyhow::Result
         counters: counters.clone(),
         native,
         eni_mtu: settings.eni_mtu,
+        kernel: kernel.clone(),
         elsewhere: elsewhere.clone(),
     };
     let (brain, handle, hurries, readiness) = Brain::new(parts);
+    let shadows = watch::Sender::new(Vec::new());
+    let seen_shadows = shadows.subscribe();
+    let repair = Repair { handle: handle.clone(), kernel, counters: counters.clone(), shadows };
 
     let cni = sockets::listen(&sockets::cni(&settings.run_dir))?;
     let debug = {
@@ -123,6 +131,7 @@ async fn serve(settings: Settings, elsewhere: runtime::Handle) -> anyhow::Result
         instance,
         veth_prefix: settings.veth_prefix.clone(),
         readiness: readiness.clone(),
+        shadows: seen_shadows,
     };
     let reflection = tonic_reflection::server::Builder::configure()
         .register_encoded_file_descriptor_set(enid_api::DESCRIPTORS)
@@ -151,6 +160,7 @@ async fn serve(settings: Settings, elsewhere: runtime::Handle) -> anyhow::Result
         ended = elsewhere.spawn(operators) => ended?.context("the debug server ended"),
         ended = elsewhere.spawn(metrics_server) => ended?,
         ended = elsewhere.spawn(read_metadata(imds, handle, hurries)) => { ended?; anyhow::bail!("the metadata reader ended") }
+        ended = elsewhere.spawn(repair.run()) => { ended??; anyhow::bail!("the repair ended") }
         ended = elsewhere.spawn(announce(settings, readiness, health)) => ended?,
         _ = terminate.recv() => { info!("told to end; pods keep their links"); Ok(()) }
         _ = interrupt.recv() => { info!("interrupted; pods keep their links"); Ok(()) }

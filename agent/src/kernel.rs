@@ -7,26 +7,27 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
-    io::Write,
     net::IpAddr,
-    process::{Command, Stdio},
-    time::Duration,
+    path::Path,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 use enid_datapath::{
     Mac, Netlink, identity, marks,
     node::{self, EniNet, Found, PodEnd},
     pod,
+    pods::{self, PodNet},
     ruleset::Ruleset,
+    shadow,
+    watch::Kind,
 };
-use enid_ipamd::{AttachmentKey, Eni};
+use enid_ipamd::{AttachmentKey, Eni, Lease};
 use ipnet::{IpNet, Ipv4Net};
+use tokio::sync::watch;
 use tracing::warn;
-use wait_timeout::ChildExt;
 
-/// How long nft may take for one table; a large one takes some milliseconds.
-const NFT: Duration = Duration::from_secs(10);
+use crate::nft::{self, Table};
 
 /// What host and table should carry.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -49,12 +50,29 @@ impl Wanted {
         }
         wanted
     }
+
+    /// All that the ENIs hold for pods.
+    fn pool(&self) -> Vec<Ipv4Net> {
+        self.owner.values().flatten().copied().collect()
+    }
 }
 
-/// The kernel of this node, and what it was last made to carry.
-#[derive(Default)]
+/// The kernel of this node, and what it was last made to carry. The brain sets up, [`crate::repair`] restores: one
+/// after the other, and whoever restores goes by what was wanted last.
+#[derive(Clone)]
 pub struct Kernel {
-    digest: Option<String>,
+    state: Arc<Mutex<State>>,
+    /// Something has been carried.
+    carries: watch::Sender<bool>,
+}
+
+struct State {
+    wanted: Wanted,
+    table: Table,
+    /// Which link each ENI has had.
+    links: BTreeMap<Mac, u32>,
+    /// What pods' links were seen with first, bytes.
+    mtus: BTreeMap<Mac, u32>,
 }
 
 /// How an attempt went.
@@ -63,44 +81,86 @@ pub struct Applied {
     pub slots: BTreeSet<u32>,
     /// What could not be done yet, one sentence.
     pub waits_for: Option<String>,
-    /// What was changed, one sentence each.
-    pub changes: Vec<String>,
+    /// What was changed.
+    pub changes: Vec<Change>,
+    /// What stands in the way and is not ours to remove, one sentence each.
+    pub shadows: Vec<String>,
+}
+
+/// One change that was made.
+pub struct Change {
+    /// Of what.
+    pub kind: Kind,
+    /// One sentence.
+    pub what: String,
 }
 
 impl Kernel {
+    /// Nothing has been carried in this life; the run directory tells of an earlier one's table.
+    pub fn new(run_dir: &Path) -> Self {
+        let table = Table::new(run_dir);
+        let state = State { wanted: Wanted::default(), table, links: BTreeMap::new(), mtus: BTreeMap::new() };
+        Kernel { state: Arc::new(Mutex::new(state)), carries: watch::Sender::new(false) }
+    }
+
+    /// Waits until something has been carried, which others can take away.
+    pub async fn carries(&self) {
+        // It cannot be closed while this lives.
+        let _ = self.carries.subscribe().wait_for(|carries| *carries).await;
+    }
+
     /// Makes the kernel carry what is wanted; an ENI whose link has not shown up yet is left for later.
-    pub fn apply(&mut self, wanted: &Wanted) -> anyhow::Result<Applied> {
+    pub fn apply(&self, wanted: &Wanted) -> anyhow::Result<Applied> {
+        let mut state = self.lock();
+        state.wanted = wanted.clone();
+        let applied = state.carry(None, false)?;
+        self.carries.send_replace(true);
+        Ok(applied)
+    }
+
+    /// Reads everything and puts right what is not as it was made: what was wanted last, and these pods' links.
+    /// `table` says that somebody may have changed the table.
+    pub fn repair(&self, pods: &[PodNet], table: bool) -> anyhow::Result<Applied> {
+        self.lock().carry(Some(pods), table)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // What a task that panicked has left is read anew anyway.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn carry(&mut self, pods: Option<&[PodNet]>, look_at_table: bool) -> anyhow::Result<Applied> {
         let mut netlink = Netlink::open()?;
-        let found = Found::read(&mut netlink)?;
+        let mut found = Found::read(&mut netlink)?.remember(&self.links);
         let (here, missing): (Vec<EniNet>, Vec<EniNet>) =
-            wanted.enis.iter().cloned().partition(|eni| found.ifname_of(eni.mac).is_some());
+            self.wanted.enis.iter().cloned().partition(|eni| found.ifname_of(eni.mac).is_some());
+        self.links.extend(found.indices(&here));
         let mut changes = Vec::new();
         ensure_sysctl("net/ipv4/ip_forward", "1", &mut changes)?;
         for ifname in here.iter().filter_map(|eni| found.ifname_of(eni.mac)) {
             // Loose on every ENI: main's answer for a remote pod is the primary link.
             ensure_sysctl(&format!("net/ipv4/conf/{ifname}/rp_filter"), "2", &mut changes)?;
         }
-        let requests = node::changes(&here, &found)?;
-        changes.extend(requests.iter().map(ToString::to_string));
-        netlink.apply(&requests)?;
-        if let Some(ruleset) = ruleset(wanted, &here, &found) {
-            self.replace_table(&ruleset, &mut changes)?;
+        let pool = self.wanted.pool();
+        let mut requests = node::changes(&here, &pool, &found)?;
+        if let Some(pods) = pods {
+            found = found.with_neighbours(&mut netlink)?;
+            requests.extend(pods::changes(pods, &mut self.mtus, &found));
         }
+        changes.extend(requests.iter().map(|request| Change { kind: request.kind(), what: request.to_string() }));
+        let applied = netlink.apply(&requests);
+        // A refused link is no reason to leave the table as it is.
+        if let Some(ruleset) = ruleset(&self.wanted, &here, &found)
+            && self.table.ensure(&ruleset, look_at_table)?
+        {
+            changes.push(Change { kind: Kind::Table, what: "replace the table ip enid".to_owned() });
+        }
+        applied?;
         let waits_for = missing.first().map(|eni| node::MissingLink(eni.mac).to_string());
-        Ok(Applied { slots: here.iter().map(|eni| eni.slot).collect(), waits_for, changes })
-    }
-
-    fn replace_table(&mut self, ruleset: &Ruleset, changes: &mut Vec<String>) -> anyhow::Result<()> {
-        let digest = ruleset.digest();
-        if self.digest.is_none() {
-            self.digest = table_digest();
-        }
-        if self.digest.as_deref() != Some(digest.as_str()) {
-            nft(&ruleset.transaction(unheld()))?;
-            changes.push("replace the table ip enid".to_owned());
-            self.digest = Some(digest);
-        }
-        Ok(())
+        let shadows = shadow::shadows(&here, &pool, &found);
+        Ok(Applied { slots: here.iter().map(|eni| eni.slot).collect(), waits_for, changes, shadows })
     }
 }
 
@@ -120,56 +180,12 @@ fn ruleset(wanted: &Wanted, here: &[EniNet], found: &Found) -> Option<Ruleset> {
     })
 }
 
-/// What our counter has come to: packets, bytes.
-fn unheld() -> (u64, u64) {
-    let listed = Command::new("nft").args(["list", "counter", "ip", "enid", "unheld"]).stderr(Stdio::null()).output();
-    let text = listed.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default();
-    let number = |name: &str| text.split(name).nth(1)?.split_whitespace().next()?.parse().ok();
-    (number("packets").unwrap_or(0), number("bytes").unwrap_or(0))
-}
-
-/// What the comment of the kernel's table says, if there is one. Only our own table is listed.
-fn table_digest() -> Option<String> {
-    let listed = Command::new("nft").args(["list", "table", "ip", "enid"]).stderr(Stdio::null()).output().ok()?;
-    let text = String::from_utf8_lossy(&listed.stdout).into_owned();
-    text.split("comment \"").nth(1)?.split('"').next().map(str::to_owned)
-}
-
-/// Whether that program is there.
-pub fn check_nft() -> anyhow::Result<()> {
-    let found = Command::new("nft").arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status();
-    found.map(drop).context("cannot run nft, the program of the nftables package")
-}
-
-fn nft(transaction: &str) -> anyhow::Result<()> {
-    let mut child = Command::new("nft")
-        .args(["-f", "-"])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped())
-        .spawn()
-        .context("cannot run nft, the program of the nftables package")?;
-    if let Some(mut stdin) = child.stdin.take() {
-        stdin.write_all(transaction.as_bytes()).context("cannot write to nft")?;
-    }
-    if child.wait_timeout(NFT).context("cannot wait for nft")?.is_none() {
-        child.kill().context("cannot end nft")?;
-        child.wait().context("cannot wait for nft")?;
-        bail!("nft did not replace the table ip enid within {} s, and was ended", NFT.as_secs());
-    }
-    let output = child.wait_with_output().context("cannot wait for nft")?;
-    if !output.status.success() {
-        bail!("nft refused the table ip enid: {}", String::from_utf8_lossy(&output.stderr).trim());
-    }
-    Ok(())
-}
-
-fn ensure_sysctl(key: &str, value: &str, changes: &mut Vec<String>) -> anyhow::Result<()> {
+fn ensure_sysctl(key: &str, value: &str, changes: &mut Vec<Change>) -> anyhow::Result<()> {
     let path = format!("/proc/sys/{key}");
     let found = fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;
     if found.trim() != value {
         fs::write(&path, value).with_context(|| format!("cannot write {value} to {path}"))?;
-        changes.push(format!("set {} to {value}", key.replace('/', ".")));
+        changes.push(Change { kind: Kind::Sysctl, what: format!("set {} to {value}", key.replace('/', ".")) });
     }
     Ok(())
 }
@@ -182,10 +198,10 @@ pub fn faults(wanted: &Wanted, slot: u32) -> anyhow::Result<Vec<String>> {
         wanted.enis.iter().cloned().partition(|eni| found.ifname_of(eni.mac).is_some());
     let lacking = missing.iter().filter(|eni| eni.slot == slot);
     let mut faults: Vec<String> = lacking.map(|eni| node::MissingLink(eni.mac).to_string()).collect();
-    let changes = node::changes(&here, &found)?;
+    let changes = node::changes(&here, &wanted.pool(), &found)?;
     let needed = changes.iter().filter(|change| !change.is_rule_removal());
     faults.extend(needed.map(|change| format!("the host needs: {change}")));
-    if table_digest().is_none() {
+    if !nft::is_there() {
         faults.push("the table ip enid is missing".to_owned());
     }
     let forwards = fs::read_to_string("/proc/sys/net/ipv4/ip_forward").context("cannot read net.ipv4.ip_forward")?;
@@ -193,6 +209,21 @@ pub fn faults(wanted: &Wanted, slot: u32) -> anyhow::Result<Vec<String>> {
         faults.push("net.ipv4.ip_forward is off".to_owned());
     }
     Ok(faults)
+}
+
+/// The host ends that these leases should have.
+pub fn pod_nets<'a>(leases: impl Iterator<Item = (&'a AttachmentKey, &'a Lease)>) -> Vec<PodNet> {
+    let net = |(key, lease): (&AttachmentKey, &Lease)| {
+        let IpAddr::V4(address) = lease.address else { return None };
+        let AttachmentKey { network, container, ifname } = key;
+        Some(PodNet {
+            host_mac: identity::host_mac(network, container, ifname),
+            pod_mac: identity::pod_mac(network, container, ifname),
+            address,
+            group: marks::group(lease.slot),
+        })
+    };
+    leases.filter_map(net).collect()
 }
 
 /// For the start of a life, before any address is given. A pod's link that no lease knows, no route leads to and no

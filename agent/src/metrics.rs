@@ -9,6 +9,7 @@ use std::{
 
 use anyhow::Context;
 use axum::{Router, http::StatusCode, routing::get};
+use enid_datapath::watch::Kind;
 use enid_ipamd::{CallError, Cause, View};
 use prometheus::{
     Encoder, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
@@ -28,6 +29,9 @@ pub struct Counters {
     ec2_errors: IntCounterVec,
     api_errors: IntCounterVec,
     add_seconds: HistogramVec,
+    repairs: IntCounterVec,
+    repair_failures: IntCounter,
+    readings: IntCounter,
 }
 
 impl Counters {
@@ -50,6 +54,9 @@ impl Counters {
                     .buckets(vec![0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 1.0, 5.0, 15.0, 60.0]),
                 &["outcome"],
             )?,
+            repairs: vec(&["kind"], "enid_repairs", "Things of ours in the kernel that were put right, by kind")?,
+            repair_failures: IntCounter::new("enid_repair_failures", "Repairs that the kernel refused")?,
+            readings: IntCounter::new("enid_readings", "Times that all of ours in the kernel was read again")?,
             registry,
         };
         let build: IntGaugeVec =
@@ -60,7 +67,9 @@ impl Counters {
         registry.register(Box::new(add_requests.clone()))?;
         registry.register(Box::new(del_requests.clone()))?;
         registry.register(Box::new(no_address.clone()))?;
-        for family in [&counters.ec2_requests, &counters.ec2_errors, &counters.api_errors] {
+        registry.register(Box::new(counters.repair_failures.clone()))?;
+        registry.register(Box::new(counters.readings.clone()))?;
+        for family in [&counters.ec2_requests, &counters.ec2_errors, &counters.api_errors, &counters.repairs] {
             registry.register(Box::new(family.clone()))?;
         }
         registry.register(Box::new(counters.add_seconds.clone()))?;
@@ -79,6 +88,21 @@ impl Counters {
     /// A DEL came.
     pub fn del(&self) {
         self.del_requests.with_label_values(&["PodDeleted"]).inc();
+    }
+
+    /// All of ours in the kernel was read again.
+    pub fn read_again(&self) {
+        self.readings.inc();
+    }
+
+    /// Something of ours in the kernel was put right.
+    pub fn repaired(&self, kind: Kind) {
+        self.repairs.with_label_values(&[kind.name()]).inc();
+    }
+
+    /// The kernel refused a repair.
+    pub fn repair_failed(&self) {
+        self.repair_failures.inc();
     }
 
     /// An EC2 call ended.

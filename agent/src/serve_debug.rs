@@ -28,6 +28,8 @@ pub struct DebugService {
     pub veth_prefix: String,
     /// The one rule's word.
     pub readiness: watch::Receiver<Readiness>,
+    /// What is in the way of pods and not ours to remove.
+    pub shadows: watch::Receiver<Vec<String>>,
 }
 
 impl DebugService {
@@ -63,6 +65,7 @@ impl Debug for DebugService {
             available: number(counts.available),
             waiting: number(counts.waiting),
             prefixes: number(counts.prefixes),
+            shadows: self.shadows.borrow().clone(),
             calls: view.calls.iter().map(|action| (*action).to_owned()).collect(),
             pause: pause.map(|(.., refusal)| refusal.message.clone()).unwrap_or_default(),
             pause_ms: pause.map_or(0, |(_, until, _)| since(&view, *until)),

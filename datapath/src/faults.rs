@@ -13,7 +13,7 @@ use netlink_packet_route::{
 use crate::{
     netlink::{Error, Netlink},
     node,
-    pod::{self, GATEWAY, PodLink, find_by_mac, ifname, own_table},
+    pod::{self, GATEWAY, PodLink, find_by_mac, ifname, oif, own_table, table},
 };
 
 /// What differs from the link as ADD made it, one sentence each. MAC and MTU of the pod's end may have been tuned
@@ -103,20 +103,5 @@ fn has_route(routes: &[RouteMessage], to: Ipv4Addr, index: u32) -> bool {
         route.header.destination_prefix_length == 32
             && route.attributes.contains(&RouteAttribute::Destination(RouteAddress::Inet(to)))
             && oif(route) == Some(index)
-    })
-}
-
-fn table(route: &RouteMessage) -> u32 {
-    let named = route.attributes.iter().find_map(|attribute| match attribute {
-        RouteAttribute::Table(table) => Some(*table),
-        _ => None,
-    });
-    named.unwrap_or(route.header.table.into())
-}
-
-fn oif(route: &RouteMessage) -> Option<u32> {
-    route.attributes.iter().find_map(|attribute| match attribute {
-        RouteAttribute::Oif(index) => Some(*index),
-        _ => None,
     })
 }

@@ -6,6 +6,9 @@
 //!
 //! - [`pod`]: one veth, one host route, one permanent neighbour at each end.
 //! - [`node`]: links, addresses, tables and rules of the ENIs, and what differs from them.
+//! - [`pods`]: the host ends of pods that run, and what differs from them.
+//! - [`shadow`]: what stands before our rules and routes.
+//! - [`watch`]: what others change under us, as the kernel tells it.
 //! - [`ruleset`]: the one nftables table, `ip enid`, as text.
 //! - [`identity`]: whose link it is, told from its MAC, and what it is called.
 //! - [`conntrack`]: what connection tracking remembers of an address, dropped before the address is used again.
@@ -20,7 +23,10 @@ pub mod netlink;
 pub mod netns;
 pub mod node;
 pub mod pod;
+pub mod pods;
 pub mod ruleset;
+pub mod shadow;
+pub mod watch;
 
 pub use conntrack::Conntrack;
 pub use identity::Mac;

@@ -21,6 +21,8 @@ use netlink_packet_route::{
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
 use nix::errno::Errno;
 
+use crate::watch::Kind;
+
 /// One refusal of the kernel, with what was asked.
 #[derive(Debug, thiserror::Error)]
 #[error("{what}: {source}")]
@@ -42,6 +44,9 @@ impl Error {
     }
 }
 
+/// Requests that travel in one datagram: it has to fit a socket's buffer.
+const TOGETHER: usize = 128;
+
 /// One change, and how to speak of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Request {
@@ -56,6 +61,25 @@ impl Request {
     /// It deletes a rule, which nobody lacks.
     pub fn is_rule_removal(&self) -> bool {
         matches!(self.message, RouteNetlinkMessage::DelRule(_))
+    }
+
+    /// What kind of thing it changes.
+    pub fn kind(&self) -> Kind {
+        use RouteNetlinkMessage::{
+            DelAddress, DelNeighbour, DelRoute, DelRule, NewAddress, NewNeighbour, NewRoute, NewRule,
+        };
+        match &self.message {
+            NewRule(_) | DelRule(_) => Kind::Rule,
+            NewRoute(_) | DelRoute(_) => Kind::Route,
+            NewAddress(_) | DelAddress(_) => Kind::Address,
+            NewNeighbour(_) | DelNeighbour(_) => Kind::Neighbour,
+            _ => Kind::Link,
+        }
+    }
+
+    /// The same, and fine if its link has gone meanwhile.
+    pub fn unless_gone(self) -> Self {
+        Request { already: Some(Errno::ENODEV), ..self }
     }
 
     fn new(what: impl fmt::Display, message: RouteNetlinkMessage, flags: u16, already: Option<Errno>) -> Self {
@@ -149,11 +173,18 @@ impl Netlink {
         Ok(Netlink { socket, sequence: 0, received: Vec::new() })
     }
 
-    /// Sends all requests in one datagram and waits for every answer; the first refusal is returned.
+    /// Sends all requests, many in one datagram, and waits for every answer; the first refusal is returned.
     pub fn apply(&mut self, requests: &[Request]) -> Result<(), Error> {
-        if requests.is_empty() {
-            return Ok(());
+        let mut refusal = None;
+        for together in requests.chunks(TOGETHER) {
+            if let Err(error) = self.apply_together(together) {
+                refusal.get_or_insert(error);
+            }
         }
+        refusal.map_or(Ok(()), Err)
+    }
+
+    fn apply_together(&mut self, requests: &[Request]) -> Result<(), Error> {
         let first = self.sequence + 1;
         // The kernel takes them in order and tells every refusal; only the last has to be confirmed.
         let last = requests.len() - 1;

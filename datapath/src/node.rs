@@ -13,6 +13,7 @@ use netlink_packet_route::{
     AddressFamily,
     address::{AddressAttribute, AddressMessage},
     link::{LinkAttribute, LinkFlags, LinkMessage},
+    neighbour::NeighbourMessage,
     route::{RouteAddress, RouteAttribute, RouteMessage, RouteProtocol, RouteScope},
     rule::{RuleAction, RuleAttribute, RuleMessage},
 };
@@ -24,7 +25,13 @@ use crate::{
     pod::{self, ifname, route_in, updown},
 };
 
+/// RT_TABLE_DEFAULT, RT_TABLE_MAIN and RT_TABLE_LOCAL (linux/rtnetlink.h).
+const TABLE_DEFAULT: u32 = 253;
 pub(crate) const TABLE_MAIN: u32 = 254;
+pub(crate) const TABLE_LOCAL: u32 = 255;
+/// Where the kernel has the rules for main and default at boot (ip-rule(8)).
+pub(crate) const PRIORITY_MAIN: u32 = 32766;
+const PRIORITY_DEFAULT: u32 = 32767;
 
 /// An ENI as the kernel should know it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -48,13 +55,16 @@ impl EniNet {
     }
 }
 
-/// The kernel's answer to four listings.
+/// The kernel's answer to its listings.
 #[derive(Debug, Default)]
 pub struct Found {
-    links: Vec<LinkMessage>,
-    addresses: Vec<AddressMessage>,
-    routes: Vec<RouteMessage>,
-    rules: Vec<RuleMessage>,
+    pub(crate) links: Vec<LinkMessage>,
+    pub(crate) addresses: Vec<AddressMessage>,
+    pub(crate) routes: Vec<RouteMessage>,
+    pub(crate) rules: Vec<RuleMessage>,
+    pub(crate) neighbours: Vec<NeighbourMessage>,
+    /// Which link had which MAC before.
+    before: BTreeMap<Mac, u32>,
 }
 
 impl Found {
@@ -65,7 +75,25 @@ impl Found {
             addresses: netlink.addresses()?,
             routes: netlink.routes()?,
             rules: netlink.rules()?,
+            ..Found::default()
         })
+    }
+
+    /// Lists the neighbours too: pods need them, ENIs do not.
+    pub fn with_neighbours(mut self, netlink: &mut Netlink) -> Result<Self, Error> {
+        self.neighbours = netlink.neighbours()?;
+        Ok(self)
+    }
+
+    /// Takes what an earlier reading had remembered, so that an ENI's link is known when it has lost its MAC.
+    pub fn remember(mut self, before: &BTreeMap<Mac, u32>) -> Self {
+        self.before = before.clone();
+        self
+    }
+
+    /// Which links these ENIs have.
+    pub fn indices(&self, enis: &[EniNet]) -> BTreeMap<Mac, u32> {
+        enis.iter().filter_map(|eni| Some((eni.mac, self.link_of(eni.mac)?.header.index))).collect()
     }
 
     /// Name of the link with this MAC that no device group marks as a pod's.
@@ -73,8 +101,11 @@ impl Found {
         self.link_of(mac).map(ifname)
     }
 
-    fn link_of(&self, mac: Mac) -> Option<&LinkMessage> {
-        self.links.iter().find(|link| pod::mac(link) == Some(mac) && group(link) == 0)
+    pub(crate) fn link_of(&self, mac: Mac) -> Option<&LinkMessage> {
+        let nobodys = |link: &&LinkMessage| !is_of_a_pod(group(link));
+        let by_mac = self.links.iter().filter(nobodys).find(|link| pod::mac(link) == Some(mac));
+        let before = self.before.get(&mac);
+        by_mac.or_else(|| self.links.iter().filter(nobodys).find(|link| Some(&link.header.index) == before))
     }
 }
 
@@ -95,8 +126,7 @@ pub struct PodEnd {
 
 /// Every link of a device group of ours, those that are being deleted among them.
 pub fn pod_links(links: &[LinkMessage]) -> Vec<PodEnd> {
-    let of_a_pod = |group| marks::slot_of_group(group).is_some() || group == marks::GROUP_GOING;
-    let ours = links.iter().filter(|link| of_a_pod(group(link)));
+    let ours = links.iter().filter(|link| is_of_a_pod(group(link)));
     let end = |link: &LinkMessage| {
         let (index, group) = (link.header.index, group(link));
         Some(PodEnd { mac: pod::mac(link)?, ifname: ifname(link).to_owned(), index, group, address: alias(link) })
@@ -104,9 +134,22 @@ pub fn pod_links(links: &[LinkMessage]) -> Vec<PodEnd> {
     ours.filter_map(end).collect()
 }
 
-fn alias(link: &LinkMessage) -> Option<IpAddr> {
+fn is_of_a_pod(group: u32) -> bool {
+    marks::slot_of_group(group).is_some() || group == marks::GROUP_GOING
+}
+
+/// The address that a link's alias names.
+pub(crate) fn alias(link: &LinkMessage) -> Option<IpAddr> {
     link.attributes.iter().find_map(|attribute| match attribute {
         LinkAttribute::IfAlias(text) => text.parse().ok(),
+        _ => None,
+    })
+}
+
+/// Bytes.
+pub(crate) fn mtu(link: &LinkMessage) -> Option<u32> {
+    link.attributes.iter().find_map(|attribute| match attribute {
+        LinkAttribute::Mtu(mtu) => Some(*mtu),
         _ => None,
     })
 }
@@ -141,16 +184,16 @@ pub(crate) fn group(link: &LinkMessage) -> u32 {
     found.unwrap_or(0)
 }
 
-/// What has to change so that the kernel carries these ENIs. A link that is not there yet is an error of
-/// its own: the caller waits for it.
-pub fn changes(enis: &[EniNet], found: &Found) -> Result<Vec<Request>, MissingLink> {
+/// What has to change so that the kernel carries these ENIs, which hold `pool` for pods. A link that is not there yet
+/// is an error of its own: the caller waits for it.
+pub fn changes(enis: &[EniNet], pool: &[Ipv4Net], found: &Found) -> Result<Vec<Request>, MissingLink> {
     let mut requests = rule_changes(enis, found);
     for eni in enis {
         let link = found.link_of(eni.mac).ok_or(MissingLink(eni.mac))?;
         link_changes(eni, link, &mut requests);
+        address_changes(eni, link.header.index, pool, found, &mut requests);
         if eni.slot != 0 {
-            address_changes(eni, link.header.index, found, &mut requests);
-            route_changes(eni, link.header.index, found, &mut requests);
+            route_changes(eni, link, found, &mut requests);
         }
     }
     Ok(requests)
@@ -163,29 +206,43 @@ pub struct MissingLink(pub Mac);
 
 fn link_changes(eni: &EniNet, link: &LinkMessage, requests: &mut Vec<Request>) {
     let (index, name) = (link.header.index, ifname(link));
-    if !link.attributes.contains(&LinkAttribute::Mtu(eni.mtu)) {
-        let mut message = LinkMessage::default();
-        message.header.index = index;
-        message.attributes.push(LinkAttribute::Mtu(eni.mtu));
-        requests.push(Request::set_link(format!("set the MTU of {name} to {}", eni.mtu), message));
+    let mut set = |what: String, attribute: LinkAttribute| {
+        let mut message = pod::by_index(index);
+        message.attributes.push(attribute);
+        requests.push(Request::set_link(what, message));
+    };
+    if pod::mac(link) != Some(eni.mac) {
+        set(format!("set the MAC of {name} to {}", eni.mac), LinkAttribute::Address(eni.mac.0.to_vec()));
+    }
+    if group(link) != 0 {
+        // The rule for pods would take the routes over it for theirs.
+        set(format!("take {name} out of the device group {:#x}", group(link)), LinkAttribute::Group(0));
+    }
+    if mtu(link) != Some(eni.mtu) {
+        set(format!("set the MTU of {name} to {}", eni.mtu), LinkAttribute::Mtu(eni.mtu));
     }
     if !link.header.flags.contains(LinkFlags::Up) {
         requests.push(Request::set_link(format!("take {name} up"), updown(index, true)));
     }
 }
 
-/// Pod addresses live in pods: a DHCP client's or cloud-setup's copy on the ENI would make them local.
-fn address_changes(eni: &EniNet, index: u32, found: &Found, requests: &mut Vec<Request>) {
+/// Pod addresses live in pods: a DHCP client's or cloud-setup's copy on the ENI would make them local. The primary's
+/// other addresses are the host's own business.
+fn address_changes(eni: &EniNet, index: u32, pool: &[Ipv4Net], found: &Found, requests: &mut Vec<Request>) {
+    let is_extra = |address: Ipv4Addr| match eni.slot {
+        0 => address != eni.primary.addr() && pool.iter().any(|block| block.contains(&address)),
+        _ => !address.is_link_local(),
+    };
     let mut there = false;
     for message in &found.addresses {
         let Some(address) = local_ipv4(message).filter(|_| message.header.index == index) else { continue };
         if address == eni.primary.addr() && message.header.prefix_len == eni.primary.prefix_len() {
             there = true;
-        } else if !address.is_link_local() {
+        } else if is_extra(address) {
             requests.push(Request::delete_address(format!("remove {address} from ENI link {index}"), message.clone()));
         }
     }
-    if !there {
+    if !there && eni.slot != 0 {
         let mut message = AddressMessage::default();
         message.header.family = AddressFamily::Inet;
         message.header.prefix_len = eni.primary.prefix_len();
@@ -198,7 +255,8 @@ fn address_changes(eni: &EniNet, index: u32, found: &Found, requests: &mut Vec<R
     }
 }
 
-fn route_changes(eni: &EniNet, index: u32, found: &Found, requests: &mut Vec<Request>) {
+/// The routes of an ENI's table.
+pub(crate) fn eni_routes(eni: &EniNet, index: u32) -> [(String, RouteMessage); 2] {
     let gateway = eni.gateway();
     let mut to_gateway = route_in(eni.table, RouteProtocol::Static);
     to_gateway.header.scope = RouteScope::Link;
@@ -208,8 +266,15 @@ fn route_changes(eni: &EniNet, index: u32, found: &Found, requests: &mut Vec<Req
     let mut default = route_in(eni.table, RouteProtocol::Static);
     default.attributes.push(RouteAttribute::Gateway(RouteAddress::Inet(gateway)));
     default.attributes.push(RouteAttribute::Oif(index));
-    for (what, route) in [(format!("{gateway}"), to_gateway), ("default".to_owned(), default)] {
-        if !found.routes.iter().any(|there| same_route(there, &route)) {
+    [(format!("{gateway}"), to_gateway), ("default".to_owned(), default)]
+}
+
+fn route_changes(eni: &EniNet, link: &LinkMessage, found: &Found, requests: &mut Vec<Request>) {
+    let index = link.header.index;
+    let down = !link.header.flags.contains(LinkFlags::Up);
+    for (what, route) in eni_routes(eni, index) {
+        // A link that goes up has lost its routes, whatever was listed before.
+        if down || !found.routes.iter().any(|there| same_route(there, &route)) {
             requests.push(Request::put_route(format!("route {what} in table {}", eni.table), route));
         }
     }
@@ -232,6 +297,12 @@ fn route_changes(eni: &EniNet, index: u32, found: &Found, requests: &mut Vec<Req
 fn rule_changes(enis: &[EniNet], found: &Found) -> Vec<Request> {
     let wanted = rules(enis);
     let mut requests = Vec::new();
+    // A flush takes these two along, and with them the host's own way out.
+    for (name, table, priority) in [("main", TABLE_MAIN, PRIORITY_MAIN), ("default", TABLE_DEFAULT, PRIORITY_DEFAULT)] {
+        if !found.rules.iter().any(|there| is_plain(there, table)) {
+            requests.push(Request::add_rule(format!("add the rule {priority}: lookup {name}"), rule(priority, table)));
+        }
+    }
     for (what, rule) in &wanted {
         if !found.rules.iter().any(|there| same_rule(there, rule)) {
             requests.push(Request::add_rule(format!("add the rule {what}"), rule.clone()));
@@ -298,14 +369,24 @@ fn is_ours(rule: &RuleMessage) -> bool {
     }
 }
 
-fn priority(rule: &RuleMessage) -> Option<u32> {
+/// It sends everything to that table.
+fn is_plain(there: &RuleMessage, to: u32) -> bool {
+    use RuleAttribute::{Priority, Protocol, SuppressPrefixLen, Table};
+    // The kernel lists "suppress nothing" with every rule.
+    let says_nothing = |attribute: &RuleAttribute| {
+        matches!(attribute, Priority(_) | Protocol(_) | Table(_) | SuppressPrefixLen(u32::MAX))
+    };
+    table(there) == Some(to) && there.attributes.iter().all(says_nothing)
+}
+
+pub(crate) fn priority(rule: &RuleMessage) -> Option<u32> {
     rule.attributes.iter().find_map(|attribute| match attribute {
         RuleAttribute::Priority(priority) => Some(*priority),
         _ => None,
     })
 }
 
-fn table(rule: &RuleMessage) -> Option<u32> {
+pub(crate) fn table(rule: &RuleMessage) -> Option<u32> {
     rule.attributes.iter().find_map(|attribute| match attribute {
         RuleAttribute::Table(table) => Some(*table),
         _ => None,
@@ -313,18 +394,26 @@ fn table(rule: &RuleMessage) -> Option<u32> {
 }
 
 /// The kernel lists more attributes than we set; ours must all be among them.
-fn same_rule(there: &RuleMessage, wanted: &RuleMessage) -> bool {
+pub(crate) fn same_rule(there: &RuleMessage, wanted: &RuleMessage) -> bool {
     there.header.src_len == wanted.header.src_len
         && there.header.dst_len == wanted.header.dst_len
         && wanted.attributes.iter().all(|attribute| there.attributes.contains(attribute))
 }
 
-fn same_route(there: &RouteMessage, wanted: &RouteMessage) -> bool {
+/// Where a route leads to; `None` for default.
+pub(crate) fn destination(route: &RouteMessage) -> Option<Ipv4Addr> {
+    route.attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::Destination(RouteAddress::Inet(address)) => Some(*address),
+        _ => None,
+    })
+}
+
+pub(crate) fn same_route(there: &RouteMessage, wanted: &RouteMessage) -> bool {
     there.header.destination_prefix_length == wanted.header.destination_prefix_length
         && wanted.attributes.iter().all(|attribute| there.attributes.contains(attribute))
 }
 
-fn local_ipv4(message: &AddressMessage) -> Option<Ipv4Addr> {
+pub(crate) fn local_ipv4(message: &AddressMessage) -> Option<Ipv4Addr> {
     message.attributes.iter().find_map(|attribute| match attribute {
         AddressAttribute::Local(std::net::IpAddr::V4(address)) => Some(*address),
         _ => None,

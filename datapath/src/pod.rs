@@ -331,7 +331,7 @@ pub fn ifname(link: &LinkMessage) -> &str {
     name.unwrap_or_default()
 }
 
-fn by_index(index: u32) -> LinkMessage {
+pub(crate) fn by_index(index: u32) -> LinkMessage {
     let mut message = LinkMessage::default();
     message.header.index = index;
     message
@@ -344,7 +344,7 @@ pub(crate) fn updown(index: u32, up: bool) -> LinkMessage {
     message
 }
 
-fn neighbour(index: u32, address: Ipv4Addr, mac: Mac) -> NeighbourMessage {
+pub(crate) fn neighbour(index: u32, address: Ipv4Addr, mac: Mac) -> NeighbourMessage {
     let mut message = NeighbourMessage::default();
     message.header.family = AddressFamily::Inet;
     message.header.ifindex = index;
@@ -368,7 +368,7 @@ pub(crate) fn route_in(table: u32, protocol: RouteProtocol) -> RouteMessage {
     message
 }
 
-fn link_route(table: u32, to: Ipv4Addr, index: u32) -> RouteMessage {
+pub(crate) fn link_route(table: u32, to: Ipv4Addr, index: u32) -> RouteMessage {
     let mut message = route_in(table, RouteProtocol::Static);
     message.header.scope = RouteScope::Link;
     message.header.destination_prefix_length = 32;
@@ -382,4 +382,21 @@ fn default_route(table: u32, index: u32) -> RouteMessage {
     message.attributes.push(RouteAttribute::Gateway(RouteAddress::Inet(GATEWAY)));
     message.attributes.push(RouteAttribute::Oif(index));
     message
+}
+
+/// The table that a route is in.
+pub(crate) fn table(route: &RouteMessage) -> u32 {
+    let named = route.attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::Table(table) => Some(*table),
+        _ => None,
+    });
+    named.unwrap_or(route.header.table.into())
+}
+
+/// The link that a route leads over.
+pub(crate) fn oif(route: &RouteMessage) -> Option<u32> {
+    route.attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::Oif(index) => Some(*index),
+        _ => None,
+    })
 }

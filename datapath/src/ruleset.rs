@@ -33,7 +33,7 @@ impl Ruleset {
 
     /// What the table's comment says when the kernel holds exactly this.
     pub fn digest(&self) -> String {
-        Sha256::digest(self.text("", (0, 0))).iter().take(8).map(|byte| format!("{byte:02x}")).collect()
+        digest(self.text("", (0, 0)).as_bytes())
     }
 
     fn text(&self, digest: &str, (packets, bytes): (u64, u64)) -> String {
@@ -94,6 +94,11 @@ impl Ruleset {
         );
         text
     }
+}
+
+/// 16 hex digits that stand for a text.
+pub fn digest(text: &[u8]) -> String {
+    Sha256::digest(text).iter().take(8).map(|byte| format!("{byte:02x}")).collect()
 }
 
 fn eni_chain(slot: u32) -> String {

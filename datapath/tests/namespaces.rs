@@ -200,7 +200,7 @@ fn enis_are_set_up_once_and_repaired() {
     let enis = [eni(0, 1, "10.0.1.10/24", 254), eni(1, 2, "10.0.1.11/24", marks::route_table(1, 0))];
     let mut netlink = host.netns().netlink().unwrap();
     let mut apply = |enis: &[EniNet]| {
-        let requests = node::changes(enis, &Found::read(&mut netlink).unwrap()).unwrap();
+        let requests = node::changes(enis, &[], &Found::read(&mut netlink).unwrap()).unwrap();
         netlink.apply(&requests).unwrap();
         requests.len()
     };
@@ -219,7 +219,7 @@ fn enis_are_set_up_once_and_repaired() {
     assert_eq!(apply(&enis[..1]), 2);
     assert!(!host.sh("ip rule").contains("lookup 2"));
     let missing = [eni(2, 9, "10.0.1.12/24", 3)];
-    assert!(node::changes(&missing, &Found::read(&mut Netlink::open().unwrap()).unwrap()).is_err());
+    assert!(node::changes(&missing, &[], &Found::read(&mut Netlink::open().unwrap()).unwrap()).is_err());
 }
 
 #[test]

@@ -105,6 +105,11 @@ impl Lease {
     pub fn remembered(address: IpAddr, eni: EniId, slot: u32, pod: Option<PodRef>, index: u32) -> Self {
         Lease { address, eni, slot, pod, index, wired: false, missing_since: None, ticket: None }
     }
+
+    /// A plugin is making, or making again, its link.
+    pub fn is_under_way(&self) -> bool {
+        self.ticket.is_some()
+    }
 }
 
 /// The state machine.

@@ -1,7 +1,8 @@
 //! Traffic between places: one small server everywhere, asked over TCP, and `ping`.
 
 use std::{
-    process::{Child, Stdio},
+    io::{BufRead, BufReader, Read},
+    process::{Child, ChildStdout, Command, Stdio},
     time::Duration,
 };
 
@@ -32,6 +33,11 @@ pub struct Answer {
 }
 
 impl Answer {
+    fn read(said: &str) -> anyhow::Result<Self> {
+        let (client, server) = said.trim().split_once(' ').context("the server did not say who it is")?;
+        Ok(Answer { client: client.to_owned(), server: server.to_owned() })
+    }
+
     /// An error unless this client was answered by this server.
     pub fn expect(&self, client: &str, server: &str) -> anyhow::Result<()> {
         anyhow::ensure!(self.client == client, "the server saw {}, not {client}", self.client);
@@ -65,12 +71,107 @@ pub fn serve(place: Place<'_>, namespaces: &[&str]) -> anyhow::Result<Servers> {
         .context("cannot start the servers")?;
     let mut line = String::new();
     let stdout = child.stdout.take().context("the servers have no output")?;
-    std::io::BufRead::read_line(&mut std::io::BufReader::new(stdout), &mut line)?;
+    BufReader::new(stdout).read_line(&mut line)?;
     anyhow::ensure!(line.trim() == "ready", "the servers on {} do not start", place.name);
     Ok(Servers { child })
 }
 
+/// One connection on which data flows all the time.
+pub struct Stream {
+    child: Child,
+    output: BufReader<ChildStdout>,
+}
+
+impl Stream {
+    /// Ends it; who saw whom, once every byte has arrived.
+    pub fn end(mut self) -> anyhow::Result<Answer> {
+        drop(self.child.stdin.take());
+        let mut said = String::new();
+        self.output.read_to_string(&mut said)?;
+        anyhow::ensure!(self.child.wait()?.success(), "the stream did not live");
+        Answer::read(&said)
+    }
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        drop(self.child.stdin.take());
+        let _ = self.child.wait();
+    }
+}
+
+/// An echo every hundredth of a second.
+pub struct Ping {
+    child: Child,
+}
+
+impl Ping {
+    /// Ends it: how many were sent, how many came back.
+    pub fn end(mut self) -> anyhow::Result<(u32, u32)> {
+        Command::new("kill").args(["-INT", &leaf(self.child.id())?.to_string()]).status().context("cannot run kill")?;
+        let mut said = String::new();
+        self.child.stdout.take().context("ping has no output")?.read_to_string(&mut said)?;
+        let number = |before: &str| said.split(before).next()?.rsplit([' ', '\n']).next()?.parse().ok();
+        let counts = number(" packets transmitted").zip(number(" received"));
+        counts.with_context(|| format!("ping says {said:?}"))
+    }
+}
+
+impl Drop for Ping {
+    fn drop(&mut self) {
+        let _ = end(&mut self.child);
+    }
+}
+
+/// Ends what was started by way of other programs, and waits for all of them.
+pub fn end(child: &mut Child) -> anyhow::Result<()> {
+    if child.try_wait()?.is_none() {
+        Command::new("kill").arg(leaf(child.id())?.to_string()).status().context("cannot run kill")?;
+    }
+    child.wait().map(drop).context("cannot wait for it")
+}
+
+/// The last of a line of only children: `nsenter` and `ip netns exec` stand above what they run.
+fn leaf(mut pid: u32) -> anyhow::Result<u32> {
+    loop {
+        let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"))?;
+        match children.split_whitespace().next() {
+            Some(child) => pid = child.parse()?,
+            None => return Ok(pid),
+        }
+    }
+}
+
 impl Spot<'_> {
+    fn spawn(&self, program: &str, args: &[&str]) -> anyhow::Result<Child> {
+        let mut command = match self.netns {
+            Some(netns) => {
+                let mut command = self.place.command("ip")?;
+                command.args(["netns", "exec", netns, program]);
+                command
+            }
+            None => self.place.command(program)?,
+        };
+        let piped = command.args(args).stdin(Stdio::piped()).stdout(Stdio::piped());
+        piped.spawn().with_context(|| format!("cannot start {program}"))
+    }
+
+    /// Opens a connection and keeps data flowing on it.
+    pub fn stream(&self, address: &str, port: u16) -> anyhow::Result<Stream> {
+        let probe = program("probe")?;
+        let mut child = self.spawn(&probe.to_string_lossy(), &["stream", &format!("{address}:{port}")])?;
+        let mut output = BufReader::new(child.stdout.take().context("the stream has no output")?);
+        let mut line = String::new();
+        output.read_line(&mut line)?;
+        anyhow::ensure!(line.trim() == "ready", "no connection to {address}:{port}");
+        Ok(Stream { child, output })
+    }
+
+    /// Echoes, a hundred a second.
+    pub fn ping_on(&self, address: &str) -> anyhow::Result<Ping> {
+        Ok(Ping { child: self.spawn("ping", &["-n", "-q", "-i", "0.01", address])? })
+    }
+
     fn run(&self, program: &str, args: &[&str]) -> anyhow::Result<String> {
         match self.netns {
             Some(netns) => {
@@ -86,8 +187,7 @@ impl Spot<'_> {
     pub fn ask(&self, address: &str, port: u16) -> anyhow::Result<Answer> {
         let probe = program("probe")?;
         let said = self.run(&probe.to_string_lossy(), &["ask", &format!("{address}:{port}")])?;
-        let (client, server) = said.trim().split_once(' ').context("the server did not say who it is")?;
-        Ok(Answer { client: client.to_owned(), server: server.to_owned() })
+        Answer::read(&said)
     }
 
     /// One echo with this many bytes that may not be fragmented.

@@ -1,4 +1,6 @@
-//! `probe serve [NETNS…]` answers every connection with the address it saw and its own; `probe ask ADDR:PORT` asks one.
+//! `probe serve [NETNS…]` answers every connection with the address it saw and its own; `probe ask ADDR:PORT` asks one;
+//! `probe stream ADDR:PORT` asks one and goes on asking on the same connection, a hundred times a second, until its
+//! input ends.
 //!
 //! A question carries 256 KiB, so that a path which loses large packets does not pass.
 
@@ -18,9 +20,10 @@ fn main() -> anyhow::Result<()> {
     let args: Vec<String> = std::env::args().skip(1).collect();
     match args.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
         ["ask", address] => ask(address.parse().context("ask needs ADDR:PORT")?),
+        ["stream", address] => stream(address.parse().context("stream needs ADDR:PORT")?),
         ["serve"] => serve(),
         ["serve", namespaces @ ..] => serve_in(namespaces),
-        _ => bail!("probe serve [NETNS...] | probe ask ADDR:PORT"),
+        _ => bail!("probe serve [NETNS...] | probe ask ADDR:PORT | probe stream ADDR:PORT"),
     }
 }
 
@@ -34,6 +37,30 @@ fn ask(address: SocketAddr) -> anyhow::Result<()> {
     stream.read_to_string(&mut seen).context("read the answer")?;
     let (bytes, addresses) = seen.split_once(' ').context("an answer")?;
     anyhow::ensure!(bytes == BYTES.to_string(), "the server got {bytes} of {BYTES} bytes");
+    println!("{addresses}");
+    Ok(())
+}
+
+fn stream(address: SocketAddr) -> anyhow::Result<()> {
+    let mut stream = TcpStream::connect_timeout(&address, LIMIT).with_context(|| format!("connect to {address}"))?;
+    stream.set_nodelay(true)?;
+    stream.set_write_timeout(Some(LIMIT))?;
+    println!("ready");
+    let (end, ended) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        let _ = std::io::stdin().read_to_end(&mut Vec::new());
+        let _ = end.send(());
+    });
+    let mut sent = 0;
+    while ended.recv_timeout(Duration::from_millis(10)).is_err() {
+        sent += stream.write(&[7; 100]).context("send")?;
+    }
+    stream.shutdown(std::net::Shutdown::Write)?;
+    stream.set_read_timeout(Some(LIMIT))?;
+    let mut seen = String::new();
+    stream.read_to_string(&mut seen).context("read the answer")?;
+    let (bytes, addresses) = seen.split_once(' ').context("an answer")?;
+    anyhow::ensure!(bytes == sent.to_string(), "the server got {bytes} of {sent} bytes");
     println!("{addresses}");
     Ok(())
 }

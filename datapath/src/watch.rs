@@ -1,0 +1,312 @@
+//! What others change under us, as the kernel tells it: rtnetlink's and nftables' multicast groups.
+//!
+//! A notice says what kind of thing was changed and, where the kernel tells, by whom; what the change was is found by
+//! reading. So a lost notice costs nothing but the reading of all.
+//!
+//! Numbers: linux/rtnetlink.h, linux/netfilter/nfnetlink.h and nf_tables.h.
+
+use std::{fmt, fs, io, os::fd::AsFd};
+
+use netlink_packet_core::{NetlinkBuffer, NetlinkMessage, NetlinkPayload, NlasIterator};
+use netlink_packet_route::{
+    AddressFamily, RouteNetlinkMessage,
+    neighbour::NeighbourState,
+    route::{RouteAttribute, RouteMessage},
+};
+use netlink_sys::{
+    Socket,
+    protocols::{NETLINK_NETFILTER, NETLINK_ROUTE},
+};
+use nix::{
+    errno::Errno,
+    poll::{PollFd, PollFlags, PollTimeout, poll},
+};
+
+use crate::{netlink::Error, node, pod};
+
+/// RTNLGRP_LINK, NEIGH, IPV4_IFADDR, IPV4_ROUTE, IPV4_RULE, IPV4_NETCONF.
+const ROUTE_GROUPS: [u32; 6] = [1, 3, 5, 7, 8, 24];
+/// NFNLGRP_NFTABLES.
+const TABLE_GROUPS: [u32; 1] = [7];
+/// RTM_NEWNETCONF and RTM_DELNETCONF: a sysctl of a link.
+const NETCONF: std::ops::RangeInclusive<u16> = 80..=81;
+/// NFNL_SUBSYS_NFTABLES.
+const NFTABLES: u16 = 10;
+/// NFT_MSG_NEWGEN: the end of a transaction, and whose it was.
+const NFT_NEWGEN: u16 = 15;
+/// The table's name, in the messages of all that a table holds.
+const NFTA_TABLE: u16 = 1;
+const NFTA_GEN_PROC_PID: u16 = 2;
+const NFTA_GEN_PROC_NAME: u16 = 3;
+/// Family, version and resource id stand before the attributes (struct nfgenmsg).
+const GENERIC: usize = 4;
+/// Bytes that may wait to be read; a firewall that is loaded anew tells of every rule.
+const BUFFER: i32 = 1 << 20;
+const DATAGRAM: usize = 64 * 1024;
+
+/// Kinds of thing that are ours in the kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Kind {
+    /// A routing policy rule.
+    Rule,
+    /// A route.
+    Route,
+    /// A neighbour entry.
+    Neighbour,
+    /// An address of a link.
+    Address,
+    /// An attribute of a link: up, MTU, MAC, device group, alias.
+    Link,
+    /// A sysctl.
+    Sysctl,
+    /// The nftables table.
+    Table,
+}
+
+impl Kind {
+    /// The name in logs and metrics.
+    pub fn name(self) -> &'static str {
+        match self {
+            Kind::Rule => "rule",
+            Kind::Route => "route",
+            Kind::Neighbour => "neighbour",
+            Kind::Address => "address",
+            Kind::Link => "link",
+            Kind::Sysctl => "sysctl",
+            Kind::Table => "table",
+        }
+    }
+}
+
+/// How soon it is to be looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Urgency {
+    /// Pods come and go with such changes all the time.
+    Later,
+    /// Nobody but a stranger makes such a change.
+    Soon,
+}
+
+/// Who made a change, as far as the kernel tells.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum By {
+    /// The kernel itself, or it does not tell.
+    Unknown,
+    /// A process, by its number and name; the name is unknown when it had ended before it could be looked at.
+    Process(u32, Option<String>),
+}
+
+impl fmt::Display for By {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            By::Unknown => f.write_str("unknown"),
+            By::Process(pid, Some(name)) => write!(f, "{name} (process {pid})"),
+            By::Process(pid, None) => write!(f, "process {pid}, which has ended"),
+        }
+    }
+}
+
+/// Somebody changed something.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Notice {
+    /// A thing of this kind.
+    Changed(Kind, Urgency, By),
+    /// More was changed than could be told.
+    Overrun,
+}
+
+/// Hears of changes in the namespace in which it was opened.
+pub struct Watch {
+    routes: Ear,
+    table: Ear,
+}
+
+impl Watch {
+    /// Hears of links, neighbours, addresses, routes, rules and links' sysctls, and of the table `ip enid`.
+    pub fn open() -> Result<Self, Error> {
+        let routes = Ear::open(NETLINK_ROUTE, &ROUTE_GROUPS, false)?;
+        Ok(Watch { routes, table: Ear::open(NETLINK_NETFILTER, &TABLE_GROUPS, true)? })
+    }
+
+    /// Waits until something is told that may concern us.
+    pub fn wait(&mut self) -> Result<Vec<Notice>, Error> {
+        loop {
+            let mut either = [&self.routes, &self.table].map(|ear| PollFd::new(ear.socket.as_fd(), PollFlags::POLLIN));
+            match poll(&mut either, PollTimeout::NONE) {
+                Ok(_) | Err(Errno::EINTR) => {}
+                Err(errno) => return Err(Error::new("wait for changes", errno.into())),
+            }
+            let mut notices = self.routes.read()?;
+            notices.extend(self.table.read()?);
+            if !notices.is_empty() {
+                return Ok(notices);
+            }
+        }
+    }
+}
+
+/// A socket of one family. It does not block.
+struct Ear {
+    socket: Socket,
+    received: Vec<u8>,
+    of_tables: bool,
+    /// Something of our table was told since the last end of a transaction.
+    touched: bool,
+}
+
+impl Ear {
+    fn open(protocol: isize, groups: &[u32], of_tables: bool) -> Result<Self, Error> {
+        let open = || {
+            let mut socket = Socket::new(protocol)?;
+            socket.bind_auto()?;
+            socket.set_non_blocking(true)?;
+            socket.set_rx_buf_sz(BUFFER)?;
+            groups.iter().try_for_each(|group| socket.add_membership(*group))?;
+            Ok(socket)
+        };
+        let socket = open().map_err(|source| Error::new("watch the kernel's tables", source))?;
+        Ok(Ear { socket, received: Vec::with_capacity(DATAGRAM), of_tables, touched: false })
+    }
+
+    /// What has been told since the last call.
+    fn read(&mut self) -> Result<Vec<Notice>, Error> {
+        let mut notices = Vec::new();
+        loop {
+            self.received.clear();
+            match self.socket.recv(&mut self.received, 0) {
+                Ok(size) => {
+                    let datagram = std::mem::take(&mut self.received);
+                    self.take(datagram.get(..size).unwrap_or_default(), &mut notices);
+                    self.received = datagram;
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(notices),
+                Err(error) if error.raw_os_error().map(Errno::from_raw) == Some(Errno::ENOBUFS) => {
+                    self.touched = false;
+                    notices.push(Notice::Overrun);
+                }
+                Err(source) => return Err(Error::new("read what was changed", source)),
+            }
+        }
+    }
+
+    fn take(&mut self, datagram: &[u8], notices: &mut Vec<Notice>) {
+        let mut rest = datagram;
+        while let Ok(message) = NetlinkBuffer::new_checked(rest) {
+            let notice = if self.of_tables {
+                self.of_table(message.message_type(), message.payload())
+            } else {
+                of_route(message.message_type(), message.port_number(), rest)
+            };
+            notices.extend(notice);
+            let length = usize::try_from(message.length()).unwrap_or(usize::MAX).next_multiple_of(4);
+            rest = rest.get(length..).unwrap_or_default();
+        }
+    }
+
+    fn of_table(&mut self, kind: u16, payload: &[u8]) -> Option<Notice> {
+        let attributes = || NlasIterator::new(payload.get(GENERIC..).unwrap_or_default()).flatten();
+        if kind >> 8 != NFTABLES {
+            return None;
+        }
+        if kind & 0xff != NFT_NEWGEN {
+            let ours = |value: &[u8]| value.strip_suffix(&[0]).unwrap_or(value) == b"enid";
+            self.touched |= attributes().any(|attribute| attribute.kind() == NFTA_TABLE && ours(attribute.value()));
+            return None;
+        }
+        if !std::mem::take(&mut self.touched) {
+            return None;
+        }
+        let (mut pid, mut name) = (None, None);
+        for attribute in attributes() {
+            let value = attribute.value();
+            match attribute.kind() {
+                NFTA_GEN_PROC_PID => pid = value.try_into().ok().map(u32::from_be_bytes),
+                NFTA_GEN_PROC_NAME => {
+                    let text = value.split(|byte| *byte == 0).next().unwrap_or_default();
+                    name = Some(String::from_utf8_lossy(text).into_owned());
+                }
+                _ => {}
+            }
+        }
+        let by = pid.map_or(By::Unknown, |pid| By::Process(pid, name));
+        Some(Notice::Changed(Kind::Table, Urgency::Soon, by))
+    }
+}
+
+fn of_route(kind: u16, port: u32, message: &[u8]) -> Option<Notice> {
+    let (kind, urgency) = if NETCONF.contains(&kind) {
+        (Kind::Sysctl, Urgency::Later) // every link that comes tells of its own
+    } else {
+        match NetlinkMessage::<RouteNetlinkMessage>::deserialize(message).ok()?.payload {
+            NetlinkPayload::InnerMessage(message) => concern(&message)?,
+            _ => return None,
+        }
+    };
+    Some(Notice::Changed(kind, urgency, by(port)))
+}
+
+/// Whether such a change can concern us, and how soon.
+fn concern(message: &RouteNetlinkMessage) -> Option<(Kind, Urgency)> {
+    use RouteNetlinkMessage::{
+        DelAddress, DelLink, DelNeighbour, DelRoute, DelRule, NewAddress, NewLink, NewNeighbour, NewRoute, NewRule,
+    };
+    Some(match message {
+        NewRule(_) | DelRule(_) => (Kind::Rule, Urgency::Soon),
+        NewAddress(_) | DelAddress(_) => (Kind::Address, Urgency::Soon),
+        // A pod's own routes go with its link, without a word.
+        DelRoute(route) if is_unicast(route) => (Kind::Route, Urgency::Soon),
+        NewRoute(route) if is_unicast(route) => {
+            let of_a_pod = pod::table(route) == node::TABLE_MAIN;
+            (Kind::Route, if of_a_pod { Urgency::Later } else { Urgency::Soon })
+        }
+        NewLink(link) | DelLink(link) => {
+            let of_a_pod = node::group(link) != 0;
+            (Kind::Link, if of_a_pod { Urgency::Later } else { Urgency::Soon })
+        }
+        DelNeighbour(there) if there.header.family == AddressFamily::Inet => (Kind::Neighbour, Urgency::Later),
+        NewNeighbour(there)
+            if there.header.family == AddressFamily::Inet
+                && matches!(there.header.state, NeighbourState::Permanent | NeighbourState::Failed) =>
+        {
+            (Kind::Neighbour, Urgency::Later)
+        }
+        _ => return None,
+    })
+}
+
+fn is_unicast(route: &RouteMessage) -> bool {
+    pod::table(route) != node::TABLE_LOCAL && route.attributes.iter().any(|part| matches!(part, RouteAttribute::Oif(_)))
+}
+
+/// A netlink socket's port is as a rule the number of its process (netlink(7)).
+fn by(port: u32) -> By {
+    if port == 0 {
+        return By::Unknown;
+    }
+    let name = fs::read_to_string(format!("/proc/{port}/comm")).ok().map(|name| name.trim().to_owned());
+    By::Process(port, name)
+}
+
+#[cfg(test)]
+mod tests {
+    use netlink_packet_route::{
+        link::LinkAttribute, link::LinkMessage, neighbour::NeighbourMessage, rule::RuleMessage,
+    };
+
+    use super::*;
+    use crate::marks;
+
+    #[test]
+    fn what_pods_do_all_the_time_is_looked_at_later() {
+        let mut link = LinkMessage::default();
+        assert_eq!(concern(&RouteNetlinkMessage::NewLink(link.clone())), Some((Kind::Link, Urgency::Soon)));
+        link.attributes.push(LinkAttribute::Group(marks::group(1)));
+        assert_eq!(concern(&RouteNetlinkMessage::NewLink(link)), Some((Kind::Link, Urgency::Later)));
+        let rule = RouteNetlinkMessage::DelRule(RuleMessage::default());
+        assert_eq!(concern(&rule), Some((Kind::Rule, Urgency::Soon)));
+        let mut reachable = NeighbourMessage::default();
+        reachable.header.family = AddressFamily::Inet;
+        reachable.header.state = NeighbourState::Reachable;
+        assert_eq!(concern(&RouteNetlinkMessage::NewNeighbour(reachable)), None);
+    }
+}
