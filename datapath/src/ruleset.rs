@@ -1,8 +1,7 @@
 //! The one nftables table, `ip enid`, as text.
 //!
 //! It is replaced whole, in one transaction, whenever what it holds has changed; its size depends on
-//! ENIs and their addresses, never on pods. The comment carries a digest of the text, so a restart can
-//! tell that the kernel already holds it.
+//! ENIs and their addresses, never on pods. The comment carries a digest of the text, for people.
 
 use std::{collections::BTreeMap, fmt::Write, net::Ipv4Addr};
 
