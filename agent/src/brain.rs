@@ -33,7 +33,7 @@ use crate::{
     clock::now,
     ec2::Ec2,
     forget::{Forgetting, Offered},
-    kernel::{self, Kernel, Wanted},
+    kernel::{self, Kernel, Steering, Wanted},
     metrics::Counters,
     readiness::{Readiness, Rule},
     store::Store,
@@ -64,6 +64,7 @@ enum Message {
     View(oneshot::Sender<View>),
     Forgotten(Vec<IpAddr>),
     KernelFailed(Option<String>),
+    Vpc(Vec<Ipv4Net>),
 }
 
 /// What CHECK compares with.
@@ -117,6 +118,11 @@ impl Handle {
         let _ = self.sender.send(Message::KernelFailed(failure)).await;
     }
 
+    /// The VPC's CIDRs, as metadata shows them now.
+    pub async fn vpc(&self, cidrs: Vec<Ipv4Net>) {
+        let _ = self.sender.send(Message::Vpc(cidrs)).await;
+    }
+
     /// What is known of an attachment; the outer `None` when the daemon is ending.
     pub async fn lookup(&self, key: AttachmentKey) -> Option<Option<Found>> {
         let (sender, answer) = oneshot::channel();
@@ -157,8 +163,8 @@ pub struct Brain {
     store: Arc<Store>,
     ec2: Ec2,
     counters: Arc<Counters>,
-    native: Vec<Ipv4Net>,
-    eni_mtu: u32,
+    vpc: Vec<Ipv4Net>,
+    steering: Steering,
     elsewhere: runtime::Handle,
     receiver: mpsc::Receiver<Message>,
     handle: Handle,
@@ -191,10 +197,10 @@ pub struct Parts {
     pub ec2: Ec2,
     /// What `/metrics` counts.
     pub counters: Arc<Counters>,
-    /// Destinations that see a pod's own address.
-    pub native: Vec<Ipv4Net>,
-    /// MTU of ENIs.
-    pub eni_mtu: u32,
+    /// The VPC's CIDRs.
+    pub vpc: Vec<Ipv4Net>,
+    /// What the settings say of ENIs and of pods' packets.
+    pub steering: Steering,
     /// What carries the ENIs.
     pub kernel: Kernel,
     /// Where work runs that no pod waits for by the microsecond.
@@ -208,7 +214,7 @@ impl Brain {
         let handle = Handle { sender, tickets: Arc::new(AtomicU64::new(1)) };
         let (hurry, hurries) = watch::channel(true);
         let (ready, readiness) = watch::channel(Readiness::starting());
-        let Parts { core, store, ec2, counters, native, eni_mtu, kernel, elsewhere } = parts;
+        let Parts { core, store, ec2, counters, vpc, steering, kernel, elsewhere } = parts;
         let told = handle.clone();
         let forgetting = Forgetting::start(&elsewhere, move |addresses| {
             let told = told.clone();
@@ -219,8 +225,8 @@ impl Brain {
             store,
             ec2,
             counters,
-            native,
-            eni_mtu,
+            vpc,
+            steering,
             elsewhere,
             receiver,
             handle: handle.clone(),
@@ -288,6 +294,12 @@ impl Brain {
                 drop(reply.send(view));
             }
             Message::KernelFailed(failure) => self.kernel_failed(failure),
+            Message::Vpc(cidrs) if cidrs != self.vpc => {
+                info!(?cidrs, "the VPC has other CIDRs");
+                self.vpc = cidrs;
+                self.carried = None;
+            }
+            Message::Vpc(_) => {}
             Message::Forgotten(addresses) => {
                 for (ticket, (key, address)) in self.forgetting.end(&addresses) {
                     // A DEL may have come in between.
@@ -419,7 +431,7 @@ impl Brain {
     }
 
     fn wanted(&self) -> Wanted {
-        Wanted::new(self.core.carried(), &self.native, self.eni_mtu)
+        Wanted::new(self.core.carried(), &self.vpc, &self.steering)
     }
 
     fn joining(&self) -> Vec<(enid_ipamd::EniId, u32)> {

@@ -88,8 +88,6 @@ async fn serve(settings: Settings, elsewhere: runtime::Handle) -> anyhow::Result
         Provisioning::ImdsOnly => limits_unasked(&store, &instance)?,
         _ => limits(&ec2, &store, &instance, &counters).await?,
     };
-    let mut native = instance.vpc_cidrs.clone();
-    native.extend(&settings.native_cidrs);
     // Two lives of a node must not share a client token: the boot and the moment tell them apart.
     let token_seed = format!("{}-{}", boot.split('-').next().unwrap_or_default(), clock::now().0);
     let node = Node { instance_id: instance.id.clone(), limits, policy: settings.policy.clone(), token_seed };
@@ -100,8 +98,8 @@ async fn serve(settings: Settings, elsewhere: runtime::Handle) -> anyhow::Result
         store,
         ec2,
         counters: counters.clone(),
-        native,
-        eni_mtu: settings.eni_mtu,
+        vpc: instance.vpc_cidrs.clone(),
+        steering: settings.steering.clone(),
         kernel: kernel.clone(),
         elsewhere: elsewhere.clone(),
     };
@@ -224,6 +222,10 @@ async fn read_metadata(imds: Imds, handle: Handle, mut hurries: watch::Receiver<
                 handle.tell(Event::Wall { ms: clock::wall_ms() }).await;
                 handle.tell(Event::Imds { enis }).await;
             }
+            Err(failure) => warn!("instance metadata: {failure:#}"),
+        }
+        match imds.vpc_cidrs().await {
+            Ok(cidrs) => handle.vpc(cidrs).await,
             Err(failure) => warn!("instance metadata: {failure:#}"),
         }
         let wait = if *hurries.borrow_and_update() { pause } else { METADATA };

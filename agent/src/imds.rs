@@ -64,8 +64,19 @@ impl Imds {
             subnet_id: self.get(&format!("{primary}/subnet-id")).await?,
             vpc_id: self.get(&format!("{primary}/vpc-id")).await?,
             groups: lines(&self.get(&format!("{primary}/security-group-ids")).await?),
-            vpc_cidrs: self.parsed_lines(&format!("{primary}/vpc-ipv4-cidr-blocks")).await?,
+            vpc_cidrs: self.vpc_cidrs().await?,
         })
+    }
+
+    /// The VPC's CIDRs, which come and go while nodes run (Amazon VPC User Guide, VPC CIDR blocks).
+    pub async fn vpc_cidrs(&self) -> anyhow::Result<Vec<Ipv4Net>> {
+        let path = format!("network/interfaces/macs/{}/vpc-ipv4-cidr-blocks", self.get("mac").await?);
+        let mut cidrs: Vec<Ipv4Net> = self.parsed_lines(&path).await?;
+        if cidrs.is_empty() {
+            bail!("it shows no CIDR of the VPC");
+        }
+        cidrs.sort();
+        Ok(cidrs)
     }
 
     /// All ENIs with their addresses. An ENI of which only a part shows is left out until all of it does.

@@ -18,6 +18,7 @@ use enid_datapath::{
     node::{self, EniNet, Found, PodEnd},
     pod,
     pods::{self, PodNet},
+    policy::Policy,
     ruleset::Ruleset,
     shadow,
     watch::Kind,
@@ -29,18 +30,32 @@ use tracing::warn;
 
 use crate::nft::{self, Table};
 
+/// What the settings say of ENIs and of pods' packets.
+#[derive(Clone, Debug, Default)]
+pub struct Steering {
+    /// Marks, node ports, translation.
+    pub policy: Policy,
+    /// Destinations that see a pod's own address, besides the VPC's.
+    pub native: Vec<Ipv4Net>,
+    /// MTU of ENIs, bytes.
+    pub eni_mtu: u32,
+}
+
 /// What host and table should carry.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Wanted {
     enis: Vec<EniNet>,
     owner: BTreeMap<u32, Vec<Ipv4Net>>,
     native: Vec<Ipv4Net>,
+    policy: Policy,
 }
 
 impl Wanted {
     /// From the core's ENIs, the VPC's CIDRs and the settings.
-    pub fn new<'a>(carried: impl Iterator<Item = (&'a Eni, u32)>, native: &[Ipv4Net], mtu: u32) -> Self {
-        let mut wanted = Wanted { native: native.to_vec(), ..Wanted::default() };
+    pub fn new<'a>(carried: impl Iterator<Item = (&'a Eni, u32)>, vpc: &[Ipv4Net], settings: &Steering) -> Self {
+        let Steering { policy, native, eni_mtu: mtu } = settings.clone();
+        let native = vpc.iter().copied().chain(native).collect();
+        let mut wanted = Wanted { native, policy, ..Wanted::default() };
         for (eni, slot) in carried {
             let facts = &eni.facts;
             let table = if slot == 0 { 254 } else { marks::route_table(facts.device_index, facts.card) };
@@ -144,7 +159,7 @@ impl State {
             ensure_sysctl(&format!("net/ipv4/conf/{ifname}/rp_filter"), "2", &mut changes)?;
         }
         let pool = self.wanted.pool();
-        let mut requests = node::changes(&here, &pool, &found)?;
+        let mut requests = node::changes(&here, &pool, &self.wanted.policy, &found)?;
         if let Some(pods) = pods {
             found = found.with_neighbours(&mut netlink)?;
             requests.extend(pods::changes(pods, &mut self.mtus, &found));
@@ -159,7 +174,7 @@ impl State {
         }
         applied?;
         let waits_for = missing.first().map(|eni| node::MissingLink(eni.mac).to_string());
-        let shadows = shadow::shadows(&here, &pool, &found);
+        let shadows = shadow::shadows(&here, &pool, &self.wanted.policy, &found);
         Ok(Applied { slots: here.iter().map(|eni| eni.slot).collect(), waits_for, changes, shadows })
     }
 }
@@ -171,6 +186,7 @@ fn ruleset(wanted: &Wanted, here: &[EniNet], found: &Found) -> Option<Ruleset> {
         primary_ifname: found.ifname_of(primary.mac)?.to_owned(),
         primary_address: primary.primary.addr(),
         native: wanted.native.clone(),
+        policy: wanted.policy.clone(),
         owner: wanted
             .owner
             .iter()
@@ -198,7 +214,7 @@ pub fn faults(wanted: &Wanted, slot: u32) -> anyhow::Result<Vec<String>> {
         wanted.enis.iter().cloned().partition(|eni| found.ifname_of(eni.mac).is_some());
     let lacking = missing.iter().filter(|eni| eni.slot == slot);
     let mut faults: Vec<String> = lacking.map(|eni| node::MissingLink(eni.mac).to_string()).collect();
-    let changes = node::changes(&here, &wanted.pool(), &found)?;
+    let changes = node::changes(&here, &wanted.pool(), &wanted.policy, &found)?;
     let needed = changes.iter().filter(|change| !change.is_rule_removal());
     faults.extend(needed.map(|change| format!("the host needs: {change}")));
     if !nft::is_there() {

@@ -5,9 +5,15 @@
 
 use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, str::FromStr, time::Duration};
 
-use enid_ipamd::{Kind, Policy, Provisioning, Target};
+use enid_datapath::{
+    marks::Marks,
+    policy::{NodePorts, Policy, Ports, Translation},
+};
+use enid_ipamd::{Kind, Provisioning, Target};
 use ipnet::Ipv4Net;
 use tonic::transport::Uri;
+
+use crate::kernel::Steering;
 
 /// One setting.
 pub struct Setting {
@@ -49,6 +55,12 @@ settings! {
     "POD_MTU" "pod-mtu" "" "MTU of pods, bytes, 576 to 9001; as the ENIs' if not set";
     "AWS_VPC_K8S_CNI_VETHPREFIX" "veth-prefix" "eni" "First letters of pods' host links, four at most";
     "AWS_VPC_K8S_CNI_EXCLUDE_SNAT_CIDRS" "exclude-snat-cidrs" "" "Comma list of IPv4 CIDRs that see the pod's own address";
+    "AWS_VPC_K8S_CNI_EXTERNALSNAT" "external-snat" "false" "Leave pods' addresses as they are, whatever the destination: a gateway behind the ENIs translates";
+    "AWS_VPC_K8S_CNI_RANDOMIZESNAT" "randomize-snat" "prng" "How source ports are chosen: prng, hashrandom or none";
+    "AWS_EXTERNAL_SERVICE_CIDRS" "external-service-cidrs" "" "Comma list of IPv4 CIDRs that are asked of the main table before the ENIs' own";
+    "AWS_VPC_CNI_NODE_PORT_SUPPORT" "node-port-support" "true" "Answer by the primary ENI what came in there, wherever the pod lives";
+    "AWS_VPC_K8S_CNI_CONNMARK" "connmark" "0x80" "Bits of connection marks that remember what came in by the primary ENI";
+    "ENID_ENI_MARK_MASK" "eni-mark-mask" "0x7f" "Seven bits side by side of packet marks that name an ENI";
     "AWS_VPC_K8S_CNI_LOGLEVEL" "log-level" "info" "error, warn, info, debug or trace";
     "ENID_LOG_FORMAT" "log-format" "text" "text or json";
     "AWS_EC2_ENDPOINT" "ec2-endpoint" "" "EC2's URL, if not the region's own";
@@ -70,19 +82,17 @@ settings! {
 #[derive(Clone, Debug)]
 pub struct Settings {
     /// What the core goes by.
-    pub policy: Policy,
+    pub policy: enid_ipamd::Policy,
     /// Tags on new ENIs, besides our own.
     pub extra_tags: BTreeMap<String, String>,
     /// CLUSTER_NAME, if set.
     pub cluster_name: Option<String>,
-    /// Bytes.
-    pub eni_mtu: u32,
+    /// ENIs, and pods' packets on the node.
+    pub steering: Steering,
     /// Bytes.
     pub pod_mtu: u32,
     /// Of pods' host links.
     pub veth_prefix: String,
-    /// Besides the VPC's own CIDRs.
-    pub native_cidrs: Vec<Ipv4Net>,
     /// A filter of `tracing`.
     pub log_level: String,
     /// One JSON object per line.
@@ -119,7 +129,7 @@ impl Settings {
         let mut read = Reader { value, mistakes: Vec::new() };
         let eni_mtu = read.number("AWS_VPC_ENI_MTU", 576, 9001).unwrap_or(9001);
         let settings = Settings {
-            policy: Policy {
+            policy: enid_ipamd::Policy {
                 target: read.target(),
                 kind: if read.switch("ENABLE_PREFIX_DELEGATION") { Kind::Prefix } else { Kind::Single },
                 max_enis: read.number("MAX_ENI", 0, 1000),
@@ -139,10 +149,13 @@ impl Settings {
             },
             extra_tags: read.tags("ADDITIONAL_ENI_TAGS"),
             cluster_name: read.text("CLUSTER_NAME"),
-            eni_mtu,
+            steering: Steering {
+                policy: read.policy(),
+                native: read.cidrs("AWS_VPC_K8S_CNI_EXCLUDE_SNAT_CIDRS"),
+                eni_mtu,
+            },
             pod_mtu: read.number("POD_MTU", 576, 9001).unwrap_or(eni_mtu),
             veth_prefix: read.prefix("AWS_VPC_K8S_CNI_VETHPREFIX"),
-            native_cidrs: read.cidrs("AWS_VPC_K8S_CNI_EXCLUDE_SNAT_CIDRS"),
             log_level: read.one_of("AWS_VPC_K8S_CNI_LOGLEVEL", &["error", "warn", "info", "debug", "trace"]),
             log_json: read.one_of("ENID_LOG_FORMAT", &["text", "json"]) == "json",
             ec2_endpoint: read.url("AWS_EC2_ENDPOINT"),
@@ -160,8 +173,8 @@ impl Settings {
                 .flatten()
                 .filter(|_| !read.switch("DISABLE_METRICS")),
         };
-        if settings.pod_mtu > settings.eni_mtu {
-            let most = format!("at most AWS_VPC_ENI_MTU, which is {}", settings.eni_mtu);
+        if settings.pod_mtu > eni_mtu {
+            let most = format!("at most AWS_VPC_ENI_MTU, which is {eni_mtu}");
             read.mistake("POD_MTU", &settings.pod_mtu.to_string(), most);
         }
         for name in ["AWS_ENDPOINT_URL_EC2", "AWS_ENDPOINT_URL", "AWS_EC2_METADATA_SERVICE_ENDPOINT"] {
@@ -247,6 +260,52 @@ impl Reader<'_> {
         parsed
     }
 
+    fn policy(&mut self) -> Policy {
+        let ports = match self.one_of("AWS_VPC_K8S_CNI_RANDOMIZESNAT", &["prng", "hashrandom", "none"]).as_str() {
+            "hashrandom" => Ports::Hashed,
+            "none" => Ports::Kept,
+            _ => Ports::FullyRandom,
+        };
+        let elsewhere = self.switch("AWS_VPC_K8S_CNI_EXTERNALSNAT");
+        Policy {
+            marks: self.marks(),
+            node_ports: if self.switch("AWS_VPC_CNI_NODE_PORT_SUPPORT") {
+                NodePorts::SameWayBack
+            } else {
+                NodePorts::Off
+            },
+            translation: if elsewhere { Translation::Elsewhere } else { Translation::Here(ports) },
+            by_main: self.cidrs("AWS_EXTERNAL_SERVICE_CIDRS"),
+        }
+    }
+
+    fn marks(&mut self) -> Marks {
+        let (connmark, mask) = (self.bits("AWS_VPC_K8S_CNI_CONNMARK"), self.bits("ENID_ENI_MARK_MASK"));
+        let (Some(connmark), Some(mask)) = (connmark, mask) else { return Marks::default() };
+        if let Err(allowed) = Marks::new(!mask, mask) {
+            self.mistake("ENID_ENI_MARK_MASK", &format!("{mask:#x}"), allowed);
+            return Marks::default();
+        }
+        Marks::new(connmark, mask).unwrap_or_else(|_| {
+            let allowed = format!("bits of which none is in ENID_ENI_MARK_MASK, which is {mask:#x}; one at least");
+            self.mistake("AWS_VPC_K8S_CNI_CONNMARK", &format!("{connmark:#x}"), allowed);
+            Marks::default()
+        })
+    }
+
+    /// As the peer reads it: decimal, or hexadecimal with 0x.
+    fn bits(&mut self, name: &str) -> Option<u32> {
+        let value = self.text(name)?;
+        let bits = match value.strip_prefix("0x").or_else(|| value.strip_prefix("0X")) {
+            Some(hex) => u32::from_str_radix(hex, 16),
+            None => value.parse(),
+        };
+        if bits.is_err() {
+            self.mistake(name, &value, "a number such as 0x80, of 32 bits at most");
+        }
+        bits.ok()
+    }
+
     fn cidrs(&mut self, name: &str) -> Vec<Ipv4Net> {
         let value = self.text(name).unwrap_or_default();
         let mut nets = Vec::new();
@@ -327,7 +386,7 @@ mod tests {
     #[test]
     fn the_defaults_are_allowed() {
         let settings = read(&[]).unwrap();
-        assert_eq!((settings.policy.target, settings.eni_mtu, settings.pod_mtu), (Target::Auto, 9001, 9001));
+        assert_eq!((settings.policy.target, settings.steering.eni_mtu, settings.pod_mtu), (Target::Auto, 9001, 9001));
         assert_eq!(settings.policy.rest_ms, 30_000);
     }
 
@@ -341,6 +400,11 @@ mod tests {
             ("POD_MTU", "575"),
             ("AWS_VPC_K8S_CNI_VETHPREFIX", "eth"),
             ("AWS_VPC_K8S_CNI_EXCLUDE_SNAT_CIDRS", "10.0.0.0/33"),
+            ("AWS_EXTERNAL_SERVICE_CIDRS", "everywhere"),
+            ("AWS_VPC_K8S_CNI_RANDOMIZESNAT", "dice"),
+            ("AWS_VPC_K8S_CNI_EXTERNALSNAT", "maybe"),
+            ("AWS_VPC_CNI_NODE_PORT_SUPPORT", "sometimes"),
+            ("AWS_VPC_K8S_CNI_CONNMARK", "0x40"),
             ("ADDITIONAL_ENI_TAGS", "team=net"),
             ("AWS_VPC_K8S_CNI_LOGLEVEL", "loud"),
             ("AWS_EC2_ENDPOINT", "http://"),
@@ -354,6 +418,15 @@ mod tests {
             let named = |text: &String| text.starts_with(name) && text.contains(value) && text.contains("allowed:");
             assert!(mistakes.iter().any(named), "{name}: {mistakes:#?}");
         }
+    }
+
+    #[test]
+    fn marks_that_meet_name_both_settings() {
+        let mistakes = read(&[("AWS_VPC_K8S_CNI_CONNMARK", "0x100"), ("ENID_ENI_MARK_MASK", "0x7f00")]).unwrap_err();
+        assert!(mistakes[0].contains("AWS_VPC_K8S_CNI_CONNMARK is \"0x100\"") && mistakes[0].contains("0x7f00"));
+        let mistakes = read(&[("ENID_ENI_MARK_MASK", "0xff")]).unwrap_err();
+        assert!(mistakes[0].contains("seven bits side by side"), "{mistakes:?}");
+        assert!(read(&[("AWS_VPC_K8S_CNI_CONNMARK", "128")]).is_ok());
     }
 
     #[test]

@@ -9,6 +9,7 @@
 //! - [`pods`]: the host ends of pods that run, and what differs from them.
 //! - [`shadow`]: what stands before our rules and routes.
 //! - [`watch`]: what others change under us, as the kernel tells it.
+//! - [`policy`]: how packets are steered and translated, as the operator wants it.
 //! - [`ruleset`]: the one nftables table, `ip enid`, as text.
 //! - [`identity`]: whose link it is, told from its MAC, and what it is called.
 //! - [`conntrack`]: what connection tracking remembers of an address, dropped before the address is used again.
@@ -24,6 +25,7 @@ pub mod netns;
 pub mod node;
 pub mod pod;
 pub mod pods;
+pub mod policy;
 pub mod ruleset;
 pub mod shadow;
 pub mod watch;

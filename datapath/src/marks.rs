@@ -1,13 +1,60 @@
 //! Numbers that the kernel and our table share: marks, device groups, priorities, table numbers.
 //!
-//! Marks touch bits 0x000000ff only. Others: kube-proxy 0xc000, portmap 0x2000, Calico 0xffff0000.
+//! Marks touch bits 0x000000ff only, unless settings say otherwise. Others: kube-proxy 0xc000, portmap 0x2000, Calico
+//! 0xffff0000.
 
-/// Packet came in by the primary ENI; its answers leave there (the peer's AWS_VPC_K8S_CNI_CONNMARK default).
-pub const CONNMARK: u32 = 0x80;
-/// Bits of the mark that name an ENI.
-pub const ENI_MASK: u32 = 0x7f;
 /// Added to the slot, so that small hand-made marks of others never match.
 const ENI_BASE: u32 = 0x40;
+/// Bits that a slot and its base take.
+const ENI_BITS: u32 = 7;
+
+/// Bits of the packet mark that are ours.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Marks {
+    connmark: u32,
+    eni_mask: u32,
+}
+
+impl Default for Marks {
+    fn default() -> Self {
+        Marks { connmark: 0x80, eni_mask: 0x7f }
+    }
+}
+
+impl Marks {
+    /// These bits, or what is wrong with them.
+    pub fn new(connmark: u32, eni_mask: u32) -> Result<Self, &'static str> {
+        // An empty mask has 32 trailing zeros, which no shift can take.
+        if eni_mask == 0 || eni_mask >> eni_mask.trailing_zeros() != (1 << ENI_BITS) - 1 {
+            return Err("seven bits side by side, such as 0x7f or 0x7f00");
+        }
+        if connmark == 0 || connmark & eni_mask != 0 {
+            return Err("bits of the mark, none of them shared with the ENIs' mask");
+        }
+        Ok(Marks { connmark, eni_mask })
+    }
+
+    /// Packet came in by the primary ENI; its answers leave there (the peer's AWS_VPC_K8S_CNI_CONNMARK).
+    pub fn connmark(self) -> u32 {
+        self.connmark
+    }
+
+    /// Bits of the mark that name an ENI.
+    pub fn eni_mask(self) -> u32 {
+        self.eni_mask
+    }
+
+    /// Mark of packets that must leave by the ENI of this slot.
+    pub fn eni(self, slot: u32) -> u32 {
+        (ENI_BASE + slot) << self.eni_mask.trailing_zeros()
+    }
+
+    /// Whether a rule's mark and mask name an ENI, by these settings or by earlier ones.
+    pub(crate) fn names_an_eni(mark: u32, mask: u32) -> bool {
+        Marks::new(!mask, mask).is_ok() && mark & !mask == 0 && (mark >> mask.trailing_zeros()) & ENI_BASE != 0
+    }
+}
+
 /// Device group of the pods behind slot 0 ("en" in ASCII, shifted).
 const GROUP_BASE: u32 = 0x656e_0000;
 /// Slots 0…63: 0 is the primary ENI.
@@ -21,15 +68,12 @@ pub const GROUP_GOING: u32 = GROUP_BASE + SLOTS;
 pub const PRIORITY_PODS: u32 = 512;
 /// `fwmark 0x80/0x80 lookup main`.
 pub const PRIORITY_CONNMARK: u32 = 1024;
+/// `to` a destination that is asked of main `lookup main`, with the peer's number.
+pub const PRIORITY_BY_MAIN: u32 = 1535;
 /// `fwmark (0x40+n)/0x7f lookup` the table of ENI n.
 pub const PRIORITY_ENI: u32 = 1536;
 /// `from` an ENI's primary address `lookup` its table.
 pub const PRIORITY_PRIMARY: u32 = 32765;
-
-/// Mark of packets that must leave by the ENI of this slot.
-pub fn mark(slot: u32) -> u32 {
-    ENI_BASE + slot
-}
 
 /// Device group of the veths whose pods live on the ENI of this slot.
 pub fn group(slot: u32) -> u32 {
@@ -55,13 +99,24 @@ mod tests {
 
     #[test]
     fn marks_stay_within_our_byte_and_groups_read_back() {
+        let (usual, other) = (Marks::default(), Marks::new(0x80, 0x7f00).unwrap());
         for slot in 0..SLOTS {
-            assert_eq!(mark(slot) & !0x7f, 0);
-            assert!(slot == 0 || mark(slot) >= 0x41);
+            assert_eq!((usual.eni(slot) & !0x7f, other.eni(slot) & !0x7f00), (0, 0));
+            assert!(slot == 0 || usual.eni(slot) >= 0x41);
+            assert!(Marks::names_an_eni(usual.eni(slot), 0x7f) && Marks::names_an_eni(other.eni(slot), 0x7f00));
             assert_eq!(slot_of_group(group(slot)), Some(slot));
         }
         assert_eq!(slot_of_group(0), None);
         assert_eq!(slot_of_group(GROUP_GOING), None);
+    }
+
+    #[test]
+    fn bits_that_cannot_be_ours_are_refused() {
+        for (connmark, mask) in [(0x80, 0xff), (0x80, 0x3f), (0x80, 0xbf), (0x80, 0), (0, 0x7f), (0x40, 0x7f)] {
+            assert!(Marks::new(connmark, mask).is_err(), "{connmark:#x} {mask:#x}");
+        }
+        assert!(Marks::new(1, 0xfe00_0000).is_ok());
+        assert!(!Marks::names_an_eni(0x1, 0x7f) && !Marks::names_an_eni(0x80, 0x80));
     }
 
     #[test]

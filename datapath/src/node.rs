@@ -20,9 +20,10 @@ use netlink_packet_route::{
 
 use crate::{
     identity::Mac,
-    marks,
+    marks::{self, Marks},
     netlink::{Error, Netlink, Request},
     pod::{self, ifname, route_in, updown},
+    policy::{NodePorts, Policy},
 };
 
 /// RT_TABLE_DEFAULT, RT_TABLE_MAIN and RT_TABLE_LOCAL (linux/rtnetlink.h).
@@ -186,8 +187,8 @@ pub(crate) fn group(link: &LinkMessage) -> u32 {
 
 /// What has to change so that the kernel carries these ENIs, which hold `pool` for pods. A link that is not there yet
 /// is an error of its own: the caller waits for it.
-pub fn changes(enis: &[EniNet], pool: &[Ipv4Net], found: &Found) -> Result<Vec<Request>, MissingLink> {
-    let mut requests = rule_changes(enis, found);
+pub fn changes(enis: &[EniNet], pool: &[Ipv4Net], policy: &Policy, found: &Found) -> Result<Vec<Request>, MissingLink> {
+    let mut requests = rule_changes(enis, policy, found);
     for eni in enis {
         let link = found.link_of(eni.mac).ok_or(MissingLink(eni.mac))?;
         link_changes(eni, link, &mut requests);
@@ -294,8 +295,8 @@ fn route_changes(eni: &EniNet, link: &LinkMessage, found: &Found, requests: &mut
     }
 }
 
-fn rule_changes(enis: &[EniNet], found: &Found) -> Vec<Request> {
-    let wanted = rules(enis);
+fn rule_changes(enis: &[EniNet], policy: &Policy, found: &Found) -> Vec<Request> {
+    let wanted = rules(enis, policy);
     let mut requests = Vec::new();
     // A flush takes these two along, and with them the host's own way out.
     for (name, table, priority) in [("main", TABLE_MAIN, PRIORITY_MAIN), ("default", TABLE_DEFAULT, PRIORITY_DEFAULT)] {
@@ -310,24 +311,34 @@ fn rule_changes(enis: &[EniNet], found: &Found) -> Vec<Request> {
     }
     for there in found.rules.iter().filter(|rule| is_ours(rule)) {
         if !wanted.values().any(|rule| same_rule(there, rule)) {
-            requests.push(Request::delete_rule("remove a rule of an ENI that is gone", there.clone()));
+            requests.push(Request::delete_rule("remove a rule of ours that is not wanted any more", there.clone()));
         }
     }
     requests
 }
 
-/// The four kinds of rule, by their text. None of them is a pod's.
-pub fn rules(enis: &[EniNet]) -> BTreeMap<String, RuleMessage> {
+/// The kinds of rule, by their text. None of them is a pod's.
+pub fn rules(enis: &[EniNet], policy: &Policy) -> BTreeMap<String, RuleMessage> {
     let mut rules = BTreeMap::new();
+    let (marks, mask) = (policy.marks, policy.marks.eni_mask());
     let mut pods = rule(marks::PRIORITY_PODS, TABLE_MAIN);
     pods.attributes.push(RuleAttribute::SuppressIfGroup(0));
     rules.insert(format!("{}: lookup main suppress_ifgroup 0", marks::PRIORITY_PODS), pods);
-    let connmark = marked(rule(marks::PRIORITY_CONNMARK, TABLE_MAIN), marks::CONNMARK, marks::CONNMARK);
-    rules.insert(format!("{}: fwmark 0x80/0x80 lookup main", marks::PRIORITY_CONNMARK), connmark);
+    if policy.node_ports == NodePorts::SameWayBack {
+        let bits = marks.connmark();
+        let connmark = marked(rule(marks::PRIORITY_CONNMARK, TABLE_MAIN), bits, bits);
+        rules.insert(format!("{}: fwmark {bits:#x}/{bits:#x} lookup main", marks::PRIORITY_CONNMARK), connmark);
+    }
+    for net in &policy.by_main {
+        let mut by_main = rule(marks::PRIORITY_BY_MAIN, TABLE_MAIN);
+        by_main.header.dst_len = net.prefix_len();
+        by_main.attributes.push(RuleAttribute::Destination(net.addr().into()));
+        rules.insert(format!("{}: to {net} lookup main", marks::PRIORITY_BY_MAIN), by_main);
+    }
     for eni in enis.iter().filter(|eni| eni.slot != 0) {
-        let mark = marks::mark(eni.slot);
-        let steered = marked(rule(marks::PRIORITY_ENI, eni.table), mark, marks::ENI_MASK);
-        rules.insert(format!("{}: fwmark {mark:#x}/0x7f lookup {}", marks::PRIORITY_ENI, eni.table), steered);
+        let mark = marks.eni(eni.slot);
+        let steered = marked(rule(marks::PRIORITY_ENI, eni.table), mark, mask);
+        rules.insert(format!("{}: fwmark {mark:#x}/{mask:#x} lookup {}", marks::PRIORITY_ENI, eni.table), steered);
         let own = rule_from(eni.primary.addr(), eni.table);
         rules.insert(format!("{}: from {} lookup {}", marks::PRIORITY_PRIMARY, eni.primary.addr(), eni.table), own);
     }
@@ -357,16 +368,33 @@ fn marked(mut rule: RuleMessage, mark: u32, mask: u32) -> RuleMessage {
     rule
 }
 
-/// Rules at our two numbered priorities are ours; at the other two only those that look like ours.
+/// Rules at our numbers that look like ours, whatever the settings were when they were made.
 fn is_ours(rule: &RuleMessage) -> bool {
+    let (mark, mask) = mark(rule);
     match priority(rule) {
-        Some(marks::PRIORITY_ENI) => rule.attributes.contains(&RuleAttribute::FwMask(marks::ENI_MASK)),
+        Some(marks::PRIORITY_CONNMARK) => table(rule) == Some(TABLE_MAIN) && mark != 0 && mark == mask,
+        Some(marks::PRIORITY_BY_MAIN) => {
+            table(rule) == Some(TABLE_MAIN) && rule.header.dst_len > 0 && rule.header.src_len == 0 && mark == 0
+        }
+        Some(marks::PRIORITY_ENI) => Marks::names_an_eni(mark, mask),
         Some(marks::PRIORITY_PRIMARY) => {
             let secondary = |table: u32| (2..=64).contains(&table) || (10_100..20_000).contains(&table);
             table(rule).is_some_and(secondary) && rule.header.src_len == 32
         }
         _ => false,
     }
+}
+
+fn mark(rule: &RuleMessage) -> (u32, u32) {
+    let mut found = (0, 0);
+    for attribute in &rule.attributes {
+        match attribute {
+            RuleAttribute::FwMark(mark) => found.0 = *mark,
+            RuleAttribute::FwMask(mask) => found.1 = *mask,
+            _ => {}
+        }
+    }
+    found
 }
 
 /// It sends everything to that table.

@@ -11,11 +11,12 @@ use crate::{
     marks,
     node::{self, EniNet, Found},
     pod,
+    policy::Policy,
 };
 
 /// What catches packets of these pods' addresses before our rules do, or stands in an ENI's table, one sentence each.
-pub fn shadows(enis: &[EniNet], pool: &[Ipv4Net], found: &Found) -> Vec<String> {
-    let wanted = node::rules(enis);
+pub fn shadows(enis: &[EniNet], pool: &[Ipv4Net], policy: &Policy, found: &Found) -> Vec<String> {
+    let wanted = node::rules(enis, policy);
     let foreign = |rule: &&RuleMessage| !wanted.values().any(|ours| node::same_rule(rule, ours));
     let rules = found.rules.iter().filter(foreign).filter(|rule| catches(rule, pool)).map(|rule| {
         let (priority, table) = (node::priority(rule).unwrap_or(0), node::table(rule).unwrap_or(0));

@@ -15,6 +15,7 @@ use enid_datapath::{
     netns::Netns,
     node::{self, EniNet, Found},
     pod::{self, PodLink, WireError},
+    policy::Policy,
     ruleset::Ruleset,
 };
 
@@ -200,7 +201,7 @@ fn enis_are_set_up_once_and_repaired() {
     let enis = [eni(0, 1, "10.0.1.10/24", 254), eni(1, 2, "10.0.1.11/24", marks::route_table(1, 0))];
     let mut netlink = host.netns().netlink().unwrap();
     let mut apply = |enis: &[EniNet]| {
-        let requests = node::changes(enis, &[], &Found::read(&mut netlink).unwrap()).unwrap();
+        let requests = node::changes(enis, &[], &Policy::default(), &Found::read(&mut netlink).unwrap()).unwrap();
         netlink.apply(&requests).unwrap();
         requests.len()
     };
@@ -219,13 +220,16 @@ fn enis_are_set_up_once_and_repaired() {
     assert_eq!(apply(&enis[..1]), 2);
     assert!(!host.sh("ip rule").contains("lookup 2"));
     let missing = [eni(2, 9, "10.0.1.12/24", 3)];
-    assert!(node::changes(&missing, &[], &Found::read(&mut Netlink::open().unwrap()).unwrap()).is_err());
+    assert!(
+        node::changes(&missing, &[], &Policy::default(), &Found::read(&mut Netlink::open().unwrap()).unwrap()).is_err()
+    );
 }
 
 #[test]
 fn the_table_is_taken_by_the_kernel_and_replaced_whole() {
     let host = Space::new();
     let mut ruleset = Ruleset {
+        policy: Policy::default(),
         primary_ifname: "eth0".to_owned(),
         primary_address: "10.0.1.10".parse().unwrap(),
         native: vec!["10.0.0.0/16".parse().unwrap(), "10.1.0.0/16".parse().unwrap()],

@@ -32,11 +32,14 @@ pub struct Faults {
     pub down: bool,
     /// HttpPutResponseHopLimit.
     pub hop_limit: u32,
+    /// CIDRs that the VPC has got besides its first.
+    #[serde(default)]
+    pub more_cidrs: Vec<String>,
 }
 
 impl Default for Faults {
     fn default() -> Self {
-        Faults { lag_ms: 0, down: false, hop_limit: 1 }
+        Faults { lag_ms: 0, down: false, hop_limit: 1, more_cidrs: Vec::new() }
     }
 }
 
@@ -51,6 +54,8 @@ pub struct NodeView {
     pub subnet: usize,
     /// EC2's id of the VPC.
     pub vpc_id: String,
+    /// The VPC's CIDRs besides its first.
+    pub more_cidrs: Vec<String>,
     /// Public address of the primary.
     pub public_address: String,
     /// Attached ENIs.
@@ -140,6 +145,7 @@ impl Metadata {
                 return Ok(());
             }
             let node = self.node(peer, Duration::from_millis(faults.lag_ms));
+            let node = node.map(|node| NodeView { more_cidrs: faults.more_cidrs.clone(), ..node });
             let answer = self.answer(&request, node.as_ref());
             let token = request.method == "PUT";
             stream.set_ttl(if token { faults.hop_limit } else { TTL })?;
@@ -248,7 +254,7 @@ fn eni_fields(node: &NodeView, eni: &EniView) -> Vec<(&'static str, String)> {
         ("subnet-ipv4-cidr-block", cidr.to_owned()),
         ("vpc-id", node.vpc_id.clone()),
         ("vpc-ipv4-cidr-block", fabric::VPC_CIDR.to_owned()),
-        ("vpc-ipv4-cidr-blocks", fabric::VPC_CIDR.to_owned()),
+        ("vpc-ipv4-cidr-blocks", [&[fabric::VPC_CIDR.to_owned()], &node.more_cidrs[..]].concat().join("\n")),
     ];
     if !eni.prefixes.is_empty() {
         fields.push(("ipv4-prefix", eni.prefixes.join("\n")));
@@ -381,6 +387,7 @@ mod tests {
             groups: vec!["sg-1".to_owned()],
         };
         NodeView {
+            more_cidrs: Vec::new(),
             instance_id: "i-1".to_owned(),
             instance_type: "m5.large".to_owned(),
             public_address: "203.0.113.10".to_owned(),

@@ -1,0 +1,193 @@
+//! Which way pods' packets go and under which address, as the settings and the VPC say, and as both change under
+//! running connections.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+use std::{sync::OnceLock, time::Duration};
+
+use enid_tests::{
+    Daemon, Lab, LabConfig, Place, Pod,
+    traffic::{PORT, Servers, Spot, Stream, serve},
+    wait_until,
+};
+use vpclab::{Faults, INTERNET_SERVER, PEER_CLIENT};
+
+const BOUND: Duration = Duration::from_secs(45);
+const PEER_NET: &str = "172.31.0.0/16";
+
+fn lab() -> &'static Lab {
+    static LAB: OnceLock<Lab> = OnceLock::new();
+    LAB.get_or_init(|| Lab::up(&LabConfig { nodes: 3, ..LabConfig::default() }).unwrap())
+}
+
+/// A node of which one pod lives on the primary ENI and one on a secondary, and servers outside the VPC.
+struct Stage<'a> {
+    place: Place<'a>,
+    daemon: Option<Daemon>,
+    /// On the primary, on a secondary: name and address.
+    pods: [(String, String); 2],
+    _servers: [Servers; 3],
+}
+
+impl<'a> Stage<'a> {
+    fn new(index: usize) -> Self {
+        let place = Place::node(lab(), index);
+        let mut stage = Stage {
+            place,
+            daemon: None,
+            pods: Default::default(),
+            _servers: [
+                serve(Place { lab: lab(), name: "inet" }, &[]).unwrap(),
+                serve(Place { lab: lab(), name: "peer" }, &[]).unwrap(),
+                serve(place, &[]).unwrap(),
+            ],
+        };
+        stage.restart(&[]);
+        wait_until(BOUND, || place.number("available").is_ok_and(|available| available >= 12))
+            .unwrap_or_else(|_| panic!("{}", stage.daemon.as_ref().unwrap().log()));
+        let pods: Vec<Pod> = (0..11).map(|n| Pod::new(index, &format!("pod-{index}-{n}"))).collect();
+        let addresses: Vec<String> = pods.iter().map(|pod| pod.add(place).unwrap().0).collect();
+        let of_slot = |slot: u64| {
+            let enis = place.enid("enis").unwrap();
+            let eni = enis.as_array().unwrap().iter().find(|eni| eni["slot"] == slot).unwrap().clone();
+            let leases = place.leases().unwrap();
+            let lease = leases.iter().find(|lease| lease["eni"] == eni["id"]).unwrap();
+            let at = addresses.iter().position(|address| lease["address"] == address.as_str()).unwrap();
+            (pods[at].name.clone(), addresses[at].clone())
+        };
+        stage.pods = [of_slot(0), of_slot(1)];
+        stage
+    }
+
+    /// The daemon anew, with these settings.
+    fn restart(&mut self, settings: &[(&str, &str)]) {
+        if let Some(daemon) = self.daemon.take() {
+            daemon.kill().unwrap();
+        }
+        let usual = [("MINIMUM_IP_TARGET", "12"), ("WARM_IP_TARGET", "1")];
+        self.daemon = Some(Daemon::start(self.place, &[&usual[..], settings].concat()).unwrap());
+    }
+
+    fn pod(&self, at: usize) -> Spot<'_> {
+        Spot { place: self.place, netns: Some(&self.pods[at].0) }
+    }
+
+    /// Whom the peered network sees when each pod asks it.
+    fn seen_by_peer(&self) -> [String; 2] {
+        [0, 1].map(|at| self.pod(at).ask(PEER_CLIENT, PORT).unwrap().client)
+    }
+
+    fn own_addresses(&self) -> [String; 2] {
+        [0, 1].map(|at| self.pods[at].1.clone())
+    }
+
+    fn node_address(&self) -> [String; 2] {
+        [0, 1].map(|_| Spot { place: self.place, netns: None }.ask(PEER_CLIENT, PORT).unwrap().client)
+    }
+
+    /// Connections of both pods to the peered network.
+    fn streams(&self) -> [Stream; 2] {
+        [0, 1].map(|at| self.pod(at).stream(PEER_CLIENT, PORT).unwrap())
+    }
+
+    fn table(&self) -> String {
+        self.place.sh("nft list table ip enid").unwrap()
+    }
+
+    fn rules(&self) -> String {
+        self.place.sh("ip rule").unwrap()
+    }
+}
+
+fn ended(streams: [Stream; 2]) -> [String; 2] {
+    streams.map(|stream| stream.end().unwrap().client)
+}
+
+fn no_drops() {
+    let drops = lab().drops().unwrap();
+    assert_eq!((drops.foreign_source, drops.inet_private), (0, 0), "the VPC dropped packets of a foreign source");
+}
+
+#[test]
+fn settings_change_under_running_connections() {
+    let mut stage = Stage::new(0);
+    let (own, node) = (stage.own_addresses(), stage.node_address());
+    assert_eq!(stage.seen_by_peer(), node, "by default what leaves the VPC does so as the node");
+    // Translated ones go on when nothing is translated any more.
+    let streams = stage.streams();
+    stage.restart(&[("AWS_VPC_K8S_CNI_EXTERNALSNAT", "true")]);
+    assert_eq!(stage.seen_by_peer(), own);
+    assert!(!stage.table().contains("snat to"));
+    assert_eq!(ended(streams), node);
+    // And the other way round.
+    let streams = stage.streams();
+    stage.restart(&[]);
+    assert_eq!(stage.seen_by_peer(), node);
+    assert_eq!(ended(streams), own);
+    let streams = stage.streams();
+    stage.restart(&[("AWS_VPC_K8S_CNI_EXCLUDE_SNAT_CIDRS", "198.51.100.0/24, 172.31.0.0/16")]);
+    assert_eq!(stage.seen_by_peer(), own);
+    assert_eq!(ended(streams), node);
+    for (value, words) in [("prng", "fully-random"), ("hashrandom", "random"), ("none", "")] {
+        stage.restart(&[("AWS_VPC_K8S_CNI_RANDOMIZESNAT", value)]);
+        let table = stage.table();
+        let line = table.lines().find(|line| line.contains("snat to")).unwrap();
+        assert_eq!(line.split("snat to").nth(1).unwrap().split_whitespace().nth(1).unwrap_or(""), words, "{line}");
+        assert_eq!(stage.seen_by_peer(), node);
+    }
+    no_drops();
+}
+
+#[test]
+fn rules_and_marks_follow_the_settings() {
+    let mut stage = Stage::new(1);
+    let usual = stage.rules();
+    assert!(usual.contains("fwmark 0x80/0x80") && usual.contains("fwmark 0x41/0x7f"), "{usual}");
+    stage.restart(&[("AWS_EXTERNAL_SERVICE_CIDRS", "203.0.113.0/24,198.51.100.7/32")]);
+    let rules = stage.rules();
+    for net in ["203.0.113.0/24", "198.51.100.7"] {
+        assert!(rules.contains(&format!("1535:\tfrom all to {net} lookup main")), "{rules}");
+    }
+    stage.restart(&[("AWS_VPC_CNI_NODE_PORT_SUPPORT", "false")]);
+    assert!(!stage.rules().contains("1024:") && !stage.rules().contains("1535:"), "{}", stage.rules());
+    assert!(!stage.table().contains("chain arrive"));
+    // Other bits: what comes in by the primary for a pod on a secondary ENI still returns by the primary.
+    stage.restart(&[("AWS_VPC_K8S_CNI_CONNMARK", "0x100"), ("ENID_ENI_MARK_MASK", "0x7f0000")]);
+    let rules = stage.rules();
+    assert!(rules.contains("1024:\tfrom all fwmark 0x100/0x100 lookup main"), "{rules}");
+    assert!(rules.contains("1536:\tfrom all fwmark 0x410000/0x7f0000"), "{rules}");
+    assert_eq!(rules.lines().filter(|line| line.starts_with("1536:")).count(), 1, "{rules}");
+    let (name, address) = &stage.pods[1];
+    let _server = serve(stage.place, &[name]).unwrap();
+    stage
+        .place
+        .sh(&format!(
+            "nft 'table ip services {{ chain prerouting {{ type nat hook prerouting priority dstnat;
+             fib daddr type local tcp dport 30080 dnat to {address}:{PORT}; }}; }}'"
+        ))
+        .unwrap();
+    let outside = Spot { place: Place { lab: lab(), name: "peer" }, netns: None };
+    outside.ask(&lab().node(1).address, 30080).unwrap().expect(PEER_CLIENT, address).unwrap();
+    stage.pod(1).ask(INTERNET_SERVER, PORT).unwrap();
+    stage.restart(&[]);
+    assert_eq!(stage.rules(), usual);
+    no_drops();
+}
+
+#[test]
+fn the_vpcs_cidrs_are_followed() {
+    let stage = Stage::new(2);
+    let (own, node) = (stage.own_addresses(), stage.node_address());
+    let knows = |net: &str| stage.table().contains(net);
+    let streams = stage.streams();
+    lab().set_imds(&Faults { more_cidrs: vec![PEER_NET.to_owned()], ..Faults::default() }).unwrap();
+    wait_until(BOUND, || knows(PEER_NET)).unwrap();
+    assert_eq!(stage.seen_by_peer(), own);
+    assert_eq!(ended(streams), node);
+    let streams = stage.streams();
+    lab().set_imds(&Faults::default()).unwrap();
+    wait_until(BOUND, || !knows(PEER_NET)).unwrap();
+    assert_eq!(stage.seen_by_peer(), node);
+    assert_eq!(ended(streams), own);
+    no_drops();
+}
