@@ -65,6 +65,7 @@ enum Message {
     Forgotten(Vec<IpAddr>),
     KernelFailed(Option<String>),
     Vpc(Vec<Ipv4Net>),
+    Forwarding(Option<String>),
 }
 
 /// What CHECK compares with.
@@ -116,6 +117,11 @@ impl Handle {
     /// What the kernel refused to restore, if anything.
     pub async fn kernel_failed(&self, failure: Option<String>) {
         let _ = self.sender.send(Message::KernelFailed(failure)).await;
+    }
+
+    /// Why packets between pods do not pass, or that they do.
+    pub async fn forwarding(&self, dropped: Option<String>) {
+        let _ = self.sender.send(Message::Forwarding(dropped)).await;
     }
 
     /// The VPC's CIDRs, as metadata shows them now.
@@ -185,6 +191,8 @@ pub struct Brain {
     store_failure: Option<String>,
     /// What the kernel refused last: told once.
     kernel_failure: Option<String>,
+    /// Why packets between pods do not pass.
+    dropped: Option<Refusal>,
 }
 
 /// What the brain is made of.
@@ -203,6 +211,8 @@ pub struct Parts {
     pub steering: Steering,
     /// What carries the ENIs.
     pub kernel: Kernel,
+    /// Whether somebody will tell if the host forwards between pods.
+    pub probes: bool,
     /// Where work runs that no pod waits for by the microsecond.
     pub elsewhere: runtime::Handle,
 }
@@ -214,7 +224,7 @@ impl Brain {
         let handle = Handle { sender, tickets: Arc::new(AtomicU64::new(1)) };
         let (hurry, hurries) = watch::channel(true);
         let (ready, readiness) = watch::channel(Readiness::starting());
-        let Parts { core, store, ec2, counters, vpc, steering, kernel, elsewhere } = parts;
+        let Parts { core, store, ec2, counters, vpc, steering, kernel, probes, elsewhere } = parts;
         let told = handle.clone();
         let forgetting = Forgetting::start(&elsewhere, move |addresses| {
             let told = told.clone();
@@ -242,6 +252,7 @@ impl Brain {
             unwritten: Vec::new(),
             store_failure: None,
             kernel_failure: None,
+            dropped: probes.then(|| Refusal::new(Cause::Starting, "it is not known yet whether the host forwards")),
         };
         (brain, handle, hurries, readiness)
     }
@@ -300,6 +311,9 @@ impl Brain {
                 self.carried = None;
             }
             Message::Vpc(_) => {}
+            Message::Forwarding(dropped) => {
+                self.dropped = dropped.map(|words| Refusal::new(Cause::ForwardDropped, words));
+            }
             Message::Forgotten(addresses) => {
                 for (ticket, (key, address)) in self.forgetting.end(&addresses) {
                     // A DEL may have come in between.
@@ -478,7 +492,7 @@ impl Brain {
     fn obstacle(&self) -> Option<Refusal> {
         let of_store =
             |failure: &String| Refusal::new(Cause::Internal, format!("the store cannot be written: {failure}"));
-        self.store_failure.as_ref().map(of_store).or_else(|| self.core.obstacle(now()))
+        self.store_failure.as_ref().map(of_store).or_else(|| self.dropped.clone()).or_else(|| self.core.obstacle(now()))
     }
 
     fn publish(&mut self) {

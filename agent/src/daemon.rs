@@ -8,7 +8,7 @@ use enid_ipamd::{Core, Event, Limits, Node, Provisioning};
 use tokio::{
     runtime,
     signal::unix::{SignalKind, signal},
-    sync::watch,
+    sync::{Notify, watch},
     time::{Instant, timeout},
 };
 use tonic::transport::Server;
@@ -19,6 +19,7 @@ use crate::{
     clock, conflist,
     deletion::Deletion,
     ec2::Ec2,
+    forward::Forward,
     imds::{Imds, Instance},
     kernel::Kernel,
     limits,
@@ -101,12 +102,18 @@ async fn serve(settings: Settings, elsewhere: runtime::Handle) -> anyhow::Result
         vpc: instance.vpc_cidrs.clone(),
         steering: settings.steering.clone(),
         kernel: kernel.clone(),
+        probes: settings.forward_probe,
         elsewhere: elsewhere.clone(),
     };
     let (brain, handle, hurries, readiness) = Brain::new(parts);
     let shadows = watch::Sender::new(Vec::new());
     let seen_shadows = shadows.subscribe();
-    let repair = Repair { handle: handle.clone(), kernel, counters: counters.clone(), shadows };
+    let hooks = Arc::new(Notify::new());
+    let vpc = instance.vpc_cidrs.clone();
+    let forward = Forward { handle: handle.clone(), kernel: kernel.clone(), changed: hooks.clone(), vpc };
+    let probes = settings.forward_probe;
+    let forward = async move { if probes { forward.run().await } else { std::future::pending().await } };
+    let repair = Repair { handle: handle.clone(), kernel, counters: counters.clone(), shadows, hooks };
 
     let cni = sockets::listen(&sockets::cni(&settings.run_dir))?;
     let debug = {
@@ -159,6 +166,7 @@ async fn serve(settings: Settings, elsewhere: runtime::Handle) -> anyhow::Result
         ended = elsewhere.spawn(metrics_server) => ended?,
         ended = elsewhere.spawn(read_metadata(imds, handle, hurries)) => { ended?; anyhow::bail!("the metadata reader ended") }
         ended = elsewhere.spawn(repair.run()) => { ended??; anyhow::bail!("the repair ended") }
+        ended = elsewhere.spawn(forward) => ended?,
         ended = elsewhere.spawn(announce(settings, readiness, health)) => ended?,
         _ = terminate.recv() => { info!("told to end; pods keep their links"); Ok(()) }
         _ = interrupt.recv() => { info!("interrupted; pods keep their links"); Ok(()) }

@@ -17,7 +17,7 @@ use enid_datapath::{
     Mac, Netlink, identity, marks,
     node::{self, EniNet, Found, PodEnd},
     pod,
-    pods::{self, PodNet},
+    pods::{self, PodNet, Seen},
     policy::Policy,
     ruleset::Ruleset,
     shadow,
@@ -86,8 +86,8 @@ struct State {
     table: Table,
     /// Which link each ENI has had.
     links: BTreeMap<Mac, u32>,
-    /// What pods' links were seen with first, bytes.
-    mtus: BTreeMap<Mac, u32>,
+    /// Pods' links as earlier readings saw them.
+    seen: BTreeMap<Mac, Seen>,
 }
 
 /// How an attempt went.
@@ -114,7 +114,7 @@ impl Kernel {
     /// Nothing has been carried in this life; the run directory tells of an earlier one's table.
     pub fn new(run_dir: &Path) -> Self {
         let table = Table::new(run_dir);
-        let state = State { wanted: Wanted::default(), table, links: BTreeMap::new(), mtus: BTreeMap::new() };
+        let state = State { wanted: Wanted::default(), table, links: BTreeMap::new(), seen: BTreeMap::new() };
         Kernel { state: Arc::new(Mutex::new(state)), carries: watch::Sender::new(false) }
     }
 
@@ -137,6 +137,11 @@ impl Kernel {
     /// `table` says that somebody may have changed the table.
     pub fn repair(&self, pods: &[PodNet], table: bool) -> anyhow::Result<Applied> {
         self.lock().carry(Some(pods), table)
+    }
+
+    /// The node's own address, with its subnet's length.
+    pub fn primary(&self) -> Option<Ipv4Net> {
+        self.lock().wanted.enis.iter().find(|eni| eni.slot == 0).map(|eni| eni.primary)
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -162,7 +167,7 @@ impl State {
         let mut requests = node::changes(&here, &pool, &self.wanted.policy, &found)?;
         if let Some(pods) = pods {
             found = found.with_neighbours(&mut netlink)?;
-            requests.extend(pods::changes(pods, &mut self.mtus, &found));
+            requests.extend(pods::changes(pods, &mut self.seen, &found));
         }
         changes.extend(requests.iter().map(|request| Change { kind: request.kind(), what: request.to_string() }));
         let applied = netlink.apply(&requests);

@@ -8,6 +8,7 @@ mod daemon;
 mod deletion;
 mod ec2;
 mod forget;
+mod forward;
 #[cfg(test)]
 mod fuzz;
 mod imds;

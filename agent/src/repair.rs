@@ -14,7 +14,7 @@ use std::{
 use anyhow::Context;
 use enid_datapath::watch::{By, Kind, Notice, Urgency, Watch};
 use tokio::{
-    sync::{mpsc, watch},
+    sync::{Notify, mpsc, watch},
     time::{Instant, timeout_at},
 };
 use tracing::{debug, warn};
@@ -50,6 +50,8 @@ pub struct Repair {
     pub counters: Arc<Counters>,
     /// What is in the way, for whoever asks.
     pub shadows: watch::Sender<Vec<String>>,
+    /// Told when a chain at a hook has changed.
+    pub hooks: Arc<Notify>,
 }
 
 /// Who made changes of which kind.
@@ -58,7 +60,7 @@ type Culprits = BTreeMap<Kind, BTreeSet<By>>;
 impl Repair {
     /// Runs until the daemon ends.
     pub async fn run(self) -> anyhow::Result<()> {
-        let mut ears = Ears::open()?;
+        let mut ears = Ears::open(self.hooks.clone())?;
         self.kernel.carries().await;
         let mut told = BTreeMap::new();
         let mut refused = false;
@@ -139,6 +141,7 @@ impl Repair {
 /// What hears of changes, and what was heard since the last reading.
 struct Ears {
     notices: mpsc::UnboundedReceiver<Vec<Notice>>,
+    hooks: Arc<Notify>,
     culprits: Culprits,
     urgency: Option<Urgency>,
     of_table: bool,
@@ -146,7 +149,7 @@ struct Ears {
 
 impl Ears {
     /// The waiting has a thread of its own: who made a change can often be told only in the first moment.
-    fn open() -> anyhow::Result<Self> {
+    fn open(hooks: Arc<Notify>) -> anyhow::Result<Self> {
         let mut watch = Watch::open()?;
         let (sender, notices) = mpsc::unbounded_channel();
         let listen = move || {
@@ -163,7 +166,7 @@ impl Ears {
         };
         let thread = std::thread::Builder::new().name("enid-watch".to_owned()).spawn(listen);
         thread.context("cannot start a thread")?;
-        Ok(Ears { notices, culprits: Culprits::new(), urgency: None, of_table: false })
+        Ok(Ears { notices, hooks, culprits: Culprits::new(), urgency: None, of_table: false })
     }
 
     /// Waits for something to look at, though not before a rest, or for the period's end; whether the table may have
@@ -194,7 +197,9 @@ impl Ears {
                     self.of_table |= kind == Kind::Table;
                     self.culprits.entry(kind).or_default().insert(by);
                 }
+                Notice::Hooks => self.hooks.notify_one(),
                 Notice::Overrun => {
+                    self.hooks.notify_one();
                     debug!("more was changed than could be told: everything is read again");
                     self.urgency = Some(Urgency::Soon);
                     self.of_table = true;

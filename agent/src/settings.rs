@@ -61,6 +61,7 @@ settings! {
     "AWS_VPC_CNI_NODE_PORT_SUPPORT" "node-port-support" "true" "Answer by the primary ENI what came in there, wherever the pod lives";
     "AWS_VPC_K8S_CNI_CONNMARK" "connmark" "0x80" "Bits of connection marks that remember what came in by the primary ENI";
     "ENID_ENI_MARK_MASK" "eni-mark-mask" "0x7f" "Seven bits side by side of packet marks that name an ENI";
+    "ENID_FORWARD_PROBE" "forward-probe" "true" "Be ready only if a packet passes between two namespaces, where another firewall drops at the forward hook";
     "AWS_VPC_K8S_CNI_LOGLEVEL" "log-level" "info" "error, warn, info, debug or trace";
     "ENID_LOG_FORMAT" "log-format" "text" "text or json";
     "AWS_EC2_ENDPOINT" "ec2-endpoint" "" "EC2's URL, if not the region's own";
@@ -89,6 +90,8 @@ pub struct Settings {
     pub cluster_name: Option<String>,
     /// ENIs, and pods' packets on the node.
     pub steering: Steering,
+    /// ENID_FORWARD_PROBE.
+    pub forward_probe: bool,
     /// Bytes.
     pub pod_mtu: u32,
     /// Of pods' host links.
@@ -154,6 +157,7 @@ impl Settings {
                 native: read.cidrs("AWS_VPC_K8S_CNI_EXCLUDE_SNAT_CIDRS"),
                 eni_mtu,
             },
+            forward_probe: read.switch("ENID_FORWARD_PROBE"),
             pod_mtu: read.number("POD_MTU", 576, 9001).unwrap_or(eni_mtu),
             veth_prefix: read.prefix("AWS_VPC_K8S_CNI_VETHPREFIX"),
             log_level: read.one_of("AWS_VPC_K8S_CNI_LOGLEVEL", &["error", "warn", "info", "debug", "trace"]),

@@ -11,6 +11,7 @@
 //! - [`watch`]: what others change under us, as the kernel tells it.
 //! - [`policy`]: how packets are steered and translated, as the operator wants it.
 //! - [`ruleset`]: the one nftables table, `ip enid`, as text.
+//! - [`forward`]: whether this host forwards packets between pods.
 //! - [`identity`]: whose link it is, told from its MAC, and what it is called.
 //! - [`conntrack`]: what connection tracking remembers of an address, dropped before the address is used again.
 //!
@@ -18,6 +19,7 @@
 
 pub mod conntrack;
 pub mod faults;
+pub mod forward;
 pub mod identity;
 pub mod marks;
 pub mod netlink;

@@ -64,6 +64,9 @@ pub const SLOTS: u32 = 64;
 /// through to the VPC.
 pub const GROUP_GOING: u32 = GROUP_BASE + SLOTS;
 
+/// Device group of the links that probe whether this host forwards: pods' routes, and no ENI's.
+pub const GROUP_PROBE: u32 = GROUP_GOING + 1;
+
 /// Only routes over links of a non-default group, that is pods' veths: `lookup main suppress_ifgroup 0`.
 pub const PRIORITY_PODS: u32 = 512;
 /// `fwmark 0x80/0x80 lookup main`.

@@ -67,7 +67,8 @@ impl Netns {
         self.within(Conntrack::open)
     }
 
-    fn within<T: Send>(&self, open: fn() -> Result<T, Error>) -> Result<T, Error> {
+    /// The same for whatever is opened there.
+    pub(crate) fn within<T: Send>(&self, open: impl FnOnce() -> Result<T, Error> + Send) -> Result<T, Error> {
         let entered = thread::scope(|scope| scope.spawn(|| self.enter().and_then(|()| open())).join());
         entered.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     }

@@ -65,7 +65,7 @@ pub struct Found {
     pub(crate) rules: Vec<RuleMessage>,
     pub(crate) neighbours: Vec<NeighbourMessage>,
     /// Which link had which MAC before.
-    before: BTreeMap<Mac, u32>,
+    pub(crate) before: BTreeMap<Mac, u32>,
 }
 
 impl Found {

@@ -34,6 +34,10 @@ const NETCONF: std::ops::RangeInclusive<u16> = 80..=81;
 const NFTABLES: u16 = 10;
 /// NFT_MSG_NEWGEN: the end of a transaction, and whose it was.
 const NFT_NEWGEN: u16 = 15;
+const NFT_NEWCHAIN: u16 = 3;
+const NFT_DELCHAIN: u16 = 5;
+/// Only base chains have one.
+const NFTA_CHAIN_HOOK: u16 = 4;
 /// The table's name, in the messages of all that a table holds.
 const NFTA_TABLE: u16 = 1;
 const NFTA_GEN_PROC_PID: u16 = 2;
@@ -111,6 +115,8 @@ impl fmt::Display for By {
 pub enum Notice {
     /// A thing of this kind.
     Changed(Kind, Urgency, By),
+    /// A chain at a hook, whoever's it is.
+    Hooks,
     /// More was changed than could be told.
     Overrun,
 }
@@ -152,6 +158,8 @@ struct Ear {
     of_tables: bool,
     /// Something of our table was told since the last end of a transaction.
     touched: bool,
+    /// A chain at a hook was told of.
+    hooks: bool,
 }
 
 impl Ear {
@@ -165,7 +173,7 @@ impl Ear {
             Ok(socket)
         };
         let socket = open().map_err(|source| Error::new("watch the kernel's tables", source))?;
-        Ok(Ear { socket, received: Vec::with_capacity(DATAGRAM), of_tables, touched: false })
+        Ok(Ear { socket, received: Vec::with_capacity(DATAGRAM), of_tables, touched: false, hooks: false })
     }
 
     /// What has been told since the last call.
@@ -198,6 +206,7 @@ impl Ear {
                 of_route(message.message_type(), message.port_number(), rest)
             };
             notices.extend(notice);
+            notices.extend(std::mem::take(&mut self.hooks).then_some(Notice::Hooks));
             let length = usize::try_from(message.length()).unwrap_or(usize::MAX).next_multiple_of(4);
             rest = rest.get(length..).unwrap_or_default();
         }
@@ -209,6 +218,9 @@ impl Ear {
             return None;
         }
         if kind & 0xff != NFT_NEWGEN {
+            if matches!(kind & 0xff, NFT_NEWCHAIN | NFT_DELCHAIN) {
+                self.hooks |= attributes().any(|attribute| attribute.kind() == NFTA_CHAIN_HOOK);
+            }
             let ours = |value: &[u8]| value.strip_suffix(&[0]).unwrap_or(value) == b"enid";
             self.touched |= attributes().any(|attribute| attribute.kind() == NFTA_TABLE && ours(attribute.value()));
             return None;

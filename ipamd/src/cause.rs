@@ -33,6 +33,8 @@ pub enum Cause {
     EniLost,
     /// The kernel refused what the ENIs need: links, routes, rules or the table.
     KernelRefused,
+    /// The host's firewall drops packets between pods.
+    ForwardDropped,
     /// A step was refused because it would have broken an invariant, or the store failed.
     Internal,
 }
@@ -55,6 +57,7 @@ impl Cause {
             Cause::Superseded => "superseded",
             Cause::EniLost => "eni_lost",
             Cause::KernelRefused => "kernel_refused",
+            Cause::ForwardDropped => "forward_dropped",
             Cause::Internal => "internal",
         }
     }

@@ -1,0 +1,70 @@
+//! Whether somebody's firewall keeps this host from forwarding between pods: probed at start, when a chain at a hook
+//! changes, and now and then for firewalls that do not tell.
+
+use std::{sync::Arc, time::Duration};
+
+use anyhow::Context;
+use enid_datapath::forward;
+use ipnet::Ipv4Net;
+use tokio::{sync::Notify, time::timeout};
+use tracing::warn;
+
+use crate::{brain::Handle, kernel::Kernel};
+
+/// The older iptables tells nobody of its changes.
+const PERIOD: Duration = Duration::from_secs(30);
+/// While it drops.
+const PERIOD_WHILE_DROPPED: Duration = Duration::from_secs(2);
+
+/// What the task is made of.
+pub struct Forward {
+    /// To whom it is told.
+    pub handle: Handle,
+    /// Once it carries something, there is something to probe.
+    pub kernel: Kernel,
+    /// Chains at hooks have changed.
+    pub changed: Arc<Notify>,
+    /// The VPC's CIDRs at start.
+    pub vpc: Vec<Ipv4Net>,
+}
+
+impl Forward {
+    /// Runs until the daemon ends.
+    pub async fn run(self) -> anyhow::Result<()> {
+        self.kernel.carries().await;
+        let mut unable = None;
+        loop {
+            let (kernel, vpc) = (self.kernel.clone(), self.vpc.clone());
+            let probed = tokio::task::spawn_blocking(move || probe(&kernel, &vpc)).await.context("the probe ended")?;
+            let dropped = probed.unwrap_or_else(|failure| {
+                let words = format!("{failure:#}");
+                if unable.as_ref() != Some(&words) {
+                    warn!("whether this host forwards between pods cannot be probed: {words}");
+                    unable = Some(words);
+                }
+                None
+            });
+            let period = if dropped.is_some() { PERIOD_WHILE_DROPPED } else { PERIOD };
+            self.handle.forwarding(dropped).await;
+            let _ = timeout(period, self.changed.notified()).await;
+        }
+    }
+}
+
+/// Why packets between pods do not pass, if they do not.
+fn probe(kernel: &Kernel, vpc: &[Ipv4Net]) -> anyhow::Result<Option<String>> {
+    let suspects = forward::suspects()?;
+    if suspects.is_empty() {
+        return Ok(None);
+    }
+    let subnet = kernel.primary().context("no primary ENI yet")?;
+    let addresses = forward::nobodys(subnet, vpc).context("the subnet is too small")?;
+    if forward::forwards(addresses)? {
+        return Ok(None);
+    }
+    Ok(Some(format!(
+        "the host's firewall drops packets between pods, as a probe shows; {} drops at the forward hook what it does not \
+         know",
+        suspects.join(", ")
+    )))
+}

@@ -1,0 +1,225 @@
+//! Whether this host forwards packets between pods.
+//!
+//! A base chain of somebody else that drops at the forward hook cannot be overruled from a table of ours, since a drop
+//! is final (nft(8), verdict statement). Which chains could do it is read from nftables; whether one does is found by
+//! sending a packet between two namespaces that are wired as pods are.
+//!
+//! Numbers: linux/netfilter.h, linux/netfilter/nfnetlink.h and nf_tables.h.
+
+use std::{
+    fs, io,
+    net::{Ipv4Addr, SocketAddrV4, UdpSocket},
+    path::Path,
+    thread,
+    time::Duration,
+};
+
+use ipnet::Ipv4Net;
+use netlink_packet_core::{NLM_F_DUMP, NLM_F_REQUEST, NetlinkBuffer, NlasIterator};
+use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_NETFILTER};
+use nix::sched::{CloneFlags, unshare};
+
+use crate::{
+    identity, marks,
+    netlink::{Error, Netlink},
+    netns::Netns,
+    pod::{self, PodLink, WireError},
+};
+
+/// NFNL_SUBSYS_NFTABLES.
+const NFTABLES: u16 = 10 << 8;
+const NFT_GETCHAIN: u16 = 4;
+const NFTA_CHAIN_TABLE: u16 = 1;
+const NFTA_CHAIN_NAME: u16 = 3;
+const NFTA_CHAIN_HOOK: u16 = 4;
+const NFTA_CHAIN_POLICY: u16 = 5;
+const NFTA_HOOK_HOOKNUM: u16 = 1;
+/// NF_INET_FORWARD.
+const FORWARD: u32 = 2;
+/// NF_DROP.
+const DROP: u32 = 0;
+/// NFPROTO_INET and NFPROTO_IPV4.
+const FAMILIES: [(u8, &str); 2] = [(1, "inet"), (2, "ip")];
+const NLMSG_ERROR: u16 = 2;
+const NLMSG_DONE: u16 = 3;
+/// struct nfgenmsg.
+const GENERIC: usize = 4;
+const HEADER: usize = 16;
+
+/// Discard's number (RFC 863): nobody waits for anything there.
+const PORT: u16 = 9;
+/// How often a packet is sent, and how long each is waited for.
+const TRIES: u32 = 3;
+const PATIENCE: Duration = Duration::from_millis(300);
+
+/// Chains that drop what they do not know at the forward hook, as `family table chain`. The tables of the older
+/// iptables do not tell their policy: they are named if there is a filter among them.
+pub fn suspects() -> Result<Vec<String>, Error> {
+    let mut suspects = Vec::new();
+    list_chains(|family, attributes| suspects.extend(suspect(family, attributes)))?;
+    let legacy = fs::read_to_string("/proc/net/ip_tables_names").unwrap_or_default();
+    if legacy.lines().any(|name| name == "filter") {
+        suspects.push("the older iptables' filter FORWARD".to_owned());
+    }
+    Ok(suspects)
+}
+
+fn suspect(family: u8, attributes: &[u8]) -> Option<String> {
+    let (_, family) = FAMILIES.into_iter().find(|(number, _)| *number == family)?;
+    let (mut table, mut name, mut policy, mut hook) = (None, None, None, None);
+    for attribute in NlasIterator::new(attributes).flatten() {
+        let value = attribute.value();
+        match attribute.kind() {
+            NFTA_CHAIN_TABLE => table = text(value),
+            NFTA_CHAIN_NAME => name = text(value),
+            NFTA_CHAIN_POLICY => policy = number(value),
+            NFTA_CHAIN_HOOK => {
+                let mut parts = NlasIterator::new(value).flatten();
+                hook = parts.find(|part| part.kind() == NFTA_HOOK_HOOKNUM).and_then(|part| number(part.value()));
+            }
+            _ => {}
+        }
+    }
+    (hook == Some(FORWARD) && policy == Some(DROP))
+        .then(|| format!("{family} {} {}", table.unwrap_or_default(), name.unwrap_or_default()))
+}
+
+fn text(value: &[u8]) -> Option<String> {
+    value.split(|byte| *byte == 0).next().map(|text| String::from_utf8_lossy(text).into_owned())
+}
+
+fn number(value: &[u8]) -> Option<u32> {
+    value.try_into().ok().map(u32::from_be_bytes)
+}
+
+/// Shows family and attributes of every chain of nftables. Chains alone, never rules: there may be many of those.
+fn list_chains(mut each: impl FnMut(u8, &[u8])) -> Result<(), Error> {
+    let what = "list the chains of nftables";
+    let failed = |source: io::Error| Error::new(what, source);
+    let mut socket = Socket::new(NETLINK_NETFILTER).map_err(failed)?;
+    socket.bind_auto().map_err(failed)?;
+    socket.connect(&SocketAddr::new(0, 0)).map_err(failed)?;
+    let mut message = vec![0; HEADER + GENERIC];
+    let length = u32::try_from(message.len()).unwrap_or_default();
+    let mut header = NetlinkBuffer::new(&mut message);
+    header.set_length(length);
+    header.set_message_type(NFTABLES | NFT_GETCHAIN);
+    header.set_flags(NLM_F_REQUEST | NLM_F_DUMP);
+    socket.send(&message, 0).map_err(failed)?;
+    let mut received = Vec::with_capacity(64 * 1024);
+    loop {
+        received.clear();
+        let size = socket.recv(&mut received, 0).map_err(failed)?;
+        let mut rest = received.get(..size).unwrap_or_default();
+        while let Ok(message) = NetlinkBuffer::new_checked(rest) {
+            match message.message_type() {
+                NLMSG_DONE => return Ok(()),
+                NLMSG_ERROR => {
+                    let code =
+                        message.payload().get(..4).and_then(|bytes| bytes.try_into().ok()).map(i32::from_ne_bytes);
+                    return Err(failed(io::Error::from_raw_os_error(-code.unwrap_or_default())));
+                }
+                _ => {
+                    let payload = message.payload();
+                    let family = payload.first().copied().unwrap_or_default();
+                    each(family, payload.get(GENERIC..).unwrap_or_default());
+                }
+            }
+            let length = usize::try_from(message.length()).unwrap_or(usize::MAX).next_multiple_of(4);
+            rest = rest.get(length..).unwrap_or_default();
+        }
+    }
+}
+
+/// Two addresses of this subnet that EC2 gives to nobody: of the first four and the last, which it reserves, those that
+/// no resolver answers on (Amazon VPC User Guide, subnet CIDR blocks: the VPC's own is at its base plus two).
+pub fn nobodys(subnet: Ipv4Net, vpc: &[Ipv4Net]) -> Option<[Ipv4Addr; 2]> {
+    let base = u32::from(subnet.network());
+    let at = |offset: u32| Ipv4Addr::from(base + offset);
+    let resolves = |address: Ipv4Addr| vpc.iter().any(|net| u32::from(net.network()) + 2 == u32::from(address));
+    if subnet.prefix_len() > 28 {
+        return None; // no subnet of a VPC is smaller
+    }
+    let second = if resolves(at(2)) { at(0) } else { at(2) };
+    Some([at(3), second])
+}
+
+/// Sends a packet from one address to the other by way of this host, between two namespaces that are wired as pods
+/// are and go again; whether it arrived.
+pub fn forwards([from, to]: [Ipv4Addr; 2]) -> Result<bool, WireError> {
+    let (near, far) = (Space::new("a", from)?, Space::new("b", to)?);
+    let failed = |source: io::Error| Error::new("send a packet between two namespaces", source);
+    let receiver = far.socket(to)?;
+    receiver.set_read_timeout(Some(PATIENCE)).map_err(failed)?;
+    let sender = near.socket(from)?;
+    for _ in 0..TRIES {
+        // Whether it arrives is asked at the other end.
+        let _ = sender.send_to(b"enid", SocketAddrV4::new(to, PORT));
+        if receiver.recv(&mut [0; 8]).is_ok() {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// A namespace of ours, wired as a pod's is. It goes with its last file, and its link with it.
+struct Space {
+    netns: Netns,
+    link: PodLink,
+}
+
+impl Space {
+    fn new(name: &str, address: Ipv4Addr) -> Result<Self, WireError> {
+        let failed = |source: io::Error| Error::new("make a namespace", source);
+        let make = || {
+            unshare(CloneFlags::CLONE_NEWNET)?;
+            Netns::open(Path::new("/proc/thread-self/ns/net"))
+        };
+        // The thread ends in there: none of ours stays in a foreign namespace.
+        let made = thread::scope(|scope| scope.spawn(make).join());
+        let netns = made.unwrap_or_else(|panic| std::panic::resume_unwind(panic)).map_err(failed)?;
+        let link = PodLink {
+            host_ifname: format!("probe-enid-{name}"),
+            host_mac: identity::host_mac("enid-probe", name, "eth0"),
+            pod_ifname: "eth0".to_owned(),
+            pod_mac: identity::pod_mac("enid-probe", name, "eth0"),
+            address,
+            mtu: 1500,
+            group: marks::GROUP_PROBE,
+        };
+        let (mut outside, mut inside) = (Netlink::open()?, netns.netlink()?);
+        let own = Netns::own().map_err(failed)?;
+        let pair = pod::create(&link, &mut outside, &own, &mut inside)?;
+        pod::configure_inside(&link, &pair, &mut outside, &mut inside)?;
+        pod::configure_outside(&link, &pair, &mut outside)?;
+        Ok(Space { netns, link })
+    }
+
+    fn socket(&self, address: Ipv4Addr) -> Result<UdpSocket, Error> {
+        self.netns.within(|| {
+            UdpSocket::bind((address, PORT)).map_err(|source| Error::new("open a socket in a namespace", source))
+        })
+    }
+}
+
+impl Drop for Space {
+    fn drop(&mut self) {
+        // At once, and not when the kernel comes to it.
+        if let Ok(mut host) = Netlink::open() {
+            pod::undo(&self.link, &mut host);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_vpcs_resolver_is_left_alone() {
+        let vpc = ["10.0.0.0/16".parse().unwrap()];
+        let of = |subnet: &str| nobodys(subnet.parse().unwrap(), &vpc).unwrap().map(|address| address.to_string());
+        assert_eq!(of("10.0.1.10/24"), ["10.0.1.3", "10.0.1.2"]);
+        assert_eq!(of("10.0.0.10/24"), ["10.0.0.3", "10.0.0.0"]);
+    }
+}
