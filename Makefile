@@ -67,6 +67,7 @@ bench: root build
 	gcc -O2 -static -Wall -o $(TARGET)/floor tests/bench/floor.c
 	cargo build --locked --release -p enid-agent
 	ENID_BIN=$(abspath $(TARGET))/release/enid $(TARGET)/debug/bench $(abspath $(TARGET))/floor
+	ENID_BIN=$(abspath $(TARGET))/release/enid $(TARGET)/debug/scale $(abspath $(TARGET))/scale.svg
 
 audit:
 	.tools/bin/cargo-deny check advisories

@@ -116,10 +116,26 @@ pub(crate) fn own_table(index: u32) -> u32 {
 /// Configures the host's end, which makes the address reachable. A route that another link holds stays
 /// there: an address has one owner.
 pub fn configure_outside(link: &PodLink, pair: &Pair, host: &mut Netlink) -> Result<(), WireError> {
-    let applied = host.apply(&link.host_requests(pair.host_index));
-    applied
-        .inspect_err(|_| undo(link, host))
-        .map_err(|error| if error.is(Errno::EEXIST) { WireError::AddressRouted(link.address) } else { error.into() })
+    let error = match host.apply(&link.host_requests(pair.host_index)) {
+        Ok(()) => return Ok(()),
+        Err(error) if !error.is(Errno::EEXIST) => WireError::from(error),
+        // A daemon that found the link without its route may have been faster.
+        Err(_) if is_routed_over(link.address, pair.host_index, host).unwrap_or(false) => return Ok(()),
+        Err(_) => WireError::AddressRouted(link.address),
+    };
+    undo(link, host);
+    Err(error)
+}
+
+fn is_routed_over(address: Ipv4Addr, index: u32, host: &mut Netlink) -> Result<bool, Error> {
+    let to = RouteAttribute::Destination(RouteAddress::Inet(address));
+    let leads = |route: &RouteMessage| {
+        route.header.destination_prefix_length == 32
+            && route.attributes.contains(&to)
+            && table(route) == node::TABLE_MAIN
+            && oif(route) == Some(index)
+    };
+    Ok(host.routes()?.iter().any(leads))
 }
 
 /// Takes away what was made. The first error is the one to tell; a link that stays is found by DEL, by

@@ -14,6 +14,9 @@ use crate::{
     policy::Policy,
 };
 
+/// So many are told one by one: another network plugin leaves two rules for each pod.
+const MOST: usize = 20;
+
 /// What catches packets of these pods' addresses before our rules do, or stands in an ENI's table, one sentence each.
 pub fn shadows(enis: &[EniNet], pool: &[Ipv4Net], policy: &Policy, found: &Found) -> Vec<String> {
     let wanted = node::rules(enis, policy);
@@ -38,7 +41,12 @@ pub fn shadows(enis: &[EniNet], pool: &[Ipv4Net], policy: &Policy, found: &Found
         found.routes.iter().filter(foreign).map(tell).collect::<Vec<_>>()
     });
     let addresses = found.addresses.iter().filter_map(|message| elsewhere(message, enis, pool, found));
-    rules.chain(routes).chain(addresses).collect()
+    let mut all: Vec<String> = rules.chain(routes).chain(addresses).collect();
+    if let Some(more) = all.len().checked_sub(MOST).filter(|more| *more > 0) {
+        all.truncate(MOST);
+        all.push(format!("and {more} more of the kind"));
+    }
+    all
 }
 
 /// A rule that picks by our addresses, or one before ours that picks by nothing at all.

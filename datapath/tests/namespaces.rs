@@ -90,6 +90,29 @@ fn snapshot(space: &Space) -> String {
 }
 
 #[test]
+fn a_route_that_is_there_already_is_the_links_own_or_refuses_it() {
+    let (host, pod) = (Space::new(), Space::new());
+    let wanted = link("c1", "eni0000000001c");
+    let halves = || {
+        let (host_ns, pod_ns) = (host.netns(), pod.netns());
+        let (mut outside, mut inside) = (host_ns.netlink().unwrap(), pod_ns.netlink().unwrap());
+        let pair = pod::create(&wanted, &mut outside, &host_ns, &mut inside).unwrap();
+        (pair, outside)
+    };
+    // A daemon that repairs has found the link before its plugin was done.
+    let (pair, mut outside) = halves();
+    host.sh("ip link set eni0000000001c up; ip route add 10.0.1.20/32 dev eni0000000001c");
+    pod::configure_outside(&wanted, &pair, &mut outside).unwrap();
+    // Somebody else's.
+    host.sh("ip link add other type veth peer name rehto; ip link set other up");
+    let (pair, mut outside) = halves();
+    host.sh("ip route replace 10.0.1.20/32 dev other");
+    let refused = pod::configure_outside(&wanted, &pair, &mut outside).unwrap_err();
+    assert!(matches!(refused, WireError::AddressRouted(_)), "{refused}");
+    assert!(!host.sh("ip -o link").contains("eni0000000001c"), "a refused link stays");
+}
+
+#[test]
 fn a_pod_is_wired_again_and_goes_without_a_trace() {
     let (host, pod) = (Space::new(), Space::new());
     let before = (snapshot(&host), snapshot(&pod));

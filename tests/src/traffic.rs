@@ -100,6 +100,29 @@ impl Drop for Stream {
     }
 }
 
+/// Takes datagrams and does nothing about them.
+pub struct Sink {
+    child: Child,
+}
+
+impl Sink {
+    /// Opens one on a place.
+    pub fn open(place: Place<'_>) -> anyhow::Result<Self> {
+        let mut child = Spot { place, netns: None }.spawn(&program("probe")?.to_string_lossy(), &["sink"])?;
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().context("the sink has no output")?).read_line(&mut line)?;
+        anyhow::ensure!(line.trim() == "ready", "the sink on {} does not start", place.name);
+        Ok(Sink { child })
+    }
+}
+
+impl Drop for Sink {
+    fn drop(&mut self) {
+        drop(self.child.stdin.take());
+        let _ = self.child.wait();
+    }
+}
+
 /// An echo every hundredth of a second.
 pub struct Ping {
     child: Child,
@@ -165,6 +188,21 @@ impl Spot<'_> {
         output.read_line(&mut line)?;
         anyhow::ensure!(line.trim() == "ready", "no connection to {address}:{port}");
         Ok(Stream { child, output })
+    }
+
+    /// Sends small datagrams as fast as it goes: how many a second.
+    pub fn flood(&self, address: &str, port: u16, ms: u64) -> anyhow::Result<f64> {
+        let probe = program("probe")?;
+        let said = self.run(&probe.to_string_lossy(), &["flood", &format!("{address}:{port}"), &ms.to_string()])?;
+        said.trim().parse().with_context(|| format!("a flood says {said:?}"))
+    }
+
+    /// How long an echo takes on average, of two hundred.
+    pub fn echo_ms(&self, address: &str) -> anyhow::Result<f64> {
+        let said = self.run("ping", &["-n", "-q", "-i", "0.005", "-c", "200", address])?;
+        let average =
+            said.split("rtt min/avg/max/mdev = ").nth(1).and_then(|rest| rest.split('/').nth(1)?.parse().ok());
+        average.with_context(|| format!("ping says {said:?}"))
     }
 
     /// Echoes, a hundred a second.

@@ -9,9 +9,20 @@ use crate::{Drops, hotplug::Port, space};
 
 /// The VPC.
 pub const VPC_CIDR: &str = "10.0.0.0/16";
-/// Its subnets, one per zone.
-pub const SUBNETS: [(&str, &str, &str); 2] =
-    [("10.0.1.0/24", "10.0.1.1", "us-east-1a"), ("10.0.2.0/24", "10.0.2.1", "us-east-1b")];
+/// Zones.
+const ZONES: usize = 2;
+/// Its subnets, one per zone, and then a large one per zone.
+pub const SUBNETS: [(&str, &str, &str); 2 * ZONES] = [
+    ("10.0.1.0/24", "10.0.1.1", "us-east-1a"),
+    ("10.0.2.0/24", "10.0.2.1", "us-east-1b"),
+    ("10.0.64.0/19", "10.0.64.1", "us-east-1a"),
+    ("10.0.96.0/19", "10.0.96.1", "us-east-1b"),
+];
+
+/// Place in [`SUBNETS`] of the subnet that this node lives in.
+pub fn subnet_of(node: usize, large: bool) -> usize {
+    node % ZONES + if large { ZONES } else { 0 }
+}
 /// A server on the Internet.
 pub const INTERNET_SERVER: &str = "198.51.100.10";
 /// A client in the peered network.

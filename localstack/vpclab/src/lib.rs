@@ -46,6 +46,8 @@ pub struct LabConfig {
     pub instance_type: String,
     /// What plays EC2.
     pub ec2: Backend,
+    /// Nodes live in subnets of 8,192 addresses, not of 256.
+    pub large_subnets: bool,
 }
 
 impl Default for LabConfig {
@@ -55,6 +57,7 @@ impl Default for LabConfig {
             nodes: 2,
             instance_type: "m5.large".to_owned(),
             ec2: Backend::default(),
+            large_subnets: false,
         }
     }
 }
@@ -80,6 +83,7 @@ impl Lab {
         let mut child = Command::new(serve::program()?)
             .args(["serve", "--until-eof", "--name", &config.name, "--nodes", &config.nodes.to_string()])
             .args(["--instance-type", &config.instance_type, "--ec2", config.ec2.as_str()])
+            .args(config.large_subnets.then_some("--large-subnets"))
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()

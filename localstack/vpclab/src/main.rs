@@ -41,6 +41,9 @@ struct Size {
     /// What plays EC2
     #[arg(long, value_enum, default_value_t)]
     ec2: Backend,
+    /// Put the nodes into subnets of 8,192 addresses
+    #[arg(long)]
+    large_subnets: bool,
 }
 
 #[derive(clap::Args)]
@@ -124,8 +127,8 @@ fn run(verb: Verb) -> anyhow::Result<ExitCode> {
             return Err(error).with_context(|| format!("cannot run {command:?}"));
         }
         Verb::Serve { name, size, until_eof } => {
-            let Size { nodes, instance_type, ec2 } = size;
-            serve::serve(&LabConfig { name: name.name, nodes, instance_type, ec2 }, until_eof)?;
+            let Size { nodes, instance_type, ec2, large_subnets } = size;
+            serve::serve(&LabConfig { name: name.name, nodes, instance_type, ec2, large_subnets }, until_eof)?;
         }
         Verb::Ec2(account) => ec2(&account)?,
         Verb::Hold { host_name, node } => hold::main(&host_name, node)?,
@@ -152,6 +155,7 @@ fn up(name: &str, size: &Size) -> anyhow::Result<()> {
         .arg(serve::program()?)
         .args(["serve", "--name", name, "--nodes", &size.nodes.to_string(), "--instance-type", &size.instance_type])
         .args(["--ec2", size.ec2.as_str()])
+        .args(size.large_subnets.then_some("--large-subnets"))
         .stdin(Stdio::null())
         .stdout(out.try_clone().context("cannot share the log")?)
         .stderr(out)

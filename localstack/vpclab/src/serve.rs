@@ -15,6 +15,7 @@ use std::{
 };
 
 use anyhow::{Context, bail};
+use ipnet::Ipv4Net;
 use nix::sys::signal::{SigSet, Signal};
 
 use crate::{
@@ -100,7 +101,7 @@ fn run(config: &LabConfig, until_eof: bool, signals: SigSet) -> anyhow::Result<(
         nodes: Vec::new(),
     };
     for (index, (name, holder)) in nodes.iter().enumerate() {
-        let subnet = index % fabric::SUBNETS.len();
+        let subnet = fabric::subnet_of(index, config.large_subnets);
         let (node, view) = space::within(vpc.pid, || run_instance(config, index, &subnets[subnet]))??;
         let node = Node { name: name.clone(), pid: holder.pid, subnet_id: subnets[subnet].clone(), ..node };
         let view = NodeView { vpc_id: vpc_id.clone(), subnet, ..view };
@@ -162,9 +163,9 @@ fn create_vpc() -> anyhow::Result<(String, Vec<String>)> {
 }
 
 fn run_instance(config: &LabConfig, index: usize, subnet_id: &str) -> anyhow::Result<(Node, NodeView)> {
-    let (cidr, ..) = fabric::SUBNETS[index % fabric::SUBNETS.len()];
-    let network = cidr.trim_end_matches("0/24");
-    let address = format!("{network}{}", 10 + index);
+    let (cidr, ..) = fabric::SUBNETS[fabric::subnet_of(index, config.large_subnets)];
+    let subnet: Ipv4Net = cidr.parse().context("a subnet of the lab")?;
+    let address = subnet.hosts().nth(9 + index).context("a node for which the subnet has no address")?.to_string();
     let parameters = [
         ("ImageId", "ami-12c6146b"),
         ("InstanceType", config.instance_type.as_str()),

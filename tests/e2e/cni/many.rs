@@ -126,7 +126,9 @@ fn a_thousand_cycles_leave_no_trace_on_the_host_and_none_in_the_daemon() {
     let after = (place.snapshot().unwrap(), size(pid));
     println!("{CYCLES} cycles, {AT_ONCE} at once: {:?} KiB and descriptors before, {:?} after", before.1, after.1);
     assert_eq!(after.0, before.0);
-    assert_eq!(after.1.1, before.1.1, "open descriptors");
+    // A reading of the kernel has one open for a moment.
+    wait_until(BOUND, || size(pid).1 <= before.1.1)
+        .unwrap_or_else(|_| panic!("open descriptors: {} before, {} after", before.1.1, size(pid).1));
     // The allocator may round up; a leak of a kilobyte per cycle would show.
     assert!(after.1.0 <= before.1.0 + 768, "memory in KiB: {} before, {} after", before.1.0, after.1.0);
 }

@@ -1,4 +1,7 @@
 //! `probe serve [NETNS…]` answers every connection with the address it saw and its own; `probe ask ADDR:PORT` asks one;
+//! `probe flood ADDR:PORT MS` sends small datagrams as fast as it can and prints how many a second; `probe sink` takes
+//! them and does nothing about it.
+//!
 //! `probe stream ADDR:PORT` asks one and goes on asking on the same connection, a hundred times a second, until its
 //! input ends.
 //!
@@ -6,9 +9,9 @@
 
 use std::{
     io::{Read, Write},
-    net::{SocketAddr, TcpListener, TcpStream},
+    net::{SocketAddr, TcpListener, TcpStream, UdpSocket},
     process::{Command, Stdio},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, bail};
@@ -21,9 +24,13 @@ fn main() -> anyhow::Result<()> {
     match args.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
         ["ask", address] => ask(address.parse().context("ask needs ADDR:PORT")?),
         ["stream", address] => stream(address.parse().context("stream needs ADDR:PORT")?),
+        ["flood", address, ms] => flood(address.parse().context("flood needs ADDR:PORT")?, ms.parse()?),
+        ["sink"] => sink(),
         ["serve"] => serve(),
         ["serve", namespaces @ ..] => serve_in(namespaces),
-        _ => bail!("probe serve [NETNS...] | probe ask ADDR:PORT | probe stream ADDR:PORT"),
+        _ => bail!(
+            "probe serve [NETNS...] | probe ask ADDR:PORT | probe stream ADDR:PORT | probe flood ADDR:PORT MS | probe sink"
+        ),
     }
 }
 
@@ -62,6 +69,30 @@ fn stream(address: SocketAddr) -> anyhow::Result<()> {
     let (bytes, addresses) = seen.split_once(' ').context("an answer")?;
     anyhow::ensure!(bytes == sent.to_string(), "the server got {bytes} of {sent} bytes");
     println!("{addresses}");
+    Ok(())
+}
+
+fn flood(address: SocketAddr, ms: u64) -> anyhow::Result<()> {
+    /// Packets between two looks at the clock.
+    const TOGETHER: u32 = 64;
+    let socket = UdpSocket::bind(("0.0.0.0", 0)).context("open a socket")?;
+    socket.connect(address).context("connect")?;
+    let (started, limit) = (Instant::now(), Duration::from_millis(ms));
+    let mut sent = 0_u32;
+    while started.elapsed() < limit {
+        for _ in 0..TOGETHER {
+            // The queue of a veth is full now and then; such a packet does not count.
+            sent += u32::from(socket.send(&[7; 18]).is_ok());
+        }
+    }
+    println!("{:.0}", f64::from(sent) / started.elapsed().as_secs_f64());
+    Ok(())
+}
+
+fn sink() -> anyhow::Result<()> {
+    let _socket = UdpSocket::bind(("0.0.0.0", enid_tests::traffic::PORT)).context("listen")?;
+    println!("ready");
+    std::io::stdin().read_to_end(&mut Vec::new())?;
     Ok(())
 }
 

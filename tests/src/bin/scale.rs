@@ -1,0 +1,188 @@
+//! `make bench`, its second part: what a pod pays for the others on its node. Packet rate, echo and ADD with ten to a
+//! thousand pods, beside a node that has ten all the time; and the same with two `ip rule`s for each pod, which is how
+//! others steer.
+
+use std::path::Path;
+
+use anyhow::Context;
+use comfy_table::{Table, presets::NOTHING};
+use enid_tests::{
+    Backend, Daemon, Lab, LabConfig, Place, Pod,
+    traffic::{PORT, Sink, Spot},
+};
+use plotters::prelude::*;
+
+/// Pods on the node that grows. 110 and 250 are Kubernetes' and EKS's usual limits, 737 is Amazon's for the largest.
+const SIZES: [usize; 5] = [10, 110, 250, 737, 1000];
+/// Turns: one flood on each node.
+const PAIRS: usize = 24;
+const FLOOD_MS: u64 = 250;
+/// ADDs at each size, the last of those that fill it up.
+const ADDS: usize = 20;
+/// Ranks, from one, between which the median of 24 values lies with 95 % (binomial: 95.7 %).
+const INTERVAL: (usize, usize) = (7, 18);
+
+/// What one size cost.
+struct Cost {
+    pods: usize,
+    ours: Ratio,
+    rules: Ratio,
+    echo_ms: f64,
+    add_ms: f64,
+}
+
+/// Median and its interval of 95 %.
+#[derive(Clone, Copy)]
+struct Ratio {
+    low: f64,
+    median: f64,
+    high: f64,
+}
+
+fn main() -> anyhow::Result<()> {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let [plot] = args.as_slice() else { anyhow::bail!("scale SVG") };
+    let config = LabConfig {
+        nodes: 3,
+        instance_type: "m5.24xlarge".to_owned(),
+        ec2: Backend::Model,
+        large_subnets: true,
+        ..LabConfig::default()
+    };
+    let lab = Lab::up(&config)?;
+    let [grows, stays, target] = [0, 1, 2].map(|node| Place::node(&lab, node));
+    let settings = [("ENABLE_PREFIX_DELEGATION", "true"), ("AWS_VPC_K8S_CNI_LOGLEVEL", "warn")];
+    let _daemons = [Daemon::start(grows, &settings)?, Daemon::start(stays, &settings)?];
+    let _sink = Sink::open(target)?;
+    let to = &lab.node(2).address;
+    let mut on_stays = Vec::new();
+    fill(stays, 1, SIZES[0], &mut on_stays)?;
+    let mut on_grows = Vec::new();
+    let mut costs = Vec::new();
+    for pods in SIZES {
+        let mut adds = fill(grows, 0, pods, &mut on_grows)?;
+        adds = adds.split_off(adds.len().saturating_sub(ADDS));
+        let spots = [spot(grows, &on_grows)?, spot(stays, &on_stays)?];
+        let ours = compare(&spots, to)?;
+        let echo_ms = spots[0].echo_ms(to)?;
+        for (place, pods) in [(grows, &on_grows), (stays, &on_stays)] {
+            two_rules_each(place, pods, "add")?;
+        }
+        let rules = compare(&spots, to)?;
+        for (place, pods) in [(grows, &on_grows), (stays, &on_stays)] {
+            two_rules_each(place, pods, "del")?;
+        }
+        eprintln!("{pods} pods: {:.3} of the rate with {}", ours.median, SIZES[0]);
+        costs.push(Cost { pods, ours, rules, echo_ms, add_ms: median(adds) });
+    }
+    println!("{}", table(&costs));
+    draw(Path::new(plot), &costs).with_context(|| format!("cannot draw {plot}"))
+}
+
+/// Adds pods until there are so many; what each ADD took, in milliseconds.
+fn fill(place: Place<'_>, node: usize, count: usize, pods: &mut Vec<(Pod, String)>) -> anyhow::Result<Vec<f64>> {
+    let mut adds = Vec::new();
+    while pods.len() < count {
+        let pod = Pod::new(node, &format!("scale-{}", pods.len()));
+        let (address, took) = pod.add(place)?;
+        adds.push(took.as_secs_f64() * 1000.0);
+        pods.push((pod, address));
+    }
+    Ok(adds)
+}
+
+/// The pod that was made last on the primary ENI, where those of the other node are: its rules would be the last asked.
+fn spot<'a>(place: Place<'a>, pods: &'a [(Pod, String)]) -> anyhow::Result<Spot<'a>> {
+    let leases = place.leases()?;
+    let eni = |address: &str| leases.iter().find(|lease| lease["address"] == address).map(|lease| lease["eni"].clone());
+    let primary = pods.first().and_then(|(_, address)| eni(address));
+    let last = pods.iter().rev().find(|(_, address)| eni(address) == primary);
+    Ok(Spot { place, netns: last.map(|(pod, _)| pod.name.as_str()) })
+}
+
+/// Packet rate of the one node's pod divided by the other's, in turns.
+fn compare(spots: &[Spot<'_>; 2], to: &str) -> anyhow::Result<Ratio> {
+    let mut ratios = Vec::new();
+    for _ in 0..PAIRS {
+        let [grows, stays] = [spots[0].flood(to, PORT, FLOOD_MS)?, spots[1].flood(to, PORT, FLOOD_MS)?];
+        ratios.push(grows / stays);
+    }
+    ratios.sort_by(f64::total_cmp);
+    let (low, high) = (ratios[INTERVAL.0 - 1], ratios[INTERVAL.1 - 1]);
+    Ok(Ratio { low, median: median(ratios), high })
+}
+
+/// As Amazon's VPC CNI has them for each pod on a secondary ENI.
+fn two_rules_each(place: Place<'_>, pods: &[(Pod, String)], verb: &str) -> anyhow::Result<()> {
+    let rules: String = pods
+        .iter()
+        .map(|(_, address)| {
+            format!("rule {verb} pref 512 to {address} lookup main\nrule {verb} pref 1536 from {address} lookup main\n")
+        })
+        .collect();
+    place.sh(&format!("ip -batch - <<'RULES'\n{rules}RULES")).map(drop)
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    let half = values.len() / 2;
+    if values.len() % 2 == 1 { values[half] } else { (values[half - 1] + values[half]) / 2.0 }
+}
+
+fn table(costs: &[Cost]) -> Table {
+    let mut table = Table::new();
+    table.load_style(NOTHING).set_header([
+        "pods",
+        "packet rate / with 10 pods",
+        "95 %",
+        "with two rules per pod",
+        "95 %",
+        "echo ms",
+        "ADD ms",
+    ]);
+    for Cost { pods, ours, rules, echo_ms, add_ms } in costs {
+        let interval = |ratio: &Ratio| format!("{:.3} to {:.3}", ratio.low, ratio.high);
+        table.add_row([
+            pods.to_string(),
+            format!("{:.3}", ours.median),
+            interval(ours),
+            format!("{:.3}", rules.median),
+            interval(rules),
+            format!("{echo_ms:.3}"),
+            format!("{add_ms:.1}"),
+        ]);
+    }
+    table
+}
+
+fn draw(path: &Path, costs: &[Cost]) -> anyhow::Result<()> {
+    let area = SVGBackend::new(path, (760, 420)).into_drawing_area();
+    area.fill(&WHITE)?;
+    let caption = "Packets a second of one pod, as a part of those with ten pods on the node";
+    let mut chart = ChartBuilder::on(&area)
+        .margin(14)
+        .caption(caption, ("sans-serif", 17))
+        .x_label_area_size(44)
+        .y_label_area_size(52)
+        .build_cartesian_2d(0.0..1050.0, 0.0..1.2)?;
+    chart.configure_mesh().x_desc("pods on the node").light_line_style(RGBColor(235, 235, 235)).draw()?;
+    let lines: [(&str, RGBColor, fn(&Cost) -> Ratio); 2] = [
+        ("Enid", RGBColor(0, 114, 178), |cost| cost.ours),
+        ("and two rules for each pod", RGBColor(213, 94, 0), |cost| cost.rules),
+    ];
+    for (name, color, pick) in lines {
+        let at = |cost: &Cost| f64::from(u32::try_from(cost.pods).unwrap_or(u32::MAX));
+        let line = LineSeries::new(costs.iter().map(|cost| (at(cost), pick(cost).median)), color.stroke_width(2));
+        chart
+            .draw_series(line)?
+            .label(name)
+            .legend(move |(x, y)| Rectangle::new([(x, y - 4), (x + 12, y + 4)], color.filled()));
+        let bars = costs.iter().map(|cost| {
+            let Ratio { low, median, high } = pick(cost);
+            ErrorBar::new_vertical(at(cost), low, median, high, color.filled(), 6)
+        });
+        chart.draw_series(bars)?;
+    }
+    chart.configure_series_labels().position(SeriesLabelPosition::LowerLeft).background_style(WHITE).draw()?;
+    Ok(area.present()?)
+}
