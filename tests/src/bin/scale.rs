@@ -25,8 +25,8 @@ const INTERVAL: (usize, usize) = (7, 18);
 /// What one size cost.
 struct Cost {
     pods: usize,
-    ours: Ratio,
-    rules: Ratio,
+    /// With our own steering, and with two rules for each pod beside it.
+    rates: [Ratio; 2],
     echo_ms: f64,
     add_ms: f64,
 }
@@ -73,7 +73,7 @@ fn main() -> anyhow::Result<()> {
             two_rules_each(place, pods, "del")?;
         }
         eprintln!("{pods} pods: {:.3} of the rate with {}", ours.median, SIZES[0]);
-        costs.push(Cost { pods, ours, rules, echo_ms, add_ms: median(adds) });
+        costs.push(Cost { pods, rates: [ours, rules], echo_ms, add_ms: median(adds) });
     }
     println!("{}", table(&costs));
     draw(Path::new(plot), &costs).with_context(|| format!("cannot draw {plot}"))
@@ -140,7 +140,7 @@ fn table(costs: &[Cost]) -> Table {
         "echo ms",
         "ADD ms",
     ]);
-    for Cost { pods, ours, rules, echo_ms, add_ms } in costs {
+    for Cost { pods, rates: [ours, rules], echo_ms, add_ms } in costs {
         let interval = |ratio: &Ratio| format!("{:.3} to {:.3}", ratio.low, ratio.high);
         table.add_row([
             pods.to_string(),
@@ -166,19 +166,17 @@ fn draw(path: &Path, costs: &[Cost]) -> anyhow::Result<()> {
         .y_label_area_size(52)
         .build_cartesian_2d(0.0..1050.0, 0.0..1.2)?;
     chart.configure_mesh().x_desc("pods on the node").light_line_style(RGBColor(235, 235, 235)).draw()?;
-    let lines: [(&str, RGBColor, fn(&Cost) -> Ratio); 2] = [
-        ("Enid", RGBColor(0, 114, 178), |cost| cost.ours),
-        ("and two rules for each pod", RGBColor(213, 94, 0), |cost| cost.rules),
-    ];
-    for (name, color, pick) in lines {
+    let lines = [("Enid", RGBColor(0, 114, 178)), ("and two rules for each pod", RGBColor(213, 94, 0))];
+    for (number, (name, color)) in lines.into_iter().enumerate() {
         let at = |cost: &Cost| f64::from(u32::try_from(cost.pods).unwrap_or(u32::MAX));
-        let line = LineSeries::new(costs.iter().map(|cost| (at(cost), pick(cost).median)), color.stroke_width(2));
+        let line =
+            LineSeries::new(costs.iter().map(|cost| (at(cost), cost.rates[number].median)), color.stroke_width(2));
         chart
             .draw_series(line)?
             .label(name)
             .legend(move |(x, y)| Rectangle::new([(x, y - 4), (x + 12, y + 4)], color.filled()));
         let bars = costs.iter().map(|cost| {
-            let Ratio { low, median, high } = pick(cost);
+            let Ratio { low, median, high } = cost.rates[number];
             ErrorBar::new_vertical(at(cost), low, median, high, color.filled(), 6)
         });
         chart.draw_series(bars)?;
