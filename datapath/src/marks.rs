@@ -114,6 +114,15 @@ mod tests {
     }
 
     #[test]
+    fn nobody_else_uses_our_bits() {
+        let usual = Marks::default();
+        // kube-proxy (masquerade, drop), portmap, Calico's default range, what Cilium marks proxied packets with.
+        for others in [0x4000, 0x8000, 0x2000, 0xffff_0000_u32, 0x0f00] {
+            assert_eq!((usual.connmark() | usual.eni_mask()) & others, 0, "{others:#x}");
+        }
+    }
+
+    #[test]
     fn bits_that_cannot_be_ours_are_refused() {
         for (connmark, mask) in [(0x80, 0xff), (0x80, 0x3f), (0x80, 0xbf), (0x80, 0), (0, 0x7f), (0x40, 0x7f)] {
             assert!(Marks::new(connmark, mask).is_err(), "{connmark:#x} {mask:#x}");

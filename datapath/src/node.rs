@@ -385,7 +385,8 @@ fn is_ours(rule: &RuleMessage) -> bool {
     }
 }
 
-fn mark(rule: &RuleMessage) -> (u32, u32) {
+/// A rule's mark and mask; a mask of 0: it has none.
+pub(crate) fn mark(rule: &RuleMessage) -> (u32, u32) {
     let mut found = (0, 0);
     for attribute in &rule.attributes {
         match attribute {

@@ -20,8 +20,10 @@ const MOST: usize = 20;
 /// What catches packets of these pods' addresses before our rules do, or stands in an ENI's table, one sentence each.
 pub fn shadows(enis: &[EniNet], pool: &[Ipv4Net], policy: &Policy, found: &Found) -> Vec<String> {
     let wanted = node::rules(enis, policy);
+    let slots = enis.iter().map(|eni| eni.slot);
+    let marks: Vec<u32> = slots.map(|slot| policy.marks.eni(slot)).chain([policy.marks.connmark()]).collect();
     let foreign = |rule: &&RuleMessage| !wanted.values().any(|ours| node::same_rule(rule, ours));
-    let rules = found.rules.iter().filter(foreign).filter(|rule| catches(rule, pool)).map(|rule| {
+    let rules = found.rules.iter().filter(foreign).filter(|rule| catches(rule, pool, &marks)).map(|rule| {
         let (priority, table) = (node::priority(rule).unwrap_or(0), node::table(rule).unwrap_or(0));
         format!("the rule {priority}: {}lookup {table} catches packets of pods before our rules do", selectors(rule))
     });
@@ -49,13 +51,12 @@ pub fn shadows(enis: &[EniNet], pool: &[Ipv4Net], policy: &Policy, found: &Found
     all
 }
 
-/// A rule that picks by our addresses, or one before ours that picks by nothing at all.
-fn catches(rule: &RuleMessage, pool: &[Ipv4Net]) -> bool {
+/// A rule that picks by our addresses, or one before ours that picks by our marks or by nothing at all.
+fn catches(rule: &RuleMessage, pool: &[Ipv4Net], marks: &[u32]) -> bool {
     let by_something_else = |attribute: &RuleAttribute| {
         matches!(
             attribute,
-            RuleAttribute::FwMark(_)
-                | RuleAttribute::Iifname(_)
+            RuleAttribute::Iifname(_)
                 | RuleAttribute::Oifname(_)
                 | RuleAttribute::TunId(_)
                 | RuleAttribute::UidRange(_)
@@ -69,6 +70,10 @@ fn catches(rule: &RuleMessage, pool: &[Ipv4Net]) -> bool {
         return false;
     }
     let priority = node::priority(rule).unwrap_or(0);
+    let (mark, mask) = node::mark(rule);
+    if mask != 0 {
+        return priority < marks::PRIORITY_ENI && marks.iter().any(|ours| ours & mask == mark);
+    }
     let (source, destination) = nets(rule);
     let in_pool = |net: Ipv4Net| pool.iter().any(|block| block.contains(&net) || net.contains(block));
     match (source, destination) {
@@ -96,7 +101,11 @@ fn nets(rule: &RuleMessage) -> (Option<Ipv4Net>, Option<Ipv4Net>) {
 fn selectors(rule: &RuleMessage) -> String {
     let (source, destination) = nets(rule);
     let from = source.map_or("from all ".to_owned(), |net| format!("from {net} "));
-    from + &destination.map_or(String::new(), |net| format!("to {net} "))
+    let marked = match node::mark(rule) {
+        (_, 0) => String::new(),
+        (mark, mask) => format!("fwmark {mark:#x}/{mask:#x} "),
+    };
+    from + &destination.map_or(String::new(), |net| format!("to {net} ")) + &marked
 }
 
 /// A pod's address on a link that is no ENI's makes it the host's own.

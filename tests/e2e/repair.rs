@@ -275,6 +275,7 @@ fn what_stands_in_the_way_is_told_and_left_alone() {
     let harms = [
         (format!("rule add pref 100 from {address} lookup 77"), "the rule 100".to_owned()),
         ("rule add pref 200 lookup 77".to_owned(), "the rule 200".to_owned()),
+        ("rule add pref 300 fwmark 1/1 lookup 77".to_owned(), "the rule 300: from all fwmark 0x1/0x1".to_owned()),
         (format!("rule add pref 5000 to {address}/24 lookup 77"), "the rule 5000".to_owned()),
         ("route add 192.0.2.0/24 dev eth1 table 2".to_owned(), "192.0.2.0/24 in table 2".to_owned()),
         (format!("addr add {address}/32 dev lo"), format!("{address}, an address for pods")),

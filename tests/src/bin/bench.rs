@@ -21,6 +21,10 @@ const PODS_FOR_MEMORY: u64 = 100;
 const CALLERS: usize = 16;
 /// Pods of a burst; so many are deleted at once, too.
 const BURST: usize = 100;
+/// Starts of the daemon of each kind.
+const STARTS: usize = 9;
+/// Half of them of the older iptables, half of the newer one.
+const FOREIGN_RULES: u32 = 50_000;
 /// Bursts of each kind, in turns.
 const ROUNDS: usize = 9;
 
@@ -38,7 +42,8 @@ fn bench(floor: &str) -> anyhow::Result<()> {
     let config = LabConfig { nodes: 1, instance_type: "m5.4xlarge".to_owned(), ..LabConfig::default() };
     let lab = Lab::up(&config)?;
     let place = Place::node(&lab, 0);
-    let daemon = Daemon::start(place, &[("MINIMUM_IP_TARGET", "232"), ("AWS_VPC_K8S_CNI_LOGLEVEL", "warn")])?;
+    let settings = [("MINIMUM_IP_TARGET", "232"), ("AWS_VPC_K8S_CNI_LOGLEVEL", "warn")];
+    let daemon = Daemon::start(place, &settings)?;
     let rested = || wait_until(Duration::from_secs(90), || place.number("available").is_ok_and(|free| free == 232));
     rested()?;
     place.sh(&format!("for n in $(seq 0 {}); do ip netns add floor-$n; ip netns add pod-$n; done", RUNS - 1))?;
@@ -65,8 +70,45 @@ fn bench(floor: &str) -> anyhow::Result<()> {
     let status = std::fs::read_to_string(format!("/proc/{}/status", daemon.pid()?))?;
     let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
     let kib: u64 = resident.trim().trim_end_matches(" kB").parse()?;
-    println!("daemon's resident memory with {PODS_FOR_MEMORY} pods: {:.1} MiB", mib(kib * 1024)?);
+    println!("daemon's resident memory with {PODS_FOR_MEMORY} pods: {:.1} MiB\n", mib(kib * 1024)?);
+    daemon.kill()?;
+    println!("{}\n", starts(place, &settings)?);
     Ok(())
+}
+
+/// From the daemon's start to its readiness, on a node without and with many rules of others, whose lock is held.
+fn starts(place: Place<'_>, settings: &[(&str, &str)]) -> anyhow::Result<Table> {
+    let started = || -> anyhow::Result<f64> {
+        let mut times = Vec::new();
+        for _ in 0..STARTS {
+            let started = Instant::now();
+            let daemon = Daemon::start(place, settings)?;
+            times.push(started.elapsed());
+            daemon.kill()?;
+        }
+        Ok(middle(times))
+    };
+    let alone = started()?;
+    place.sh(&format!(
+        "for table in filter nat; do
+             echo \"*$table\"; echo ':BULK - [0:0]'
+             for n in $(seq {0}); do echo \"-A BULK -d 10.$((n / 65536)).$((n / 256 % 256)).$((n % 256)) -j RETURN\"; done
+             echo COMMIT
+         done > /run/bulk
+         iptables-legacy-restore < /run/bulk; iptables-nft-restore < /run/bulk; rm /run/bulk",
+        FOREIGN_RULES / 4
+    ))?;
+    let mut lock = place.command("flock")?;
+    let mut lock = lock.args(["/run/xtables.lock", "cat"]).stdin(Stdio::piped()).spawn().context("cannot run flock")?;
+    let beside = started()?;
+    drop(lock.stdin.take());
+    lock.wait().context("cannot wait for flock")?;
+    let mut table = Table::new();
+    table.load_style(NOTHING).set_header(["start to readiness", "starts", "p50 ms", "ratio"]);
+    table.add_row(["alone".to_owned(), STARTS.to_string(), format!("{alone:.0}"), "1.00".to_owned()]);
+    let name = format!("beside {FOREIGN_RULES} rules of iptables and a held xtables lock");
+    table.add_row([name, STARTS.to_string(), format!("{beside:.0}"), format!("{:.2}", beside / alone)]);
+    Ok(table)
 }
 
 fn one_caller(series: &[serde_json::Value]) -> anyhow::Result<Table> {

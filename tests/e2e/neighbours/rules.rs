@@ -1,0 +1,135 @@
+//! What kube-proxy puts on a node for two services, by hand, in each of the ways there are.
+//!
+//! Endpoint `k` has the cluster address 10.96.0.1k, the node port 3008k for which any node serves, and the node port
+//! 3009k for which only its own node serves, with the client's address. Marks and order are kube-proxy's (its 0x4000).
+
+use std::fmt::Write;
+
+use enid_tests::{Place, traffic::PORT};
+
+/// An address of no endpoint: refused, as kube-proxy refuses a service without endpoints.
+pub const NOBODY: &str = "10.96.0.99";
+/// A port of every endpoint that a policy rejects with a reset.
+pub const REJECTED: u16 = 9999;
+
+/// Who carries services on the node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Proxy {
+    Legacy,
+    Nft,
+    Nftables,
+    Nobody,
+}
+
+impl Proxy {
+    pub const ALL: [Proxy; 4] = [Proxy::Legacy, Proxy::Nft, Proxy::Nftables, Proxy::Nobody];
+
+    /// Puts the rules on a node; `local` says which endpoints live there.
+    pub fn install(self, place: Place<'_>, endpoints: &[String], local: bool) -> anyhow::Result<()> {
+        match self {
+            Proxy::Legacy => feed(place, "iptables-legacy-restore --noflush", &iptables(endpoints, local)),
+            Proxy::Nft => feed(place, "iptables-nft-restore --noflush", &iptables(endpoints, local)),
+            Proxy::Nftables => feed(place, "nft -f -", &nftables(endpoints, local)),
+            Proxy::Nobody => Ok(()),
+        }
+    }
+
+    /// Takes them away.
+    pub fn remove(self, place: Place<'_>) -> anyhow::Result<()> {
+        let empty = "for t in nat filter; do echo \"*$t\"; echo COMMIT; done";
+        match self {
+            Proxy::Legacy => place.sh(&format!("({empty}) | iptables-legacy-restore")),
+            Proxy::Nft => place.sh("nft delete table ip nat; nft delete table ip filter"),
+            Proxy::Nftables => place.sh("nft delete table ip services"),
+            Proxy::Nobody => Ok(String::new()),
+        }
+        .map(drop)
+    }
+}
+
+fn feed(place: Place<'_>, program: &str, text: &str) -> anyhow::Result<()> {
+    place.sh(&format!("{program} <<'RULES'\n{text}RULES")).map(drop)
+}
+
+fn iptables(endpoints: &[String], local: bool) -> String {
+    let mut nat = String::from(
+        "*nat
+:KUBE-MARK-MASQ - [0:0]
+:KUBE-SERVICES - [0:0]
+:KUBE-NODEPORTS - [0:0]
+:KUBE-POSTROUTING - [0:0]
+-A PREROUTING -j KUBE-SERVICES
+-A OUTPUT -j KUBE-SERVICES
+-A POSTROUTING -j KUBE-POSTROUTING
+-A KUBE-MARK-MASQ -j MARK --or-mark 0x4000
+-A KUBE-POSTROUTING -m mark ! --mark 0x4000/0x4000 -j RETURN
+-A KUBE-POSTROUTING -j MARK --xor-mark 0x4000
+-A KUBE-POSTROUTING -j MASQUERADE --random-fully
+",
+    );
+    let mut filter = format!(
+        "*filter
+-A FORWARD -d {NOBODY} -p tcp -j REJECT
+-A OUTPUT -d {NOBODY} -p tcp -j REJECT
+-A FORWARD -m conntrack --ctstate INVALID -j DROP
+"
+    );
+    for (k, address) in endpoints.iter().enumerate() {
+        let _ = write!(
+            nat,
+            ":KUBE-SEP-{k} - [0:0]
+-A KUBE-SEP-{k} -s {address} -j KUBE-MARK-MASQ
+-A KUBE-SEP-{k} -p tcp -j DNAT --to-destination {address}:{PORT}
+-A KUBE-SERVICES -d 10.96.0.1{k} -p tcp --dport 80 -j KUBE-SEP-{k}
+-A KUBE-NODEPORTS -p tcp --dport 3008{k} -j KUBE-MARK-MASQ
+-A KUBE-NODEPORTS -p tcp --dport 3008{k} -j KUBE-SEP-{k}
+"
+        );
+        if local {
+            let _ = writeln!(nat, "-A KUBE-NODEPORTS -p tcp --dport 3009{k} -j KUBE-SEP-{k}");
+        }
+        let _ = writeln!(filter, "-A FORWARD -d {address} -p tcp --dport {REJECTED} -j REJECT --reject-with tcp-reset");
+    }
+    nat.push_str("-A KUBE-SERVICES -m addrtype --dst-type LOCAL -j KUBE-NODEPORTS\nCOMMIT\n");
+    filter.push_str("-A FORWARD -m mark --mark 0x4000/0x4000 -j ACCEPT\n-A FORWARD -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT\nCOMMIT\n");
+    nat + &filter
+}
+
+fn nftables(endpoints: &[String], local: bool) -> String {
+    let mut text = String::from("table ip services {\n  chain masq { meta mark set meta mark | 0x4000; }\n");
+    let (mut services, mut ports, mut rejects) = (String::new(), String::new(), String::new());
+    for (k, address) in endpoints.iter().enumerate() {
+        let _ = writeln!(
+            text,
+            "  chain endpoint{k} {{ ip saddr {address} jump masq; meta l4proto tcp dnat to {address}:{PORT}; }}"
+        );
+        let _ = writeln!(services, "    ip daddr 10.96.0.1{k} tcp dport 80 goto endpoint{k}");
+        let _ = writeln!(ports, "    fib daddr type local tcp dport 3008{k} jump masq");
+        let _ = writeln!(ports, "    fib daddr type local tcp dport 3008{k} goto endpoint{k}");
+        if local {
+            let _ = writeln!(ports, "    fib daddr type local tcp dport 3009{k} goto endpoint{k}");
+        }
+        let _ = writeln!(rejects, "    ip daddr {address} tcp dport {REJECTED} reject with tcp reset");
+    }
+    let nobody = format!("    ip daddr {NOBODY} meta l4proto tcp reject");
+    let _ = write!(
+        text,
+        "  chain prerouting {{ type nat hook prerouting priority dstnat;
+{services}{ports}  }}
+  chain output {{ type nat hook output priority -100;
+{services}{ports}  }}
+  chain postrouting {{ type nat hook postrouting priority srcnat;
+    meta mark & 0x4000 == 0x4000 meta mark set meta mark ^ 0x4000 masquerade fully-random
+  }}
+  chain forward {{ type filter hook forward priority filter;
+{nobody}
+    ct state invalid drop
+{rejects}  }}
+  chain refuse {{ type filter hook output priority filter;
+{nobody}
+  }}
+}}
+"
+    );
+    text
+}
