@@ -3,11 +3,12 @@ SHELL := /bin/bash
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 SHIM := x86_64-unknown-linux-musl
 
-.PHONY: help tools build check test sim demo bench audit chart purity
+.PHONY: help tools build check test test-vm sim demo bench audit chart purity
 
 help:
 	@echo "make demo    two nodes, forty pods, every path a packet can take (KEEP=1 leaves it up)"
 	@echo "make test    everything that tests"
+	@echo "make test-vm pods beside IPVS, under Debian's own kernel in an emulated machine"
 	@echo "make check   format, lints, licences, borders between crates, chart"
 	@echo "make sim     lives of a node from seeds, under every fault (SEEDS=500)"
 	@echo "make bench   ADD and DEL beside the floor; sizes"
@@ -51,6 +52,12 @@ test: root build
 	tools/cnitool
 	tools/plugins
 	tools/test
+
+# The kernel here may lack IPVS: Debian's own has it, in a machine of its own.
+test-vm: root
+	tools/packages
+	@$(MAKE) --no-print-directory build
+	tools/vm sh -c "modprobe -a ip_vs ip_vs_rr dummy && ENID_PROXY=ipvs $$(tools/test-program neighbours) --nocapture"
 
 sim:
 	cargo build --locked --workspace

@@ -152,7 +152,7 @@ fn twenty_pods_come_through_while_half_of_the_calls_are_throttled() {
         let running: Vec<_> = pods.iter().map(|pod| scope.spawn(|| run(pod))).collect();
         wait_until(BOUND, || status()["cause"] == "throttled" && sum(|counted| counted.throttled) >= 3).unwrap();
         assert!(status()["cause_message"].as_str().unwrap().contains("RequestLimitExceeded"), "{}", status());
-        assert_eq!(place.number("waiting").unwrap(), 19);
+        wait_until(BOUND, || place.number("waiting").unwrap() == 19).unwrap();
         let metrics = place.metrics().unwrap();
         let counted = |line: &str| {
             line.starts_with("awscni_aws_api_error_count{")

@@ -8,7 +8,7 @@ mod rules;
 use std::time::Duration;
 
 use enid_tests::{
-    Daemon, Lab, LabConfig, Place, Pod,
+    Backend, Daemon, Lab, LabConfig, Place, Pod,
     traffic::{PORT, Spot, serve},
     wait_until,
 };
@@ -100,7 +100,7 @@ impl Cells {
 
 #[test]
 fn every_cell_of_the_matrix() {
-    let lab = Lab::up(&LabConfig { nodes: 2, ..LabConfig::default() }).unwrap();
+    let lab = Lab::up(&LabConfig { nodes: 2, ec2: Backend::Model, ..LabConfig::default() }).unwrap();
     let (near, far) = (Node::new(&lab, 0), Node::new(&lab, 1));
     let names: Vec<&str> = far.pods.iter().flatten().map(|(name, _)| name.as_str()).collect();
     let _servers = serve(far.place, &names).unwrap();
@@ -111,7 +111,7 @@ fn every_cell_of_the_matrix() {
     let [by_near, by_far] = [&near, &far].map(Node::addresses);
     let [by_near, by_far] = [&by_near, &by_far].map(|list| list.iter().map(String::as_str).collect::<Vec<_>>());
     let mut cells = Cells::default();
-    for proxy in Proxy::ALL {
+    for proxy in Proxy::all() {
         proxy.install(near.place, &endpoints, false).unwrap();
         proxy.install(far.place, &endpoints, true).unwrap();
         for (k, eni) in ["primary", "secondary"].iter().enumerate() {

@@ -19,10 +19,18 @@ pub enum Proxy {
     Nft,
     Nftables,
     Nobody,
+    /// Needs a kernel with it: `make test-vm`.
+    Ipvs,
 }
 
 impl Proxy {
-    pub const ALL: [Proxy; 4] = [Proxy::Legacy, Proxy::Nft, Proxy::Nftables, Proxy::Nobody];
+    /// What this kernel can do, or the one that ENID_PROXY names.
+    pub fn all() -> Vec<Proxy> {
+        match std::env::var("ENID_PROXY").as_deref() {
+            Ok("ipvs") => vec![Proxy::Ipvs],
+            _ => vec![Proxy::Legacy, Proxy::Nft, Proxy::Nftables, Proxy::Nobody],
+        }
+    }
 
     /// Puts the rules on a node; `local` says which endpoints live there.
     pub fn install(self, place: Place<'_>, endpoints: &[String], local: bool) -> anyhow::Result<()> {
@@ -31,6 +39,7 @@ impl Proxy {
             Proxy::Nft => feed(place, "iptables-nft-restore --noflush", &iptables(endpoints, local)),
             Proxy::Nftables => feed(place, "nft -f -", &nftables(endpoints, local)),
             Proxy::Nobody => Ok(()),
+            Proxy::Ipvs => place.sh(&ipvs(endpoints, local)).map(drop),
         }
     }
 
@@ -42,6 +51,9 @@ impl Proxy {
             Proxy::Nft => place.sh("nft delete table ip nat; nft delete table ip filter"),
             Proxy::Nftables => place.sh("nft delete table ip services"),
             Proxy::Nobody => Ok(String::new()),
+            Proxy::Ipvs => {
+                place.sh("ipvsadm -C; ip link del kube-ipvs0; nft delete table ip nat; nft delete table ip filter")
+            }
         }
         .map(drop)
     }
@@ -93,6 +105,46 @@ fn iptables(endpoints: &[String], local: bool) -> String {
     nat.push_str("-A KUBE-SERVICES -m addrtype --dst-type LOCAL -j KUBE-NODEPORTS\nCOMMIT\n");
     filter.push_str("-A FORWARD -m mark --mark 0x4000/0x4000 -j ACCEPT\n-A FORWARD -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT\nCOMMIT\n");
     nat + &filter
+}
+
+/// Cluster addresses are the node's own, on a link of their own; IPVS sends on what comes in for them, in the client's
+/// name. iptables translates what kube-proxy's sets would have it translate.
+fn ipvs(endpoints: &[String], local: bool) -> String {
+    let mut text = format!(
+        "sysctl -q net.ipv4.vs.conntrack=1
+ip link add kube-ipvs0 type dummy
+ip addr add {NOBODY}/32 dev kube-ipvs0
+own=$(ip -4 -o addr show dev eth0 | awk '{{ print $4 }}' | cut -d/ -f1)
+ipvsadm -A -t {NOBODY}:80 -s rr
+iptables-nft -t nat -N KUBE-MARK-MASQ
+iptables-nft -t nat -A KUBE-MARK-MASQ -j MARK --or-mark 0x4000
+iptables-nft -t nat -A POSTROUTING -m mark --mark 0x4000/0x4000 -j MASQUERADE --random-fully
+iptables-nft -A FORWARD -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT
+"
+    );
+    for (k, address) in endpoints.iter().enumerate() {
+        let _ = write!(
+            text,
+            "ip addr add 10.96.0.1{k}/32 dev kube-ipvs0
+iptables-nft -t nat -A POSTROUTING -s {address} -d {address} -p tcp --dport {PORT} -j MASQUERADE
+iptables-nft -A FORWARD -d {address} -p tcp --dport {REJECTED} -j REJECT --reject-with tcp-reset
+# The node itself would speak as the service, whose address it has.
+iptables-nft -t nat -A OUTPUT -s 10.96.0.1{k} -d 10.96.0.1{k} -p tcp --dport 80 -j KUBE-MARK-MASQ
+for chain in PREROUTING OUTPUT; do
+    iptables-nft -t nat -A $chain -m addrtype --dst-type LOCAL -p tcp --dport 3008{k} -j KUBE-MARK-MASQ
+done
+for service in 10.96.0.1{k}:80 $own:3008{k}; do
+    ipvsadm -A -t $service -s rr
+    ipvsadm -a -t $service -r {address}:{PORT} -m
+done
+"
+        );
+        if local {
+            let _ =
+                writeln!(text, "ipvsadm -A -t $own:3009{k} -s rr; ipvsadm -a -t $own:3009{k} -r {address}:{PORT} -m");
+        }
+    }
+    text
 }
 
 fn nftables(endpoints: &[String], local: bool) -> String {
