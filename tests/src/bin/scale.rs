@@ -50,13 +50,14 @@ fn main() -> anyhow::Result<()> {
         ..LabConfig::default()
     };
     let lab = Lab::up(&config)?;
-    let [grows, stays, target] = [0, 1, 2].map(|node| Place::node(&lab, node));
+    // Two nodes of one subnet, and what both send to in another.
+    let [grows, target, stays] = [0, 1, 2].map(|node| Place::node(&lab, node));
     let settings = [("ENABLE_PREFIX_DELEGATION", "true"), ("AWS_VPC_K8S_CNI_LOGLEVEL", "warn")];
     let _daemons = [Daemon::start(grows, &settings)?, Daemon::start(stays, &settings)?];
     let _sink = Sink::open(target)?;
-    let to = &lab.node(2).address;
+    let to = &lab.node(1).address;
     let mut on_stays = Vec::new();
-    fill(stays, 1, SIZES[0], &mut on_stays)?;
+    fill(stays, 2, SIZES[0], &mut on_stays)?;
     let mut on_grows = Vec::new();
     let mut costs = Vec::new();
     for pods in SIZES {
