@@ -17,6 +17,7 @@ help:
 
 tools:
 	tools/packages
+	tools/rust-target $(SHIM)
 	localstack/install
 	tools/cargo-deny
 	tools/helm
@@ -26,6 +27,7 @@ tools:
 
 # One profile for the daemon everywhere; the plugin as it ships, small and static.
 build:
+	tools/rust-target $(SHIM)
 	cargo build --locked --workspace
 	RUSTFLAGS="-C relocation-model=static" cargo build --locked --profile shim --target $(SHIM) -p enid-cni
 
