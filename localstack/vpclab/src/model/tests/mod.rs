@@ -111,6 +111,22 @@ impl World {
 }
 
 #[test]
+fn an_instance_can_start_with_ipv6_addresses() {
+    let mut world = world();
+    let subnet = world.subnet.clone();
+    let instance = world.model.run_instance_at(0, "m5.large", &subnet, None, 2).unwrap();
+    let enis = world.model.enis(0);
+    let held = enis.iter().find(|eni| eni.instance() == Some(&instance)).unwrap();
+    assert_eq!((held.ipv6_addresses.len(), held.addresses.len()), (2, 1));
+    let code = |kind: &str, count: u32| world.model.clone().run_instance_at(0, kind, &subnet, None, count);
+    assert_eq!(code("m5.large", 11).unwrap_err().code, "PrivateIpAddressLimitExceeded");
+    let bare = world.model.create_vpc(&["10.9.0.0/16".parse().unwrap()], None);
+    let bare = world.model.create_subnet(&bare, "10.9.1.0/24".parse().unwrap(), None, "us-east-1a");
+    let refused = world.model.run_instance_at(0, "m5.large", &bare, None, 1).unwrap_err();
+    assert!(refused.message.contains("no IPv6"), "{refused}");
+}
+
+#[test]
 fn an_eni_goes_through_its_states() {
     let mut world = world();
     let eni = world.new_eni(0);
