@@ -19,10 +19,11 @@ use ipnet::Ipv4Net;
 use nix::sys::signal::{SigSet, Signal};
 
 use crate::{
-    Backend, LabConfig, backend, ec2, fabric,
+    Backend, LabConfig, backend, ec2, fabric, fabric6,
     hold::Holder,
     hotplug::{Hotplug, Macs, Plugged},
     imds::{Faults, Metadata, NodeView, write_faults},
+    nd::Responder,
     space,
     state::{Node, State, folder, start_of},
 };
@@ -49,6 +50,7 @@ pub fn serve(config: &LabConfig, until_eof: bool) -> anyhow::Result<()> {
     let signals = SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT]);
     // Before any thread starts: all of them inherit it, one of them waits for the signals.
     signals.thread_block().context("cannot block signals")?;
+    config.check()?;
     refuse_if_live(&config.name)?;
     let folder = folder(&config.name);
     fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
@@ -68,7 +70,6 @@ pub fn check_name(name: &str) -> anyhow::Result<()> {
 
 /// A name can be used again once its lab has ended, however it ended.
 fn refuse_if_live(name: &str) -> anyhow::Result<()> {
-    check_name(name)?;
     if State::read(name).is_ok_and(|state| state.is_live()) {
         bail!("a lab named {name:?} is running already; `vpclab down --name {name}` ends it");
     }
@@ -84,9 +85,15 @@ fn run(config: &LabConfig, until_eof: bool, signals: SigSet) -> anyhow::Result<(
         .map(|index| format!("node{index}"))
         .map(|name| Holder::start(&name, true).map(|holder| (name, holder)))
         .collect::<anyhow::Result<_>>()?;
+    if config.ipv6 {
+        fabric6::prepare(vpc.pid, inet.pid, peer.pid)?;
+    }
     fabric::base(vpc.pid, inet.pid, peer.pid)?;
+    if config.ipv6 {
+        fabric6::base(vpc.pid, inet.pid, peer.pid)?;
+    }
     let mut ec2_process = config.ec2.start(vpc.pid, &folder)?;
-    let (vpc_id, subnets) = space::within(vpc.pid, create_vpc)??;
+    let (vpc_id, subnets) = space::within(vpc.pid, || create_vpc(config.ipv6))??;
     let mut plugged = BTreeMap::new();
     let mut state = State {
         name: config.name.clone(),
@@ -116,7 +123,8 @@ fn run(config: &LabConfig, until_eof: bool, signals: SigSet) -> anyhow::Result<(
         Backend::LocalStack => Macs::Lab,
         Backend::Model => Macs::Ec2,
     };
-    let mut hotplug = Hotplug::new(vpc.pid, plugged, places, metadata.clone(), macs);
+    let responder = config.ipv6.then(|| Responder::start(vpc.pid)).transpose()?;
+    let mut hotplug = Hotplug::new(vpc.pid, plugged, places, metadata.clone(), macs, responder);
     hotplug.follow()?;
     let listener = space::within(vpc.pid, || TcpListener::bind("169.254.169.254:80"))??;
     thread::spawn(move || metadata.serve(&listener));
@@ -152,11 +160,14 @@ fn wait_for_the_end(until_eof: bool, signals: SigSet) {
     let _ = end.recv();
 }
 
-fn create_vpc() -> anyhow::Result<(String, Vec<String>)> {
-    let vpc_id = ec2::first(&ec2::call("CreateVpc", &[("CidrBlock", fabric::VPC_CIDR)])?, "vpcId")?;
+fn create_vpc(ipv6: bool) -> anyhow::Result<(String, Vec<String>)> {
+    let mut parameters = vec![("CidrBlock", fabric::VPC_CIDR)];
+    parameters.extend(ipv6.then_some(("Ipv6CidrBlock", fabric6::VPC_CIDR_V6)));
+    let vpc_id = ec2::first(&ec2::call("CreateVpc", &parameters)?, "vpcId")?;
     let mut subnets = Vec::new();
-    for (cidr, _, zone) in fabric::SUBNETS {
-        let parameters = [("VpcId", vpc_id.as_str()), ("CidrBlock", cidr), ("AvailabilityZone", zone)];
+    for ((cidr, _, zone), (cidr_v6, _)) in fabric::SUBNETS.into_iter().zip(fabric::SUBNETS_V6) {
+        let mut parameters = vec![("VpcId", vpc_id.as_str()), ("CidrBlock", cidr), ("AvailabilityZone", zone)];
+        parameters.extend(ipv6.then_some(("Ipv6CidrBlock", cidr_v6)));
         subnets.push(ec2::first(&ec2::call("CreateSubnet", &parameters)?, "subnetId")?);
     }
     Ok((vpc_id, subnets))
@@ -166,7 +177,7 @@ fn run_instance(config: &LabConfig, index: usize, subnet_id: &str) -> anyhow::Re
     let (cidr, ..) = fabric::SUBNETS[fabric::subnet_of(index, config.large_subnets)];
     let subnet: Ipv4Net = cidr.parse().context("a subnet of the lab")?;
     let address = subnet.hosts().nth(9 + index).context("a node for which the subnet has no address")?.to_string();
-    let parameters = [
+    let mut parameters = vec![
         ("ImageId", "ami-12c6146b"),
         ("InstanceType", config.instance_type.as_str()),
         ("SubnetId", subnet_id),
@@ -174,7 +185,10 @@ fn run_instance(config: &LabConfig, index: usize, subnet_id: &str) -> anyhow::Re
         ("MinCount", "1"),
         ("MaxCount", "1"),
     ];
-    let instance_id = ec2::first(&ec2::call("RunInstances", &parameters)?, "instanceId")?;
+    parameters.extend(config.ipv6.then_some(("Ipv6AddressCount", "1")));
+    let answer = ec2::call("RunInstances", &parameters)?;
+    let instance_id = ec2::first(&answer, "instanceId")?;
+    let address_v6 = config.ipv6.then(|| ec2::first(&answer, "ipv6Address")).transpose()?;
     let public_address = fabric::public_address(index);
     let node = Node {
         name: String::new(),
@@ -183,7 +197,8 @@ fn run_instance(config: &LabConfig, index: usize, subnet_id: &str) -> anyhow::Re
         address,
         public_address: public_address.clone(),
         subnet_id: subnet_id.to_owned(),
+        address_v6,
     };
-    let instance_type = config.instance_type.clone();
-    Ok((node, NodeView { instance_id, instance_type, public_address, ..NodeView::default() }))
+    let (instance_type, ipv6) = (config.instance_type.clone(), config.ipv6);
+    Ok((node, NodeView { instance_id, instance_type, public_address, ipv6, ..NodeView::default() }))
 }
