@@ -2,7 +2,7 @@
 
 use anyhow::bail;
 
-use crate::{Backend, serve};
+use crate::{Backend, model, serve};
 
 /// What a lab should have.
 #[derive(Clone, Debug)]
@@ -20,6 +20,9 @@ pub struct LabConfig {
     /// The VPC has IPv6 ranges, and each node an IPv6 address of its own. Only with the model: LocalStack has
     /// no IPv6 prefixes.
     pub ipv6: bool,
+    /// Network cards of each node that have an EFA-only ENI at device index 1. Only with the model: LocalStack
+    /// has no cards.
+    pub efa_only_cards: Vec<u32>,
 }
 
 impl Default for LabConfig {
@@ -31,6 +34,7 @@ impl Default for LabConfig {
             ec2: Backend::default(),
             large_subnets: false,
             ipv6: false,
+            efa_only_cards: Vec::new(),
         }
     }
 }
@@ -42,6 +46,21 @@ impl LabConfig {
         if self.ipv6 && self.ec2 == Backend::LocalStack {
             bail!("a lab with IPv6 needs the model of EC2 (--ec2 model): LocalStack has no IPv6 prefixes");
         }
+        if !self.efa_only_cards.is_empty() && self.ec2 == Backend::LocalStack {
+            bail!("EFA-only ENIs need the model of EC2 (--ec2 model): LocalStack has no network cards");
+        }
+        let mut cards = self.efa_only_cards.clone();
+        cards.sort_unstable();
+        if let Some(twice) = cards.windows(2).find(|pair| pair[0] == pair[1]) {
+            bail!("network card {} can have one EFA-only ENI at device index 1, not two", twice[0]);
+        }
+        // A type that the model does not know is refused by the model itself.
+        let known = model::limits(&self.instance_type).map(|limits| limits.cards.len());
+        if let (Some(known), Some(card)) = (known, cards.last())
+            && usize::try_from(*card).is_ok_and(|card| card >= known)
+        {
+            bail!("{} has {known} network cards, counted from 0, so none is card {card}", self.instance_type);
+        }
         Ok(())
     }
 
@@ -52,7 +71,11 @@ impl LabConfig {
         args.extend(["--instance-type", &self.instance_type, "--ec2", self.ec2.as_str()]);
         args.extend(self.large_subnets.then_some("--large-subnets"));
         args.extend(self.ipv6.then_some("--ipv6"));
-        args.into_iter().map(str::to_owned).collect()
+        let mut args: Vec<String> = args.into_iter().map(str::to_owned).collect();
+        for card in &self.efa_only_cards {
+            args.extend(["--efa-only-card".to_owned(), card.to_string()]);
+        }
+        args
     }
 }
 
@@ -67,5 +90,25 @@ mod tests {
         assert!(LabConfig { ec2: Backend::Model, ..config.clone() }.check().is_ok());
         assert!(config.serve_args().contains(&"--ipv6".to_owned()));
         assert!(LabConfig::default().check().is_ok());
+    }
+
+    #[test]
+    fn efa_only_enis_are_on_cards_that_there_are() {
+        let config = |cards: &[u32], ec2: Backend| LabConfig {
+            instance_type: "c6in.32xlarge".to_owned(),
+            efa_only_cards: cards.to_vec(),
+            ec2,
+            ..LabConfig::default()
+        };
+        assert!(config(&[0, 1], Backend::Model).check().is_ok());
+        assert!(config(&[0, 1], Backend::Model).serve_args().ends_with(&["--efa-only-card", "1"].map(str::to_owned)));
+        for (cards, ec2, why) in [
+            (&[1][..], Backend::LocalStack, "--ec2 model"),
+            (&[2], Backend::Model, "c6in.32xlarge has 2 network cards"),
+            (&[1, 0, 1], Backend::Model, "card 1 can have one"),
+        ] {
+            let refused = config(cards, ec2).check().unwrap_err().to_string();
+            assert!(refused.contains(why), "{refused}");
+        }
     }
 }

@@ -149,6 +149,11 @@ pub fn port_sysctls(vpc: u32, name: &str) -> anyhow::Result<()> {
     sysctls(vpc, &format!("ipv4/neigh/{name}"), &[("proxy_delay", "0")])
 }
 
+/// A port that is only a link, as an EFA-only ENI's: it has no address and answers nothing.
+pub fn port_without_ip(vpc: u32, name: &str) -> anyhow::Result<()> {
+    sysctls(vpc, &format!("ipv6/conf/{name}"), &[("disable_ipv6", "1")])
+}
+
 /// Sets values below a folder of `/proc/sys/net`.
 pub fn sysctls(pid: u32, folder: &str, values: &[(&str, &str)]) -> anyhow::Result<()> {
     let lines: Vec<String> =

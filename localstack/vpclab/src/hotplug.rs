@@ -129,6 +129,10 @@ impl Hotplug {
             let node = &self.nodes[instance];
             if before.is_none() {
                 space::feed(self.vpc_pid, &["ip", "-batch", "-"], &fabric::plug(port, node.pid))?;
+                if port.addresses.is_empty() {
+                    fabric::port_without_ip(self.vpc_pid, &port.name)?;
+                    continue;
+                }
                 fabric::port_sysctls(self.vpc_pid, &port.name)?;
                 if self.discovery.is_some() {
                     fabric6::plug(self.vpc_pid, node.pid, port)?;

@@ -7,6 +7,7 @@
 //! ports and metadata ([`hotplug`]). The VPC drops and counts packets with a source that EC2 did not assign
 //! to their ENI, so a wrong route or a missing SNAT is a lost packet and a number.
 
+mod account;
 mod backend;
 mod config;
 pub mod ec2;

@@ -47,12 +47,15 @@ struct Size {
     /// Give the VPC IPv6 ranges and each node an IPv6 address; needs --ec2 model
     #[arg(long)]
     ipv6: bool,
+    /// Attach an EFA-only ENI to this network card of each node; may be repeated; needs --ec2 model
+    #[arg(long = "efa-only-card", value_name = "CARD")]
+    efa_only_cards: Vec<u32>,
 }
 
 impl Size {
     fn of(self, name: &str) -> LabConfig {
-        let Size { nodes, instance_type, ec2, large_subnets, ipv6 } = self;
-        LabConfig { name: name.to_owned(), nodes, instance_type, ec2, large_subnets, ipv6 }
+        let Size { nodes, instance_type, ec2, large_subnets, ipv6, efa_only_cards } = self;
+        LabConfig { name: name.to_owned(), nodes, instance_type, ec2, large_subnets, ipv6, efa_only_cards }
     }
 }
 

@@ -15,11 +15,10 @@ use std::{
 };
 
 use anyhow::{Context, bail};
-use ipnet::Ipv4Net;
 use nix::sys::signal::{SigSet, Signal};
 
 use crate::{
-    Backend, LabConfig, backend, ec2, fabric, fabric6,
+    Backend, LabConfig, account, backend, ec2, fabric, fabric6,
     hold::Holder,
     hotplug::{Hotplug, Macs, Plugged},
     imds::{Faults, Metadata, NodeView, write_faults},
@@ -93,7 +92,7 @@ fn run(config: &LabConfig, until_eof: bool, signals: SigSet) -> anyhow::Result<(
         fabric6::base(vpc.pid, inet.pid, peer.pid)?;
     }
     let mut ec2_process = config.ec2.start(vpc.pid, &folder)?;
-    let (vpc_id, subnets) = space::within(vpc.pid, || create_vpc(config.ipv6))??;
+    let (vpc_id, subnets) = space::within(vpc.pid, || account::create_vpc(config.ipv6))??;
     let mut plugged = BTreeMap::new();
     let mut state = State {
         name: config.name.clone(),
@@ -109,13 +108,14 @@ fn run(config: &LabConfig, until_eof: bool, signals: SigSet) -> anyhow::Result<(
     };
     for (index, (name, holder)) in nodes.iter().enumerate() {
         let subnet = fabric::subnet_of(index, config.large_subnets);
-        let (node, view) = space::within(vpc.pid, || run_instance(config, index, &subnets[subnet]))??;
+        let (node, view) = space::within(vpc.pid, || account::run_instance(config, index, &subnets[subnet]))??;
         let node = Node { name: name.clone(), pid: holder.pid, subnet_id: subnets[subnet].clone(), ..node };
         let view = NodeView { vpc_id: vpc_id.clone(), subnet, ..view };
         let public_address = node.public_address.clone();
         plugged.insert(node.instance_id.clone(), Plugged { pid: holder.pid, view, public_address });
         state.nodes.push(node);
     }
+    space::within(vpc.pid, || account::attach_efas(config, &state.nodes))??;
     let metadata = Metadata::new(&config.name);
     write_faults(&config.name, &Faults::default())?;
     let places = subnets.iter().cloned().enumerate().map(|(place, id)| (id, place)).collect();
@@ -158,47 +158,4 @@ fn wait_for_the_end(until_eof: bool, signals: SigSet) {
         let _ = sender.send(());
     });
     let _ = end.recv();
-}
-
-fn create_vpc(ipv6: bool) -> anyhow::Result<(String, Vec<String>)> {
-    let mut parameters = vec![("CidrBlock", fabric::VPC_CIDR)];
-    parameters.extend(ipv6.then_some(("Ipv6CidrBlock", fabric6::VPC_CIDR_V6)));
-    let vpc_id = ec2::first(&ec2::call("CreateVpc", &parameters)?, "vpcId")?;
-    let mut subnets = Vec::new();
-    for ((cidr, _, zone), (cidr_v6, _)) in fabric::SUBNETS.into_iter().zip(fabric::SUBNETS_V6) {
-        let mut parameters = vec![("VpcId", vpc_id.as_str()), ("CidrBlock", cidr), ("AvailabilityZone", zone)];
-        parameters.extend(ipv6.then_some(("Ipv6CidrBlock", cidr_v6)));
-        subnets.push(ec2::first(&ec2::call("CreateSubnet", &parameters)?, "subnetId")?);
-    }
-    Ok((vpc_id, subnets))
-}
-
-fn run_instance(config: &LabConfig, index: usize, subnet_id: &str) -> anyhow::Result<(Node, NodeView)> {
-    let (cidr, ..) = fabric::SUBNETS[fabric::subnet_of(index, config.large_subnets)];
-    let subnet: Ipv4Net = cidr.parse().context("a subnet of the lab")?;
-    let address = subnet.hosts().nth(9 + index).context("a node for which the subnet has no address")?.to_string();
-    let mut parameters = vec![
-        ("ImageId", "ami-12c6146b"),
-        ("InstanceType", config.instance_type.as_str()),
-        ("SubnetId", subnet_id),
-        ("PrivateIpAddress", address.as_str()),
-        ("MinCount", "1"),
-        ("MaxCount", "1"),
-    ];
-    parameters.extend(config.ipv6.then_some(("Ipv6AddressCount", "1")));
-    let answer = ec2::call("RunInstances", &parameters)?;
-    let instance_id = ec2::first(&answer, "instanceId")?;
-    let address_v6 = config.ipv6.then(|| ec2::first(&answer, "ipv6Address")).transpose()?;
-    let public_address = fabric::public_address(index);
-    let node = Node {
-        name: String::new(),
-        pid: 0,
-        instance_id: instance_id.clone(),
-        address,
-        public_address: public_address.clone(),
-        subnet_id: subnet_id.to_owned(),
-        address_v6,
-    };
-    let (instance_type, ipv6) = (config.instance_type.clone(), config.ipv6);
-    Ok((node, NodeView { instance_id, instance_type, public_address, ipv6, ..NodeView::default() }))
 }
