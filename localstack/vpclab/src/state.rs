@@ -46,7 +46,7 @@ pub struct Node {
     /// Subnet of its primary ENI.
     pub subnet_id: String,
     /// IPv6 address of the primary ENI, in a lab that has IPv6.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub address_v6: Option<String>,
 }
 
