@@ -33,8 +33,8 @@ fn held(place: Place<'_>) -> anyhow::Result<Enis> {
     let node = place.lab.state().nodes.iter().find(|node| node.name == place.name).context("not a node")?;
     let mut held = Enis::new();
     for eni in place.lab.enis()? {
-        let (instance, _) = eni.attachment.with_context(|| format!("{} hangs nowhere", eni.id))?;
-        if instance == node.instance_id {
+        let attachment = eni.attachment.with_context(|| format!("{} hangs nowhere", eni.id))?;
+        if attachment.instance_id == node.instance_id {
             let singles = eni.addresses.iter().skip(1).filter_map(|address| address.parse::<IpAddr>().ok());
             let prefixes = eni.prefixes.iter().filter_map(|prefix| prefix.parse().ok());
             held.insert(eni.id, singles.map(IpNet::from).chain(prefixes).collect());

@@ -88,8 +88,26 @@ pub fn first(xml: &str, name: &str) -> anyhow::Result<String> {
     found.map(str::to_owned).with_context(|| format!("EC2's answer has no {name}: {xml}"))
 }
 
-/// One ENI as EC2 describes it.
+/// What ties an ENI to an instance.
 #[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Attachment {
+    /// The instance.
+    pub instance_id: String,
+    /// Network card.
+    pub card: u32,
+    /// On its card.
+    pub device_index: u32,
+}
+
+impl Attachment {
+    /// Whether it is the instance's first ENI. Device indices repeat from card to card.
+    pub fn is_primary(&self) -> bool {
+        (self.card, self.device_index) == (0, 0)
+    }
+}
+
+/// One ENI as EC2 describes it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Eni {
     /// Its id.
     pub id: String,
@@ -97,14 +115,18 @@ pub struct Eni {
     pub subnet_id: String,
     /// Its security groups.
     pub groups: Vec<String>,
-    /// Its addresses, the primary one first.
+    /// Its addresses, the primary one first; an EFA-only ENI has none.
     pub addresses: Vec<String>,
     /// Its /28 prefixes.
     pub prefixes: Vec<String>,
+    /// Its IPv6 addresses outside of prefixes.
+    pub ipv6_addresses: Vec<String>,
+    /// Its /80 prefixes.
+    pub ipv6_prefixes: Vec<String>,
     /// Its MAC as EC2 has it.
     pub mac: String,
-    /// Instance and device index, from the end of "attaching" to the end of "detaching".
-    pub attachment: Option<(String, u32)>,
+    /// Where it is, from the end of "attaching" to the end of "detaching".
+    pub attachment: Option<Attachment>,
 }
 
 /// All ENIs, as they are: the model shows the network what it shows callers of the API late or never.
@@ -123,13 +145,22 @@ fn eni(item: Node<'_, '_>) -> Option<Eni> {
     addresses.sort_by_key(|(secondary, _)| *secondary);
     let attachment = child(item, "attachment")
         .filter(|attachment| text(*attachment, "status").as_deref() != Some("attaching"))
-        .and_then(|attachment| Some((text(attachment, "instanceId")?, text(attachment, "deviceIndex")?.parse().ok()?)));
+        .and_then(|attachment| {
+            Some(Attachment {
+                instance_id: text(attachment, "instanceId")?,
+                // LocalStack knows of no cards.
+                card: text(attachment, "networkCardIndex").and_then(|card| card.parse().ok()).unwrap_or(0),
+                device_index: text(attachment, "deviceIndex")?.parse().ok()?,
+            })
+        });
     Some(Eni {
         id: text(item, "networkInterfaceId")?,
         subnet_id: text(item, "subnetId")?,
         groups: list(item, "groupSet").filter_map(|group| text(group, "groupId")).collect(),
         addresses: addresses.into_iter().map(|(_, address)| address).collect(),
         prefixes: list(item, "ipv4PrefixSet").filter_map(|prefix| text(prefix, "ipv4Prefix")).collect(),
+        ipv6_addresses: list(item, "ipv6AddressesSet").filter_map(|address| text(address, "ipv6Address")).collect(),
+        ipv6_prefixes: list(item, "ipv6PrefixSet").filter_map(|prefix| text(prefix, "ipv6Prefix")).collect(),
         mac: text(item, "macAddress").unwrap_or_default(),
         attachment,
     })

@@ -5,7 +5,7 @@ use std::fmt::Write;
 
 use anyhow::Context;
 
-use crate::{Drops, hotplug::Port, space};
+use crate::{Drops, port::Port, space};
 
 /// The VPC.
 pub const VPC_CIDR: &str = "10.0.0.0/16";
@@ -17,6 +17,14 @@ pub const SUBNETS: [(&str, &str, &str); 2 * ZONES] = [
     ("10.0.2.0/24", "10.0.2.1", "us-east-1b"),
     ("10.0.64.0/19", "10.0.64.1", "us-east-1a"),
     ("10.0.96.0/19", "10.0.96.1", "us-east-1b"),
+];
+
+/// The IPv6 half of each subnet: its range, and an address that the router has in it.
+pub const SUBNETS_V6: [(&str, &str); 2 * ZONES] = [
+    ("2001:db8:aa00:1::/64", "2001:db8:aa00:1::1"),
+    ("2001:db8:aa00:2::/64", "2001:db8:aa00:2::1"),
+    ("2001:db8:aa00:64::/64", "2001:db8:aa00:64::1"),
+    ("2001:db8:aa00:96::/64", "2001:db8:aa00:96::1"),
 ];
 
 /// Place in [`SUBNETS`] of the subnet that this node lives in.
@@ -57,8 +65,8 @@ route add blackhole {VPC_CIDR}"
     };
     space::feed(inet, &["ip", "-batch", "-"], &outside(INTERNET_SERVER, "198.51.100.1"))?;
     space::feed(peer, &["ip", "-batch", "-"], &outside(PEER_CLIENT, "172.31.0.1"))?;
-    sysctls(vpc, "all", &[("rp_filter", "0"), ("forwarding", "1"), ("send_redirects", "0")])?;
-    sysctls(vpc, "default", &[("rp_filter", "0"), ("send_redirects", "0")])?;
+    sysctls(vpc, "ipv4/conf/all", &[("rp_filter", "0"), ("forwarding", "1"), ("send_redirects", "0")])?;
+    sysctls(vpc, "ipv4/conf/default", &[("rp_filter", "0"), ("send_redirects", "0")])?;
     space::feed(vpc, &["nft", "-f", "-"], FILTER)
 }
 
@@ -110,9 +118,9 @@ pub fn sets(ports: &[Port], public: &[(String, String)]) -> String {
 
 /// The batch that plugs a port in: the link with its far end in the node, up on the VPC's side.
 pub fn plug(port: &Port, node_pid: u32) -> String {
-    let Port { name, mac, device_index, .. } = port;
+    let Port { name, link, mac, .. } = port;
     format!(
-        "link add {name} mtu {VPC_MTU} type veth peer name eth{device_index} address {mac} mtu {VPC_MTU} netns {node_pid}
+        "link add {name} mtu {VPC_MTU} type veth peer name {link} address {mac} mtu {VPC_MTU} netns {node_pid}
 link set {name} up
 "
     )
@@ -136,14 +144,20 @@ pub fn addresses(port: &Port, gone: &[String]) -> String {
 
 /// A port answers ARP for whatever the VPC knows, the gateway included, at once.
 pub fn port_sysctls(vpc: u32, name: &str) -> anyhow::Result<()> {
-    sysctls(vpc, name, &[("proxy_arp", "1"), ("rp_filter", "0"), ("send_redirects", "0")])?;
-    let delay = format!("echo 0 > /proc/sys/net/ipv4/neigh/{name}/proxy_delay");
-    space::output(space::command(vpc, "sh").args(["-c", &delay])).map(drop)
+    let ours = [("proxy_arp", "1"), ("rp_filter", "0"), ("send_redirects", "0")];
+    sysctls(vpc, &format!("ipv4/conf/{name}"), &ours)?;
+    sysctls(vpc, &format!("ipv4/neigh/{name}"), &[("proxy_delay", "0")])
 }
 
-fn sysctls(pid: u32, link: &str, values: &[(&str, &str)]) -> anyhow::Result<()> {
+/// A port that is only a link, as an EFA-only ENI's: it has no address and answers nothing.
+pub fn port_without_ip(vpc: u32, name: &str) -> anyhow::Result<()> {
+    sysctls(vpc, &format!("ipv6/conf/{name}"), &[("disable_ipv6", "1")])
+}
+
+/// Sets values below a folder of `/proc/sys/net`.
+pub fn sysctls(pid: u32, folder: &str, values: &[(&str, &str)]) -> anyhow::Result<()> {
     let lines: Vec<String> =
-        values.iter().map(|(key, value)| format!("echo {value} > /proc/sys/net/ipv4/conf/{link}/{key}")).collect();
+        values.iter().map(|(key, value)| format!("echo {value} > /proc/sys/net/{folder}/{key}")).collect();
     space::output(space::command(pid, "sh").args(["-ec", &lines.join("\n")])).map(drop)
 }
 
@@ -155,16 +169,17 @@ pub fn dhcp(node_pid: u32, port: &Port, gateway: &str, prefix_len: &str) -> anyh
     space::feed(node_pid, &["ip", "-batch", "-"], &batch)
 }
 
-/// The counters of the filter.
+/// The counters of the filter, both halves of it.
 pub fn drops(vpc: u32) -> anyhow::Result<Drops> {
-    let text = space::output(space::command(vpc, "nft").args(["list", "counters", "table", "ip", "fabric"]))?;
+    let text = space::output(space::command(vpc, "nft").args(["list", "counters"]))?;
     Ok(Drops { foreign_source: packets(&text, "foreign_source")?, inet_private: packets(&text, "inet_private")? })
 }
 
 fn packets(text: &str, name: &str) -> anyhow::Result<u64> {
-    let after = text.split(&format!("counter {name} ")).nth(1);
-    let number = after.and_then(|rest| rest.split("packets ").nth(1)?.split_whitespace().next()?.parse().ok());
-    number.with_context(|| format!("no counter {name} in {text}"))
+    let number = |rest: &str| rest.split("packets ").nth(1)?.split_whitespace().next()?.parse().ok();
+    let all: Option<Vec<u64>> = text.split(&format!("counter {name} ")).skip(1).map(number).collect();
+    let all = all.filter(|all| !all.is_empty());
+    Ok(all.with_context(|| format!("no counter {name} in {text}"))?.iter().sum())
 }
 
 #[cfg(test)]
@@ -175,8 +190,8 @@ mod tests {
         Port {
             name: "p-0123456789a".to_owned(),
             mac: "02:00:00:00:00:01".to_owned(),
-            device_index: 1,
             addresses: vec!["10.0.1.20".to_owned()],
+            ..Port::default()
         }
     }
 
@@ -192,6 +207,9 @@ mod tests {
     fn counters_are_read() {
         let text = "table ip fabric {\n counter foreign_source {\n packets 3 bytes 180\n }\n counter inet_private {\n packets 0 bytes 0 }}";
         assert_eq!((packets(text, "foreign_source").unwrap(), packets(text, "inet_private").unwrap()), (3, 0));
+        let both = format!("{text}\ntable ip6 fabric {{\n counter foreign_source {{\n packets 2 bytes 9\n }}");
+        assert_eq!(packets(&both, "foreign_source").unwrap(), 5);
+        assert!(packets(text, "no_such").is_err());
     }
 
     #[test]

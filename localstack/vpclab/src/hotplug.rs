@@ -12,30 +12,20 @@ use std::{
     time::Duration,
 };
 
-use ipnet::{Ipv4AddrRange, Ipv4Net};
+use anyhow::Context;
+use nix::net::if_::if_nametoindex;
 
 use crate::{
     ec2::{self, Eni},
-    fabric,
+    fabric, fabric6,
     imds::{EniView, Metadata, NodeView},
+    nd::{Asker, Responder},
+    port::{Port, mac, nets_v6},
     space, wait,
 };
 
 /// How often EC2 is asked.
 const PERIOD: Duration = Duration::from_millis(150);
-
-/// One ENI's port in the VPC.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Port {
-    /// Link on the VPC's side.
-    pub name: String,
-    /// The ENI's MAC.
-    pub mac: String,
-    /// Device index in the node.
-    pub device_index: u32,
-    /// What EC2 assigned, the primary address first, prefixes address by address.
-    pub addresses: Vec<String>,
-}
 
 /// A node, as the loop needs it.
 #[derive(Clone, Debug)]
@@ -59,6 +49,8 @@ pub struct Hotplug {
     /// The last views that metadata was told.
     told: Vec<NodeView>,
     macs: Macs,
+    /// In a lab with IPv6: who answers neighbour solicitations, and the number of each port's link.
+    discovery: Option<(Responder, BTreeMap<String, usize>)>,
 }
 
 /// Whose MACs the links have.
@@ -71,15 +63,17 @@ pub enum Macs {
 }
 
 impl Hotplug {
-    /// A fabric without ports.
+    /// A fabric without ports. `responder`: the lab has IPv6.
     pub fn new(
         vpc_pid: u32,
         nodes: BTreeMap<String, Plugged>,
         subnets: BTreeMap<String, usize>,
         metadata: Metadata,
         macs: Macs,
+        responder: Option<Responder>,
     ) -> Self {
-        Hotplug { vpc_pid, nodes, subnets, ports: BTreeMap::new(), metadata, told: Vec::new(), macs }
+        let discovery = responder.map(|responder| (responder, BTreeMap::new()));
+        Hotplug { vpc_pid, nodes, subnets, ports: BTreeMap::new(), metadata, told: Vec::new(), macs, discovery }
     }
 
     /// Asks EC2 again and again until told to stop. A call that fails changes nothing.
@@ -102,14 +96,17 @@ impl Hotplug {
         let wanted: BTreeMap<String, (String, Port)> = enis
             .iter()
             .filter_map(|eni| {
-                let (instance, device_index) = eni.attachment.clone()?;
-                self.nodes.contains_key(&instance).then(|| (eni.id.clone(), (instance, port(eni, device_index))))
+                let attachment = eni.attachment.as_ref()?;
+                let instance = attachment.instance_id.clone();
+                self.nodes.contains_key(&instance).then(|| (eni.id.clone(), (instance, Port::of(eni, attachment))))
             })
             .collect();
         if wanted != self.ports {
             self.apply(&wanted)?;
             self.ports = wanted;
+            self.number_links()?;
         }
+        self.teach(&enis);
         let views = self.views(&enis);
         if views != self.told {
             self.metadata.publish(views.clone());
@@ -132,91 +129,99 @@ impl Hotplug {
             let node = &self.nodes[instance];
             if before.is_none() {
                 space::feed(self.vpc_pid, &["ip", "-batch", "-"], &fabric::plug(port, node.pid))?;
+                if port.addresses.is_empty() {
+                    fabric::port_without_ip(self.vpc_pid, &port.name)?;
+                    continue;
+                }
                 fabric::port_sysctls(self.vpc_pid, &port.name)?;
+                if self.discovery.is_some() {
+                    fabric6::plug(self.vpc_pid, node.pid, port)?;
+                }
             }
             let held = before.map(|port| port.addresses.clone()).unwrap_or_default();
             let gone: Vec<String> = held.into_iter().filter(|ip| !port.addresses.contains(ip)).collect();
             space::feed(self.vpc_pid, &["ip", "-batch", "-"], &fabric::addresses(port, &gone))?;
-            if before.is_none() && port.device_index == 0 {
+            if before.is_none() && port.primary {
                 let (cidr, gateway, _) = fabric::SUBNETS[node.view.subnet];
                 let prefix_len = cidr.rsplit('/').next().unwrap_or("24");
                 fabric::dhcp(node.pid, port, gateway, prefix_len)?;
+            }
+            if self.discovery.is_some() {
+                self.apply_v6(node, before, port)?;
             }
         }
         let ports: Vec<Port> = wanted.values().map(|(_, port)| port.clone()).collect();
         let public: Vec<(String, String)> = wanted
             .values()
-            .filter(|(_, port)| port.device_index == 0)
+            .filter(|(_, port)| port.primary)
             .filter_map(|(instance, port)| {
                 Some((port.addresses.first()?.clone(), self.nodes[instance].public_address.clone()))
             })
             .collect();
-        space::feed(self.vpc_pid, &["nft", "-f", "-"], &fabric::sets(&ports, &public))
+        let mut sets = fabric::sets(&ports, &public);
+        if self.discovery.is_some() {
+            sets += &fabric6::sets(&ports);
+        }
+        space::feed(self.vpc_pid, &["nft", "-f", "-"], &sets)
+    }
+
+    fn apply_v6(&self, node: &Plugged, before: Option<&Port>, port: &Port) -> anyhow::Result<()> {
+        let held = before.map(|port| port.nets_v6.as_slice()).unwrap_or_default();
+        let gone: Vec<_> = held.iter().filter(|net| !port.nets_v6.contains(net)).copied().collect();
+        space::feed(self.vpc_pid, &fabric6::BATCH, &fabric6::addresses(port, &gone))?;
+        if before.is_none() && port.primary {
+            let address = port.nets_v6.first().context("a primary ENI without an IPv6 address")?;
+            let (cidr, _) = fabric::SUBNETS_V6[node.view.subnet];
+            fabric6::dhcp(node.pid, address, cidr)?;
+        }
+        Ok(())
+    }
+
+    /// Links keep their numbers, and new ones have new numbers.
+    fn number_links(&mut self) -> anyhow::Result<()> {
+        if let Some((_, numbers)) = &mut self.discovery {
+            let names = self.ports.values().map(|(_, port)| port.name.clone());
+            *numbers = space::within(self.vpc_pid, || {
+                let number = |name: &str| usize::try_from(if_nametoindex(name).ok()?).ok();
+                names.filter_map(|name| Some((name.clone(), number(&name)?))).collect()
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Lets neighbour discovery know what EC2 says now.
+    fn teach(&self, enis: &[Eni]) {
+        let Some((responder, numbers)) = &self.discovery else { return };
+        let askers = self.ports.values().filter_map(|(_, port)| {
+            Some((*numbers.get(&port.name)?, Asker { mac: port.own_mac()?, own: port.nets_v6.clone() }))
+        });
+        responder.learn(askers.collect(), enis.iter().flat_map(nets_v6).collect());
     }
 
     fn views(&self, enis: &[Eni]) -> Vec<NodeView> {
         let of = |instance: &str| {
-            let attached =
-                enis.iter().filter(|eni| eni.attachment.as_ref().is_some_and(|(owner, _)| owner == instance));
+            let attached = enis.iter().filter_map(|eni| {
+                Some((eni, eni.attachment.as_ref().filter(|attachment| attachment.instance_id == instance)?))
+            });
             attached
-                .map(|eni| {
+                .map(|(eni, attachment)| {
                     let subnet = self.subnets.get(&eni.subnet_id).copied().unwrap_or(0);
                     EniView {
                         id: eni.id.clone(),
                         mac: eni.mac.clone(),
-                        device_index: eni.attachment.as_ref().map_or(0, |(_, index)| *index),
+                        card: attachment.card,
+                        device_index: attachment.device_index,
                         subnet_id: eni.subnet_id.clone(),
                         subnet,
                         addresses: eni.addresses.clone(),
                         prefixes: eni.prefixes.clone(),
+                        ipv6_addresses: eni.ipv6_addresses.clone(),
+                        ipv6_prefixes: eni.ipv6_prefixes.clone(),
                         groups: eni.groups.clone(),
                     }
                 })
                 .collect()
         };
         self.nodes.values().map(|node| NodeView { enis: of(&node.view.instance_id), ..node.view.clone() }).collect()
-    }
-}
-
-fn port(eni: &Eni, device_index: u32) -> Port {
-    // Names have 15 bytes at most, and ids differ in their last digits too.
-    let id = eni.id.trim_start_matches("eni-");
-    let name = format!("p-{}", &id[id.len().saturating_sub(12)..]);
-    let mut addresses = eni.addresses.clone();
-    for prefix in eni.prefixes.iter().filter_map(|prefix| prefix.parse::<Ipv4Net>().ok()) {
-        addresses.extend(Ipv4AddrRange::new(prefix.network(), prefix.broadcast()).map(|address| address.to_string()));
-    }
-    Port { name, mac: eni.mac.clone(), device_index, addresses }
-}
-
-/// A locally administered unicast MAC out of the ENI's id (FNV-1a).
-fn mac(id: &str) -> String {
-    let hash = id
-        .bytes()
-        .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
-    let [a, b, c, d, e, ..] = hash.to_be_bytes();
-    format!("02:{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn ports_have_names_that_linux_takes() {
-        let eni = Eni {
-            id: "eni-0123456789abcdef0".to_owned(),
-            subnet_id: String::new(),
-            groups: vec![],
-            addresses: vec!["10.0.1.9".to_owned()],
-            prefixes: vec!["10.0.1.16/28".to_owned()],
-            mac: String::new(),
-            attachment: None,
-        };
-        let port = port(&eni, 1);
-        assert_eq!((port.name.as_str(), port.addresses.len()), ("p-56789abcdef0", 17));
-        assert_eq!((port.addresses[0].as_str(), port.addresses[16].as_str()), ("10.0.1.9", "10.0.1.31"));
-        assert!(mac(&eni.id).starts_with("02:") && mac(&eni.id).len() == 17);
-        assert_ne!(mac("eni-1"), mac("eni-2"));
     }
 }

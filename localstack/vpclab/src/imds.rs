@@ -18,7 +18,7 @@ use anyhow::Context;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use crate::{fabric, state};
+use crate::{fabric, fabric6, state};
 
 const TOKEN_MAX_SECONDS: u64 = 21_600;
 const TTL: u32 = 64;
@@ -58,6 +58,8 @@ pub struct NodeView {
     pub more_cidrs: Vec<String>,
     /// Public address of the primary.
     pub public_address: String,
+    /// Whether the VPC has IPv6.
+    pub ipv6: bool,
     /// Attached ENIs.
     pub enis: Vec<EniView>,
 }
@@ -69,21 +71,31 @@ pub struct EniView {
     pub id: String,
     /// Its link's MAC.
     pub mac: String,
-    /// Device index.
+    /// Network card.
+    pub card: u32,
+    /// Device index, on its card.
     pub device_index: u32,
     /// EC2's id of the subnet.
     pub subnet_id: String,
     /// Its place in [`fabric::SUBNETS`].
     pub subnet: usize,
-    /// The primary address first.
+    /// The primary address first; none if it is EFA-only.
     pub addresses: Vec<String>,
     /// /28 prefixes.
     pub prefixes: Vec<String>,
+    /// IPv6 addresses outside of prefixes.
+    pub ipv6_addresses: Vec<String>,
+    /// /80 prefixes.
+    pub ipv6_prefixes: Vec<String>,
     /// Security groups.
     pub groups: Vec<String>,
 }
 
 impl EniView {
+    fn is_primary(&self) -> bool {
+        (self.card, self.device_index) == (0, 0)
+    }
+
     fn has(&self, address: IpAddr) -> bool {
         let within = |prefix: &String| prefix.parse::<IpNet>().is_ok_and(|prefix| prefix.contains(&address));
         self.addresses.contains(&address.to_string()) || self.prefixes.iter().any(within)
@@ -201,7 +213,7 @@ impl Metadata {
 fn document(node: &NodeView, path: &str) -> Option<String> {
     let (_, _, zone) = fabric::SUBNETS[node.subnet];
     let region = &zone[..zone.len() - 1];
-    let primary = node.enis.iter().find(|eni| eni.device_index == 0)?;
+    let primary = node.enis.iter().find(|eni| eni.is_primary())?;
     if path == "/latest/dynamic/instance-identity/document" {
         let identity = serde_json::json!({
             "accountId": "000000000000", "region": region, "availabilityZone": zone,
@@ -211,7 +223,7 @@ fn document(node: &NodeView, path: &str) -> Option<String> {
         return Some(identity.to_string());
     }
     let path = path.strip_prefix("/latest/meta-data")?.trim_matches('/');
-    let root = [
+    let mut root = vec![
         ("instance-id", node.instance_id.clone()),
         ("instance-type", node.instance_type.clone()),
         ("local-ipv4", primary.addresses.first()?.clone()),
@@ -221,6 +233,7 @@ fn document(node: &NodeView, path: &str) -> Option<String> {
         ("placement/region", region.to_owned()),
         ("services/domain", "amazonaws.com".to_owned()),
     ];
+    root.extend(primary.ipv6_addresses.first().map(|address| ("ipv6", address.clone())));
     if let Some((_, value)) = root.iter().find(|(name, _)| *name == path) {
         return Some(value.clone());
     }
@@ -245,9 +258,8 @@ fn eni_fields(node: &NodeView, eni: &EniView) -> Vec<(&'static str, String)> {
     let mut fields = vec![
         ("device-number", eni.device_index.to_string()),
         ("interface-id", eni.id.clone()),
-        ("local-ipv4s", eni.addresses.join("\n")),
         ("mac", eni.mac.clone()),
-        ("network-card", "0".to_owned()),
+        ("network-card", eni.card.to_string()),
         ("owner-id", "000000000000".to_owned()),
         ("security-group-ids", eni.groups.join("\n")),
         ("subnet-id", eni.subnet_id.clone()),
@@ -256,10 +268,18 @@ fn eni_fields(node: &NodeView, eni: &EniView) -> Vec<(&'static str, String)> {
         ("vpc-ipv4-cidr-block", fabric::VPC_CIDR.to_owned()),
         ("vpc-ipv4-cidr-blocks", [&[fabric::VPC_CIDR.to_owned()], &node.more_cidrs[..]].concat().join("\n")),
     ];
-    if !eni.prefixes.is_empty() {
-        fields.push(("ipv4-prefix", eni.prefixes.join("\n")));
+    let lists = [
+        ("local-ipv4s", &eni.addresses),
+        ("ipv4-prefix", &eni.prefixes),
+        ("ipv6s", &eni.ipv6_addresses),
+        ("ipv6-prefix", &eni.ipv6_prefixes),
+    ];
+    fields.extend(lists.into_iter().filter(|(_, list)| !list.is_empty()).map(|(name, list)| (name, list.join("\n"))));
+    if node.ipv6 {
+        fields.push(("subnet-ipv6-cidr-blocks", fabric::SUBNETS_V6[eni.subnet].0.to_owned()));
+        fields.push(("vpc-ipv6-cidr-blocks", fabric6::VPC_CIDR_V6.to_owned()));
     }
-    if eni.device_index == 0 {
+    if eni.is_primary() {
         fields.push(("public-ipv4s", node.public_address.clone()));
     }
     fields
@@ -385,6 +405,7 @@ mod tests {
             addresses: vec![format!("10.0.1.1{index}"), format!("10.0.1.2{index}")],
             prefixes: if index == 0 { vec!["10.0.1.32/28".to_owned()] } else { vec![] },
             groups: vec!["sg-1".to_owned()],
+            ..EniView::default()
         };
         NodeView {
             more_cidrs: Vec::new(),
@@ -393,6 +414,7 @@ mod tests {
             public_address: "203.0.113.10".to_owned(),
             vpc_id: "vpc-1".to_owned(),
             subnet: 0,
+            ipv6: false,
             enis: vec![eni(0), eni(1)],
         }
     }
@@ -419,6 +441,34 @@ mod tests {
         assert!(get("placement/").unwrap().contains("region"));
         let identity = document(&node(), "/latest/dynamic/instance-identity/document").unwrap();
         assert!(identity.contains("\"region\":\"us-east-1\""));
+    }
+
+    #[test]
+    fn ipv6_is_told_where_it_is() {
+        let mut node = NodeView { ipv6: true, ..node() };
+        node.enis[0].ipv6_addresses = vec!["2001:db8:aa00:1::5".to_owned()];
+        node.enis[0].ipv6_prefixes = ["2001:db8:aa00:1:7::/80", "2001:db8:aa00:1:8::/80"].map(str::to_owned).to_vec();
+        let get = |path: &str| document(&node, &format!("/latest/meta-data/{path}"));
+        let of = |eni: u8, field: &str| get(&format!("network/interfaces/macs/02:00:00:00:00:0{eni}/{field}"));
+        assert_eq!(get("ipv6").as_deref(), Some("2001:db8:aa00:1::5"));
+        assert_eq!(of(0, "ipv6s").as_deref(), Some("2001:db8:aa00:1::5"));
+        assert_eq!(of(0, "ipv6-prefix").as_deref(), Some("2001:db8:aa00:1:7::/80\n2001:db8:aa00:1:8::/80"));
+        assert_eq!((of(1, "ipv6s"), of(1, "ipv6-prefix")), (None, None));
+        assert_eq!(of(1, "subnet-ipv6-cidr-blocks").as_deref(), Some("2001:db8:aa00:1::/64"));
+        assert_eq!(of(1, "vpc-ipv6-cidr-blocks").as_deref(), Some("2001:db8:aa00::/56"));
+    }
+
+    #[test]
+    fn an_eni_of_another_card_is_not_the_primary_and_may_have_no_address() {
+        let mut node = node();
+        node.enis[1] = EniView { card: 1, device_index: 0, addresses: vec![], ..node.enis[1].clone() };
+        node.enis.reverse();
+        let get = |path: &str| document(&node, &format!("/latest/meta-data/{path}"));
+        let of = |field: &str| get(&format!("network/interfaces/macs/02:00:00:00:00:01/{field}"));
+        assert_eq!(get("mac").as_deref(), Some("02:00:00:00:00:00"));
+        assert_eq!((of("network-card"), of("device-number")), (Some("1".to_owned()), Some("0".to_owned())));
+        assert_eq!((of("local-ipv4s"), of("public-ipv4s")), (None, None));
+        assert_eq!((of("interface-id"), of("subnet-id")), (Some("eni-1".to_owned()), Some("subnet-1".to_owned())));
     }
 
     #[test]

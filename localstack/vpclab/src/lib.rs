@@ -7,21 +7,28 @@
 //! ports and metadata ([`hotplug`]). The VPC drops and counts packets with a source that EC2 did not assign
 //! to their ENI, so a wrong route or a missing SNAT is a lost packet and a number.
 
+mod account;
 mod backend;
+mod config;
 pub mod ec2;
 mod fabric;
+mod fabric6;
 pub mod hold;
 mod hotplug;
 mod imds;
 mod localstack;
 pub mod model;
+mod nd;
+mod port;
 pub mod serve;
 mod space;
 mod state;
 mod wait;
 
 pub use backend::Backend;
+pub use config::LabConfig;
 pub use fabric::{INTERNET_SERVER, PEER_CLIENT, VPC_CIDR};
+pub use fabric6::{INTERNET_SERVER_V6, PEER_CLIENT_V6, VPC_CIDR_V6};
 pub use imds::Faults;
 pub use state::{Node, State, folder};
 pub use wait::wait_until;
@@ -34,33 +41,6 @@ use std::{
 };
 
 use anyhow::{Context, bail};
-
-/// What a lab should have.
-#[derive(Clone, Debug)]
-pub struct LabConfig {
-    /// Labs of different names do not meet.
-    pub name: String,
-    /// How many nodes.
-    pub nodes: usize,
-    /// EC2 instance type of all nodes.
-    pub instance_type: String,
-    /// What plays EC2.
-    pub ec2: Backend,
-    /// Nodes live in subnets of 8,192 addresses, not of 256.
-    pub large_subnets: bool,
-}
-
-impl Default for LabConfig {
-    fn default() -> Self {
-        LabConfig {
-            name: format!("lab{}", std::process::id()),
-            nodes: 2,
-            instance_type: "m5.large".to_owned(),
-            ec2: Backend::default(),
-            large_subnets: false,
-        }
-    }
-}
 
 /// A running lab. Dropping one that was brought up by [`Lab::up`] takes it down.
 pub struct Lab {
@@ -80,10 +60,10 @@ pub struct Drops {
 impl Lab {
     /// Brings a lab up and waits until it is whole.
     pub fn up(config: &LabConfig) -> anyhow::Result<Self> {
+        config.check()?;
         let mut child = Command::new(serve::program()?)
-            .args(["serve", "--until-eof", "--name", &config.name, "--nodes", &config.nodes.to_string()])
-            .args(["--instance-type", &config.instance_type, "--ec2", config.ec2.as_str()])
-            .args(config.large_subnets.then_some("--large-subnets"))
+            .args(config.serve_args())
+            .arg("--until-eof")
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()

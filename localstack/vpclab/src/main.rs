@@ -44,6 +44,19 @@ struct Size {
     /// Put the nodes into subnets of 8,192 addresses
     #[arg(long)]
     large_subnets: bool,
+    /// Give the VPC IPv6 ranges and each node an IPv6 address; needs --ec2 model
+    #[arg(long)]
+    ipv6: bool,
+    /// Attach an EFA-only ENI to this network card of each node; may be repeated; needs --ec2 model
+    #[arg(long = "efa-only-card", value_name = "CARD")]
+    efa_only_cards: Vec<u32>,
+}
+
+impl Size {
+    fn of(self, name: &str) -> LabConfig {
+        let Size { nodes, instance_type, ec2, large_subnets, ipv6, efa_only_cards } = self;
+        LabConfig { name: name.to_owned(), nodes, instance_type, ec2, large_subnets, ipv6, efa_only_cards }
+    }
 }
 
 #[derive(clap::Args)]
@@ -119,7 +132,7 @@ fn main() -> ExitCode {
 
 fn run(verb: Verb) -> anyhow::Result<ExitCode> {
     match verb {
-        Verb::Up { name, size } => up(&name.name, &size)?,
+        Verb::Up { name, size } => up(&size.of(&name.name))?,
         Verb::Down(name) => down(&name.name)?,
         Verb::Status(name) => status(&name.name)?,
         Verb::Exec { name, node, command } => {
@@ -127,8 +140,7 @@ fn run(verb: Verb) -> anyhow::Result<ExitCode> {
             return Err(error).with_context(|| format!("cannot run {command:?}"));
         }
         Verb::Serve { name, size, until_eof } => {
-            let Size { nodes, instance_type, ec2, large_subnets } = size;
-            serve::serve(&LabConfig { name: name.name, nodes, instance_type, ec2, large_subnets }, until_eof)?;
+            serve::serve(&size.of(&name.name), until_eof)?;
         }
         Verb::Ec2(account) => ec2(&account)?,
         Verb::Hold { host_name, node } => hold::main(&host_name, node)?,
@@ -145,7 +157,9 @@ fn ec2(account: &Account) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn up(name: &str, size: &Size) -> anyhow::Result<()> {
+fn up(config: &LabConfig) -> anyhow::Result<()> {
+    config.check()?;
+    let name = config.name.as_str();
     if State::read(name).is_ok_and(|state| state.is_live()) {
         bail!("a lab named {name:?} is running already; `vpclab down --name {name}` ends it");
     }
@@ -153,9 +167,7 @@ fn up(name: &str, size: &Size) -> anyhow::Result<()> {
     let out = fs::File::create(&log).with_context(|| format!("cannot write {}", log.display()))?;
     let mut child = Command::new("setsid")
         .arg(serve::program()?)
-        .args(["serve", "--name", name, "--nodes", &size.nodes.to_string(), "--instance-type", &size.instance_type])
-        .args(["--ec2", size.ec2.as_str()])
-        .args(size.large_subnets.then_some("--large-subnets"))
+        .args(config.serve_args())
         .stdin(Stdio::null())
         .stdout(out.try_clone().context("cannot share the log")?)
         .stderr(out)
@@ -208,8 +220,9 @@ fn status(name: &str) -> anyhow::Result<()> {
     }
     println!("lab {name}: {} with EC2 at {}", state.vpc_id, state.ec2_endpoint);
     for node in &state.nodes {
-        let vpclab::Node { name, instance_id, address, public_address, .. } = node;
-        println!("  {name}  {instance_id}  {address}  public {public_address}");
+        let vpclab::Node { name, instance_id, address, public_address, address_v6, .. } = node;
+        let v6 = address_v6.as_ref().map(|address| format!("  {address}")).unwrap_or_default();
+        println!("  {name}  {instance_id}  {address}  public {public_address}{v6}");
     }
     let drops = lab.drops()?;
     println!(

@@ -15,14 +15,14 @@ use std::{
 };
 
 use anyhow::{Context, bail};
-use ipnet::Ipv4Net;
 use nix::sys::signal::{SigSet, Signal};
 
 use crate::{
-    Backend, LabConfig, backend, ec2, fabric,
+    Backend, LabConfig, account, backend, ec2, fabric, fabric6,
     hold::Holder,
     hotplug::{Hotplug, Macs, Plugged},
     imds::{Faults, Metadata, NodeView, write_faults},
+    nd::Responder,
     space,
     state::{Node, State, folder, start_of},
 };
@@ -49,6 +49,7 @@ pub fn serve(config: &LabConfig, until_eof: bool) -> anyhow::Result<()> {
     let signals = SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT]);
     // Before any thread starts: all of them inherit it, one of them waits for the signals.
     signals.thread_block().context("cannot block signals")?;
+    config.check()?;
     refuse_if_live(&config.name)?;
     let folder = folder(&config.name);
     fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
@@ -68,7 +69,6 @@ pub fn check_name(name: &str) -> anyhow::Result<()> {
 
 /// A name can be used again once its lab has ended, however it ended.
 fn refuse_if_live(name: &str) -> anyhow::Result<()> {
-    check_name(name)?;
     if State::read(name).is_ok_and(|state| state.is_live()) {
         bail!("a lab named {name:?} is running already; `vpclab down --name {name}` ends it");
     }
@@ -84,9 +84,15 @@ fn run(config: &LabConfig, until_eof: bool, signals: SigSet) -> anyhow::Result<(
         .map(|index| format!("node{index}"))
         .map(|name| Holder::start(&name, true).map(|holder| (name, holder)))
         .collect::<anyhow::Result<_>>()?;
+    if config.ipv6 {
+        fabric6::prepare(vpc.pid, inet.pid, peer.pid)?;
+    }
     fabric::base(vpc.pid, inet.pid, peer.pid)?;
+    if config.ipv6 {
+        fabric6::base(vpc.pid, inet.pid, peer.pid)?;
+    }
     let mut ec2_process = config.ec2.start(vpc.pid, &folder)?;
-    let (vpc_id, subnets) = space::within(vpc.pid, create_vpc)??;
+    let (vpc_id, subnets) = space::within(vpc.pid, || account::create_vpc(config.ipv6))??;
     let mut plugged = BTreeMap::new();
     let mut state = State {
         name: config.name.clone(),
@@ -102,13 +108,14 @@ fn run(config: &LabConfig, until_eof: bool, signals: SigSet) -> anyhow::Result<(
     };
     for (index, (name, holder)) in nodes.iter().enumerate() {
         let subnet = fabric::subnet_of(index, config.large_subnets);
-        let (node, view) = space::within(vpc.pid, || run_instance(config, index, &subnets[subnet]))??;
+        let (node, view) = space::within(vpc.pid, || account::run_instance(config, index, &subnets[subnet]))??;
         let node = Node { name: name.clone(), pid: holder.pid, subnet_id: subnets[subnet].clone(), ..node };
         let view = NodeView { vpc_id: vpc_id.clone(), subnet, ..view };
         let public_address = node.public_address.clone();
         plugged.insert(node.instance_id.clone(), Plugged { pid: holder.pid, view, public_address });
         state.nodes.push(node);
     }
+    space::within(vpc.pid, || account::attach_efas(config, &state.nodes))??;
     let metadata = Metadata::new(&config.name);
     write_faults(&config.name, &Faults::default())?;
     let places = subnets.iter().cloned().enumerate().map(|(place, id)| (id, place)).collect();
@@ -116,7 +123,8 @@ fn run(config: &LabConfig, until_eof: bool, signals: SigSet) -> anyhow::Result<(
         Backend::LocalStack => Macs::Lab,
         Backend::Model => Macs::Ec2,
     };
-    let mut hotplug = Hotplug::new(vpc.pid, plugged, places, metadata.clone(), macs);
+    let responder = config.ipv6.then(|| Responder::start(vpc.pid)).transpose()?;
+    let mut hotplug = Hotplug::new(vpc.pid, plugged, places, metadata.clone(), macs, responder);
     hotplug.follow()?;
     let listener = space::within(vpc.pid, || TcpListener::bind("169.254.169.254:80"))??;
     thread::spawn(move || metadata.serve(&listener));
@@ -150,40 +158,4 @@ fn wait_for_the_end(until_eof: bool, signals: SigSet) {
         let _ = sender.send(());
     });
     let _ = end.recv();
-}
-
-fn create_vpc() -> anyhow::Result<(String, Vec<String>)> {
-    let vpc_id = ec2::first(&ec2::call("CreateVpc", &[("CidrBlock", fabric::VPC_CIDR)])?, "vpcId")?;
-    let mut subnets = Vec::new();
-    for (cidr, _, zone) in fabric::SUBNETS {
-        let parameters = [("VpcId", vpc_id.as_str()), ("CidrBlock", cidr), ("AvailabilityZone", zone)];
-        subnets.push(ec2::first(&ec2::call("CreateSubnet", &parameters)?, "subnetId")?);
-    }
-    Ok((vpc_id, subnets))
-}
-
-fn run_instance(config: &LabConfig, index: usize, subnet_id: &str) -> anyhow::Result<(Node, NodeView)> {
-    let (cidr, ..) = fabric::SUBNETS[fabric::subnet_of(index, config.large_subnets)];
-    let subnet: Ipv4Net = cidr.parse().context("a subnet of the lab")?;
-    let address = subnet.hosts().nth(9 + index).context("a node for which the subnet has no address")?.to_string();
-    let parameters = [
-        ("ImageId", "ami-12c6146b"),
-        ("InstanceType", config.instance_type.as_str()),
-        ("SubnetId", subnet_id),
-        ("PrivateIpAddress", address.as_str()),
-        ("MinCount", "1"),
-        ("MaxCount", "1"),
-    ];
-    let instance_id = ec2::first(&ec2::call("RunInstances", &parameters)?, "instanceId")?;
-    let public_address = fabric::public_address(index);
-    let node = Node {
-        name: String::new(),
-        pid: 0,
-        instance_id: instance_id.clone(),
-        address,
-        public_address: public_address.clone(),
-        subnet_id: subnet_id.to_owned(),
-    };
-    let instance_type = config.instance_type.clone();
-    Ok((node, NodeView { instance_id, instance_type, public_address, ..NodeView::default() }))
 }

@@ -45,6 +45,9 @@ pub struct Node {
     pub public_address: String,
     /// Subnet of its primary ENI.
     pub subnet_id: String,
+    /// IPv6 address of the primary ENI, in a lab that has IPv6.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub address_v6: Option<String>,
 }
 
 /// The folder of a lab.

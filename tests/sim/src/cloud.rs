@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, net::IpAddr};
 
 use enid_ipamd::{AuditedEni, Call, CallError, Cause, Done, EniFacts, EniId, Kind, Limits, LooseEni, Order, Scope};
 use ipnet::{IpNet, Ipv4Net};
-use vpclab::model::{Answer, ApiError, Counted, EniTruth, Faults, Model, Options, Outcome, Request};
+use vpclab::model::{Answer, ApiError, Counted, EniTruth, Faults, InterfaceType, Model, Options, Outcome, Request};
 
 const TAG_INSTANCE: &str = "node.k8s.amazonaws.com/instance_id";
 const TAG_TOKEN: &str = "enid/token";
@@ -143,6 +143,7 @@ impl Cloud {
                 let tags = [(TAG_INSTANCE, instance), (TAG_TOKEN, token)];
                 Request::CreateNetworkInterface {
                     subnet: self.subnet.clone(),
+                    interface_type: InterfaceType::Interface,
                     description: format!("aws-K8S-{instance}"),
                     groups: Vec::new(),
                     secondary_count: (order.kind == Kind::Single).then_some(order.count),
@@ -232,7 +233,7 @@ pub fn is_ours(eni: &EniTruth, instance: &str) -> bool {
 
 /// The blocks on an ENI, its own address left out.
 pub fn blocks(eni: &EniTruth) -> Vec<IpNet> {
-    let singles = eni.addresses.iter().filter(|address| **address != eni.primary);
+    let singles = eni.addresses.iter().filter(|address| Some(**address) != eni.primary);
     let singles = singles.map(|address| IpNet::from(IpAddr::V4(*address)));
     singles.chain(eni.prefixes.iter().map(|net| IpNet::V4(*net))).collect()
 }

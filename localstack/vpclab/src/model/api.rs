@@ -3,6 +3,7 @@
 use std::{
     collections::BTreeMap,
     net::{Ipv4Addr, Ipv6Addr},
+    str::FromStr,
 };
 
 use ipnet::{Ipv4Net, Ipv6Net};
@@ -16,6 +17,7 @@ use super::types::TypeLimits;
 pub enum Request {
     CreateNetworkInterface {
         subnet: String,
+        interface_type: InterfaceType,
         description: String,
         /// Empty: the VPC's default group. Any other id is taken as it is.
         groups: Vec<String>,
@@ -221,6 +223,36 @@ pub enum Answer {
     Done,
 }
 
+/// What an ENI is for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum InterfaceType {
+    /// Ordinary traffic.
+    #[default]
+    Interface,
+    /// Elastic Fabric Adapter alone: it has no IP address and never gets one (Amazon EC2 User Guide, "Elastic
+    /// Fabric Adapter").
+    EfaOnly,
+}
+
+impl InterfaceType {
+    /// EC2's word.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            InterfaceType::Interface => "interface",
+            InterfaceType::EfaOnly => "efa-only",
+        }
+    }
+}
+
+impl FromStr for InterfaceType {
+    type Err = ApiError;
+
+    fn from_str(text: &str) -> Result<Self, ApiError> {
+        let known = [InterfaceType::Interface, InterfaceType::EfaOnly].into_iter().find(|kind| kind.as_str() == text);
+        known.ok_or_else(|| ApiError::new("InvalidParameterValue", format!("There are no '{text}' interfaces here.")))
+    }
+}
+
 /// The state of an ENI. EC2's reference lists "attaching" and "detaching" here as well; what is seen is
 /// in-use with the attachment's own state, which is what Terraform's AWS provider waits by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -271,6 +303,8 @@ impl AttachmentStatus {
 pub struct EniTruth {
     /// eni-…
     pub id: String,
+    /// What it is for.
+    pub interface_type: InterfaceType,
     /// Its state.
     pub status: EniStatus,
     /// subnet-…
@@ -285,8 +319,8 @@ pub struct EniTruth {
     pub groups: Vec<String>,
     /// Six bytes in lower-case hexadecimal with colons.
     pub mac: String,
-    /// Its primary address; it has it for life.
-    pub primary: Ipv4Addr,
+    /// Its primary address; it has it for life. `None`: it is EFA-only.
+    pub primary: Option<Ipv4Addr>,
     /// All IPv4 addresses outside of prefixes, the primary one first, others in order of assignment.
     pub addresses: Vec<Ipv4Addr>,
     /// /28 prefixes, in order of assignment.

@@ -5,9 +5,9 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 use ipnet::{Ipv4Net, Ipv6Net};
 
 use super::{
-    Answer, ApiError, EniTruth, Model,
+    Answer, ApiError, EniTruth, InterfaceType, Model,
     attach::no_prefixes,
-    eni::{combination, fragmented, full, invalid, no_ipv6, no_subnet, size, too_many},
+    eni::{NO_ADDRESSES, combination, fragmented, full, invalid, no_ipv6, no_subnet, size, too_many},
     space::Space,
     types::{MOST_SLOTS, TypeLimits},
 };
@@ -17,6 +17,15 @@ impl Model {
     fn limits_of(&self, eni: &EniTruth) -> Option<&TypeLimits> {
         let instance = &eni.attachment.as_ref()?.instance;
         self.instances.get(instance).map(|instance| &instance.limits)
+    }
+
+    /// An ENI that can be given addresses.
+    fn addressed_eni(&self, id: &str) -> Result<&EniTruth, ApiError> {
+        let eni = self.known_eni(id)?;
+        match eni.interface_type {
+            InterfaceType::Interface => Ok(eni),
+            InterfaceType::EfaOnly => Err(combination(NO_ADDRESSES)),
+        }
     }
 
     fn space_of(&self, eni: &EniTruth) -> Result<&Space, ApiError> {
@@ -30,7 +39,7 @@ impl Model {
         prefix_count: Option<u32>,
         wanted: &[Ipv4Addr],
     ) -> Result<Answer, ApiError> {
-        let eni = self.known_eni(id)?;
+        let eni = self.addressed_eni(id)?;
         let ways = [count.is_some(), prefix_count.is_some(), !wanted.is_empty()];
         match ways.iter().filter(|given| **given).count() {
             0 => return Err(combination("A count, a count of prefixes or addresses must be given.")),
@@ -83,8 +92,8 @@ impl Model {
         if addresses.is_empty() && prefixes.is_empty() {
             return Err(combination("Addresses or prefixes must be given."));
         }
-        if addresses.contains(&eni.primary) {
-            return Err(invalid(format!("The primary address {} of '{id}' cannot be unassigned.", eni.primary)));
+        if let Some(primary) = eni.primary.filter(|primary| addresses.contains(primary)) {
+            return Err(invalid(format!("The primary address {primary} of '{id}' cannot be unassigned.")));
         }
         if !all_in(addresses, &eni.addresses) || !all_in(prefixes, &eni.prefixes) {
             return Err(not_assigned(id));
@@ -106,7 +115,7 @@ impl Model {
         count: Option<u32>,
         prefix_count: Option<u32>,
     ) -> Result<Answer, ApiError> {
-        let eni = self.known_eni(id)?;
+        let eni = self.addressed_eni(id)?;
         let (asked, blocks) = match (count, prefix_count) {
             (Some(0), None) | (None, Some(0)) => return Err(invalid("The count must be 1 at least.")),
             (Some(count), None) => (count, false),

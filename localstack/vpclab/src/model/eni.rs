@@ -2,12 +2,15 @@
 
 use std::collections::BTreeMap;
 
-use super::{Answer, ApiError, Due, EniStatus, EniTruth, Model, Request, types::MOST_SLOTS};
+use super::{Answer, ApiError, Due, EniStatus, EniTruth, InterfaceType, Model, Request, types::MOST_SLOTS};
 
 /// How long a new ENI is "pending", in milliseconds. A guess: EC2 does not document it.
 const PENDING_MS: u64 = 500;
 /// "Tag restrictions" in the Amazon EC2 User Guide.
 const MOST_TAGS: usize = 50;
+
+/// Why an EFA-only ENI is given none. The text is a guess.
+pub(super) const NO_ADDRESSES: &str = "An EFA-only network interface cannot have IP addresses or prefixes.";
 
 /// A refusal for what the caller asked.
 pub(super) fn invalid(message: impl Into<String>) -> ApiError {
@@ -74,6 +77,7 @@ impl Model {
     fn new_eni(&mut self, request: &Request) -> Result<EniTruth, ApiError> {
         let Request::CreateNetworkInterface {
             subnet,
+            interface_type,
             description,
             groups,
             secondary_count,
@@ -88,6 +92,10 @@ impl Model {
         if secondary_count.is_some() && prefix_count.is_some() {
             return Err(combination("A count of addresses and a count of prefixes do not go together."));
         }
+        let bare = *interface_type == InterfaceType::EfaOnly;
+        if bare && [secondary_count, prefix_count, ipv6_prefix_count].into_iter().any(Option::is_some) {
+            return Err(combination(NO_ADDRESSES));
+        }
         check_tags(tags)?;
         let (secondaries, blocks) = (secondary_count.unwrap_or(0), prefix_count.unwrap_or(0));
         let blocks6 = ipv6_prefix_count.unwrap_or(0);
@@ -97,7 +105,8 @@ impl Model {
         let (addresses, prefixes, ipv6_prefixes) = {
             let space = &self.subnets.get(subnet).ok_or_else(|| no_subnet(subnet))?.space;
             let prefixes = space.pick_blocks(&mut self.rng, size(blocks)).ok_or_else(fragmented)?;
-            let addresses = space.pick(&mut self.rng, size(secondaries + 1), &prefixes).ok_or_else(full)?;
+            let addresses =
+                space.pick(&mut self.rng, size(secondaries + u32::from(!bare)), &prefixes).ok_or_else(full)?;
             let ipv6_prefixes = match blocks6 {
                 0 => Vec::new(),
                 _ if space.ipv6.is_none() => return Err(no_ipv6(subnet)),
@@ -110,6 +119,7 @@ impl Model {
             return Err(ApiError::new("NetworkInterfaceLimitExceeded", message));
         }
         let mut eni = self.bare_eni(subnet, addresses, groups)?;
+        eni.interface_type = *interface_type;
         eni.description = description.clone();
         eni.tags = tags.clone();
         eni.prefixes = prefixes;
@@ -118,7 +128,7 @@ impl Model {
         Ok(eni)
     }
 
-    /// An ENI with these addresses, the primary one first; it takes nothing from the subnet yet.
+    /// An ordinary ENI with these addresses, the primary one first; it takes nothing from the subnet yet.
     pub(super) fn bare_eni(
         &mut self,
         subnet_id: &str,
@@ -131,6 +141,7 @@ impl Model {
         let default = self.vpcs.get(&subnet.vpc).map(|vpc| vpc.default_group.clone());
         Ok(EniTruth {
             id,
+            interface_type: InterfaceType::Interface,
             status: EniStatus::Pending,
             subnet: subnet_id.to_owned(),
             vpc: subnet.vpc.clone(),
@@ -138,7 +149,7 @@ impl Model {
             description: String::new(),
             groups: if groups.is_empty() { default.into_iter().collect() } else { groups.to_vec() },
             mac,
-            primary: *addresses.first().ok_or_else(full)?,
+            primary: addresses.first().copied(),
             addresses,
             prefixes: Vec::new(),
             ipv6_addresses: Vec::new(),

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, net::Ipv4Addr};
 
 use super::{
     ApiError, AttachmentStatus, AttachmentTruth, Due, EniStatus, InstanceState, Model,
-    eni::{full, invalid, no_subnet},
+    eni::{full, invalid, no_ipv6, no_subnet, size, too_many},
     types::{TypeLimits, limits},
 };
 
@@ -23,16 +23,18 @@ impl Model {
     /// Starts an instance with a primary ENI, which goes away with it; its id. It is there at once, for
     /// everybody, and no bucket limits it. Errors: an unknown type or subnet, a full subnet.
     pub fn run_instance(&mut self, now: u64, kind: &str, subnet: &str) -> Result<String, ApiError> {
-        self.run_instance_at(now, kind, subnet, None)
+        self.run_instance_at(now, kind, subnet, None, 0)
     }
 
-    /// The same, with a primary address of the caller's choice. Error besides: it is not free.
+    /// The same, with a primary address of the caller's choice and that many IPv6 addresses of its own. Errors
+    /// besides: the address is not free, the subnet has no IPv6 range, more addresses than the type carries.
     pub fn run_instance_at(
         &mut self,
         now: u64,
         kind: &str,
         subnet_id: &str,
         address: Option<Ipv4Addr>,
+        ipv6_count: u32,
     ) -> Result<String, ApiError> {
         self.advance(now);
         let limits = limits(kind).ok_or_else(|| invalid(format!("Invalid value '{kind}' for InstanceType.")))?;
@@ -44,10 +46,17 @@ impl Model {
             }
             None => *subnet.space.pick(&mut self.rng, 1, &[]).ok_or_else(full)?.first().ok_or_else(full)?,
         };
+        let ipv6_addresses = match ipv6_count {
+            0 => Vec::new(),
+            _ if subnet.space.ipv6.is_none() => return Err(no_ipv6(subnet_id)),
+            count if count > limits.ipv6_per_eni => return Err(too_many()),
+            count => subnet.space.pick6(&mut self.rng, size(count)).ok_or_else(full)?,
+        };
         let (vpc, zone) = (subnet.vpc.clone(), subnet.zone.clone());
         let (id, attachment) = (self.new_id("i"), self.new_id("eni-attach"));
         let mut eni = self.bare_eni(subnet_id, vec![address], &[])?;
         eni.status = EniStatus::InUse;
+        eni.ipv6_addresses = ipv6_addresses;
         eni.attachment = Some(AttachmentTruth {
             id: attachment,
             instance: id.clone(),

@@ -7,7 +7,7 @@
 //!
 //! Rules come from the Amazon EC2 API Reference and User Guide; where another source or a guess is behind one,
 //! it says so. Not modelled: security groups' content, public and elastic addresses, subnet reservations,
-//! trunk ENIs, EFA-only ENIs, IAM but for plain denials, quotas other than that of ENIs per region.
+//! trunk ENIs, EFAs that carry IP, IAM but for plain denials, quotas other than that of ENIs per region.
 
 mod api;
 mod assign;
@@ -32,7 +32,7 @@ use ipnet::{Ipv4Net, Ipv6Net};
 
 pub use api::{
     Answer, ApiError, AttachmentStatus, AttachmentTruth, EniStatus, EniTruth, ImdsEni, InstanceState, InstanceTruth,
-    Outcome, Reply, Request, SubnetTruth,
+    InterfaceType, Outcome, Reply, Request, SubnetTruth,
 };
 pub use buckets::bucket;
 pub use faults::Faults;

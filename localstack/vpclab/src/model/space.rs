@@ -160,13 +160,14 @@ impl Space {
         Some(order)
     }
 
-    /// That many free /80; `None` without an IPv6 range or when they run out.
+    /// That many free /80; `None` without an IPv6 range or when they run out. The first and the last one hold
+    /// addresses that EC2 keeps.
     pub fn pick_blocks6(&self, rng: &mut Rng, count: usize) -> Option<Vec<Ipv6Net>> {
         let base = self.ipv6?.network().to_bits();
         let mut order: Vec<Ipv6Net> = Vec::new();
         for _ in 0..count {
-            let start = rng.u16(..);
-            let mut candidates = (start..=u16::MAX).chain(0..start).map(|index| base | u128::from(index) << 48);
+            let start = rng.u16(1..u16::MAX);
+            let mut candidates = (start..u16::MAX).chain(1..start).map(|index| base | u128::from(index) << 48);
             let found = candidates.find(|block| {
                 let used = self.used6.range(*block..block + (1 << 48)).next().is_some();
                 !used && !self.blocks6.contains(block) && order.iter().all(|net| net.network().to_bits() != *block)

@@ -48,6 +48,7 @@ fn request(action: &str, params: &mut Params) -> Result<Request, ApiError> {
     Ok(match action {
         "CreateNetworkInterface" => Request::CreateNetworkInterface {
             subnet: params.required("SubnetId")?,
+            interface_type: params.parsed("InterfaceType")?.unwrap_or_default(),
             description: params.text("Description").unwrap_or_default(),
             groups: params.list("SecurityGroupId"),
             secondary_count: params.parsed("SecondaryPrivateIpAddressCount")?,

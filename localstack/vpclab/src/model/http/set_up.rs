@@ -78,6 +78,7 @@ fn run_instances(model: &mut Model, now: u64, params: &mut Params) -> Result<Xml
     let kind = params.text("InstanceType").unwrap_or_else(|| "m5.large".to_owned());
     let subnet = params.required("SubnetId")?;
     let address: Option<Ipv4Addr> = params.parsed("PrivateIpAddress")?;
+    let ipv6_count = params.parsed("Ipv6AddressCount")?.unwrap_or(0);
     let (least, most): (Option<u32>, Option<u32>) = (params.parsed("MinCount")?, params.parsed("MaxCount")?);
     if (least, most) != (Some(1), Some(1)) {
         return Err(ApiError::new("InvalidParameterValue", "The model starts one instance per call."));
@@ -86,7 +87,7 @@ fn run_instances(model: &mut Model, now: u64, params: &mut Params) -> Result<Xml
     let _ = (params.text("ImageId"), params.text("ClientToken"));
     let tags = params.tag_specification("instance")?;
     params.finish()?;
-    let id = model.run_instance_at(now, &kind, &subnet, address)?;
+    let id = model.run_instance_at(now, &kind, &subnet, address, ipv6_count)?;
     if !tags.is_empty() {
         operator(model, now, &Request::CreateTags { resources: vec![id.clone()], tags })?;
     }

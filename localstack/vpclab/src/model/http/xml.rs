@@ -141,9 +141,9 @@ fn eni(xml: Xml, eni: &EniTruth) -> Xml {
         .text("requesterManaged", false)
         .text("status", eni.status.as_str())
         .text("macAddress", &eni.mac)
-        .text("privateIpAddress", eni.primary)
+        .maybe(eni.primary, |xml, address| xml.text("privateIpAddress", address))
         .text("sourceDestCheck", true)
-        .text("interfaceType", "interface")
+        .text("interfaceType", eni.interface_type.as_str())
         .list("groupSet", &eni.groups, |xml, group| xml.text("groupId", group).text("groupName", group))
         .maybe(eni.attachment.as_ref(), |xml, held| {
             xml.nest("attachment", |xml| {
@@ -157,7 +157,7 @@ fn eni(xml: Xml, eni: &EniTruth) -> Xml {
             })
         })
         .list("privateIpAddressesSet", &eni.addresses, |xml, address| {
-            xml.text("privateIpAddress", address).text("primary", *address == eni.primary)
+            xml.text("privateIpAddress", address).text("primary", Some(*address) == eni.primary)
         })
         .list("ipv4PrefixSet", &eni.prefixes, |xml, prefix| xml.text("ipv4Prefix", prefix))
         .list("ipv6AddressesSet", &eni.ipv6_addresses, |xml, address| xml.text("ipv6Address", address))

@@ -30,6 +30,7 @@ fn world() -> World {
 fn create(subnet: &str) -> Request {
     Request::CreateNetworkInterface {
         subnet: subnet.to_owned(),
+        interface_type: InterfaceType::Interface,
         description: String::new(),
         groups: vec![],
         secondary_count: None,
@@ -108,6 +109,22 @@ impl World {
             },
         )
     }
+}
+
+#[test]
+fn an_instance_can_start_with_ipv6_addresses() {
+    let mut world = world();
+    let subnet = world.subnet.clone();
+    let instance = world.model.run_instance_at(0, "m5.large", &subnet, None, 2).unwrap();
+    let enis = world.model.enis(0);
+    let held = enis.iter().find(|eni| eni.instance() == Some(&instance)).unwrap();
+    assert_eq!((held.ipv6_addresses.len(), held.addresses.len()), (2, 1));
+    let code = |kind: &str, count: u32| world.model.clone().run_instance_at(0, kind, &subnet, None, count);
+    assert_eq!(code("m5.large", 11).unwrap_err().code, "PrivateIpAddressLimitExceeded");
+    let bare = world.model.create_vpc(&["10.9.0.0/16".parse().unwrap()], None);
+    let bare = world.model.create_subnet(&bare, "10.9.1.0/24".parse().unwrap(), None, "us-east-1a");
+    let refused = world.model.run_instance_at(0, "m5.large", &bare, None, 1).unwrap_err();
+    assert!(refused.message.contains("no IPv6"), "{refused}");
 }
 
 #[test]
@@ -204,7 +221,7 @@ fn addresses_and_prefixes_share_the_slots() {
                 assert_eq!(Some(addresses.len()).filter(|n| *n > 0), count.map(|n| usize::try_from(n).unwrap()));
                 assert_eq!(Some(new.len()).filter(|n| *n > 0), prefixes.map(|n| usize::try_from(n).unwrap()));
                 assert_eq!((&after.addresses[1..], &after.prefixes), (&addresses[..], &new));
-                assert_eq!(after.primary, after.addresses[0]);
+                assert_eq!(after.primary, Some(after.addresses[0]));
                 let full = assign(&primary.id, Some(1), None);
                 assert_eq!(world.code(0, &full), "PrivateIpAddressLimitExceeded");
             }
@@ -218,6 +235,7 @@ fn addresses_and_prefixes_share_the_slots() {
 fn subnets_run_full_and_fragment() {
     let mut world = world_of(Options::default(), "m5.metal", "10.0.1.0/26");
     let primary = world.model.enis(0).remove(0);
+    let own = primary.primary.unwrap();
     let subnet = world.subnet.clone();
     let block: Vec<std::net::Ipv4Addr> = "10.0.1.16/28".parse::<Ipv4Net>().unwrap().hosts().collect();
     world.model.occupy(&subnet, ["10.0.1.17".parse().unwrap(), "10.0.1.33".parse().unwrap()]);
@@ -238,7 +256,7 @@ fn subnets_run_full_and_fragment() {
         |addresses, prefixes| Request::UnassignPrivateIpAddresses { eni: primary.id.clone(), addresses, prefixes };
     assert_eq!(world.code(0, &unassign(addresses.clone(), vec![])), "Done");
     assert_eq!(world.code(0, &unassign(addresses, vec![])), "InvalidParameterValue");
-    assert_eq!(world.code(0, &unassign(vec![primary.primary], vec![])), "InvalidParameterValue");
+    assert_eq!(world.code(0, &unassign(vec![own], vec![])), "InvalidParameterValue");
     assert_eq!(world.code(0, &unassign(vec![], vec![])), "InvalidParameterCombination");
     world.model.vacate(&subnet, block);
     // The primary address of this seed lies elsewhere.
@@ -251,12 +269,13 @@ fn subnets_run_full_and_fragment() {
 fn addresses_can_be_named() {
     let mut world = world();
     let primary = world.model.enis(0).remove(0);
+    let own = primary.primary.unwrap();
     let free: std::net::Ipv4Addr =
-        "10.0.1.0/24".parse::<Ipv4Net>().unwrap().hosts().nth(99).filter(|a| *a != primary.primary).unwrap();
+        "10.0.1.0/24".parse::<Ipv4Net>().unwrap().hosts().nth(99).filter(|a| *a != own).unwrap();
     for (addresses, code) in [
         (vec!["10.0.2.9".parse().unwrap()], "InvalidParameterValue"),
         (vec!["10.0.1.2".parse().unwrap()], "InvalidParameterValue"),
-        (vec![primary.primary], "InvalidIPAddress.InUse"),
+        (vec![own], "InvalidIPAddress.InUse"),
         (vec![free, free], "InvalidIPAddress.InUse"),
     ] {
         let eni = primary.id.clone();
@@ -270,7 +289,35 @@ fn addresses_can_be_named() {
         addresses: vec![free],
     };
     world.call(0, &request).unwrap();
-    assert_eq!(world.eni(0, &primary.id).unwrap().addresses, [primary.primary, free]);
+    assert_eq!(world.eni(0, &primary.id).unwrap().addresses, [own, free]);
+}
+
+#[test]
+fn an_efa_only_eni_has_no_address_and_gets_none() {
+    let mut world = world_of(Options::default(), "c6in.32xlarge", "10.0.1.0/24");
+    let subnet = world.subnet.clone();
+    let efa = |secondaries: Option<u32>| {
+        let mut request = create(&subnet);
+        if let Request::CreateNetworkInterface { interface_type, secondary_count, .. } = &mut request {
+            (*interface_type, *secondary_count) = (InterfaceType::EfaOnly, secondaries);
+        }
+        request
+    };
+    assert_eq!(world.code(0, &efa(Some(1))), "InvalidParameterCombination");
+    let Ok(Answer::Interface(eni)) = world.call(0, &efa(None)) else { panic!() };
+    assert_eq!((eni.primary, eni.ipv4_slots() + eni.ipv6_slots()), (None, 0));
+    world.attach(0, &eni.id, 1, 1).unwrap();
+    let v6 = |count, prefix_count| Request::AssignIpv6Addresses { eni: eni.id.clone(), count, prefix_count };
+    for request in
+        [assign(&eni.id, Some(1), None), assign(&eni.id, None, Some(1)), v6(Some(1), None), v6(None, Some(1))]
+    {
+        assert_eq!(world.code(0, &request), "InvalidParameterCombination");
+    }
+    let (list, _) = world.seen(5000, &describe(&[], &[("interface-type", "efa-only")], None, None));
+    assert_eq!(list.iter().map(|eni| eni.id.as_str()).collect::<Vec<_>>(), [eni.id.as_str()]);
+    let instance = world.instance.clone();
+    let told = world.model.imds(5000, &instance).into_iter().find(|told| told.id == eni.id).unwrap();
+    assert_eq!((told.card, told.device_index, told.addresses.len()), (1, 1, 0));
 }
 
 #[test]
