@@ -18,6 +18,7 @@ use std::{
 };
 
 use anyhow::Context;
+use enid_datapath::Family;
 use enid_ipamd::{
     AttachmentKey, CallError, Cause, Core, Effect, Event, Lease, Millis, PodRef, Refusal, Ticket, View, Write,
 };
@@ -89,6 +90,8 @@ struct Caller {
 pub struct Handle {
     sender: mpsc::Sender<Message>,
     tickets: Arc<AtomicU64>,
+    /// Those that pods' routes are of.
+    families: Arc<[Family]>,
 }
 
 /// One request under way; dropping it tells the brain that the caller has gone.
@@ -136,6 +139,11 @@ impl Handle {
         answer.await.ok()
     }
 
+    /// Network cards that pods may have interfaces on, beside the first.
+    pub async fn further_cards(&self) -> Option<Vec<u32>> {
+        Some(self.view().await?.cards.into_iter().filter(|card| *card > 0).collect())
+    }
+
     /// The state at this moment.
     pub async fn view(&self) -> Option<View> {
         let (sender, answer) = oneshot::channel();
@@ -145,9 +153,9 @@ impl Handle {
 }
 
 impl Request {
-    /// ADD's question.
-    pub async fn ask(&self, key: AttachmentKey, pod: Option<PodRef>, patience: u64) {
-        self.handle.tell(Event::Ask { ticket: self.ticket, key, pod, patience }).await;
+    /// ADD's question; `card`: the address has to be on that network card.
+    pub async fn ask(&self, key: AttachmentKey, pod: Option<PodRef>, patience: u64, card: Option<u32>) {
+        self.handle.tell(Event::Ask { ticket: self.ticket, key, pod, patience, card }).await;
     }
 
     /// The next answer; `None` when the daemon is ending.
@@ -221,10 +229,11 @@ impl Brain {
     /// The brain, a way to it, whether metadata should be read in a hurry, and readiness.
     pub fn new(parts: Parts) -> (Self, Handle, watch::Receiver<bool>, watch::Receiver<Readiness>) {
         let (sender, receiver) = mpsc::channel(1024);
-        let handle = Handle { sender, tickets: Arc::new(AtomicU64::new(1)) };
         let (hurry, hurries) = watch::channel(true);
         let (ready, readiness) = watch::channel(Readiness::starting());
         let Parts { core, store, ec2, counters, vpc, steering, kernel, probes, elsewhere } = parts;
+        let families = steering.policy.families().into();
+        let handle = Handle { sender, tickets: Arc::new(AtomicU64::new(1)), families };
         let told = handle.clone();
         let forgetting = Forgetting::start(&elsewhere, move |addresses| {
             let told = told.clone();
@@ -315,9 +324,9 @@ impl Brain {
                 self.dropped = dropped.map(|words| Refusal::new(Cause::ForwardDropped, words));
             }
             Message::Forgotten(addresses) => {
-                for (ticket, (key, address)) in self.forgetting.end(&addresses) {
+                for (ticket, (key, offered)) in self.forgetting.end(&addresses) {
                     // A DEL may have come in between.
-                    let mine = self.core.lease(&key).is_some_and(|lease| lease.address == address);
+                    let mine = self.core.lease(&key).is_some_and(|lease| lease.addresses().eq(offered));
                     self.answer(ticket, Answer::Verdict(mine));
                 }
             }
@@ -335,7 +344,7 @@ impl Brain {
                 Effect::Offer { ticket, key, lease } => {
                     offered.push(ticket);
                     if let Some(caller) = self.open.get_mut(&ticket) {
-                        caller.offered = Some((key, lease.address));
+                        caller.offered = Some((key, lease.addresses().collect()));
                     }
                     self.answer(ticket, Answer::Offer(lease));
                 }
@@ -528,7 +537,7 @@ impl Brain {
             let mut first = true;
             loop {
                 period.tick().await;
-                let before = if first { kernel::remove_half_made } else { |_: &[AttachmentKey]| Ok(()) };
+                let before = if first { kernel::remove_half_made } else { |_: &[AttachmentKey], _: &[Family]| Ok(()) };
                 match list_links(&handle, before).await {
                     Ok(()) => first = false,
                     Err(failure) => warn!("cannot list the links: {failure:#}"),
@@ -541,13 +550,14 @@ impl Brain {
 /// Tells the brain which of its leases have a link in the kernel, after `before` has seen the leases.
 pub async fn list_links(
     handle: &Handle,
-    before: impl FnOnce(&[AttachmentKey]) -> anyhow::Result<()> + Send + 'static,
+    before: impl FnOnce(&[AttachmentKey], &[Family]) -> anyhow::Result<()> + Send + 'static,
 ) -> anyhow::Result<()> {
     let view = handle.view().await.context("the daemon is ending")?;
     let keys: Vec<AttachmentKey> = view.leases.keys().cloned().collect();
+    let families = handle.families.clone();
     let list = move || {
-        before(&keys)?;
-        kernel::listing(&keys)
+        before(&keys, &families)?;
+        kernel::listing(&keys, &families)
     };
     let (seen, routed) = tokio::task::spawn_blocking(list).await.context("the listing ended without an answer")??;
     handle.tell(Event::Links { seen, routed }).await;

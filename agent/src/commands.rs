@@ -4,7 +4,7 @@ use std::{io::Write, time::Duration};
 
 use anyhow::{Context, bail};
 use comfy_table::{Table, presets::NOTHING};
-use enid_api::v1::{GetPoolRequest, ListEnisRequest, ListLeasesRequest, Pool, debug_client::DebugClient};
+use enid_api::v1::{Eni, GetPoolRequest, ListEnisRequest, ListLeasesRequest, Pool, debug_client::DebugClient};
 use hyper_util::rt::TokioIo;
 use serde::Serialize;
 use tokio::{net::UnixStream, time::timeout};
@@ -31,16 +31,8 @@ pub fn run(name: &str, settings: &Settings, as_json: bool) -> anyhow::Result<()>
             "enis" => show(as_json, &debug.list_enis(ListEnisRequest {}).await?.into_inner().enis, |enis| {
                 let rows = enis.iter().map(|eni| {
                     let used = format!("{}/{}", eni.assigned, eni.addresses);
-                    [
-                        &eni.id,
-                        &eni.state,
-                        &eni.device_index.to_string(),
-                        &eni.slot.to_string(),
-                        &eni.primary_address,
-                        &used,
-                        &eni.mac,
-                    ]
-                    .map(String::clone)
+                    [&eni.id, &eni.state, &device(eni), &eni.slot.to_string(), &eni.primary_address, &used, &eni.mac]
+                        .map(String::clone)
                 });
                 table(["ENI", "STATE", "DEVICE", "SLOT", "PRIMARY ADDRESS", "ASSIGNED", "MAC"], rows)
             })?,
@@ -55,7 +47,7 @@ pub fn run(name: &str, settings: &Settings, as_json: bool) -> anyhow::Result<()>
                         &pod,
                         &lease.container,
                         &lease.ifname,
-                        &lease.address,
+                        &[lease.address.as_str(), lease.second_address.as_str()].join(" ").trim_end().to_owned(),
                         &lease.eni,
                         &lease.state,
                         &lease.host_ifname,
@@ -96,6 +88,14 @@ async fn connect(settings: &Settings) -> anyhow::Result<Channel> {
         .connect_with_connector(connector)
         .await
         .with_context(|| format!("the daemon does not answer on {}", at.display()))
+}
+
+/// Its index, behind the network card's if that is not the first.
+fn device(eni: &Eni) -> String {
+    match eni.network_card {
+        0 => eni.device_index.to_string(),
+        card => format!("{card}/{}", eni.device_index),
+    }
 }
 
 fn show<T: Serialize>(as_json: bool, value: &T, text: impl Fn(&T) -> String) -> anyhow::Result<String> {

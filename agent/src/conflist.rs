@@ -133,6 +133,10 @@ fn wanted(settings: &Settings, boot_id: &str, others: Vec<Value>) -> anyhow::Res
         // Below the runtime's own limit, so that the answer with its cause still reaches somebody.
         entry["addWaitSeconds"] = json!(settings.add_wait.as_secs());
         entry["bootId"] = json!(boot_id);
+        if settings.policy.multi_card {
+            // By way of which a pod's annotation reaches the plugin.
+            entry["capabilities"]["io.kubernetes.cri.pod-annotations"] = json!(true);
+        }
     }
     let has = |plugins: &[Value], kind: &Value| plugins.iter().any(|entry| entry["type"] == *kind);
     for entry in chained(settings).into_iter().chain(others) {

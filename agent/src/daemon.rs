@@ -4,6 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use anyhow::Context;
 use enid_api::v1::{cni_server::CniServer, debug_server::DebugServer};
+use enid_datapath::Family;
 use enid_ipamd::{Core, Event, Limits, Node, Provisioning};
 use tokio::{
     runtime,
@@ -19,6 +20,7 @@ use crate::{
     clock, conflist,
     deletion::Deletion,
     ec2::Ec2,
+    families,
     forward::Forward,
     imds::{Imds, Instance},
     kernel::Kernel,
@@ -61,7 +63,7 @@ pub fn run(settings: Settings) -> anyhow::Result<()> {
     pods.block_on(serve(settings, elsewhere.handle().clone()))
 }
 
-async fn serve(settings: Settings, elsewhere: runtime::Handle) -> anyhow::Result<()> {
+async fn serve(mut settings: Settings, elsewhere: runtime::Handle) -> anyhow::Result<()> {
     // All that can be wrong here is told before anything is changed.
     let _claimed = sockets::claim(&settings.run_dir)?;
     nft::check()?;
@@ -83,6 +85,7 @@ async fn serve(settings: Settings, elsewhere: runtime::Handle) -> anyhow::Result
         leases = ledger.leases.len(),
         "start"
     );
+    families::settle(&mut settings, &instance, &ledger)?;
     let ec2 = Ec2::new(instance.clone(), &settings).await;
     let counters = Arc::new(Counters::new()?);
     let limits = match settings.policy.provisioning {
@@ -113,7 +116,8 @@ async fn serve(settings: Settings, elsewhere: runtime::Handle) -> anyhow::Result
     let forward = Forward { handle: handle.clone(), kernel: kernel.clone(), changed: hooks.clone(), vpc };
     let probes = settings.forward_probe;
     let forward = async move { if probes { forward.run().await } else { std::future::pending().await } };
-    let repair = Repair { handle: handle.clone(), kernel, counters: counters.clone(), shadows, hooks };
+    let v6 = settings.steering.policy.knows(Family::V6);
+    let repair = Repair { handle: handle.clone(), kernel, counters: counters.clone(), shadows, hooks, v6 };
 
     let cni = sockets::listen(&sockets::cni(&settings.run_dir))?;
     let debug = {
@@ -128,6 +132,7 @@ async fn serve(settings: Settings, elsewhere: runtime::Handle) -> anyhow::Result
         deletion: Deletion::start(&elsewhere),
         pod_mtu: settings.pod_mtu,
         veth_prefix: settings.veth_prefix.clone(),
+        multi_card: settings.policy.multi_card,
         readiness: readiness.clone(),
     };
     let debug_service = DebugService {
@@ -196,7 +201,7 @@ async fn instance(imds: &Imds, wait: Duration) -> anyhow::Result<Instance> {
 /// Without EC2: nothing is ever fetched, so limits of a type that is not known do not matter.
 fn limits_unasked(store: &Store, instance: &Instance) -> anyhow::Result<Limits> {
     let known = store.limits(&instance.kind)?.or_else(|| limits::built_in(&instance.kind));
-    Ok(known.unwrap_or(Limits { enis: 1, addresses_per_eni: 1, prefixes: false }))
+    Ok(known.unwrap_or(Limits::of_one_card(1, 1, false)))
 }
 
 /// Disk, then EC2, then the built-in table.
@@ -226,9 +231,9 @@ async fn read_metadata(imds: Imds, handle: Handle, mut hurries: watch::Receiver<
     let mut pause = SOON;
     loop {
         match imds.enis().await {
-            Ok(enis) => {
+            Ok((enis, bare)) => {
                 handle.tell(Event::Wall { ms: clock::wall_ms() }).await;
-                handle.tell(Event::Imds { enis }).await;
+                handle.tell(Event::Imds { enis, bare }).await;
             }
             Err(failure) => warn!("instance metadata: {failure:#}"),
         }

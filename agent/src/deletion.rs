@@ -6,7 +6,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use enid_datapath::{Mac, Netlink, pod};
+use enid_datapath::{Mac, Netlink, removal};
 use tokio::{
     runtime,
     sync::{mpsc, oneshot, watch},
@@ -76,6 +76,6 @@ impl Drop for Wiring {
 }
 
 fn delete(links: &[(Mac, String)]) -> Result<(), Arc<str>> {
-    let deleted = Netlink::open().and_then(|mut netlink| pod::remove_together(links, &mut netlink));
+    let deleted = Netlink::open().and_then(|mut netlink| removal::remove_together(links, &mut netlink));
     deleted.map_err(|error| error.to_string().into())
 }

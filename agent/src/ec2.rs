@@ -15,7 +15,9 @@ use aws_sdk_ec2::{
     types::{Filter, NetworkInterface, NetworkInterfaceAttachmentChanges, ResourceType, Tag, TagSpecification},
 };
 use aws_smithy_types::{DateTime, date_time::Format};
-use enid_ipamd::{AuditedEni, Call, CallError, Cause, Done, EniId, Kind, Limits, LooseEni, Order, Scope};
+use enid_ipamd::{
+    AuditedEni, Call, CallError, Cause, Creation, Done, EniId, Kind, Limits, LooseEni, Order, Place, Scope,
+};
 use ipnet::IpNet;
 
 use crate::{imds::Instance, settings::Settings};
@@ -83,8 +85,13 @@ impl Ec2 {
         });
         let number = |value: Option<i32>| value.and_then(|value| u32::try_from(value).ok());
         let limits = network.and_then(|network| {
+            let cards = network.network_cards().iter().filter_map(|card| number(card.maximum_network_interfaces()));
+            let cards: Vec<u32> = cards.collect();
             Some(Limits {
-                enis: number(network.maximum_network_interfaces())?,
+                // The figure for all is the sum over the cards.
+                enis: cards.first().copied().or(number(network.maximum_network_interfaces()))?,
+                further_cards: u32::try_from(cards.len().saturating_sub(1)).unwrap_or_default(),
+                enis_per_further_card: cards.iter().skip(1).min().copied().unwrap_or_default(),
                 addresses_per_eni: number(network.ipv4_addresses_per_interface())?,
                 prefixes: nitro,
             })
@@ -102,10 +109,12 @@ impl Ec2 {
                 let sent = self.client.create_tags().resources(&eni.0).set_tags(Some(tags)).send().await;
                 sent.map(|_| Done::Fine).map_err(|error| classify(action, error))
             }
-            Call::Create { token, order } => self.create(token, *order).await,
-            Call::Attach { eni, device_index } => {
+            Call::Create { token, creation } => self.create(token, *creation).await,
+            Call::Attach { eni, place } => {
                 let request = self.client.attach_network_interface().network_interface_id(&eni.0);
-                let request = request.instance_id(&self.instance.id).device_index(signed(*device_index));
+                let request = request.instance_id(&self.instance.id).device_index(signed(place.device_index));
+                let card = Some(signed(place.card)).filter(|card| *card > 0);
+                let request = request.set_network_card_index(card);
                 let answer = request.send().await.map_err(|error| classify(action, error))?;
                 let attachment = answer.attachment_id().ok_or_else(|| odd(action, "it names no attachment"))?;
                 Ok(Done::Attached { attachment: attachment.to_owned() })
@@ -131,7 +140,7 @@ impl Ec2 {
         }
     }
 
-    async fn create(&self, token: &str, order: Order) -> Result<Done, CallError> {
+    async fn create(&self, token: &str, creation: Creation) -> Result<Done, CallError> {
         let action = "CreateNetworkInterface";
         // No moment among the tags: a creation that is asked for again under its token has to be the same.
         let own = tag(TAG_TOKEN, token);
@@ -146,11 +155,13 @@ impl Ec2 {
             .subnet_id(&self.instance.subnet_id)
             .set_groups(Some(self.instance.groups.clone()))
             .tag_specifications(specification);
-        let request = match order.kind {
-            Kind::Single => request.secondary_private_ip_address_count(signed(order.count)),
-            Kind::Prefix => request.ipv4_prefix_count(signed(order.count)),
-            Kind::V6Prefix => request.ipv6_prefix_count(signed(order.count)),
+        let Order { kind, count } = creation.order;
+        let request = match kind {
+            Kind::Single => request.secondary_private_ip_address_count(signed(count)),
+            Kind::Prefix => request.ipv4_prefix_count(signed(count)),
+            Kind::V6Prefix => request.ipv6_prefix_count(signed(count)),
         };
+        let request = if creation.with_v6 { request.ipv6_prefix_count(1) } else { request };
         let answer = request.send().await.map_err(|error| classify(action, error))?;
         let eni = answer.network_interface().ok_or_else(|| odd(action, "it describes no ENI"))?;
         let id = eni.network_interface_id().ok_or_else(|| odd(action, "it names no ENI"))?;
@@ -261,7 +272,10 @@ pub fn audited(eni: &NetworkInterface, instance_id: &str) -> Option<AuditedEni> 
         no_manage: tag_value(eni, TAG_NO_MANAGE) == Some("true"),
         delete_on_termination: attachment.and_then(|it| it.delete_on_termination()).unwrap_or(false),
         attachment: attachment.and_then(|it| it.attachment_id()).unwrap_or_default().to_owned(),
-        device_index: attachment.and_then(|it| u32::try_from(it.device_index()?).ok()).unwrap_or_default(),
+        place: Place {
+            card: attachment.and_then(|it| u32::try_from(it.network_card_index()?).ok()).unwrap_or_default(),
+            device_index: attachment.and_then(|it| u32::try_from(it.device_index()?).ok()).unwrap_or_default(),
+        },
         token: tag_value(eni, TAG_TOKEN).map(str::to_owned),
         blocks: blocks(eni).collect(),
     })

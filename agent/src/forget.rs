@@ -19,8 +19,8 @@ use tracing::{debug, warn};
 /// Lists taken together at most.
 const BATCH: usize = 1024;
 
-/// An offer that was made: to whom, and which address.
-pub type Offered = (AttachmentKey, IpAddr);
+/// An offer that was made: to whom, and which addresses.
+pub type Offered = (AttachmentKey, Vec<IpAddr>);
 
 /// What is being forgotten, and the verdicts that wait for it.
 pub struct Forgetting {
@@ -67,7 +67,7 @@ impl Forgetting {
 
     /// Keeps the verdict of an offer if it has to wait: whether it does.
     pub fn keeps(&mut self, ticket: Ticket, offered: &Offered) -> bool {
-        let waits = self.under_way.contains_key(&offered.1);
+        let waits = offered.1.iter().any(|address| self.under_way.contains_key(address));
         if waits {
             self.waiting.push((ticket, offered.clone()));
         }
@@ -84,7 +84,8 @@ impl Forgetting {
                 }
             }
         }
-        self.waiting.extract_if(.., |(_, (_, address))| !self.under_way.contains_key(address)).collect()
+        let under_way = |address: &IpAddr| self.under_way.contains_key(address);
+        self.waiting.extract_if(.., |(_, (_, addresses))| !addresses.iter().any(under_way)).collect()
     }
 }
 
@@ -102,7 +103,8 @@ mod tests {
     use super::*;
 
     fn offered(name: &str, address: IpAddr) -> Offered {
-        (AttachmentKey { network: "enid".to_owned(), container: name.to_owned(), ifname: "eth0".to_owned() }, address)
+        let key = AttachmentKey { network: "enid".to_owned(), container: name.to_owned(), ifname: "eth0".to_owned() };
+        (key, vec![address])
     }
 
     #[test]

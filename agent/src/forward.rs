@@ -4,7 +4,7 @@
 use std::{sync::Arc, time::Duration};
 
 use anyhow::Context;
-use enid_datapath::forward;
+use enid_datapath::{Family, forward};
 use ipnet::Ipv4Net;
 use tokio::{sync::Notify, time::timeout};
 use tracing::warn;
@@ -53,18 +53,20 @@ impl Forward {
 
 /// Why packets between pods do not pass, if they do not.
 fn probe(kernel: &Kernel, vpc: &[Ipv4Net]) -> anyhow::Result<Option<String>> {
-    let suspects = forward::suspects()?;
-    if suspects.is_empty() {
-        return Ok(None);
+    for (family, addresses) in kernel.nobodys(vpc) {
+        let suspects = forward::suspects(family)?;
+        if suspects.is_empty() || forward::forwards(addresses)? {
+            continue;
+        }
+        let packets = match family {
+            Family::V4 => "packets",
+            Family::V6 => "IPv6 packets",
+        };
+        return Ok(Some(format!(
+            "the host's firewall drops {packets} between pods, as a probe shows; {} drops at the forward hook what it \
+             does not know",
+            suspects.join(", ")
+        )));
     }
-    let subnet = kernel.primary().context("no primary ENI yet")?;
-    let addresses = forward::nobodys(subnet, vpc).context("the subnet is too small")?;
-    if forward::forwards(addresses)? {
-        return Ok(None);
-    }
-    Ok(Some(format!(
-        "the host's firewall drops packets between pods, as a probe shows; {} drops at the forward hook what it does not \
-         know",
-        suspects.join(", ")
-    )))
+    Ok(None)
 }

@@ -3,15 +3,15 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::{IpAddr, Ipv4Addr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
     time::Duration,
 };
 
 use anyhow::{Context, bail};
 use aws_config::imds::client::{Client, error::ImdsError};
 use enid_datapath::Mac;
-use enid_ipamd::{EniFacts, EniId};
-use ipnet::{IpNet, Ipv4Net};
+use enid_ipamd::{BareEni, EniFacts, EniId, Place};
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 /// What does not change while the instance lives.
 #[derive(Clone, Debug)]
@@ -30,6 +30,10 @@ pub struct Instance {
     pub groups: Vec<String>,
     /// The VPC's IPv4 CIDRs.
     pub vpc_cidrs: Vec<Ipv4Net>,
+    /// Whether the subnet of the primary ENI has IPv6.
+    pub subnet_has_v6: bool,
+    /// The primary ENI's own IPv6 address, if it has one.
+    pub own_v6: Option<Ipv6Addr>,
 }
 
 /// The metadata service of this instance.
@@ -65,6 +69,11 @@ impl Imds {
             vpc_id: self.get(&format!("{primary}/vpc-id")).await?,
             groups: lines(&self.get(&format!("{primary}/security-group-ids")).await?),
             vpc_cidrs: self.vpc_cidrs().await?,
+            subnet_has_v6: self.find(&format!("{primary}/subnet-ipv6-cidr-blocks")).await?.is_some(),
+            own_v6: match self.find(&format!("{primary}/ipv6s")).await? {
+                Some(text) => parse_lines("ipv6s", &text)?.into_iter().next(),
+                None => None,
+            },
         })
     }
 
@@ -79,21 +88,24 @@ impl Imds {
         Ok(cidrs)
     }
 
-    /// All ENIs with their addresses. An ENI of which only a part shows is left out until all of it does.
-    pub async fn enis(&self) -> anyhow::Result<Vec<EniFacts>> {
-        let mut enis = Vec::new();
+    /// All ENIs with their addresses, and those without any. An ENI of which only a part shows is left out until all of
+    /// it does.
+    pub async fn enis(&self) -> anyhow::Result<(Vec<EniFacts>, Vec<BareEni>)> {
+        let (mut enis, mut bare) = (Vec::new(), Vec::new());
         for mac in lines(&self.get("network/interfaces/macs/").await?) {
-            if let Some(eni) = self.eni(mac.trim_end_matches('/')).await? {
-                enis.push(eni);
+            match self.eni(mac.trim_end_matches('/')).await? {
+                Shown::Whole(eni) => enis.push(*eni),
+                Shown::Bare(eni) => bare.push(eni),
+                Shown::InPart => {}
             }
         }
         if enis.is_empty() {
-            bail!("it lists no ENI");
+            bail!("it lists no ENI with an IPv4 address");
         }
-        Ok(enis)
+        Ok((enis, bare))
     }
 
-    async fn eni(&self, mac: &str) -> anyhow::Result<Option<EniFacts>> {
+    async fn eni(&self, mac: &str) -> anyhow::Result<Shown> {
         let mut texts = Texts::new();
         for key in KEYS {
             if let Some(text) = self.find(&format!("network/interfaces/macs/{mac}/{key}")).await? {
@@ -129,31 +141,44 @@ impl Imds {
 pub type Texts = BTreeMap<&'static str, String>;
 
 /// The keys that are read.
-pub const KEYS: [&str; 7] = [
+pub const KEYS: [&str; 9] = [
     "interface-id",
     "device-number",
     "network-card",
     "local-ipv4s",
     "ipv4-prefix",
+    "ipv6s",
+    "ipv6-prefix",
     "subnet-id",
     "subnet-ipv4-cidr-block",
 ];
 
-/// The ENI with this MAC; `None` while a part of it does not show yet. Prefixes it may have none, and types with
-/// one network card may leave the card out.
-pub fn facts(mac: &str, texts: &Texts) -> anyhow::Result<Option<EniFacts>> {
+/// How much metadata shows of an ENI.
+#[derive(Debug)]
+pub enum Shown {
+    /// All that is needed.
+    Whole(Box<EniFacts>),
+    /// It has no IPv4 address: it is EFA-only, or that is still to come.
+    Bare(BareEni),
+    /// Too little.
+    InPart,
+}
+
+/// The ENI with this MAC. Prefixes and IPv6 it may have none, and types with one network card may leave the card out.
+pub fn facts(mac: &str, texts: &Texts) -> anyhow::Result<Shown> {
     let text = |key: &str| texts.get(key).map(String::as_str);
-    let (Some(id), Some(device), Some(addresses), Some(subnet_id), Some(subnet)) = (
-        text("interface-id"),
-        text("device-number"),
-        text("local-ipv4s"),
-        text("subnet-id"),
-        text("subnet-ipv4-cidr-block"),
-    ) else {
-        return Ok(None);
+    let (Some(id), Some(device)) = (text("interface-id"), text("device-number")) else { return Ok(Shown::InPart) };
+    let id = EniId(id.trim().to_owned());
+    let card = text("network-card").map_or(Ok(0), |card| parse("network-card", card))?;
+    let place = Place { card, device_index: parse("device-number", device)? };
+    let (Some(addresses), Some(subnet_id), Some(subnet)) =
+        (text("local-ipv4s"), text("subnet-id"), text("subnet-ipv4-cidr-block"))
+    else {
+        return Ok(Shown::Bare(BareEni { id, place }));
     };
     let mut addresses = parse_lines::<Ipv4Addr>("local-ipv4s", addresses)?.into_iter();
-    let Some(primary) = addresses.next() else { return Ok(None) };
+    let Some(primary) = addresses.next() else { return Ok(Shown::Bare(BareEni { id, place })) };
+    let own_v6 = parse_lines::<Ipv6Addr>("ipv6s", text("ipv6s").unwrap_or_default())?.into_iter().next();
     let subnet: Ipv4Net = parse("subnet-ipv4-cidr-block", subnet)?;
     let prefixes = parse_lines::<Ipv4Net>("ipv4-prefix", text("ipv4-prefix").unwrap_or_default())?;
     // EC2 User Guide, "Prefix delegation": an IPv4 prefix is a /28.
@@ -161,15 +186,21 @@ pub fn facts(mac: &str, texts: &Texts) -> anyhow::Result<Option<EniFacts>> {
         bail!("its ipv4-prefix is {odd}, which is no /28");
     }
     let prefixes = prefixes.into_iter().map(|net| IpNet::V4(net.trunc()));
-    Ok(Some(EniFacts {
-        id: EniId(id.trim().to_owned()),
+    let v6_prefixes = parse_lines::<Ipv6Net>("ipv6-prefix", text("ipv6-prefix").unwrap_or_default())?;
+    // The same: an IPv6 prefix is a /80.
+    if let Some(odd) = v6_prefixes.iter().find(|net| net.prefix_len() != 80) {
+        bail!("its ipv6-prefix is {odd}, which is no /80");
+    }
+    let prefixes = prefixes.chain(v6_prefixes.into_iter().map(|net| IpNet::V6(net.trunc())));
+    Ok(Shown::Whole(Box::new(EniFacts {
+        id,
         mac: mac.parse::<Mac>().map_err(anyhow::Error::msg)?.0,
-        device_index: parse("device-number", device)?,
-        card: text("network-card").map_or(Ok(0), |card| parse("network-card", card))?,
+        place,
+        own_v6,
         primary: Ipv4Net::new(primary, subnet.prefix_len()).context("subnet-ipv4-cidr-block has no valid length")?,
         subnet_id: subnet_id.trim().to_owned(),
         blocks: addresses.map(|address| IpNet::from(IpAddr::V4(address))).chain(prefixes).collect::<BTreeSet<_>>(),
-    }))
+    })))
 }
 
 fn lines(text: &str) -> Vec<String> {

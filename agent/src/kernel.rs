@@ -14,11 +14,11 @@ use std::{
 
 use anyhow::Context;
 use enid_datapath::{
-    Mac, Netlink, identity, marks,
-    node::{self, EniNet, Found, PodEnd},
-    pod,
-    pods::{self, PodNet, Seen},
-    policy::Policy,
+    Family, Mac, Netlink, forward, identity, link, marks,
+    node::{self, EniNet, Found},
+    pods::{self, PodEnd, PodNet, Seen},
+    policy::{Policy, Source},
+    removal,
     ruleset::Ruleset,
     shadow,
     watch::Kind,
@@ -45,7 +45,7 @@ pub struct Steering {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Wanted {
     enis: Vec<EniNet>,
-    owner: BTreeMap<u32, Vec<Ipv4Net>>,
+    owner: BTreeMap<u32, Vec<IpNet>>,
     native: Vec<Ipv4Net>,
     policy: Policy,
 }
@@ -58,16 +58,17 @@ impl Wanted {
         let mut wanted = Wanted { native, policy, ..Wanted::default() };
         for (eni, slot) in carried {
             let facts = &eni.facts;
-            let table = if slot == 0 { 254 } else { marks::route_table(facts.device_index, facts.card) };
-            wanted.enis.push(EniNet { slot, mac: Mac(facts.mac), primary: facts.primary, table, mtu });
-            let v4 = eni.blocks.iter().filter_map(|net| if let IpNet::V4(net) = net { Some(*net) } else { None });
-            wanted.owner.insert(slot, v4.collect());
+            let (mac, table) = (Mac(facts.mac), route_table(eni, slot));
+            wanted.enis.push(EniNet { slot, mac, primary: facts.primary, own_v6: facts.own_v6, table, mtu });
+            // What the VPC has given us of a family that pods do not get from it is none of ours.
+            let ours = |net: &&IpNet| wanted.policy.source(Family::of(net.addr())) == Source::Vpc;
+            wanted.owner.insert(slot, eni.blocks.iter().filter(ours).copied().collect());
         }
         wanted
     }
 
     /// All that the ENIs hold for pods.
-    fn pool(&self) -> Vec<Ipv4Net> {
+    fn pool(&self) -> Vec<IpNet> {
         self.owner.values().flatten().copied().collect()
     }
 }
@@ -139,9 +140,23 @@ impl Kernel {
         self.lock().carry(Some(pods), table)
     }
 
-    /// The node's own address, with its subnet's length.
-    pub fn primary(&self) -> Option<Ipv4Net> {
-        self.lock().wanted.enis.iter().find(|eni| eni.slot == 0).map(|eni| eni.primary)
+    /// Two addresses of each family that pods have from the VPC, which EC2 or we give to nobody: for a probe.
+    pub fn nobodys(&self, vpc: &[Ipv4Net]) -> Vec<(Family, [IpAddr; 2])> {
+        let state = self.lock();
+        let wanted = &state.wanted;
+        let from_vpc = |family: &Family| wanted.policy.source(*family) == Source::Vpc;
+        let of = |family: Family| match family {
+            Family::V4 => {
+                let primary = wanted.enis.iter().find(|eni| eni.slot == 0)?;
+                forward::nobodys(primary.primary, vpc)
+            }
+            Family::V6 => wanted.owner.values().flatten().find_map(|net| match net {
+                IpNet::V6(net) => Some(forward::nobodys_v6(*net)),
+                IpNet::V4(_) => None,
+            }),
+        };
+        let families = Family::ALL.into_iter().filter(from_vpc);
+        families.filter_map(|family| Some((family, of(family)?))).collect()
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -153,20 +168,19 @@ impl Kernel {
 impl State {
     fn carry(&mut self, pods: Option<&[PodNet]>, look_at_table: bool) -> anyhow::Result<Applied> {
         let mut netlink = Netlink::open()?;
-        let mut found = Found::read(&mut netlink)?.remember(&self.links);
+        let families = self.wanted.policy.families();
+        let mut found = Found::read(&mut netlink, &families)?.remember(&self.links);
         let (here, missing): (Vec<EniNet>, Vec<EniNet>) =
             self.wanted.enis.iter().cloned().partition(|eni| found.ifname_of(eni.mac).is_some());
         self.links.extend(found.indices(&here));
         let mut changes = Vec::new();
-        ensure_sysctl("net/ipv4/ip_forward", "1", &mut changes)?;
-        for ifname in here.iter().filter_map(|eni| found.ifname_of(eni.mac)) {
-            // Loose on every ENI: main's answer for a remote pod is the primary link.
-            ensure_sysctl(&format!("net/ipv4/conf/{ifname}/rp_filter"), "2", &mut changes)?;
+        for (key, value) in sysctls(&here, &self.wanted.policy, &found) {
+            ensure_sysctl(&key, value, &mut changes)?;
         }
         let pool = self.wanted.pool();
         let mut requests = node::changes(&here, &pool, &self.wanted.policy, &found)?;
         if let Some(pods) = pods {
-            found = found.with_neighbours(&mut netlink)?;
+            found = found.with_neighbours(&mut netlink, &families)?;
             requests.extend(pods::changes(pods, &mut self.seen, &found));
         }
         changes.extend(requests.iter().map(|request| Change { kind: request.kind(), what: request.to_string() }));
@@ -175,7 +189,7 @@ impl State {
         if let Some(ruleset) = ruleset(&self.wanted, &here, &found)
             && self.table.ensure(&ruleset, look_at_table)?
         {
-            changes.push(Change { kind: Kind::Table, what: "replace the table ip enid".to_owned() });
+            changes.push(Change { kind: Kind::Table, what: "replace our tables of nftables".to_owned() });
         }
         applied?;
         let waits_for = missing.first().map(|eni| node::MissingLink(eni.mac).to_string());
@@ -190,6 +204,7 @@ fn ruleset(wanted: &Wanted, here: &[EniNet], found: &Found) -> Option<Ruleset> {
     Some(Ruleset {
         primary_ifname: found.ifname_of(primary.mac)?.to_owned(),
         primary_address: primary.primary.addr(),
+        primary_v6: primary.own_v6,
         native: wanted.native.clone(),
         policy: wanted.policy.clone(),
         owner: wanted
@@ -201,10 +216,36 @@ fn ruleset(wanted: &Wanted, here: &[EniNet], found: &Found) -> Option<Ruleset> {
     })
 }
 
-fn ensure_sysctl(key: &str, value: &str, changes: &mut Vec<Change>) -> anyhow::Result<()> {
+/// The sysctls that packets of pods depend on, and their values.
+fn sysctls(enis: &[EniNet], policy: &Policy, found: &Found) -> Vec<(String, &'static str)> {
+    let v6 = policy.knows(Family::V6);
+    let mut wanted = vec![("net/ipv4/ip_forward".to_owned(), "1")];
+    for (eni, ifname) in enis.iter().filter_map(|eni| Some((eni, found.ifname_of(eni.mac)?))) {
+        // Loose on every ENI: main's answer for a remote pod is the primary link.
+        wanted.push((format!("net/ipv4/conf/{ifname}/rp_filter"), "2"));
+        let accepts = format!("net/ipv6/conf/{ifname}/accept_ra");
+        if v6 && eni.slot != 0 {
+            wanted.push((accepts, "0")); // its default route would compete with the primary's
+        } else if v6 && read_sysctl(&accepts).is_ok_and(|value| value == "1") {
+            // A router ignores routers unless told not to. 0: somebody else hears them, in user space.
+            wanted.push((accepts, "2"));
+        }
+    }
+    if v6 {
+        wanted.push(("net/ipv6/conf/all/forwarding".to_owned(), "1"));
+    }
+    wanted
+}
+
+fn read_sysctl(key: &str) -> anyhow::Result<String> {
     let path = format!("/proc/sys/{key}");
     let found = fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;
-    if found.trim() != value {
+    Ok(found.trim().to_owned())
+}
+
+fn ensure_sysctl(key: &str, value: &str, changes: &mut Vec<Change>) -> anyhow::Result<()> {
+    let path = format!("/proc/sys/{key}");
+    if read_sysctl(key)? != value {
         fs::write(&path, value).with_context(|| format!("cannot write {value} to {path}"))?;
         changes.push(Change { kind: Kind::Sysctl, what: format!("set {} to {value}", key.replace('/', ".")) });
     }
@@ -214,7 +255,7 @@ fn ensure_sysctl(key: &str, value: &str, changes: &mut Vec<Change>) -> anyhow::R
 /// What host and table lack of what is wanted for pods on the ENI of this slot, one sentence each; nothing is changed.
 pub fn faults(wanted: &Wanted, slot: u32) -> anyhow::Result<Vec<String>> {
     let mut netlink = Netlink::open()?;
-    let found = Found::read(&mut netlink)?;
+    let found = Found::read(&mut netlink, &wanted.policy.families())?;
     let (here, missing): (Vec<EniNet>, Vec<EniNet>) =
         wanted.enis.iter().cloned().partition(|eni| found.ifname_of(eni.mac).is_some());
     let lacking = missing.iter().filter(|eni| eni.slot == slot);
@@ -222,12 +263,14 @@ pub fn faults(wanted: &Wanted, slot: u32) -> anyhow::Result<Vec<String>> {
     let changes = node::changes(&here, &wanted.pool(), &wanted.policy, &found)?;
     let needed = changes.iter().filter(|change| !change.is_rule_removal());
     faults.extend(needed.map(|change| format!("the host needs: {change}")));
-    if !nft::is_there() {
-        faults.push("the table ip enid is missing".to_owned());
+    let tables = ruleset(wanted, &here, &found).map(|ruleset| ruleset.families()).unwrap_or_default();
+    for family in tables.into_iter().filter(|family| !nft::is_there(*family)) {
+        faults.push(format!("the table {} enid is missing", family.word()));
     }
-    let forwards = fs::read_to_string("/proc/sys/net/ipv4/ip_forward").context("cannot read net.ipv4.ip_forward")?;
-    if forwards.trim() != "1" {
-        faults.push("net.ipv4.ip_forward is off".to_owned());
+    for (key, value) in sysctls(&here, &wanted.policy, &found).into_iter().filter(|(key, _)| key.contains("forward")) {
+        if read_sysctl(&key)? != value {
+            faults.push(format!("{} is off", key.replace('/', ".")));
+        }
     }
     Ok(faults)
 }
@@ -235,35 +278,40 @@ pub fn faults(wanted: &Wanted, slot: u32) -> anyhow::Result<Vec<String>> {
 /// The host ends that these leases should have.
 pub fn pod_nets<'a>(leases: impl Iterator<Item = (&'a AttachmentKey, &'a Lease)>) -> Vec<PodNet> {
     let net = |(key, lease): (&AttachmentKey, &Lease)| {
-        let IpAddr::V4(address) = lease.address else { return None };
         let AttachmentKey { network, container, ifname } = key;
-        Some(PodNet {
+        PodNet {
             host_mac: identity::host_mac(network, container, ifname),
             pod_mac: identity::pod_mac(network, container, ifname),
-            address,
+            addresses: lease.addresses().collect(),
             group: marks::group(lease.slot),
-        })
+        }
     };
-    leases.filter_map(net).collect()
+    leases.map(net).collect()
+}
+
+/// The table of an ENI's routes; the primary's are in main.
+pub fn route_table(eni: &Eni, slot: u32) -> u32 {
+    let place = eni.facts.place;
+    if slot == 0 { 254 } else { marks::route_table(place.device_index, place.card) }
 }
 
 /// For the start of a life, before any address is given. A pod's link that no lease knows, no route leads to and no
-/// alias names an address of was half made when an earlier life, or its store, was lost: its plugin may only be slow, and must not make an address
-/// reachable that another pod gets meanwhile. Without the link it cannot.
-pub fn remove_half_made(keys: &[AttachmentKey]) -> anyhow::Result<()> {
+/// alias names an address of was half made when an earlier life, or its store, was lost: its plugin may only be slow,
+/// and must not make an address reachable that another pod gets meanwhile. Without the link it cannot.
+pub fn remove_half_made(keys: &[AttachmentKey], families: &[Family]) -> anyhow::Result<()> {
     let mut netlink = Netlink::open()?;
     let known: BTreeSet<Mac> =
         keys.iter().map(|key| identity::host_mac(&key.network, &key.container, &key.ifname)).collect();
     let unknown: Vec<PodEnd> =
-        node::pod_links(&netlink.links()?).into_iter().filter(|end| !known.contains(&end.mac)).collect();
+        pods::pod_links(&netlink.links()?).into_iter().filter(|end| !known.contains(&end.mac)).collect();
     if unknown.is_empty() {
         return Ok(());
     }
-    let routes = netlink.routes()?;
+    let routes = netlink.routes(families)?;
     for end in unknown {
-        if node::used_over(std::slice::from_ref(&end), &routes).is_empty() {
+        if pods::used_over(std::slice::from_ref(&end), &routes).is_empty() {
             warn!(link = end.ifname, "removed: half made, and no lease knows it");
-            pod::remove_by_mac(end.mac, &end.ifname, &mut netlink)?;
+            removal::remove_by_mac(end.mac, &end.ifname, &mut netlink)?;
         }
     }
     Ok(())
@@ -271,22 +319,22 @@ pub fn remove_half_made(keys: &[AttachmentKey]) -> anyhow::Result<()> {
 
 /// One complete listing: the attachments among these whose link stands, and the addresses that are routed
 /// over pods' links.
-pub fn listing(keys: &[AttachmentKey]) -> anyhow::Result<(Vec<AttachmentKey>, Vec<IpAddr>)> {
+pub fn listing(keys: &[AttachmentKey], families: &[Family]) -> anyhow::Result<(Vec<AttachmentKey>, Vec<IpAddr>)> {
     let mut netlink = Netlink::open()?;
     let links = netlink.links()?;
     let by_mac: BTreeMap<Mac, &AttachmentKey> =
         keys.iter().map(|key| (identity::host_mac(&key.network, &key.container, &key.ifname), key)).collect();
     // The MAC says whose link it is, whatever has become of its device group.
-    let macs = links.iter().filter_map(enid_datapath::pod::mac);
+    let macs = links.iter().filter_map(link::mac);
     let seen = macs.filter_map(|mac| by_mac.get(&mac).map(|key| (*key).clone())).collect();
-    let ends = node::pod_links(&links);
-    let routed = if ends.is_empty() { Vec::new() } else { node::used_over(&ends, &netlink.routes()?) };
+    let ends = pods::pod_links(&links);
+    let routed = if ends.is_empty() { Vec::new() } else { pods::used_over(&ends, &netlink.routes(families)?) };
     Ok((seen, routed))
 }
 
 /// Whether the link of this name is the attachment's.
 pub fn is_wired(key: &AttachmentKey, ifname: &str) -> anyhow::Result<bool> {
     let link = Netlink::open()?.link(ifname)?;
-    let mac = link.as_ref().and_then(enid_datapath::pod::mac);
+    let mac = link.as_ref().and_then(link::mac);
     Ok(mac == Some(identity::host_mac(&key.network, &key.container, &key.ifname)))
 }

@@ -27,5 +27,5 @@ const TABLE: [(&str, u32, u32); 16] = [
 pub fn built_in(kind: &str) -> Option<Limits> {
     let (_, enis, addresses_per_eni) = *TABLE.iter().find(|(name, ..)| *name == kind)?;
     // All of the table are Nitro types but the oldest.
-    Some(Limits { enis, addresses_per_eni, prefixes: true })
+    Some(Limits::of_one_card(enis, addresses_per_eni, true))
 }

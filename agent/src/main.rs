@@ -7,6 +7,7 @@ mod conflist;
 mod daemon;
 mod deletion;
 mod ec2;
+mod families;
 mod forget;
 mod forward;
 #[cfg(test)]

@@ -1,10 +1,12 @@
-//! The table `ip enid` in the kernel, through `nft`: replaced whole, and only when it is not what it should be.
+//! Our tables, `ip enid` and `ip6 enid`, in the kernel, through `nft`: replaced whole, and only when they are not what
+//! they should be.
 //!
-//! The digest in the table's comment says what was wanted; whether anybody has changed the table since is told by
-//! comparing its listing with the one that was taken right after it was written. What that was lies in the run
+//! The digest in a table's comment says what was wanted; whether anybody has changed the tables since is told by
+//! comparing their listing with the one that was taken right after it was written. What that was lies in the run
 //! directory, so that a restart can tell too.
 
 use std::{
+    collections::BTreeMap,
     fs,
     io::Write,
     path::{Path, PathBuf},
@@ -13,14 +15,17 @@ use std::{
 };
 
 use anyhow::{Context, bail};
-use enid_datapath::ruleset::{Ruleset, digest};
+use enid_datapath::{
+    Family,
+    ruleset::{Ruleset, Unheld, digest},
+};
 use tracing::warn;
 use wait_timeout::ChildExt;
 
-/// How long nft may take for one table; a large one takes some milliseconds.
+/// How long nft may take for our tables; large ones take some milliseconds.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Our table, and what it was last made to hold.
+/// Our tables, and what they were last made to hold.
 #[derive(Default)]
 pub struct Table {
     file: PathBuf,
@@ -45,8 +50,8 @@ impl Table {
         Table { file, written, looked: false }
     }
 
-    /// Puts the table in place, unless it is there; `look` says that somebody may have changed it. Whether it was
-    /// written.
+    /// Puts the tables in place, unless they are there; `look` says that somebody may have changed them. Whether they
+    /// were written.
     pub fn ensure(&mut self, ruleset: &Ruleset, look: bool) -> anyhow::Result<bool> {
         let wanted = ruleset.digest();
         let as_wanted = self.written.as_ref().is_some_and(|written| written.ruleset == wanted);
@@ -57,7 +62,7 @@ impl Table {
             self.looked = true;
             return Ok(false);
         }
-        replace(&ruleset.transaction(unheld()))?;
+        replace(&ruleset.transaction(&there()))?;
         let written = Written { ruleset: wanted, listing: listing() };
         let note = format!("{} {}\n", written.ruleset, written.listing);
         // Without the note the next life writes the table once more, and that is all.
@@ -71,9 +76,8 @@ impl Table {
 }
 
 /// Whether the kernel has a table of ours.
-pub fn is_there() -> bool {
-    let listed = Command::new("nft").args(["list", "table", "ip", "enid"]).output();
-    listed.is_ok_and(|output| output.status.success())
+pub fn is_there(family: Family) -> bool {
+    list(&[], family).is_some()
 }
 
 /// Whether the program is there.
@@ -82,18 +86,27 @@ pub fn check() -> anyhow::Result<()> {
     found.map(drop).context("cannot run nft, the program of the nftables package")
 }
 
-/// Digest of the table as the kernel lists it, without what its counters have come to.
-fn listing() -> String {
-    let listed = Command::new("nft").args(["-s", "list", "table", "ip", "enid"]).stderr(Stdio::null()).output();
-    listed.map(|output| digest(&output.stdout)).unwrap_or_default()
+/// A table as the kernel lists it; `None` if there is none.
+fn list(flags: &[&str], family: Family) -> Option<Vec<u8>> {
+    let listed =
+        Command::new("nft").args(flags).args(["list", "table", family.word(), "enid"]).stderr(Stdio::null()).output();
+    listed.ok().filter(|output| output.status.success()).map(|output| output.stdout)
 }
 
-/// What our counter has come to: packets, bytes.
-fn unheld() -> (u64, u64) {
-    let listed = Command::new("nft").args(["list", "counter", "ip", "enid", "unheld"]).stderr(Stdio::null()).output();
-    let text = listed.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default();
-    let number = |name: &str| text.split(name).nth(1)?.split_whitespace().next()?.parse().ok();
-    (number("packets").unwrap_or(0), number("bytes").unwrap_or(0))
+/// Digest of both tables as the kernel lists them, without what their counters have come to.
+fn listing() -> String {
+    digest(&Family::ALL.map(|family| list(&["-s"], family).unwrap_or_default()).concat())
+}
+
+/// Which tables there are, and what their counters have come to.
+fn there() -> BTreeMap<Family, Unheld> {
+    let unheld = |listed: Vec<u8>| {
+        let text = String::from_utf8_lossy(&listed).into_owned();
+        let counter = text.split("counter unheld {").nth(1).unwrap_or_default();
+        let number = |name: &str| counter.split(name).nth(1)?.split_whitespace().next()?.parse().ok();
+        (number("packets").unwrap_or(0), number("bytes").unwrap_or(0))
+    };
+    Family::ALL.into_iter().filter_map(|family| Some((family, unheld(list(&[], family)?)))).collect()
 }
 
 fn replace(transaction: &str) -> anyhow::Result<()> {
@@ -110,11 +123,11 @@ fn replace(transaction: &str) -> anyhow::Result<()> {
     if child.wait_timeout(PATIENCE).context("cannot wait for nft")?.is_none() {
         child.kill().context("cannot end nft")?;
         child.wait().context("cannot wait for nft")?;
-        bail!("nft did not replace the table ip enid within {} s, and was ended", PATIENCE.as_secs());
+        bail!("nft did not replace the tables called enid within {} s, and was ended", PATIENCE.as_secs());
     }
     let output = child.wait_with_output().context("cannot wait for nft")?;
     if !output.status.success() {
-        bail!("nft refused the table ip enid: {}", String::from_utf8_lossy(&output.stderr).trim());
+        bail!("nft refused the tables called enid: {}", String::from_utf8_lossy(&output.stderr).trim());
     }
     Ok(())
 }

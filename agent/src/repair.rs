@@ -52,6 +52,8 @@ pub struct Repair {
     pub shadows: watch::Sender<Vec<String>>,
     /// Told when a chain at a hook has changed.
     pub hooks: Arc<Notify>,
+    /// IPv6 concerns us too.
+    pub v6: bool,
 }
 
 /// Who made changes of which kind.
@@ -60,7 +62,7 @@ type Culprits = BTreeMap<Kind, BTreeSet<By>>;
 impl Repair {
     /// Runs until the daemon ends.
     pub async fn run(self) -> anyhow::Result<()> {
-        let mut ears = Ears::open(self.hooks.clone())?;
+        let mut ears = Ears::open(self.hooks.clone(), self.v6)?;
         self.kernel.carries().await;
         let mut told = BTreeMap::new();
         let mut refused = false;
@@ -149,8 +151,8 @@ struct Ears {
 
 impl Ears {
     /// The waiting has a thread of its own: who made a change can often be told only in the first moment.
-    fn open(hooks: Arc<Notify>) -> anyhow::Result<Self> {
-        let mut watch = Watch::open()?;
+    fn open(hooks: Arc<Notify>, v6: bool) -> anyhow::Result<Self> {
+        let mut watch = Watch::open(v6)?;
         let (sender, notices) = mpsc::unbounded_channel();
         let listen = move || {
             loop {

@@ -1,6 +1,6 @@
 //! `enid.v1.Cni` on cni.sock: a plugin's conversation, turned into messages to the brain.
 
-use std::{collections::BTreeSet, pin::Pin, sync::Arc, time::Instant};
+use std::{collections::BTreeSet, net::IpAddr, pin::Pin, sync::Arc, time::Instant};
 
 use enid_api::v1::{
     AttachReply, AttachRequest, Attachment, CollectReply, CollectRequest, LookupReply, LookupRequest, Offer,
@@ -34,6 +34,8 @@ pub struct CniService {
     pub pod_mtu: u32,
     /// First letters of pods' host links.
     pub veth_prefix: String,
+    /// ENABLE_MULTI_NIC.
+    pub multi_card: bool,
     /// The one rule's word.
     pub readiness: watch::Receiver<Readiness>,
 }
@@ -48,7 +50,7 @@ impl Cni for CniService {
         let started = Instant::now();
         let counters = self.counters.clone();
         let handle = self.handle.clone();
-        let (mtu, prefix) = (self.pod_mtu, self.veth_prefix.clone());
+        let (mtu, prefix, multi_card) = (self.pod_mtu, self.veth_prefix.clone(), self.multi_card);
         let deletion = self.deletion.clone();
         let stream = async_stream::try_stream! {
             let Some(Said::Ask(ask)) = said.message().await?.and_then(|message| message.step) else {
@@ -57,7 +59,16 @@ impl Cni for CniService {
             };
             let key = key(ask.attachment)?;
             let pod = ask.pod.map(|pod| PodRef { namespace: pod.namespace, name: pod.name });
-            under_way.ask(key.clone(), pod, ask.patience_ms).await;
+            if (ask.each_card || ask.card.is_some()) && !multi_card {
+                let words = "the pod asks for an interface on every network card, and the settings forbid to use \
+                             further ones (ENABLE_MULTI_NIC)";
+                let refusal = Refusal::new(Cause::ProvisioningOff, words);
+                counters.add(started.elapsed(), Some(refusal.cause));
+                yield reply(refused(refusal));
+                return;
+            }
+            let further = if ask.each_card { handle.further_cards().await.ok_or_else(ending)? } else { Vec::new() };
+            under_way.ask(key.clone(), pod, ask.patience_ms, ask.card).await;
             let lease = match answered(&mut under_way, &mut said).await? {
                 Answer::Offer(lease) => lease,
                 Answer::Refused(refusal) => {
@@ -69,7 +80,7 @@ impl Cni for CniService {
                 _ => Err(Status::internal("an answer to another question"))?,
             };
             let _wiring = deletion.give_way();
-            yield reply(Reply::Offer(offer(&key, &lease, mtu, &prefix)));
+            yield reply(Reply::Offer(Offer { further_cards: further, ..offer(&key, &lease, mtu, &prefix) }));
             let Some(Said::Wired(wired)) = said.message().await?.and_then(|message| message.step) else {
                 return; // the plugin gave up; the request's end tells the brain
             };
@@ -97,19 +108,14 @@ impl Cni for CniService {
     async fn release(&self, request: Request<ReleaseRequest>) -> Result<Response<ReleaseReply>, Status> {
         let key = key(request.into_inner().attachment)?;
         self.counters.del();
-        let found = self.handle.lookup(key.clone()).await.ok_or_else(ending)?;
-        let name = found.map(|Found { lease, .. }| host_ifname(&key, &lease, &self.veth_prefix));
-        self.delete_link(&key, name.as_deref()).await?;
-        let mut under_way = self.handle.open().await.ok_or_else(ending)?;
-        self.handle.tell(Event::Release { ticket: under_way.ticket, key: key.clone() }).await;
-        let Some(Answer::Released(address)) = under_way.answer().await else { return Err(ending()) };
-        // An ADD of the same attachment may have made its link after the deletion, and before its lease ended.
-        let late = name.as_deref().map_or(Ok(address.is_some()), |name| kernel::is_wired(&key, name));
-        if late.map_err(|failure| Status::internal(format!("cannot look for the link: {failure:#}")))? {
-            self.delete_link(&key, name.as_deref()).await?;
+        // The first interface of a container takes those on further network cards along.
+        if !identity::is_on_card(&key.ifname) {
+            let view = self.handle.view().await.ok_or_else(ending)?;
+            for further in view.of_container(&key).filter(|other| identity::is_on_card(&other.ifname)) {
+                self.end(further.clone()).await?;
+            }
         }
-        let address = address.map(|address| address.to_string()).unwrap_or_default();
-        info!(container = key.container, ifname = key.ifname, address, "DEL");
+        let address = self.end(key).await?;
         Ok(Response::new(ReleaseReply { address, link_deleted: true }))
     }
 
@@ -123,8 +129,13 @@ impl Cni for CniService {
             .map_err(|failure| failed(failure.to_string()))?
             .map_err(|failure| failed(format!("{failure:#}")))?;
         host_faults.extend(fault);
-        let (address, device_group) = (lease.address.to_string(), marks::group(lease.slot));
-        Ok(Response::new(LookupReply { address, device_group, host_faults }))
+        Ok(Response::new(LookupReply {
+            address: lease.address.to_string(),
+            second_address: text(lease.second_of_vpc()),
+            local_address: text(lease.local()),
+            device_group: marks::group(lease.slot),
+            host_faults,
+        }))
     }
 
     async fn status(&self, _: Request<StatusRequest>) -> Result<Response<StatusReply>, Status> {
@@ -146,21 +157,25 @@ impl Cni for CniService {
 
     async fn collect(&self, request: Request<CollectRequest>) -> Result<Response<CollectReply>, Status> {
         let CollectRequest { network, valid } = request.into_inner();
-        let alive: Vec<AttachmentKey> = valid
+        let mut alive: Vec<AttachmentKey> = valid
             .into_iter()
             .map(|valid| AttachmentKey { network: network.clone(), container: valid.container, ifname: valid.ifname })
             .collect();
         let doubted: Vec<AttachmentKey> = {
+            let view = self.handle.view().await.ok_or_else(ending)?;
+            // The runtime does not know of those on further network cards: they live as long as their container's first.
+            let on_card = |key: &&AttachmentKey| identity::is_on_card(&key.ifname);
+            let further = alive.iter().flat_map(|key| view.of_container(key).filter(on_card).cloned());
+            alive.extend(further.collect::<Vec<_>>());
             let alive: BTreeSet<&AttachmentKey> = alive.iter().collect();
-            let leases = self.handle.view().await.ok_or_else(ending)?.leases;
-            leases
+            view.leases
                 .into_iter()
                 .map(|(key, _)| key)
                 .filter(|key| key.network == network && !alive.contains(key))
                 .collect()
         };
         self.handle.tell(Event::Collect { network, alive }).await;
-        brain::list_links(&self.handle, |_| Ok(())).await.map_err(|failure| {
+        brain::list_links(&self.handle, |_, _| Ok(())).await.map_err(|failure| {
             Status::internal(format!("nothing is released, since the links cannot be listed: {failure:#}"))
         })?;
         let after = self.handle.view().await.ok_or_else(ending)?.leases;
@@ -179,6 +194,24 @@ impl Cni for CniService {
 }
 
 impl CniService {
+    /// Takes an attachment's link away, and then ends its lease; the address that rests now.
+    async fn end(&self, key: AttachmentKey) -> Result<String, Status> {
+        let found = self.handle.lookup(key.clone()).await.ok_or_else(ending)?;
+        let name = found.map(|Found { lease, .. }| host_ifname(&key, &lease, &self.veth_prefix));
+        self.delete_link(&key, name.as_deref()).await?;
+        let mut under_way = self.handle.open().await.ok_or_else(ending)?;
+        self.handle.tell(Event::Release { ticket: under_way.ticket, key: key.clone() }).await;
+        let Some(Answer::Released(address)) = under_way.answer().await else { return Err(ending()) };
+        // An ADD of the same attachment may have made its link after the deletion, and before its lease ended.
+        let late = name.as_deref().map_or(Ok(address.is_some()), |name| kernel::is_wired(&key, name));
+        if late.map_err(|failure| Status::internal(format!("cannot look for the link: {failure:#}")))? {
+            self.delete_link(&key, name.as_deref()).await?;
+        }
+        let address = address.map(|address| address.to_string()).unwrap_or_default();
+        info!(container = key.container, ifname = key.ifname, address, "DEL");
+        Ok(address)
+    }
+
     async fn delete_link(&self, key: &AttachmentKey, likely_name: Option<&str>) -> Result<(), Status> {
         let AttachmentKey { network, container, ifname } = key;
         let without_pod = || identity::ifname_for_attachment(&self.veth_prefix, network, container, ifname);
@@ -203,11 +236,18 @@ fn offer(key: &AttachmentKey, lease: &Lease, mtu: u32, prefix: &str) -> Offer {
     Offer {
         address: lease.address.to_string(),
         mtu,
+        second_address: text(lease.second_of_vpc()),
+        local_address: text(lease.local()),
+        further_cards: Vec::new(),
         host_ifname: host_ifname(key, lease, prefix),
         host_mac: identity::host_mac(network, container, ifname).0.to_vec(),
         pod_mac: identity::pod_mac(network, container, ifname).0.to_vec(),
         device_group: marks::group(lease.slot),
     }
+}
+
+fn text(address: Option<IpAddr>) -> String {
+    address.map(|address| address.to_string()).unwrap_or_default()
 }
 
 /// The name of an attachment's host link.

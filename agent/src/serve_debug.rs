@@ -4,7 +4,7 @@ use enid_api::v1::{
     Address, Eni, GetPoolRequest, Lease, ListAddressesRequest, ListAddressesResponse, ListEnisRequest,
     ListEnisResponse, ListLeasesRequest, ListLeasesResponse, Pool, debug_server::Debug,
 };
-use enid_datapath::{Mac, marks};
+use enid_datapath::Mac;
 use enid_ipamd::{AddressState, EniState, View};
 use tokio::sync::watch;
 use tonic::{Request, Response, Status};
@@ -12,6 +12,7 @@ use tonic::{Request, Response, Status};
 use crate::{
     brain::{Handle, since},
     imds::Instance,
+    kernel::route_table,
     readiness::Readiness,
     serve_cni::host_ifname,
 };
@@ -81,7 +82,9 @@ impl Debug for DebugService {
             Eni {
                 id: facts.id.0.clone(),
                 mac: Mac(facts.mac).to_string(),
-                device_index: facts.device_index,
+                device_index: facts.place.device_index,
+                network_card: facts.place.card,
+                own_v6: facts.own_v6.map(|own| own.to_string()).unwrap_or_default(),
                 slot,
                 primary_address: facts.primary.addr().to_string(),
                 subnet_id: facts.subnet_id.clone(),
@@ -89,7 +92,7 @@ impl Debug for DebugService {
                 addresses: number(eni.sums.total),
                 assigned: number(eni.sums.held),
                 blocks: eni.blocks.iter().map(ToString::to_string).collect(),
-                route_table: if slot == 0 { 254 } else { marks::route_table(facts.device_index, facts.card) },
+                route_table: route_table(&eni, slot),
             }
         });
         Ok(Response::new(ListEnisResponse { enis: enis.collect() }))
@@ -124,6 +127,7 @@ impl Debug for DebugService {
                 pod_namespace,
                 pod_name,
                 address: lease.address.to_string(),
+                second_address: lease.second.map(|second| second.to_string()).unwrap_or_default(),
                 eni: lease.eni.0,
                 state: if lease.wired { "wired" } else { "reserved" }.to_owned(),
                 host_ifname,

@@ -3,17 +3,15 @@
 //! The chart carries the same names; a test fails when one of them is missing there. Names are the
 //! peer's where it has the setting. An empty value counts as not set.
 
-use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, str::FromStr, time::Duration};
+mod read;
 
-use enid_datapath::{
-    marks::Marks,
-    policy::{NodePorts, Policy, Ports, Translation},
-};
-use enid_ipamd::{Kind, Provisioning, Target};
-use ipnet::Ipv4Net;
-use tonic::transport::Uri;
+use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, time::Duration};
+
+use enid_datapath::policy::Source;
+use enid_ipamd::{Beside, Kind, LOCAL_V4, LOCAL_V6, Provisioning};
 
 use crate::kernel::Steering;
+use read::{Reader, URLS, is_url};
 
 /// One setting.
 pub struct Setting {
@@ -40,6 +38,11 @@ settings! {
     "WARM_IP_TARGET" "warm-ip-target" "" "Free addresses to hold; switches WARM_ENI_TARGET and WARM_PREFIX_TARGET off";
     "MINIMUM_IP_TARGET" "minimum-ip-target" "" "Addresses to hold at least, free or not; switches the same two off";
     "WARM_PREFIX_TARGET" "warm-prefix-target" "" "Free /28s to hold with ENABLE_PREFIX_DELEGATION";
+    "ENABLE_IPv4" "ipv4" "true" "Pods get IPv4 addresses of the VPC";
+    "ENABLE_IPv6" "ipv6" "false" "Pods get IPv6 addresses of the VPC, out of a /80 on each ENI; with ENABLE_IPv4 both";
+    "ENABLE_V4_EGRESS" "v4-egress" "true" "With IPv6 alone: pods reach IPv4 destinations, as the node";
+    "ENABLE_V6_EGRESS" "v6-egress" "false" "With IPv4 alone: pods reach IPv6 destinations, as the node, if it has an IPv6 address";
+    "ENABLE_MULTI_NIC" "multi-nic" "false" "Use network cards above the first, and give pods that ask for it an interface on each";
     "ENABLE_PREFIX_DELEGATION" "prefix-delegation" "false" "Ask for /28s; single addresses where the type or the subnet has none";
     "MAX_ENI" "max-eni" "" "ENIs at most, below the instance type's own limit; 0 is no limit";
     "MAX_PODS" "max-pods" "" "Pods that fit on the node: never more addresses held ahead than that";
@@ -129,12 +132,21 @@ pub struct Settings {
 impl Settings {
     /// Reads all of them and reports every mistake in one go.
     pub fn read(value: &dyn Fn(&Setting) -> Option<String>) -> Result<Self, Vec<String>> {
-        let mut read = Reader { value, mistakes: Vec::new() };
-        let eni_mtu = read.number("AWS_VPC_ENI_MTU", 576, 9001).unwrap_or(9001);
+        let mut read = Reader::new(value);
+        let stack = read.stack();
+        // RFC 8200, 5: no link of IPv6 carries less.
+        let least_mtu = if stack.has_v6() { 1280 } else { 576 };
+        let eni_mtu = read.number("AWS_VPC_ENI_MTU", least_mtu, 9001).unwrap_or(9001);
         let settings = Settings {
             policy: enid_ipamd::Policy {
                 target: read.target(),
-                kind: if read.switch("ENABLE_PREFIX_DELEGATION") { Kind::Prefix } else { Kind::Single },
+                kind: match (stack, read.switch("ENABLE_PREFIX_DELEGATION")) {
+                    (Stack::V6 { .. }, _) => Kind::V6Prefix,
+                    (_, true) => Kind::Prefix,
+                    (_, false) => Kind::Single,
+                },
+                beside: stack.beside(),
+                multi_card: read.switch("ENABLE_MULTI_NIC"),
                 max_enis: read.number("MAX_ENI", 0, 1000),
                 max_pods: read.number("MAX_PODS", 1, 100_000),
                 rest_ms: u64::from(read.number("IP_COOLDOWN_PERIOD", 0, 86_400).unwrap_or(30)) * 1000,
@@ -153,12 +165,12 @@ impl Settings {
             extra_tags: read.tags("ADDITIONAL_ENI_TAGS"),
             cluster_name: read.text("CLUSTER_NAME"),
             steering: Steering {
-                policy: read.policy(),
+                policy: read.policy(stack),
                 native: read.cidrs("AWS_VPC_K8S_CNI_EXCLUDE_SNAT_CIDRS"),
                 eni_mtu,
             },
             forward_probe: read.switch("ENID_FORWARD_PROBE"),
-            pod_mtu: read.number("POD_MTU", 576, 9001).unwrap_or(eni_mtu),
+            pod_mtu: read.number("POD_MTU", least_mtu, 9001).unwrap_or(eni_mtu),
             veth_prefix: read.prefix("AWS_VPC_K8S_CNI_VETHPREFIX"),
             log_level: read.one_of("AWS_VPC_K8S_CNI_LOGLEVEL", &["error", "warn", "info", "debug", "trace"]),
             log_json: read.one_of("ENID_LOG_FORMAT", &["text", "json"]) == "json",
@@ -181,6 +193,9 @@ impl Settings {
             let most = format!("at most AWS_VPC_ENI_MTU, which is {eni_mtu}");
             read.mistake("POD_MTU", &settings.pod_mtu.to_string(), most);
         }
+        if settings.disable_pod_v6 && stack.has_v6() {
+            read.mistake("DISABLE_POD_V6", "true", "false, where ENABLE_IPv6 or ENABLE_V6_EGRESS is true");
+        }
         for name in ["AWS_ENDPOINT_URL_EC2", "AWS_ENDPOINT_URL", "AWS_EC2_METADATA_SERVICE_ENDPOINT"] {
             // The SDK reads these itself, and complains at length.
             let value = std::env::var(name).unwrap_or_default();
@@ -192,185 +207,42 @@ impl Settings {
     }
 }
 
-struct Reader<'a> {
-    value: &'a dyn Fn(&Setting) -> Option<String>,
-    mistakes: Vec<String>,
+/// Which families pods have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stack {
+    V4 { v6_egress: bool },
+    V6 { v4_egress: bool },
+    Dual,
 }
 
-impl Reader<'_> {
-    /// The value as written, or the default; `None` if both are empty.
-    fn text(&mut self, name: &str) -> Option<String> {
-        let setting = SETTINGS.iter().find(|setting| setting.name == name)?;
-        let given = (self.value)(setting).map(|value| value.trim().to_owned()).filter(|value| !value.is_empty());
-        given.or_else(|| Some(setting.default.to_owned()).filter(|value| !value.is_empty()))
+impl Stack {
+    fn has_v6(self) -> bool {
+        self != Stack::V4 { v6_egress: false }
     }
 
-    fn mistake(&mut self, name: &str, value: &str, allowed: impl std::fmt::Display) {
-        self.mistakes.push(format!("{name} is {value:?}; allowed: {allowed}"));
-    }
-
-    fn number(&mut self, name: &str, least: u32, most: u32) -> Option<u32> {
-        let value = self.text(name)?;
-        let number = value.parse().ok().filter(|number| (least..=most).contains(number));
-        if number.is_none() {
-            self.mistake(name, &value, format_args!("whole numbers from {least} to {most}"));
-        }
-        number
-    }
-
-    /// `auto`, unless one of the peer's targets is set; then the peer's defaults hold for the others.
-    fn target(&mut self) -> Target {
-        let enis = self.number("WARM_ENI_TARGET", 0, 1000);
-        let addresses = self.number("WARM_IP_TARGET", 0, 100_000);
-        let minimum = self.number("MINIMUM_IP_TARGET", 0, 100_000);
-        let prefixes = self.number("WARM_PREFIX_TARGET", 0, 1000);
-        if [enis, addresses, minimum, prefixes].iter().all(Option::is_none) {
-            return Target::Auto;
-        }
-        Target::Warm {
-            enis: enis.unwrap_or(1),
-            addresses: addresses.unwrap_or(0),
-            minimum: minimum.unwrap_or(0),
-            prefixes: prefixes.unwrap_or(1),
+    fn beside(self) -> Beside {
+        match self {
+            Stack::Dual => Beside::V6OfEni,
+            Stack::V4 { v6_egress: true } | Stack::V6 { v4_egress: true } => Beside::OfNode,
+            Stack::V4 { .. } | Stack::V6 { .. } => Beside::Nothing,
         }
     }
 
-    fn switch(&mut self, name: &str) -> bool {
-        let value = self.text(name).unwrap_or_default();
-        match value.to_ascii_lowercase().as_str() {
-            "1" | "t" | "true" => true,
-            "0" | "f" | "false" => false,
-            _ => {
-                self.mistake(name, &value, "true, false");
-                false
-            }
+    fn v4(self) -> Source {
+        match self {
+            Stack::V6 { v4_egress: true } => Source::Node(LOCAL_V4),
+            Stack::V6 { v4_egress: false } => Source::None,
+            Stack::V4 { .. } | Stack::Dual => Source::Vpc,
         }
     }
 
-    fn one_of(&mut self, name: &str, allowed: &[&str]) -> String {
-        let value = self.text(name).unwrap_or_default().to_ascii_lowercase();
-        if !allowed.contains(&value.as_str()) {
-            self.mistake(name, &value, allowed.join(", "));
-        }
-        value
-    }
-
-    fn parsed<T: FromStr>(&mut self, name: &str, allowed: &str) -> Option<T> {
-        let value = self.text(name)?;
-        let parsed = value.parse().ok();
-        if parsed.is_none() {
-            self.mistake(name, &value, allowed);
-        }
-        parsed
-    }
-
-    fn policy(&mut self) -> Policy {
-        let ports = match self.one_of("AWS_VPC_K8S_CNI_RANDOMIZESNAT", &["prng", "hashrandom", "none"]).as_str() {
-            "hashrandom" => Ports::Hashed,
-            "none" => Ports::Kept,
-            _ => Ports::FullyRandom,
-        };
-        let elsewhere = self.switch("AWS_VPC_K8S_CNI_EXTERNALSNAT");
-        Policy {
-            marks: self.marks(),
-            node_ports: if self.switch("AWS_VPC_CNI_NODE_PORT_SUPPORT") {
-                NodePorts::SameWayBack
-            } else {
-                NodePorts::Off
-            },
-            translation: if elsewhere { Translation::Elsewhere } else { Translation::Here(ports) },
-            by_main: self.cidrs("AWS_EXTERNAL_SERVICE_CIDRS"),
+    fn v6(self) -> Source {
+        match self {
+            Stack::V4 { v6_egress: true } => Source::Node(LOCAL_V6),
+            Stack::V4 { v6_egress: false } => Source::None,
+            Stack::V6 { .. } | Stack::Dual => Source::Vpc,
         }
     }
-
-    fn marks(&mut self) -> Marks {
-        let (connmark, mask) = (self.bits("AWS_VPC_K8S_CNI_CONNMARK"), self.bits("ENID_ENI_MARK_MASK"));
-        let (Some(connmark), Some(mask)) = (connmark, mask) else { return Marks::default() };
-        if let Err(allowed) = Marks::new(!mask, mask) {
-            self.mistake("ENID_ENI_MARK_MASK", &format!("{mask:#x}"), allowed);
-            return Marks::default();
-        }
-        Marks::new(connmark, mask).unwrap_or_else(|_| {
-            let allowed = format!("bits of which none is in ENID_ENI_MARK_MASK, which is {mask:#x}; one at least");
-            self.mistake("AWS_VPC_K8S_CNI_CONNMARK", &format!("{connmark:#x}"), allowed);
-            Marks::default()
-        })
-    }
-
-    /// As the peer reads it: decimal, or hexadecimal with 0x.
-    fn bits(&mut self, name: &str) -> Option<u32> {
-        let value = self.text(name)?;
-        let bits = match value.strip_prefix("0x").or_else(|| value.strip_prefix("0X")) {
-            Some(hex) => u32::from_str_radix(hex, 16),
-            None => value.parse(),
-        };
-        if bits.is_err() {
-            self.mistake(name, &value, "a number such as 0x80, of 32 bits at most");
-        }
-        bits.ok()
-    }
-
-    fn cidrs(&mut self, name: &str) -> Vec<Ipv4Net> {
-        let value = self.text(name).unwrap_or_default();
-        let mut nets = Vec::new();
-        for item in value.split(',').map(str::trim).filter(|item| !item.is_empty()) {
-            match item.parse::<Ipv4Net>() {
-                Ok(net) => nets.push(net.trunc()),
-                Err(_) => self.mistake(name, item, "IPv4 CIDRs such as 172.31.0.0/16, separated by commas"),
-            }
-        }
-        nets
-    }
-
-    fn tags(&mut self, name: &str) -> BTreeMap<String, String> {
-        let value = self.text(name).unwrap_or_default();
-        match serde_json::from_str::<BTreeMap<String, String>>(&value) {
-            // The peer drops keys of its own namespace, and so do we: they say who owns an ENI.
-            Ok(tags) => tags.into_iter().filter(|(key, _)| !key.contains("k8s.amazonaws.com")).collect(),
-            Err(_) => {
-                self.mistake(name, &value, "a JSON object of strings such as {\"team\":\"net\"}");
-                BTreeMap::new()
-            }
-        }
-    }
-
-    fn prefix(&mut self, name: &str) -> String {
-        let value = self.text(name).unwrap_or_default();
-        let fits = value.len() <= 4 && value.chars().all(|c| c.is_ascii_alphanumeric());
-        if !fits || ["eth", "lo", "vlan"].contains(&value.as_str()) {
-            self.mistake(name, &value, "four letters or digits at most, but not eth, lo or vlan");
-        }
-        value
-    }
-
-    fn url(&mut self, name: &str) -> Option<String> {
-        let value = self.text(name)?;
-        if !is_url(&value) {
-            self.mistake(name, &value, URLS);
-        }
-        Some(value)
-    }
-
-    fn folder(&mut self, name: &str) -> PathBuf {
-        self.file(name).unwrap_or_default()
-    }
-
-    fn file(&mut self, name: &str) -> Option<PathBuf> {
-        let value = self.text(name)?;
-        if !value.starts_with('/') {
-            self.mistake(name, &value, "an absolute path");
-        }
-        Some(PathBuf::from(value))
-    }
-}
-
-const URLS: &str = "a URL such as http://10.0.0.5:4566 or https://ec2.eu-west-1.amazonaws.com";
-
-fn is_url(value: &str) -> bool {
-    let parsed: Option<Uri> = value.parse().ok();
-    parsed.is_some_and(|uri| {
-        matches!(uri.scheme_str(), Some("http" | "https")) && uri.host().is_some_and(|host| !host.is_empty())
-    })
 }
 
 fn host_name() -> String {
@@ -379,6 +251,8 @@ fn host_name() -> String {
 
 #[cfg(test)]
 mod tests {
+    use enid_ipamd::Target;
+
     use super::*;
 
     fn read(given: &[(&str, &str)]) -> Result<Settings, Vec<String>> {
@@ -422,6 +296,23 @@ mod tests {
             let named = |text: &String| text.starts_with(name) && text.contains(value) && text.contains("allowed:");
             assert!(mistakes.iter().any(named), "{name}: {mistakes:#?}");
         }
+    }
+
+    #[test]
+    fn the_families_are_chosen_together() {
+        let policy = |given: &[(&str, &str)]| {
+            let settings = read(given).unwrap();
+            (settings.policy.kind, settings.policy.beside, settings.steering.policy.v4, settings.steering.policy.v6)
+        };
+        let v6 = [("ENABLE_IPv4", "false"), ("ENABLE_IPv6", "true")];
+        assert_eq!(policy(&[]), (Kind::Single, Beside::Nothing, Source::Vpc, Source::None));
+        assert_eq!(policy(&v6), (Kind::V6Prefix, Beside::OfNode, Source::Node(LOCAL_V4), Source::Vpc));
+        assert_eq!(policy(&[("ENABLE_IPv6", "true")]), (Kind::Single, Beside::V6OfEni, Source::Vpc, Source::Vpc));
+        assert_eq!(policy(&[("ENABLE_V6_EGRESS", "true")]).3, Source::Node(LOCAL_V6));
+        let neither = read(&[("ENABLE_IPv4", "false")]).unwrap_err();
+        assert!(neither[0].contains("ENABLE_IPv4 is \"false\"; allowed: true, unless ENABLE_IPv6"), "{neither:?}");
+        let small = read(&[("ENABLE_IPv6", "true"), ("POD_MTU", "1279"), ("DISABLE_POD_V6", "true")]).unwrap_err();
+        assert!(small[0].contains("1280 to 9001") && small[1].contains("DISABLE_POD_V6"), "{small:?}");
     }
 
     #[test]

@@ -13,7 +13,7 @@ use std::{
 };
 
 use anyhow::{Context, bail};
-use enid_ipamd::{AttachmentKey, EniId, Intent, Kind, Lease, Ledger, Limits, Millis, Order, PodRef, Write};
+use enid_ipamd::{AttachmentKey, Creation, EniId, Intent, Kind, Lease, Ledger, Limits, Millis, Order, PodRef, Write};
 use redb::{Database, DatabaseError, ReadableDatabase, ReadableTable, StorageError, TableDefinition};
 use serde::{Deserialize, Serialize};
 use tracing::error;
@@ -32,6 +32,8 @@ const TOKENS: TableDefinition<&str, ()> = TableDefinition::new("intents");
 #[derive(Serialize, Deserialize)]
 struct StoredLease {
     address: IpAddr,
+    #[serde(default)]
+    second: Option<IpAddr>,
     eni: EniId,
     slot: u32,
     pod: Option<PodRef>,
@@ -119,7 +121,7 @@ impl Store {
                 let until = now.plus(rest_ms);
                 ledger.resting.values_mut().for_each(|at| *at = until);
                 for lease in std::mem::take(&mut ledger.leases).into_values() {
-                    ledger.resting.insert(lease.address, until);
+                    ledger.resting.extend(lease.addresses().map(|address| (address, until)));
                 }
                 leases.retain(|_, _| false)?;
                 for (address, until) in &ledger.resting {
@@ -183,21 +185,25 @@ impl Store {
         let txn = database.begin_read()?;
         let meta = txn.open_table(META)?;
         let Some(value) = meta.get(format!("limits:{kind}").as_str())? else { return Ok(None) };
-        // One that an earlier version wrote has no third word: EC2 is asked again.
-        let mut words = value.value().split(' ');
-        let mut number = || words.next()?.parse::<u32>().ok();
-        let (enis, addresses_per_eni, prefixes) = (number(), number(), number());
-        Ok(match (enis, addresses_per_eni, prefixes) {
-            (Some(enis), Some(addresses_per_eni), Some(prefixes)) => {
-                Some(Limits { enis, addresses_per_eni, prefixes: prefixes == 1 })
-            }
-            _ => None,
-        })
+        // One that an earlier version wrote has fewer words: EC2 is asked again.
+        let words: Option<Vec<u32>> = value.value().split(' ').map(|word| word.parse().ok()).collect();
+        let Some([enis, addresses_per_eni, prefixes, further_cards, enis_per_further_card]) = words.as_deref() else {
+            return Ok(None);
+        };
+        Ok(Some(Limits {
+            enis: *enis,
+            addresses_per_eni: *addresses_per_eni,
+            prefixes: *prefixes == 1,
+            further_cards: *further_cards,
+            enis_per_further_card: *enis_per_further_card,
+        }))
     }
 
     /// Remembers them.
     pub fn keep_limits(&self, kind: &str, limits: Limits) -> anyhow::Result<()> {
-        let value = format!("{} {} {}", limits.enis, limits.addresses_per_eni, u32::from(limits.prefixes));
+        let Limits { enis, addresses_per_eni, prefixes, further_cards, enis_per_further_card } = limits;
+        let prefixes = u32::from(prefixes);
+        let value = format!("{enis} {addresses_per_eni} {prefixes} {further_cards} {enis_per_further_card}");
         self.with(|database| {
             let txn = database.begin_write()?;
             txn.open_table(META)?.insert(format!("limits:{kind}").as_str(), value.as_str())?;
@@ -237,7 +243,7 @@ fn set_aside(path: &Path, failure: &DatabaseError) -> anyhow::Result<()> {
 /// audit finds what there is, and one address is the least.
 fn migrate_tokens(txn: &redb::WriteTransaction) -> anyhow::Result<()> {
     let order = Order { kind: Kind::Single, count: 1 };
-    let intent = serde_json::to_string(&Intent::Create(order))?;
+    let intent = serde_json::to_string(&Intent::Create(Creation { order, with_v6: false, card: 0 }))?;
     let mut intents = txn.open_table(INTENTS)?;
     for entry in txn.open_table(TOKENS)?.iter()? {
         intents.insert(entry?.0.value(), intent.as_str())?;
@@ -249,8 +255,8 @@ fn migrate_tokens(txn: &redb::WriteTransaction) -> anyhow::Result<()> {
 
 impl From<StoredLease> for Lease {
     fn from(stored: StoredLease) -> Self {
-        let StoredLease { address, eni, slot, pod, index } = stored;
-        Lease::remembered(address, eni, slot, pod, index)
+        let StoredLease { address, second, eni, slot, pod, index } = stored;
+        Lease::remembered((address, second), eni, slot, pod, index)
     }
 }
 
@@ -258,6 +264,7 @@ impl From<&Lease> for StoredLease {
     fn from(lease: &Lease) -> Self {
         StoredLease {
             address: lease.address,
+            second: lease.second,
             eni: lease.eni.clone(),
             slot: lease.slot,
             pod: lease.pod.clone(),
@@ -289,7 +296,8 @@ mod tests {
     fn written(dir: &Path) -> Ledger {
         let (store, ledger) = Store::open(dir, "boot-1", Millis(0), 30).unwrap();
         assert!(ledger.leases.is_empty());
-        let lease = Lease::remembered(address(20), EniId("eni-1".into()), 1, None, 0);
+        let second = Some("2001:db8::20".parse().unwrap());
+        let lease = Lease::remembered((address(20), second), EniId("eni-1".into()), 1, None, 0);
         store
             .write(&[
                 Write::Lease(key(), Some(lease)),
@@ -302,6 +310,16 @@ mod tests {
         Store::open(dir, "boot-1", Millis(5), 30).unwrap().1
     }
 
+    #[test]
+    fn what_an_earlier_version_wrote_is_read() {
+        let lease: StoredLease =
+            serde_json::from_str(r#"{"address":"10.0.1.20","eni":"eni-1","slot":1,"pod":null,"index":0}"#).unwrap();
+        assert_eq!(lease.second, None);
+        let intent: Intent = serde_json::from_str(r#"{"Create":{"kind":"Single","count":7}}"#).unwrap();
+        let order = Order { kind: Kind::Single, count: 7 };
+        assert_eq!(intent, Intent::Create(Creation { order, with_v6: false, card: 0 }));
+    }
+
     fn folder(name: &str) -> std::path::PathBuf {
         let dir = std::env::temp_dir().join(format!("enid-store-{name}-{}", std::process::id()));
         let _ = fs::remove_dir_all(&dir);
@@ -312,7 +330,8 @@ mod tests {
     fn what_was_written_is_remembered() {
         let dir = folder("same");
         let ledger = written(&dir);
-        assert_eq!(ledger.leases[&key()].address, address(20));
+        let held: Vec<IpAddr> = ledger.leases[&key()].addresses().collect();
+        assert_eq!(held, [address(20), "2001:db8::20".parse().unwrap()]);
         assert_eq!(ledger.resting[&address(21)], Millis(99));
         assert_eq!(ledger.slots[&EniId("eni-1".into())], 1);
         assert_eq!(ledger.intents["token"], Intent::Leave(EniId("eni-9".into())));
@@ -327,6 +346,7 @@ mod tests {
         assert!(ledger.leases.is_empty());
         assert_eq!(ledger.resting[&address(20)], Millis(37));
         assert_eq!(ledger.resting[&address(21)], Millis(37));
+        assert_eq!(ledger.resting.len(), 3, "both addresses of the lease rest");
         assert_eq!(ledger.slots.len(), 1);
         fs::remove_dir_all(dir).unwrap();
     }

@@ -1,52 +1,84 @@
 //! ADD: ask, wire, hear the verdict, print. A step that fails undoes the ones before it.
 
-use std::{fmt, net::Ipv4Addr, path::Path, time::Duration};
+use std::{fmt, net::IpAddr, path::Path, time::Duration};
 
 use enid_datapath::{
-    Mac, Netlink, identity,
+    Family, Mac, Netlink, identity, link,
     netns::Netns,
     pod::{self, Pair, PodLink, Routes, WireError},
 };
 
 use crate::{
     config::Config,
-    daemon::{Ask, Attachment, Daemon, Pod, Session},
+    daemon::{Ask, Attachment, Daemon, Offer, Pod, Session},
     env::Env,
     error::Error,
-    result,
+    result::{self, Wired},
 };
 
-/// Wires the attachment and returns the result document.
+/// The interface whose pod may ask for one on every network card, and names all of the others.
+pub const FIRST: &str = "eth0";
+
+/// Wires the attachment, and those on further network cards, and returns the result document.
 pub fn add(env: &Env, config: &Config) -> Result<String, Error> {
     let netns_path = env.netns.as_deref().unwrap_or(Path::new(""));
     let (host_ns, pod_ns) = namespaces(netns_path, env.own_netns_allowed)?;
-    let mut kernel =
-        Kernel { host: Netlink::open().map_err(kernel_refused)?, inside: enter(&pod_ns, &host_ns)?, host_ns };
+    let host = Netlink::open().map_err(kernel_refused)?;
+    let mut kernel = Kernel { host, inside: enter(&pod_ns, &host_ns)?, host_ns, pod_ns };
     // What is in the way is found before an address is taken for it.
-    kernel.check_free(env, config)?;
+    kernel.check_free(config, &env.container, &env.ifname)?;
     let daemon = Daemon::connect(&config.socket)?;
-    let patience = Duration::from_secs(config.add_wait_seconds);
-    let ask = Ask {
-        attachment: Some(attachment(env, config)),
+    let each_card = config.each_card && env.ifname == FIRST;
+    let ask = |ifname: &str, card| Ask {
+        attachment: Some(attachment_of(env, config, ifname)),
         pod: env.pod.clone().map(|(namespace, name)| Pod { namespace, name, uid: env.pod_uid.clone() }),
         patience_ms: config.add_wait_seconds * 1000,
+        card,
+        each_card: each_card && card.is_none(),
     };
-    let (mut session, offer) = daemon.attach(ask, patience)?;
-    let link = PodLink {
-        host_ifname: offer.host_ifname,
-        host_mac: mac("host_mac", &offer.host_mac)?,
-        pod_ifname: env.ifname.clone(),
-        pod_mac: mac("pod_mac", &offer.pod_mac)?,
-        address: address(&offer.address)?,
-        mtu: offer.mtu,
-        group: offer.device_group,
-    };
+    let (first, cards) = wire(&mut kernel, &daemon, ask(&env.ifname, None), config)?;
+    let mut wired = vec![first];
+    for (number, card) in (1..).zip(cards) {
+        let ifname = identity::ifname_on_card(number);
+        let further = kernel
+            .check_free(config, &env.container, &ifname)
+            .and_then(|()| wire(&mut kernel, &daemon, ask(&ifname, Some(card)), config));
+        let (further, _) = further.inspect_err(|_| {
+            // All or nothing. If the daemon does not hear it, it finds the links missing.
+            wired.iter().for_each(|wired| pod::undo(&wired.link, &mut kernel.host));
+            let _ = daemon.release(attachment(env, config));
+        })?;
+        wired.push(further);
+    }
+    Ok(result::render(config, &wired, &netns_path.to_string_lossy()))
+}
+
+/// One attachment, from question to route; and the network cards that its pod wants more of.
+fn wire(kernel: &mut Kernel, daemon: &Daemon, ask: Ask, config: &Config) -> Result<(Wired, Vec<u32>), Error> {
+    let attachment = ask.attachment.clone().unwrap_or_default();
+    let (mut session, offer) = daemon.attach(ask, Duration::from_secs(config.add_wait_seconds))?;
+    let cards = offer.further_cards.clone();
+    let link = link_for(offer, &attachment.ifname)?;
     let (pair, routes) = kernel.confirm(&link, &mut session).inspect_err(|_| pod::undo(&link, &mut kernel.host))?;
     pod::configure_outside(&link, &pair, &mut kernel.host).map_err(kernel_refused).inspect_err(|_| {
         // The daemon has confirmed: it has to be told. If that fails it finds the link missing.
-        let _ = daemon.release(attachment(env, config));
+        let _ = daemon.release(attachment);
     })?;
-    Ok(result::render(config, &link, routes, &netns_path.to_string_lossy()))
+    Ok((Wired { link, routes }, cards))
+}
+
+fn link_for(offer: Offer, ifname: &str) -> Result<PodLink, Error> {
+    Ok(PodLink {
+        host_mac: mac("host_mac", &offer.host_mac)?,
+        pod_mac: mac("pod_mac", &offer.pod_mac)?,
+        address: address(&offer.address)?,
+        second: some_address(&offer.second_address)?,
+        local: some_address(&offer.local_address)?,
+        host_ifname: offer.host_ifname,
+        pod_ifname: ifname.to_owned(),
+        mtu: offer.mtu,
+        group: offer.device_group,
+    })
 }
 
 /// Both ends of the kernel.
@@ -54,15 +86,16 @@ struct Kernel {
     host: Netlink,
     inside: Netlink,
     host_ns: Netns,
+    pod_ns: Netns,
 }
 
 impl Kernel {
     /// The container may have an interface of that name only if it is from an earlier try of this attachment.
-    fn check_free(&mut self, env: &Env, config: &Config) -> Result<(), Error> {
-        let own = identity::pod_mac(&config.name, &env.container, &env.ifname);
-        match self.inside.link(&env.ifname).map_err(kernel_refused)? {
-            Some(found) if pod::mac(&found) != Some(own) => {
-                Err(kernel_refused(WireError::InterfaceExists(env.ifname.clone())))
+    fn check_free(&mut self, config: &Config, container: &str, ifname: &str) -> Result<(), Error> {
+        let own = identity::pod_mac(&config.name, container, ifname);
+        match self.inside.link(ifname).map_err(kernel_refused)? {
+            Some(found) if link::mac(&found) != Some(own) => {
+                Err(kernel_refused(WireError::InterfaceExists(ifname.to_owned())))
             }
             _ => Ok(()),
         }
@@ -76,6 +109,9 @@ impl Kernel {
             note!("{} belonged to another attachment and is now {aside}", link.host_ifname);
         }
         session.say_wired(&link.host_ifname)?;
+        if link.families().contains(&Family::V6) {
+            self.pod_ns.allow_ipv6_and_back(&link.pod_ifname, &self.host_ns).map_err(kernel_refused)?;
+        }
         let routes = pod::configure_inside(link, &pair, &mut self.host, &mut self.inside).map_err(kernel_refused)?;
         if session.verdict()? {
             return Ok((pair, routes));
@@ -108,7 +144,12 @@ pub fn namespaces(path: &Path, own_allowed: bool) -> Result<(Netns, Netns), Erro
 
 /// The key of this call.
 pub fn attachment(env: &Env, config: &Config) -> Attachment {
-    Attachment { network: config.name.clone(), container: env.container.clone(), ifname: env.ifname.clone() }
+    attachment_of(env, config, &env.ifname)
+}
+
+/// The key of an interface of this call's container.
+pub fn attachment_of(env: &Env, config: &Config, ifname: &str) -> Attachment {
+    Attachment { network: config.name.clone(), container: env.container.clone(), ifname: ifname.to_owned() }
 }
 
 fn mac(field: &str, bytes: &[u8]) -> Result<Mac, Error> {
@@ -116,7 +157,12 @@ fn mac(field: &str, bytes: &[u8]) -> Result<Mac, Error> {
         .map_err(|_| Error::internal(format!("the daemon's offer has {field} {bytes:?}; six bytes are expected")))
 }
 
-fn address(text: &str) -> Result<Ipv4Addr, Error> {
+fn address(text: &str) -> Result<IpAddr, Error> {
     text.parse()
-        .map_err(|_| Error::internal(format!("the daemon's offer has the address {text:?}; an IPv4 one is expected")))
+        .map_err(|_| Error::internal(format!("the daemon's offer has the address {text:?}; an IP address is expected")))
+}
+
+/// An address that may be left out.
+pub fn some_address(text: &str) -> Result<Option<IpAddr>, Error> {
+    Some(text).filter(|text| !text.is_empty()).map(address).transpose()
 }

@@ -1,9 +1,10 @@
 //! CHECK: kernel and daemon must agree with what ADD answered. It changes nothing.
 
 use enid_datapath::{Netlink, faults, identity, pod::PodLink};
+use serde_json::{Map, Value};
 
 use crate::{
-    add::{attachment, enter, namespaces},
+    add::{FIRST, attachment_of, enter, namespaces, some_address},
     config::Config,
     daemon::Daemon,
     env::Env,
@@ -11,33 +12,58 @@ use crate::{
     result,
 };
 
-/// Names the first thing that is not as ADD left it.
+/// Names the first interface of ours that is not as ADD left it, and all that is wrong with it.
 pub fn check(env: &Env, config: &Config) -> Result<(), Error> {
     let previous = config.prev_result.as_ref().ok_or_else(|| Error::config("CHECK needs a \"prevResult\""))?;
-    let address = result::address_in(previous, &env.ifname).ok_or_else(|| {
-        Error::config(format!("\"prevResult\" names no IPv4 address on {} of the container", env.ifname))
-    })?;
-    let (host_ns, pod_ns) =
-        namespaces(env.netns.as_deref().unwrap_or(std::path::Path::new("")), env.own_netns_allowed)?;
-    let held = Daemon::connect(&config.socket)?.lookup(attachment(env, config))?;
-    if held.address != address.to_string() {
-        let daemon = if held.address.is_empty() { "no address".to_owned() } else { held.address };
-        return Err(Error::check(format!("the result says {address}; the daemon holds {daemon} for the attachment")));
+    let netns = env.netns.as_deref().unwrap_or(std::path::Path::new(""));
+    let (host_ns, pod_ns) = namespaces(netns, env.own_netns_allowed)?;
+    let daemon = Daemon::connect(&config.socket)?;
+    let mut host = Netlink::open().map_err(|error| Error::kernel(DOING, error))?;
+    let mut inside = enter(&pod_ns, &host_ns)?;
+    let further = result::interfaces_in(previous).filter(|ifname| env.ifname == FIRST && identity::is_on_card(ifname));
+    for ifname in [env.ifname.as_str()].into_iter().chain(further) {
+        check_one(env, config, ifname, previous, &daemon, (&mut host, &mut inside))?;
     }
-    let (network, container, ifname) = (&config.name, &env.container, &env.ifname);
+    Ok(())
+}
+
+const DOING: &str = "look at the pod's link";
+
+fn check_one(
+    env: &Env,
+    config: &Config,
+    ifname: &str,
+    previous: &Map<String, Value>,
+    daemon: &Daemon,
+    (host, inside): (&mut Netlink, &mut Netlink),
+) -> Result<(), Error> {
+    let told = result::addresses_in(previous, ifname);
+    let Some(address) = told.first().copied() else {
+        return Err(Error::config(format!("\"prevResult\" names no address on {ifname} of the container")));
+    };
+    let held = daemon.lookup(attachment_of(env, config, ifname))?;
+    let second = some_address(&held.second_address)?;
+    let of_daemon: Vec<String> =
+        [held.address.clone(), held.second_address].into_iter().filter(|text| !text.is_empty()).collect();
+    let of_result: Vec<String> = told.iter().map(ToString::to_string).collect();
+    if of_daemon != of_result {
+        let daemon = if of_daemon.is_empty() { "no address".to_owned() } else { of_daemon.join(" and ") };
+        let result = of_result.join(" and ");
+        return Err(Error::check(format!("the result says {result}; the daemon holds {daemon} for the attachment")));
+    }
+    let (network, container) = (&config.name, &env.container);
     let wanted = PodLink {
         host_ifname: identity::ifname_for_attachment("eni", network, container, ifname),
         host_mac: identity::host_mac(network, container, ifname),
-        pod_ifname: ifname.clone(),
+        pod_ifname: ifname.to_owned(),
         pod_mac: identity::pod_mac(network, container, ifname),
         address,
+        second,
+        local: some_address(&held.local_address)?,
         mtu: 0,
         group: held.device_group,
     };
-    let doing = "look at the pod's link";
-    let mut host = Netlink::open().map_err(|error| Error::kernel(doing, error))?;
-    let mut inside = enter(&pod_ns, &host_ns)?;
-    let mut faults = faults::faults(&wanted, &mut host, &mut inside).map_err(|error| Error::kernel(doing, error))?;
+    let mut faults = faults::faults(&wanted, host, inside).map_err(|error| Error::kernel(DOING, error))?;
     faults.extend(held.host_faults);
     if faults.is_empty() { Ok(()) } else { Err(Error::check(faults.join("; "))) }
 }

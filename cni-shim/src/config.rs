@@ -27,6 +27,8 @@ pub struct Config {
     pub prev_result: Option<Map<String, Value>>,
     /// Passed on into the result.
     pub dns: Option<Value>,
+    /// The pod wants an interface on every network card.
+    pub each_card: bool,
     valid: [Option<Value>; 2],
 }
 
@@ -41,6 +43,8 @@ struct Raw {
     #[serde(rename = "prevResult")]
     prev_result: Option<Value>,
     dns: Option<Value>,
+    #[serde(rename = "runtimeConfig")]
+    runtime_config: Option<Value>,
     ipam: Option<Value>,
     #[serde(rename = "cni.dev/valid-attachments")]
     valid: Option<Value>,
@@ -88,6 +92,7 @@ impl Config {
             add_wait_seconds: or_usual(reading, wait(raw.add_wait_seconds), WAIT_DEFAULT_SECONDS)?,
             prev_result: if reading == Reading::All { previous(raw.prev_result)? } else { None },
             dns: raw.dns.filter(|value| !value.is_null()),
+            each_card: each_card(raw.runtime_config.as_ref()),
             valid: [raw.valid, raw.attachments],
         })
     }
@@ -118,6 +123,17 @@ impl Config {
         }
         Ok(Some(valid))
     }
+}
+
+/// The pod's annotation, by way of the runtime: the peer's name and its one value.
+fn each_card(runtime: Option<&Value>) -> bool {
+    const KEY: &str = "k8s.amazonaws.com/nicConfig";
+    const VALUE: &str = "multi-nic-attachment";
+    let found = runtime.and_then(|runtime| runtime.get("io.kubernetes.cri.pod-annotations")?.get(KEY));
+    if let Some(other) = found.filter(|value| *value != VALUE) {
+        note!("the pod's annotation {KEY} is {other}, which says nothing to this plugin; {VALUE:?} does");
+    }
+    found.is_some_and(|value| value == VALUE)
 }
 
 /// DEL goes on with the usual value where the key makes no sense.

@@ -8,8 +8,8 @@ use std::{future::Future, path::Path, time::Duration};
 use enid_api::{
     Cork,
     v1::{
-        AttachReply, AttachRequest, CollectReply, CollectRequest, LookupReply, LookupRequest, Offer, Refusal,
-        ReleaseRequest, StatusReply, StatusRequest, Wired, attach_reply, attach_request, cni_client::CniClient,
+        AttachReply, AttachRequest, CollectReply, CollectRequest, LookupReply, LookupRequest, Refusal, ReleaseRequest,
+        StatusReply, StatusRequest, Wired, attach_reply, attach_request, cni_client::CniClient,
     },
 };
 use hyper_util::rt::TokioIo;
@@ -34,7 +34,7 @@ const COLLECT: Duration = Duration::from_secs(10);
 const VERDICT: Duration = Duration::from_secs(10);
 
 /// The message types of a request.
-pub use enid_api::v1::{Ask, Attachment, Pod};
+pub use enid_api::v1::{Ask, Attachment, Offer, Pod};
 
 /// A connected daemon, and the one-thread runtime that the connection lives on.
 pub struct Daemon {

@@ -1,9 +1,15 @@
 //! DEL: the daemon deletes the link and ends the lease. A daemon that is away, or fails, is no obstacle: the plugin
 //! deletes the link itself, and no link means no owner: the kernel is the queue.
 
-use enid_datapath::{Netlink, identity, pod};
+use enid_datapath::{Mac, Netlink, identity, removal};
 
-use crate::{add::attachment, config::Config, daemon::Daemon, env::Env, error::Error};
+use crate::{
+    add::{FIRST, attachment},
+    config::Config,
+    daemon::Daemon,
+    env::Env,
+    error::Error,
+};
 
 /// The prefix that the daemon uses by default; another one costs a listing of all links, no more.
 const USUAL_PREFIX: &str = "eni";
@@ -21,12 +27,21 @@ pub fn del(env: &Env, config: &Config) -> Result<(), Error> {
     Ok(())
 }
 
+/// The first interface takes those on further network cards along.
 fn delete_link(env: &Env, config: &Config) -> Result<(), Error> {
-    let mac = identity::host_mac(&config.name, &env.container, &env.ifname);
+    let further = if env.ifname == FIRST { identity::FURTHER_CARDS_MAX } else { 0 };
+    let on_cards = (1..=further).map(|number| link(env, config, &identity::ifname_on_card(number), number));
+    let links: Vec<(Mac, String)> = [link(env, config, &env.ifname, 0)].into_iter().chain(on_cards).collect();
+    let deleted = Netlink::open().and_then(|mut host| removal::remove_together(&links, &mut host));
+    deleted.map_err(|error| Error::kernel("remove the pod's link", error))
+}
+
+/// The host end's MAC, and what it is probably called.
+fn link(env: &Env, config: &Config, ifname: &str, number: u32) -> (Mac, String) {
+    let (network, container) = (&config.name, &env.container);
     let likely_name = match &env.pod {
-        Some((namespace, name)) => identity::ifname_for_pod(USUAL_PREFIX, namespace, name, 0),
-        None => identity::ifname_for_attachment(USUAL_PREFIX, &config.name, &env.container, &env.ifname),
+        Some((namespace, name)) => identity::ifname_for_pod(USUAL_PREFIX, namespace, name, number),
+        None => identity::ifname_for_attachment(USUAL_PREFIX, network, container, ifname),
     };
-    let deleted = Netlink::open().and_then(|mut host| pod::remove_by_mac(mac, &likely_name, &mut host));
-    deleted.map(drop).map_err(|error| Error::kernel("remove the pod's link", error))
+    (identity::host_mac(network, container, ifname), likely_name)
 }

@@ -14,6 +14,7 @@ use proptest::prelude::*;
 use prost::Message;
 
 use super::*;
+use crate::result::Wired;
 
 /// One way to spoil a document.
 #[derive(Clone, Debug)]
@@ -96,7 +97,9 @@ fn link() -> PodLink {
         host_mac: Mac([10, 0, 0, 0, 0, 1]),
         pod_ifname: "eth0".to_owned(),
         pod_mac: Mac([14, 0, 0, 0, 0, 1]),
-        address: std::net::Ipv4Addr::new(10, 0, 1, 20),
+        address: "10.0.1.20".parse().unwrap(),
+        second: Some("2001:db8::5".parse().unwrap()),
+        local: None,
         mtu: 9001,
         group: 0x656e_0000,
     }
@@ -112,12 +115,12 @@ proptest! {
             Ok(config) => {
                 let _ = config.valid_attachments();
                 for routes in [Routes::Main, Routes::Own(100_003)] {
-                    let text = result::render(&config, &link(), routes, "/run/netns/a");
+                    let text = result::render(&config, &[Wired { link: link(), routes }], "/run/netns/a");
                     let result: serde_json::Value = serde_json::from_str(&text).unwrap();
                     prop_assert_eq!(result["cniVersion"].as_str(), Some(config.cni_version));
                     // What it says of our own interface can be found again, whatever was there before.
-                    let found = result::address_in(result.as_object().unwrap(), "eth0");
-                    prop_assert!(found.is_some());
+                    let found = result::addresses_in(result.as_object().unwrap(), "eth0");
+                    prop_assert!(!found.is_empty());
                 }
                 prop_assert!(Config::for_del(&input).is_ok(), "DEL is never stricter than ADD");
             }

@@ -1,46 +1,66 @@
 //! What a successful ADD prints (CNI spec 1.1.0, section 5), in the words of the version asked for.
 
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
-use enid_datapath::pod::{GATEWAY, PodLink, Routes};
+use enid_datapath::{
+    Family,
+    pod::{PodLink, Routes},
+};
 use serde_json::{Map, Value, json};
 
 use crate::config::Config;
 
-/// The result for this link, after what earlier plugins of the chain made.
-pub fn render(config: &Config, link: &PodLink, routes: Routes, sandbox: &str) -> String {
+/// An interface that ADD made.
+pub struct Wired {
+    /// Its link.
+    pub link: PodLink,
+    /// Where its routes are.
+    pub routes: Routes,
+}
+
+/// The result for these interfaces, after what earlier plugins of the chain made.
+pub fn render(config: &Config, wired: &[Wired], sandbox: &str) -> String {
     let mut result = config.prev_result.clone().unwrap_or_default();
-    let before = result.get("interfaces").and_then(Value::as_array).map_or(0, Vec::len);
-    let one = config.cni_version == "1.1.0";
-    let mut host = json!({ "name": link.host_ifname, "mac": link.host_mac.to_string() });
-    let mut pod = json!({ "name": link.pod_ifname, "mac": link.pod_mac.to_string(), "sandbox": sandbox });
-    let mut address =
-        json!({ "address": format!("{}/32", link.address), "gateway": GATEWAY.to_string(), "interface": before + 1 });
-    let mut to_gateway = json!({ "dst": format!("{GATEWAY}/32") });
-    let mut default = json!({ "dst": "0.0.0.0/0", "gw": GATEWAY.to_string() });
-    if one {
-        host["mtu"] = json!(link.mtu);
-        pod["mtu"] = json!(link.mtu);
-        to_gateway["scope"] = json!(253); // RT_SCOPE_LINK
-    } else if config.cni_version.starts_with("0.") {
-        address["version"] = json!("4");
-    }
-    append(&mut result, "interfaces", vec![host, pod]);
-    append(&mut result, "ips", vec![address]);
-    match routes {
-        Routes::Main => append(&mut result, "routes", vec![to_gateway, default]),
-        Routes::Own(table) if one => {
-            (to_gateway["table"], default["table"]) = (json!(table), json!(table));
-            append(&mut result, "routes", vec![to_gateway, default]);
-        }
-        // Older results cannot say which table a route is in.
-        Routes::Own(_) => {}
-    }
+    wired.iter().for_each(|wired| describe(config, wired, sandbox, &mut result));
     if let Some(dns) = &config.dns {
         result.entry("dns").or_insert_with(|| dns.clone());
     }
     result.insert("cniVersion".to_owned(), json!(config.cni_version));
     Value::Object(result).to_string()
+}
+
+fn describe(config: &Config, Wired { link, routes }: &Wired, sandbox: &str, result: &mut Map<String, Value>) {
+    let before = result.get("interfaces").and_then(Value::as_array).map_or(0, Vec::len);
+    let newest = config.cni_version == "1.1.0";
+    let mut host = json!({ "name": link.host_ifname, "mac": link.host_mac.to_string() });
+    let mut pod = json!({ "name": link.pod_ifname, "mac": link.pod_mac.to_string(), "sandbox": sandbox });
+    if newest {
+        host["mtu"] = json!(link.mtu);
+        pod["mtu"] = json!(link.mtu);
+    }
+    append(result, "interfaces", vec![host, pod]);
+    for address in link.told() {
+        let family = Family::of(address);
+        let (gateway, length) = (family.gateway().to_string(), family.host_len());
+        let mut ip = json!({ "address": format!("{address}/{length}"), "gateway": gateway, "interface": before + 1 });
+        let mut to_gateway = json!({ "dst": format!("{gateway}/{length}") });
+        let mut default = json!({ "dst": family.default_net(), "gw": gateway });
+        if newest {
+            to_gateway["scope"] = json!(253); // RT_SCOPE_LINK
+        } else if config.cni_version.starts_with("0.") {
+            ip["version"] = json!(if family == Family::V4 { "4" } else { "6" });
+        }
+        append(result, "ips", vec![ip]);
+        match routes {
+            Routes::Main => append(result, "routes", vec![to_gateway, default]),
+            Routes::Own(table) if newest => {
+                (to_gateway["table"], default["table"]) = (json!(table), json!(table));
+                append(result, "routes", vec![to_gateway, default]);
+            }
+            // Older results cannot say which table a route is in.
+            Routes::Own(_) => {}
+        }
+    }
 }
 
 /// The configuration has been checked: what is there is a list, or null.
@@ -51,18 +71,29 @@ fn append(result: &mut Map<String, Value>, key: &str, items: Vec<Value>) {
     }
 }
 
-/// The address that a result names for an interface of the container, if it names one.
-pub fn address_in(result: &Map<String, Value>, ifname: &str) -> Option<Ipv4Addr> {
-    let interfaces = result.get("interfaces")?.as_array()?;
-    result.get("ips")?.as_array()?.iter().find_map(|ip| {
+/// The addresses that a result names for an interface of the container.
+pub fn addresses_in(result: &Map<String, Value>, ifname: &str) -> Vec<IpAddr> {
+    let list = |key: &str| result.get(key).and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
+    let interfaces = list("interfaces");
+    let of_ours = |ip: &Value| {
         let index = usize::try_from(ip.get("interface")?.as_u64()?).ok()?;
-        let interface = interfaces.get(index)?;
-        let inside = interface.get("sandbox").and_then(Value::as_str).is_some_and(|sandbox| !sandbox.is_empty());
-        if !inside || interface.get("name")?.as_str()? != ifname {
+        let interface = interfaces.get(index).filter(|interface| is_inside(interface))?;
+        if interface.get("name")?.as_str()? != ifname {
             return None;
         }
         ip.get("address")?.as_str()?.split('/').next()?.parse().ok()
-    })
+    };
+    list("ips").iter().filter_map(of_ours).collect()
+}
+
+/// The interfaces of the container that a result names.
+pub fn interfaces_in(result: &Map<String, Value>) -> impl Iterator<Item = &str> {
+    let all = result.get("interfaces").and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
+    all.iter().filter(|interface| is_inside(interface)).filter_map(|interface| interface.get("name")?.as_str())
+}
+
+fn is_inside(interface: &Value) -> bool {
+    interface.get("sandbox").and_then(Value::as_str).is_some_and(|sandbox| !sandbox.is_empty())
 }
 
 #[cfg(test)]
@@ -74,16 +105,41 @@ mod tests {
     fn rendered(version: &str, more: &str) -> Value {
         let text = format!(r#"{{"cniVersion":"{version}","name":"enid"{more}}}"#);
         let config = Config::parse(text.as_bytes()).unwrap();
-        let link = PodLink {
+        let wired = [Wired { link: link(), routes: Routes::Main }];
+        serde_json::from_str(&render(&config, &wired, "/run/netns/p")).unwrap()
+    }
+
+    fn link() -> PodLink {
+        PodLink {
             host_ifname: "eni0123456789a".to_owned(),
             host_mac: Mac([10, 0, 0, 0, 0, 1]),
             pod_ifname: "eth0".to_owned(),
             pod_mac: Mac([14, 0, 0, 0, 0, 1]),
-            address: Ipv4Addr::new(10, 0, 1, 20),
+            address: "10.0.1.20".parse().unwrap(),
+            second: None,
+            local: None,
             mtu: 9001,
             group: 0x656e_0000,
-        };
-        serde_json::from_str(&render(&config, &link, Routes::Main, "/run/netns/p")).unwrap()
+        }
+    }
+
+    #[test]
+    fn both_families_are_told_and_what_only_the_node_knows_is_not() {
+        let config = Config::parse(br#"{"cniVersion":"0.4.0","name":"enid"}"#).unwrap();
+        let (second, local) = (Some("2001:db8::5".parse().unwrap()), Some("169.254.172.9".parse().unwrap()));
+        let further = PodLink { pod_ifname: "mNicIf1".to_owned(), second, local, ..link() };
+        let wired = [link(), further].map(|link| Wired { link, routes: Routes::Main });
+        let text = render(&config, &wired, "/run/netns/p");
+        let result: Value = serde_json::from_str(&text).unwrap();
+        let result = result.as_object().unwrap();
+        assert_eq!(
+            addresses_in(result, "mNicIf1"),
+            ["10.0.1.20", "2001:db8::5"].map(|ip| ip.parse::<IpAddr>().unwrap())
+        );
+        assert_eq!(interfaces_in(result).collect::<Vec<_>>(), ["eth0", "mNicIf1"]);
+        let ip = &result["ips"][2];
+        assert_eq!((&ip["version"], &ip["gateway"], &ip["interface"]), (&json!("6"), &json!("fe80::1"), &json!(3)));
+        assert!(!text.contains("169.254.172.9"), "{text}");
     }
 
     #[test]
@@ -94,8 +150,9 @@ mod tests {
             assert_eq!(result["ips"][0]["version"].as_str(), version.starts_with("0.").then_some("4"), "{version}");
             assert_eq!(result["interfaces"][1]["mtu"].as_u64(), (version == "1.1.0").then_some(9001), "{version}");
             assert_eq!(result["interfaces"][0].get("sandbox"), None);
-            assert_eq!(address_in(result.as_object().unwrap(), "eth0"), Some(Ipv4Addr::new(10, 0, 1, 20)));
-            assert_eq!(address_in(result.as_object().unwrap(), "eth1"), None);
+            let named = |ifname| addresses_in(result.as_object().unwrap(), ifname);
+            assert_eq!(named("eth0"), ["10.0.1.20".parse::<IpAddr>().unwrap()]);
+            assert!(named("eth1").is_empty());
         }
     }
 

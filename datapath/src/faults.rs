@@ -1,19 +1,22 @@
 //! What CHECK finds wrong with a pod's link.
 
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
 use netlink_packet_route::{
-    address::AddressAttribute,
+    address::AddressMessage,
     link::LinkFlags,
-    neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState},
-    route::{RouteAddress, RouteAttribute, RouteMessage},
-    rule::{RuleAttribute, RuleMessage},
+    neighbour::NeighbourMessage,
+    route::{RouteAttribute, RouteMessage},
 };
 
 use crate::{
+    family::Family,
+    link::{group, ifname, mac},
+    message::{TABLE_MAIN, destination, oif, own_address, permanent, table},
     netlink::{Error, Netlink},
-    node,
-    pod::{self, GATEWAY, PodLink, find_by_mac, ifname, oif, own_table, table},
+    pod::{PodLink, own_table},
+    removal::find_by_mac,
+    rules,
 };
 
 /// What differs from the link as ADD made it, one sentence each. MAC and MTU of the pod's end may have been tuned
@@ -26,31 +29,35 @@ pub fn faults(link: &PodLink, host: &mut Netlink, inside: &mut Netlink) -> Resul
         return Ok(faults);
     };
     // With another MAC the kernel has dropped the neighbours: whoever tuned it owns them.
-    let untuned = pod::mac(&found) == Some(link.pod_mac);
+    let untuned = mac(&found) == Some(link.pod_mac);
     faults.extend(outside(link, untuned, host)?);
     let (name, index) = (&link.pod_ifname, found.header.index);
     if !found.header.flags.contains(LinkFlags::Up) {
         faults.push(format!("interface {name} is down"));
     }
-    let held = |message: &netlink_packet_route::address::AddressMessage| {
-        message.header.index == index && message.attributes.contains(&AddressAttribute::Local(link.address.into()))
-    };
-    if !inside.addresses()?.iter().any(held) {
-        faults.push(format!("interface {name} lacks the address {}", link.address));
-    }
-    if untuned && !has_neighbour(&inside.neighbours()?, index, GATEWAY) {
-        faults.push(format!("interface {name} lacks the neighbour {GATEWAY}"));
-    }
-    let routes = inside.routes()?;
-    if !routes.iter().any(|route| is_default(route, index)) {
-        faults.push(format!("no default route via {GATEWAY} over {name}"));
-    } else if !routes.iter().any(|route| is_default(route, index) && table(route) == node::TABLE_MAIN)
-        && !inside.rules()?.iter().any(|rule| asks_own_table(rule, link.address, index))
-    {
-        faults.push(format!("no rule sends what comes from {} over {name}", link.address));
-    }
-    if !has_route(&routes, GATEWAY, index) {
-        faults.push(format!("no route to {GATEWAY} over {name}"));
+    let families = link.families();
+    let (addresses, routes) = (inside.addresses()?, inside.routes(&families)?);
+    let (neighbours, rules) = (inside.neighbours(&families)?, inside.rules()?);
+    for address in link.addresses() {
+        let gateway = Family::of(address).gateway();
+        let held = |message: &AddressMessage| message.header.index == index && own_address(message) == Some(address);
+        if !addresses.iter().any(held) {
+            faults.push(format!("interface {name} lacks the address {address}"));
+        }
+        if untuned && !has_neighbour(&neighbours, index, gateway) {
+            faults.push(format!("interface {name} lacks the neighbour {gateway}"));
+        }
+        let is_default = |route: &&RouteMessage| is_default(route, gateway, index);
+        if !routes.iter().any(|route| is_default(&route)) {
+            faults.push(format!("no default route via {gateway} over {name}"));
+        } else if !routes.iter().any(|route| is_default(&route) && table(route) == TABLE_MAIN)
+            && !rules.iter().any(|rule| rules::asks_for(rule, address, own_table(index)))
+        {
+            faults.push(format!("no rule sends what comes from {address} over {name}"));
+        }
+        if !has_route(&routes, gateway, index) {
+            faults.push(format!("no route to {gateway} over {name}"));
+        }
     }
     Ok(faults)
 }
@@ -64,44 +71,37 @@ fn outside(link: &PodLink, untuned: bool, host: &mut Netlink) -> Result<Vec<Stri
     if !found.header.flags.contains(LinkFlags::Up) {
         faults.push(format!("host link {name} is down"));
     }
-    if node::group(&found) != link.group {
+    if group(&found) != link.group {
         faults.push(format!("host link {name} is not in the device group of its ENI, {:#x}", link.group));
     }
-    if !has_route(&host.routes()?, link.address, index) {
-        faults.push(format!("no host route to {} over {name}", link.address));
-    }
-    if untuned && !has_neighbour(&host.neighbours()?, index, link.address) {
-        faults.push(format!("host link {name} lacks the neighbour {}", link.address));
+    let families = link.families();
+    let (routes, neighbours) = (host.routes(&families)?, host.neighbours(&families)?);
+    for address in link.addresses() {
+        if !has_route(&routes, address, index) {
+            faults.push(format!("no host route to {address} over {name}"));
+        }
+        if untuned && !has_neighbour(&neighbours, index, address) {
+            faults.push(format!("host link {name} lacks the neighbour {address}"));
+        }
     }
     Ok(faults)
 }
 
 /// A permanent entry; which MAC it names is the business of whoever tuned that.
-fn has_neighbour(neighbours: &[NeighbourMessage], index: u32, address: Ipv4Addr) -> bool {
-    let wanted = NeighbourAttribute::Destination(NeighbourAddress::Inet(address));
-    neighbours.iter().any(|there| {
-        there.header.ifindex == index
-            && there.header.state == NeighbourState::Permanent
-            && there.attributes.contains(&wanted)
-    })
+fn has_neighbour(neighbours: &[NeighbourMessage], index: u32, address: IpAddr) -> bool {
+    neighbours.iter().any(|there| permanent(there).is_some_and(|(whose, _)| whose == (index, address)))
 }
 
-fn is_default(route: &RouteMessage, index: u32) -> bool {
+fn is_default(route: &RouteMessage, gateway: IpAddr, index: u32) -> bool {
     route.header.destination_prefix_length == 0
-        && route.attributes.contains(&RouteAttribute::Gateway(RouteAddress::Inet(GATEWAY)))
+        && route.attributes.contains(&RouteAttribute::Gateway(gateway.into()))
         && oif(route) == Some(index)
 }
 
-fn asks_own_table(rule: &RuleMessage, address: Ipv4Addr, index: u32) -> bool {
-    rule.header.src_len == 32
-        && rule.attributes.contains(&RuleAttribute::Source(address.into()))
-        && rule.attributes.contains(&RuleAttribute::Table(own_table(index)))
-}
-
-fn has_route(routes: &[RouteMessage], to: Ipv4Addr, index: u32) -> bool {
+fn has_route(routes: &[RouteMessage], to: IpAddr, index: u32) -> bool {
     routes.iter().any(|route| {
-        route.header.destination_prefix_length == 32
-            && route.attributes.contains(&RouteAttribute::Destination(RouteAddress::Inet(to)))
+        route.header.destination_prefix_length == Family::of(to).host_len()
+            && destination(route) == Some(to)
             && oif(route) == Some(index)
     })
 }

@@ -8,18 +8,19 @@
 
 use std::{
     fs, io,
-    net::{Ipv4Addr, SocketAddrV4, UdpSocket},
+    net::{IpAddr, Ipv4Addr, SocketAddr as IpSocketAddr, UdpSocket},
     path::Path,
     thread,
     time::Duration,
 };
 
-use ipnet::Ipv4Net;
+use ipnet::{Ipv4Net, Ipv6Net};
 use netlink_packet_core::{NLM_F_DUMP, NLM_F_REQUEST, NetlinkBuffer, NlasIterator};
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_NETFILTER};
 use nix::sched::{CloneFlags, unshare};
 
 use crate::{
+    family::Family,
     identity, marks,
     netlink::{Error, Netlink},
     netns::Netns,
@@ -38,8 +39,8 @@ const NFTA_HOOK_HOOKNUM: u16 = 1;
 const FORWARD: u32 = 2;
 /// NF_DROP.
 const DROP: u32 = 0;
-/// NFPROTO_INET and NFPROTO_IPV4.
-const FAMILIES: [(u8, &str); 2] = [(1, "inet"), (2, "ip")];
+/// NFPROTO_INET, NFPROTO_IPV4 and NFPROTO_IPV6.
+const FAMILIES: [(u8, &str); 3] = [(1, "inet"), (2, "ip"), (10, "ip6")];
 const NLMSG_ERROR: u16 = 2;
 const NLMSG_DONE: u16 = 3;
 /// struct nfgenmsg.
@@ -52,20 +53,27 @@ const PORT: u16 = 9;
 const TRIES: u32 = 3;
 const PATIENCE: Duration = Duration::from_millis(300);
 
-/// Chains that drop what they do not know at the forward hook, as `family table chain`. The tables of the older
-/// iptables do not tell their policy: they are named if there is a filter among them.
-pub fn suspects() -> Result<Vec<String>, Error> {
+/// Chains that drop packets of this family which they do not know at the forward hook, as `family table chain`. The
+/// tables of the older iptables do not tell their policy: they are named if there is a filter among them.
+pub fn suspects(of: Family) -> Result<Vec<String>, Error> {
     let mut suspects = Vec::new();
-    list_chains(|family, attributes| suspects.extend(suspect(family, attributes)))?;
-    let legacy = fs::read_to_string("/proc/net/ip_tables_names").unwrap_or_default();
+    list_chains(|family, attributes| suspects.extend(suspect(of, family, attributes)))?;
+    let (names, program) = match of {
+        Family::V4 => ("/proc/net/ip_tables_names", "iptables"),
+        Family::V6 => ("/proc/net/ip6_tables_names", "ip6tables"),
+    };
+    let legacy = fs::read_to_string(names).unwrap_or_default();
     if legacy.lines().any(|name| name == "filter") {
-        suspects.push("the older iptables' filter FORWARD".to_owned());
+        suspects.push(format!("the older {program}' filter FORWARD"));
     }
     Ok(suspects)
 }
 
-fn suspect(family: u8, attributes: &[u8]) -> Option<String> {
+fn suspect(of: Family, family: u8, attributes: &[u8]) -> Option<String> {
     let (_, family) = FAMILIES.into_iter().find(|(number, _)| *number == family)?;
+    if family != "inet" && family != of.word() {
+        return None;
+    }
     let (mut table, mut name, mut policy, mut hook) = (None, None, None, None);
     for attribute in NlasIterator::new(attributes).flatten() {
         let value = attribute.value();
@@ -133,7 +141,7 @@ fn list_chains(mut each: impl FnMut(u8, &[u8])) -> Result<(), Error> {
 
 /// Two addresses of this subnet that EC2 gives to nobody: of the first four and the last, which it reserves, those that
 /// no resolver answers on (Amazon VPC User Guide, subnet CIDR blocks: the VPC's own is at its base plus two).
-pub fn nobodys(subnet: Ipv4Net, vpc: &[Ipv4Net]) -> Option<[Ipv4Addr; 2]> {
+pub fn nobodys(subnet: Ipv4Net, vpc: &[Ipv4Net]) -> Option<[IpAddr; 2]> {
     let base = u32::from(subnet.network());
     let at = |offset: u32| Ipv4Addr::from(base + offset);
     let resolves = |address: Ipv4Addr| vpc.iter().any(|net| u32::from(net.network()) + 2 == u32::from(address));
@@ -141,12 +149,17 @@ pub fn nobodys(subnet: Ipv4Net, vpc: &[Ipv4Net]) -> Option<[Ipv4Addr; 2]> {
         return None; // no subnet of a VPC is smaller
     }
     let second = if resolves(at(2)) { at(0) } else { at(2) };
-    Some([at(3), second])
+    Some([at(3).into(), second.into()])
+}
+
+/// Two addresses of a block of ours that no pod is given: the first and the last of so many.
+pub fn nobodys_v6(block: Ipv6Net) -> [IpAddr; 2] {
+    [block.network().into(), block.broadcast().into()]
 }
 
 /// Sends a packet from one address to the other by way of this host, between two namespaces that are wired as pods
 /// are and go again; whether it arrived.
-pub fn forwards([from, to]: [Ipv4Addr; 2]) -> Result<bool, WireError> {
+pub fn forwards([from, to]: [IpAddr; 2]) -> Result<bool, WireError> {
     let (near, far) = (Space::new("a", from)?, Space::new("b", to)?);
     let failed = |source: io::Error| Error::new("send a packet between two namespaces", source);
     let receiver = far.socket(to)?;
@@ -154,7 +167,7 @@ pub fn forwards([from, to]: [Ipv4Addr; 2]) -> Result<bool, WireError> {
     let sender = near.socket(from)?;
     for _ in 0..TRIES {
         // Whether it arrives is asked at the other end.
-        let _ = sender.send_to(b"enid", SocketAddrV4::new(to, PORT));
+        let _ = sender.send_to(b"enid", IpSocketAddr::new(to, PORT));
         if receiver.recv(&mut [0; 8]).is_ok() {
             return Ok(true);
         }
@@ -169,7 +182,7 @@ struct Space {
 }
 
 impl Space {
-    fn new(name: &str, address: Ipv4Addr) -> Result<Self, WireError> {
+    fn new(name: &str, address: IpAddr) -> Result<Self, WireError> {
         let failed = |source: io::Error| Error::new("make a namespace", source);
         let make = || {
             unshare(CloneFlags::CLONE_NEWNET)?;
@@ -184,6 +197,8 @@ impl Space {
             pod_ifname: "eth0".to_owned(),
             pod_mac: identity::pod_mac("enid-probe", name, "eth0"),
             address,
+            second: None,
+            local: None,
             mtu: 1500,
             group: marks::GROUP_PROBE,
         };
@@ -195,7 +210,7 @@ impl Space {
         Ok(Space { netns, link })
     }
 
-    fn socket(&self, address: Ipv4Addr) -> Result<UdpSocket, Error> {
+    fn socket(&self, address: IpAddr) -> Result<UdpSocket, Error> {
         self.netns.within(|| {
             UdpSocket::bind((address, PORT)).map_err(|source| Error::new("open a socket in a namespace", source))
         })

@@ -11,6 +11,11 @@ use sha2::{Digest, Sha256};
 /// Linux refuses names of more than 15 bytes (IFNAMSIZ is 16 with the closing NUL).
 pub const IFNAME_MAX: usize = 15;
 
+/// What interfaces on further network cards are called, before their number.
+const CARD_PREFIX: &str = "mNicIf";
+/// Network cards beside the first that any instance type has: p5.48xlarge has 32 in all (DescribeInstanceTypes).
+pub const FURTHER_CARDS_MAX: u32 = 31;
+
 /// A 48-bit Ethernet address.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Mac(pub [u8; 6]);
@@ -85,6 +90,16 @@ pub fn ifname_for_pod(prefix: &str, namespace: &str, pod: &str, index: u32) -> S
 /// Name of the host end where the runtime gives no Kubernetes arguments.
 pub fn ifname_for_attachment(prefix: &str, network: &str, container: &str, ifname: &str) -> String {
     hashed(prefix, &format!("{network}/{container}/{ifname}"))
+}
+
+/// Name of a pod's interface on a further network card, counted from 1; the peer's.
+pub fn ifname_on_card(number: u32) -> String {
+    format!("{CARD_PREFIX}{number}")
+}
+
+/// Whether an interface goes with its container's first one.
+pub fn is_on_card(ifname: &str) -> bool {
+    ifname.strip_prefix(CARD_PREFIX).is_some_and(|number| number.parse::<u32>().is_ok())
 }
 
 /// Name for a link that stands in the way of another attachment's: prefix "old", digits of its own MAC.

@@ -6,6 +6,8 @@
 //!
 //! - [`pod`]: one veth, one host route, one permanent neighbour at each end.
 //! - [`node`]: links, addresses, tables and rules of the ENIs, and what differs from them.
+//! - [`rules`]: the routing policy rules, a handful for all ENIs.
+//! - [`removal`]: pods' links taken away, one or many together.
 //! - [`pods`]: the host ends of pods that run, and what differs from them.
 //! - [`shadow`]: what stands before our rules and routes.
 //! - [`watch`]: what others change under us, as the kernel tells it.
@@ -15,23 +17,29 @@
 //! - [`identity`]: whose link it is, told from its MAC, and what it is called.
 //! - [`conntrack`]: what connection tracking remembers of an address, dropped before the address is used again.
 //!
-//! Not here: `nft` itself (the daemon runs it), sysctl policy beyond names and values, IPv6.
+//! Not here: `nft` itself (the daemon runs it), sysctl policy beyond names and values.
 
 pub mod conntrack;
+mod family;
 pub mod faults;
 pub mod forward;
 pub mod identity;
+pub mod link;
 pub mod marks;
+mod message;
 pub mod netlink;
 pub mod netns;
 pub mod node;
 pub mod pod;
 pub mod pods;
 pub mod policy;
+pub mod removal;
+pub mod rules;
 pub mod ruleset;
 pub mod shadow;
 pub mod watch;
 
 pub use conntrack::Conntrack;
+pub use family::{Family, GATEWAY, GATEWAY_V6, ROUTER_V6};
 pub use identity::Mac;
 pub use netlink::{Error, Netlink};

@@ -21,7 +21,7 @@ use netlink_packet_route::{
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
 use nix::errno::Errno;
 
-use crate::watch::Kind;
+use crate::{family::Family, watch::Kind};
 
 /// One refusal of the kernel, with what was asked.
 #[derive(Debug, thiserror::Error)]
@@ -252,34 +252,61 @@ impl Netlink {
         }))
     }
 
-    /// All IPv4 routes of all tables.
-    pub fn routes(&mut self) -> Result<Vec<RouteMessage>, Error> {
-        let mut ask = RouteMessage::default();
-        ask.header.address_family = netlink_packet_route::AddressFamily::Inet;
-        Ok(keep(self.dump("list routes", RouteNetlinkMessage::GetRoute(ask))?, |message| match message {
+    /// All routes of these families, of all tables.
+    pub fn routes(&mut self, families: &[Family]) -> Result<Vec<RouteMessage>, Error> {
+        let ask = |family: Family| {
+            let mut ask = RouteMessage::default();
+            ask.header.address_family = family.netlink();
+            RouteNetlinkMessage::GetRoute(ask)
+        };
+        Ok(keep(self.dump_each("list routes", families, ask)?, |message| match message {
             RouteNetlinkMessage::NewRoute(route) => Some(route),
             _ => None,
         }))
     }
 
-    /// All IPv4 neighbours of all links.
-    pub fn neighbours(&mut self) -> Result<Vec<NeighbourMessage>, Error> {
-        let mut ask = NeighbourMessage::default();
-        ask.header.family = netlink_packet_route::AddressFamily::Inet;
-        Ok(keep(self.dump("list neighbours", RouteNetlinkMessage::GetNeighbour(ask))?, |message| match message {
+    /// All neighbours of these families, of all links.
+    pub fn neighbours(&mut self, families: &[Family]) -> Result<Vec<NeighbourMessage>, Error> {
+        let ask = |family: Family| {
+            let mut ask = NeighbourMessage::default();
+            ask.header.family = family.netlink();
+            RouteNetlinkMessage::GetNeighbour(ask)
+        };
+        Ok(keep(self.dump_each("list neighbours", families, ask)?, |message| match message {
             RouteNetlinkMessage::NewNeighbour(neighbour) => Some(neighbour),
             _ => None,
         }))
     }
 
-    /// All IPv4 rules.
+    /// All rules of both families.
     pub fn rules(&mut self) -> Result<Vec<RuleMessage>, Error> {
-        let mut ask = RuleMessage::default();
-        ask.header.family = netlink_packet_route::AddressFamily::Inet;
-        Ok(keep(self.dump("list rules", RouteNetlinkMessage::GetRule(ask))?, |message| match message {
+        let ask = |family: Family| {
+            let mut ask = RuleMessage::default();
+            ask.header.family = family.netlink();
+            RouteNetlinkMessage::GetRule(ask)
+        };
+        Ok(keep(self.dump_each("list rules", &Family::ALL, ask)?, |message| match message {
             RouteNetlinkMessage::NewRule(rule) => Some(rule),
             _ => None,
         }))
+    }
+
+    fn dump_each(
+        &mut self,
+        what: &str,
+        families: &[Family],
+        ask: impl Fn(Family) -> RouteNetlinkMessage,
+    ) -> Result<Vec<RouteNetlinkMessage>, Error> {
+        let mut found = Vec::new();
+        for family in families {
+            match self.dump(what, ask(*family)) {
+                Ok(listed) => found.extend(listed),
+                // A kernel without IPv6 lists nothing of it.
+                Err(error) if *family == Family::V6 && error.is(Errno::EAFNOSUPPORT) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(found)
     }
 
     /// The link of this name, if there is one.

@@ -1,7 +1,7 @@
 //! Other network namespaces: entered for as long as it takes to open a socket there.
 
 use std::{
-    fs::{File, OpenOptions},
+    fs::{self, File, OpenOptions},
     io,
     os::{fd::AsFd, unix::fs::OpenOptionsExt},
     path::{Path, PathBuf},
@@ -82,9 +82,27 @@ impl Netns {
         opened
     }
 
+    /// Switches IPv6 on for a link of this namespace and comes back: runtimes may have switched it off for the whole
+    /// namespace (disable_ipv6 in the kernel's ip-sysctl documentation).
+    pub fn allow_ipv6_and_back(&self, ifname: &str, own: &Netns) -> Result<(), Error> {
+        self.enter()?;
+        let allowed = allow_ipv6(ifname);
+        own.enter()?;
+        allowed
+    }
+
     /// Moves the calling thread here.
     fn enter(&self) -> Result<(), Error> {
         setns(self.file.as_fd(), CloneFlags::CLONE_NEWNET)
             .map_err(|errno| Error::new(format!("enter namespace {}", self.path.display()), errno.into()))
     }
+}
+
+fn allow_ipv6(ifname: &str) -> Result<(), Error> {
+    let path = format!("/proc/sys/net/ipv6/conf/{ifname}/disable_ipv6");
+    let failed = |source| Error::new(format!("switch IPv6 on in {path}"), source);
+    if fs::read_to_string(&path).map_err(failed)?.trim() == "0" {
+        return Ok(());
+    }
+    fs::write(&path, "0").map_err(failed)
 }

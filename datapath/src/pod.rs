@@ -5,27 +5,21 @@
 //! later would cost an RCU barrier. MACs are explicit, because udev rewrites those that are not, and the
 //! permanent neighbours depend on them.
 
-use std::{collections::BTreeSet, net::Ipv4Addr, os::fd::AsRawFd};
+use std::{net::IpAddr, os::fd::AsRawFd};
 
-use netlink_packet_route::{
-    AddressFamily,
-    address::{AddressAttribute, AddressMessage},
-    link::{InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage},
-    neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState},
-    route::{RouteAddress, RouteAttribute, RouteMessage, RouteProtocol, RouteScope, RouteType},
-};
+use netlink_packet_route::link::{InfoData, InfoKind, InfoVeth, LinkAttribute, LinkInfo, LinkMessage};
 use nix::errno::Errno;
 
 use crate::{
+    family::Family,
     identity::{self, Mac},
+    link::{alias_of, by_index, mac, updown},
     marks,
+    message::{self, TABLE_MAIN},
     netlink::{Error, Netlink, Request},
     netns::Netns,
-    node,
+    removal::remove_by_mac,
 };
-
-/// The next hop that every pod sees; nobody owns it, the permanent neighbour answers for it.
-pub const GATEWAY: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 1);
 
 /// Tables of further interfaces of a pod begin here; the interface's number in the pod is added.
 const OWN_TABLES: u32 = 100_000;
@@ -41,8 +35,12 @@ pub struct PodLink {
     pub pod_ifname: String,
     /// MAC of the pod's end.
     pub pod_mac: Mac,
-    /// The pod's address, always /32.
-    pub address: Ipv4Addr,
+    /// The pod's address, always alone: /32 or /128.
+    pub address: IpAddr,
+    /// One of the other family, out of the same ENI's blocks.
+    pub second: Option<IpAddr>,
+    /// One of the other family that only this node knows: what leaves with it is translated.
+    pub local: Option<IpAddr>,
     /// Bytes, both ends.
     pub mtu: u32,
     /// Device group of the host end: names the ENI ([`crate::marks::group`]).
@@ -57,7 +55,7 @@ pub enum WireError {
     InterfaceExists(String),
     /// The host sends packets for the address to another link.
     #[error("the host routes {0} over another link already; the address was left to that one")]
-    AddressRouted(Ipv4Addr),
+    AddressRouted(IpAddr),
     /// The kernel refused a step.
     #[error(transparent)]
     Kernel(#[from] Error),
@@ -119,23 +117,22 @@ pub fn configure_outside(link: &PodLink, pair: &Pair, host: &mut Netlink) -> Res
     let error = match host.apply(&link.host_requests(pair.host_index)) {
         Ok(()) => return Ok(()),
         Err(error) if !error.is(Errno::EEXIST) => WireError::from(error),
-        // A daemon that found the link without its route may have been faster.
-        Err(_) if is_routed_over(link.address, pair.host_index, host).unwrap_or(false) => return Ok(()),
-        Err(_) => WireError::AddressRouted(link.address),
+        Err(error) => match routed_elsewhere(link, pair.host_index, host) {
+            // A daemon that found the link without its route may have been faster.
+            Ok(None) => return Ok(()),
+            Ok(Some(address)) => WireError::AddressRouted(address),
+            Err(_) => WireError::from(error),
+        },
     };
     undo(link, host);
     Err(error)
 }
 
-fn is_routed_over(address: Ipv4Addr, index: u32, host: &mut Netlink) -> Result<bool, Error> {
-    let to = RouteAttribute::Destination(RouteAddress::Inet(address));
-    let leads = |route: &RouteMessage| {
-        route.header.destination_prefix_length == 32
-            && route.attributes.contains(&to)
-            && table(route) == node::TABLE_MAIN
-            && oif(route) == Some(index)
-    };
-    Ok(host.routes()?.iter().any(leads))
+/// The first of the link's addresses that the host does not send over it.
+fn routed_elsewhere(link: &PodLink, index: u32, host: &mut Netlink) -> Result<Option<IpAddr>, Error> {
+    let routes = host.routes(&link.families())?;
+    let over = |address: &IpAddr| routes.iter().any(|route| message::host_route(route) == Some((*address, index)));
+    Ok(link.addresses().find(|address| !over(address)))
 }
 
 /// Takes away what was made. The first error is the one to tell; a link that stays is found by DEL, by
@@ -229,190 +226,90 @@ impl PodLink {
         message
     }
 
-    fn pod_requests(&self, index: u32) -> Vec<Request> {
-        let name = &self.pod_ifname;
-        let mut address = AddressMessage::default();
-        address.header.family = AddressFamily::Inet;
-        address.header.prefix_len = 32;
-        address.header.index = index;
-        address.attributes =
-            vec![AddressAttribute::Local(self.address.into()), AddressAttribute::Address(self.address.into())];
-        vec![
-            Request::set_link(format!("take {name} up"), updown(index, true)),
-            Request::put_address(format!("put {}/32 on {name}", self.address), address),
-            Request::put_neighbour(
-                format!("put the neighbour {GATEWAY} on {name}"),
-                neighbour(index, GATEWAY, self.host_mac),
-            ),
-            Request::add_route(format!("route {GATEWAY} over {name}"), link_route(node::TABLE_MAIN, GATEWAY, index)),
-            Request::add_route(format!("route default over {name}"), default_route(node::TABLE_MAIN, index)),
-        ]
+    /// All of its addresses, the one that names it first.
+    pub fn addresses(&self) -> impl Iterator<Item = IpAddr> {
+        [Some(self.address), self.second, self.local].into_iter().flatten()
     }
 
-    fn own_routes(&self, index: u32) -> [Request; 3] {
-        let (name, address, table) = (&self.pod_ifname, self.address, own_table(index));
-        [
-            Request::put_route(
-                format!("route {GATEWAY} over {name} in table {table}"),
-                link_route(table, GATEWAY, index),
-            ),
-            Request::put_route(format!("route default over {name} in table {table}"), default_route(table, index)),
-            Request::add_rule(format!("add the rule from {address} lookup {table}"), node::rule_from(address, table)),
-        ]
+    /// The addresses that others may be told: those of the VPC.
+    pub fn told(&self) -> impl Iterator<Item = IpAddr> {
+        [Some(self.address), self.second].into_iter().flatten()
+    }
+
+    /// The families of its addresses.
+    pub fn families(&self) -> Vec<Family> {
+        self.addresses().map(Family::of).collect()
+    }
+
+    fn pod_requests(&self, index: u32) -> Vec<Request> {
+        let name = &self.pod_ifname;
+        let mut requests = vec![Request::set_link(format!("take {name} up"), updown(index, true))];
+        for address in self.addresses() {
+            let family = Family::of(address);
+            let (gateway, length) = (family.gateway(), family.host_len());
+            requests.extend([
+                Request::put_address(
+                    format!("put {address}/{length} on {name}"),
+                    message::address(index, address, length),
+                ),
+                Request::put_neighbour(
+                    format!("put the neighbour {gateway} on {name}"),
+                    message::neighbour(index, gateway, self.host_mac),
+                ),
+                Request::add_route(
+                    format!("route {gateway} over {name}"),
+                    message::link_route(TABLE_MAIN, gateway, index),
+                ),
+                Request::add_route(
+                    format!("route {} over {name}", family.default_net()),
+                    message::default_route(TABLE_MAIN, gateway, index),
+                ),
+            ]);
+        }
+        requests
+    }
+
+    fn own_routes(&self, index: u32) -> Vec<Request> {
+        let (name, table) = (&self.pod_ifname, own_table(index));
+        let of = |address: IpAddr| {
+            let family = Family::of(address);
+            let gateway = family.gateway();
+            [
+                Request::put_route(
+                    format!("route {gateway} over {name} in table {table}"),
+                    message::link_route(table, gateway, index),
+                ),
+                Request::put_route(
+                    format!("route {} over {name} in table {table}", family.default_net()),
+                    message::default_route(table, gateway, index),
+                ),
+                Request::add_rule(
+                    format!("add the rule from {address} lookup {table}"),
+                    message::rule_from(marks::PRIORITY_PRIMARY, address, table),
+                ),
+            ]
+        };
+        self.addresses().flat_map(of).collect()
     }
 
     fn host_requests(&self, index: u32) -> Vec<Request> {
-        let (name, address) = (&self.host_ifname, self.address);
-        // The alias tells whose address it is even when every route is gone.
+        let name = &self.host_ifname;
+        // The alias tells whose addresses they are even when every route is gone.
         let mut up = updown(index, true);
-        up.attributes.push(LinkAttribute::IfAlias(address.to_string()));
-        vec![
-            Request::set_link(format!("take {name} up"), up),
-            Request::put_neighbour(
-                format!("put the neighbour {address} on {name}"),
-                neighbour(index, address, self.pod_mac),
-            ),
-            Request::add_route(format!("route {address} over {name}"), link_route(node::TABLE_MAIN, address, index)),
-        ]
-    }
-}
-
-/// Deletes the host link with this MAC, wherever its name; true if there was one. The link of a
-/// successor, with the same name and another MAC, is left alone.
-pub fn remove_by_mac(wanted: Mac, likely_name: &str, host: &mut Netlink) -> Result<bool, Error> {
-    let Some(found) = find_by_mac(wanted, likely_name, host)? else { return Ok(false) };
-    delete(wanted, &found, host).map(|()| true)
-}
-
-/// Deletes the host links with these MACs as one act of the kernel; the likely name is where each is looked for first.
-/// Alone, every deletion waits for grace periods with all of the node's link changes waiting behind it.
-pub fn remove_together(wanted: &[(Mac, String)], host: &mut Netlink) -> Result<(), Error> {
-    let mut going = Vec::new();
-    let mut strays = BTreeSet::new();
-    for (wanted, name) in wanted {
-        match host.link(name)?.filter(|link| mac(link) == Some(*wanted)) {
-            Some(link) => going.push((*wanted, link)),
-            None => drop(strays.insert(*wanted)),
+        up.attributes.push(LinkAttribute::IfAlias(alias_of(self.addresses())));
+        let mut requests = vec![Request::set_link(format!("take {name} up"), up)];
+        for address in self.addresses() {
+            requests.extend([
+                Request::put_neighbour(
+                    format!("put the neighbour {address} on {name}"),
+                    message::neighbour(index, address, self.pod_mac),
+                ),
+                Request::add_route(
+                    format!("route {address} over {name}"),
+                    message::link_route(TABLE_MAIN, address, index),
+                ),
+            ]);
         }
+        requests
     }
-    if !strays.is_empty() {
-        let listed = host.links()?.into_iter().filter_map(|link| Some((mac(&link)?, link)));
-        going.extend(listed.filter(|(mac, _)| strays.contains(mac)));
-    }
-    match going.as_slice() {
-        [] => Ok(()),
-        [(mac, link)] => delete(*mac, link, host),
-        several => {
-            let gather = |(mac, link): &(Mac, LinkMessage)| {
-                let mut message = by_index(link.header.index);
-                message.attributes.push(LinkAttribute::Group(marks::GROUP_GOING));
-                Request::set_going_link(format!("gather the link with MAC {mac} for its deletion"), message)
-            };
-            let mut all = LinkMessage::default();
-            all.attributes.push(LinkAttribute::Group(marks::GROUP_GOING));
-            let delete = Request::delete_link(format!("delete {} links together", several.len()), all);
-            host.apply(&several.iter().map(gather).chain([delete]).collect::<Vec<_>>())
-        }
-    }
-}
-
-fn delete(mac: Mac, link: &LinkMessage, host: &mut Netlink) -> Result<(), Error> {
-    host.apply(&[Request::delete_link(format!("delete the link with MAC {mac}"), by_index(link.header.index))])
-}
-
-/// The host link with this MAC: under its likely name, or else among all links.
-pub fn find_by_mac(wanted: Mac, likely_name: &str, host: &mut Netlink) -> Result<Option<LinkMessage>, Error> {
-    if let Some(link) = host.link(likely_name)?
-        && mac(&link) == Some(wanted)
-    {
-        return Ok(Some(link));
-    }
-    Ok(host.links()?.into_iter().find(|link| mac(link) == Some(wanted)))
-}
-
-/// The Ethernet address of a link, if it has one.
-pub fn mac(link: &LinkMessage) -> Option<Mac> {
-    link.attributes.iter().find_map(|attribute| match attribute {
-        LinkAttribute::Address(bytes) => Mac::try_from(bytes.as_slice()).ok(),
-        _ => None,
-    })
-}
-
-/// The name of a link; the kernel gives every link one.
-pub fn ifname(link: &LinkMessage) -> &str {
-    let name = link.attributes.iter().find_map(|attribute| match attribute {
-        LinkAttribute::IfName(name) => Some(name.as_str()),
-        _ => None,
-    });
-    name.unwrap_or_default()
-}
-
-pub(crate) fn by_index(index: u32) -> LinkMessage {
-    let mut message = LinkMessage::default();
-    message.header.index = index;
-    message
-}
-
-pub(crate) fn updown(index: u32, up: bool) -> LinkMessage {
-    let mut message = by_index(index);
-    message.header.change_mask = LinkFlags::Up;
-    message.header.flags = if up { LinkFlags::Up } else { LinkFlags::empty() };
-    message
-}
-
-pub(crate) fn neighbour(index: u32, address: Ipv4Addr, mac: Mac) -> NeighbourMessage {
-    let mut message = NeighbourMessage::default();
-    message.header.family = AddressFamily::Inet;
-    message.header.ifindex = index;
-    message.header.state = NeighbourState::Permanent;
-    message.attributes = vec![
-        NeighbourAttribute::Destination(NeighbourAddress::Inet(address)),
-        NeighbourAttribute::LinkLayerAddress(mac.0.to_vec()),
-    ];
-    message
-}
-
-pub(crate) fn route_in(table: u32, protocol: RouteProtocol) -> RouteMessage {
-    let mut message = RouteMessage::default();
-    message.header.address_family = AddressFamily::Inet;
-    message.header.protocol = protocol;
-    message.header.scope = RouteScope::Universe;
-    message.header.kind = RouteType::Unicast;
-    // Numbers above 255 do not fit the header; RTA_TABLE carries all of them.
-    message.header.table = u8::try_from(table).unwrap_or(0);
-    message.attributes.push(RouteAttribute::Table(table));
-    message
-}
-
-pub(crate) fn link_route(table: u32, to: Ipv4Addr, index: u32) -> RouteMessage {
-    let mut message = route_in(table, RouteProtocol::Static);
-    message.header.scope = RouteScope::Link;
-    message.header.destination_prefix_length = 32;
-    message.attributes.push(RouteAttribute::Destination(RouteAddress::Inet(to)));
-    message.attributes.push(RouteAttribute::Oif(index));
-    message
-}
-
-fn default_route(table: u32, index: u32) -> RouteMessage {
-    let mut message = route_in(table, RouteProtocol::Static);
-    message.attributes.push(RouteAttribute::Gateway(RouteAddress::Inet(GATEWAY)));
-    message.attributes.push(RouteAttribute::Oif(index));
-    message
-}
-
-/// The table that a route is in.
-pub(crate) fn table(route: &RouteMessage) -> u32 {
-    let named = route.attributes.iter().find_map(|attribute| match attribute {
-        RouteAttribute::Table(table) => Some(*table),
-        _ => None,
-    });
-    named.unwrap_or(route.header.table.into())
-}
-
-/// The link that a route leads over.
-pub(crate) fn oif(route: &RouteMessage) -> Option<u32> {
-    route.attributes.iter().find_map(|attribute| match attribute {
-        RouteAttribute::Oif(index) => Some(*index),
-        _ => None,
-    })
 }

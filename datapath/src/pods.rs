@@ -1,23 +1,62 @@
-//! The host ends of pods that run, and what differs from them as ADD made them.
+//! The host ends of pods that run: what they are, what they use, and what differs from them as ADD made them.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::Ipv4Addr,
+    net::IpAddr,
 };
 
 use netlink_packet_route::{
     link::{LinkAttribute, LinkFlags, LinkMessage},
-    neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState},
-    route::{RouteAddress, RouteAttribute, RouteMessage},
+    route::RouteMessage,
 };
 
 use crate::{
     identity::Mac,
+    link::{alias_of, by_index, group, ifname, mac, mtu, named, updown},
     marks,
+    message::{self, TABLE_MAIN, host_route},
     netlink::Request,
-    node::{self, Found},
-    pod::{self, ifname, updown},
+    node::Found,
 };
+
+/// The host end of a pod's link, as the kernel lists it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PodEnd {
+    /// Tells whose it is.
+    pub mac: Mac,
+    /// Its name.
+    pub ifname: String,
+    /// The kernel's number of it.
+    pub index: u32,
+    /// Names the ENI.
+    pub group: u32,
+    /// The addresses that its alias names, once it is wired.
+    pub addresses: Vec<IpAddr>,
+}
+
+/// Every link of a device group of ours, those that are being deleted among them.
+pub fn pod_links(links: &[LinkMessage]) -> Vec<PodEnd> {
+    let ours = links.iter().filter(|link| is_of_a_pod(group(link)));
+    let end = |link: &LinkMessage| {
+        let (index, group) = (link.header.index, group(link));
+        Some(PodEnd { mac: mac(link)?, ifname: ifname(link).to_owned(), index, group, addresses: named(link) })
+    };
+    ours.filter_map(end).collect()
+}
+
+pub(crate) fn is_of_a_pod(group: u32) -> bool {
+    marks::slot_of_group(group).is_some() || group == marks::GROUP_GOING
+}
+
+/// The addresses that main routes over these links, and those that the links' aliases name, one by one: what their
+/// pods use.
+pub fn used_over(ends: &[PodEnd], routes: &[RouteMessage]) -> Vec<IpAddr> {
+    let indices: BTreeSet<u32> = ends.iter().map(|end| end.index).collect();
+    let over = |(address, index): (IpAddr, u32)| indices.contains(&index).then_some(address);
+    let routed = routes.iter().filter_map(host_route).filter_map(over);
+    let named = ends.iter().flat_map(|end| end.addresses.iter().copied());
+    routed.chain(named).collect::<BTreeSet<_>>().into_iter().collect()
+}
 
 /// The host end of a pod's link as it should be.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -26,17 +65,17 @@ pub struct PodNet {
     pub host_mac: Mac,
     /// MAC of the pod's end.
     pub pod_mac: Mac,
-    /// The pod's address.
-    pub address: Ipv4Addr,
+    /// The pod's addresses, the one that names it first.
+    pub addresses: Vec<IpAddr>,
     /// Device group: names the ENI.
     pub group: u32,
 }
 
 /// A pod's link as it was last seen whole, or first of all.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Seen {
     index: u32,
-    address: Ipv4Addr,
+    addresses: Vec<IpAddr>,
     /// What ADD gave it, bytes: the setting may be another by now.
     mtu: Option<u32>,
 }
@@ -45,108 +84,92 @@ pub struct Seen {
 ///
 /// The list of pods may be older than the links: an attachment that has come again has the same MAC, and perhaps another
 /// address, while its former one is somebody else's by now. So a link is a pod's only if it says so itself: its alias
-/// names the pod's address, or the pod's route leads over it, or it is the very link that did so before.
+/// names the pod's addresses, or the pod's route leads over it, or it is the very link that did so before.
 pub fn changes(pods: &[PodNet], seen: &mut BTreeMap<Mac, Seen>, found: &Found) -> Vec<Request> {
     let links = by_mac(&found.links);
-    let routed: BTreeSet<(Ipv4Addr, u32)> = found.routes.iter().filter_map(host_route).collect();
-    let neighbours: BTreeMap<(u32, Ipv4Addr), Option<Mac>> = found.neighbours.iter().filter_map(permanent).collect();
+    let routed: BTreeSet<(IpAddr, u32)> = found.routes.iter().filter_map(host_route).collect();
+    let neighbours: BTreeMap<(u32, IpAddr), Option<Mac>> =
+        found.neighbours.iter().filter_map(message::permanent).collect();
     let wanted: BTreeSet<Mac> = pods.iter().map(|pod| pod.host_mac).collect();
     seen.retain(|mac, _| wanted.contains(mac));
     let mut requests = Vec::new();
     for pod in pods {
         let link = links.get(&pod.host_mac).copied().or_else(|| renamed(pod, &wanted, &found.links));
         // Without a link there is nothing to repair: its lease ends, or its DEL is under way.
-        let Some(link) = link.filter(|link| node::group(link) != marks::GROUP_GOING) else { continue };
-        let (index, address) = (link.header.index, pod.address);
-        let is_routed = routed.contains(&(address, index));
-        let before = seen.get(&pod.host_mac).filter(|seen| (seen.index, seen.address) == (index, address)).copied();
-        let is_the_pods = match node::alias(link) {
-            Some(named) => named == address,
-            None => is_routed || before.is_some(),
+        let Some(link) = link.filter(|link| group(link) != marks::GROUP_GOING) else { continue };
+        let index = link.header.index;
+        let is_routed = |address: &IpAddr| routed.contains(&(*address, index));
+        let before =
+            seen.get(&pod.host_mac).filter(|seen| seen.index == index && seen.addresses == pod.addresses).cloned();
+        let named = named(link);
+        let is_the_pods = match named.is_empty() {
+            false => named == pod.addresses,
+            true => pod.addresses.iter().any(is_routed) || before.is_some(),
         };
         if !is_the_pods {
             continue;
         }
-        let seen = *seen
-            .entry(pod.host_mac)
-            .insert_entry(before.unwrap_or(Seen { index, address, mtu: node::mtu(link) }))
-            .get();
-        let so_far = requests.len();
-        link_changes(pod, link, seen.mtu, &mut requests);
-        if !is_routed {
-            let route = pod::link_route(node::TABLE_MAIN, address, index);
-            requests.push(Request::put_route(format!("route {address} over {}", ifname(link)), route));
+        let first = before.unwrap_or_else(|| Seen { index, addresses: pod.addresses.clone(), mtu: mtu(link) });
+        let mut changed = link_changes(pod, link, first.mtu);
+        seen.insert(pod.host_mac, first);
+        let link_changed = !changed.is_empty();
+        for address in &pod.addresses {
+            let lost_route = !is_routed(address);
+            if lost_route {
+                let route = message::link_route(TABLE_MAIN, *address, index);
+                changed.push(Request::put_route(format!("route {address} over {}", ifname(link)), route));
+            }
+            // Down, or with another MAC, the kernel has dropped it.
+            if link_changed || lost_route || neighbours.get(&(index, *address)) != Some(&Some(pod.pod_mac)) {
+                let neighbour = message::neighbour(index, *address, pod.pod_mac);
+                let what = format!("put the neighbour {address} on {}", ifname(link));
+                changed.push(Request::put_neighbour(what, neighbour));
+            }
         }
-        // Down, or with another MAC, the kernel has dropped it.
-        if requests.len() > so_far || neighbours.get(&(index, address)) != Some(&Some(pod.pod_mac)) {
-            let neighbour = pod::neighbour(index, address, pod.pod_mac);
-            requests
-                .push(Request::put_neighbour(format!("put the neighbour {address} on {}", ifname(link)), neighbour));
-        }
+        requests.extend(changed);
     }
     requests.into_iter().map(Request::unless_gone).collect()
 }
 
 fn by_mac(links: &[LinkMessage]) -> BTreeMap<Mac, &LinkMessage> {
-    links.iter().filter_map(|link| Some((pod::mac(link)?, link))).collect()
+    links.iter().filter_map(|link| Some((mac(link)?, link))).collect()
 }
 
-/// The link that has lost its MAC: of a group of ours, of nobody else's MAC, and its alias names the pod's address.
+/// The link that has lost its MAC: of a group of ours, of nobody else's MAC, and its alias names the pod's addresses.
 fn renamed<'a>(pod: &PodNet, wanted: &BTreeSet<Mac>, links: &'a [LinkMessage]) -> Option<&'a LinkMessage> {
     links.iter().find(|link| {
-        marks::slot_of_group(node::group(link)).is_some()
-            && pod::mac(link).is_none_or(|mac| !wanted.contains(&mac))
-            && node::alias(link) == Some(pod.address.into())
+        marks::slot_of_group(group(link)).is_some()
+            && mac(link).is_none_or(|mac| !wanted.contains(&mac))
+            && named(link) == pod.addresses
     })
 }
 
-fn link_changes(pod: &PodNet, link: &LinkMessage, first_mtu: Option<u32>, requests: &mut Vec<Request>) {
+fn link_changes(pod: &PodNet, link: &LinkMessage, first_mtu: Option<u32>) -> Vec<Request> {
     let (index, name) = (link.header.index, ifname(link));
+    let mut requests = Vec::new();
     let mut set = |what: String, attribute: LinkAttribute| {
-        let mut message = pod::by_index(index);
+        let mut message = by_index(index);
         message.attributes.push(attribute);
         requests.push(Request::set_link(what, message));
     };
-    if pod::mac(link) != Some(pod.host_mac) {
+    if mac(link) != Some(pod.host_mac) {
         let address = LinkAttribute::Address(pod.host_mac.0.to_vec());
         set(format!("set the MAC of {name} to {}", pod.host_mac), address);
     }
-    if node::group(link) != pod.group {
+    if group(link) != pod.group {
         set(format!("put {name} into its ENI's device group, {:#x}", pod.group), LinkAttribute::Group(pod.group));
     }
-    if node::alias(link) != Some(pod.address.into()) {
-        set(format!("name {} in the alias of {name}", pod.address), LinkAttribute::IfAlias(pod.address.to_string()));
+    if named(link) != pod.addresses {
+        let alias = alias_of(pod.addresses.iter().copied());
+        set(format!("name {alias} in the alias of {name}"), LinkAttribute::IfAlias(alias));
     }
-    if let Some(mtu) = first_mtu.filter(|mtu| node::mtu(link) != Some(*mtu)) {
-        set(format!("set the MTU of {name} to {mtu}"), LinkAttribute::Mtu(mtu));
+    if let Some(first) = first_mtu.filter(|first| mtu(link) != Some(*first)) {
+        set(format!("set the MTU of {name} to {first}"), LinkAttribute::Mtu(first));
     }
     if !link.header.flags.contains(LinkFlags::Up) {
         requests.push(Request::set_link(format!("take {name} up"), updown(index, true)));
     }
-}
-
-fn host_route(route: &RouteMessage) -> Option<(Ipv4Addr, u32)> {
-    if route.header.destination_prefix_length != 32 || pod::table(route) != node::TABLE_MAIN {
-        return None;
-    }
-    let address = route.attributes.iter().find_map(|attribute| match attribute {
-        RouteAttribute::Destination(RouteAddress::Inet(address)) => Some(*address),
-        _ => None,
-    });
-    Some((address?, pod::oif(route)?))
-}
-
-fn permanent(neighbour: &NeighbourMessage) -> Option<((u32, Ipv4Addr), Option<Mac>)> {
-    let mut entry = (None, None);
-    for attribute in &neighbour.attributes {
-        match attribute {
-            NeighbourAttribute::Destination(NeighbourAddress::Inet(address)) => entry.0 = Some(*address),
-            NeighbourAttribute::LinkLayerAddress(bytes) => entry.1 = Mac::try_from(bytes.as_slice()).ok(),
-            _ => {}
-        }
-    }
-    let address = entry.0.filter(|_| neighbour.header.state == NeighbourState::Permanent)?;
-    Some(((neighbour.header.ifindex, address), entry.1))
+    requests
 }
 
 #[cfg(test)]
@@ -157,13 +180,13 @@ mod tests {
         PodNet {
             host_mac: Mac([0x0a, 0, 0, 0, 0, 1]),
             pod_mac: Mac([0x0e, 0, 0, 0, 0, 1]),
-            address: address.parse().unwrap(),
+            addresses: vec![address.parse().unwrap()],
             group: marks::group(0),
         }
     }
 
     fn link(index: u32, alias: Option<&str>) -> LinkMessage {
-        let mut link = pod::by_index(index);
+        let mut link = by_index(index);
         link.header.flags = LinkFlags::Up;
         link.attributes = vec![
             LinkAttribute::IfName("eni1".to_owned()),

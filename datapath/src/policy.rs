@@ -1,21 +1,80 @@
 //! How pods' packets are steered and translated, as the operator wants it.
 
-use ipnet::Ipv4Net;
+use ipnet::{IpNet, Ipv4Net};
 
-use crate::marks::Marks;
+use crate::{family::Family, marks::Marks};
 
 /// What is the same for all ENIs of a node.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Policy {
     /// Bits of the packet mark.
     pub marks: Marks,
     /// What comes in by the primary ENI for an address of the node is answered by the primary ENI, whichever ENI the
     /// pod lives on (AWS_VPC_CNI_NODE_PORT_SUPPORT).
     pub node_ports: NodePorts,
-    /// What becomes of a pod's address outside the VPC.
+    /// What becomes of a pod's IPv4 address outside the VPC. IPv6 addresses are never translated.
     pub translation: Translation,
     /// Destinations that are asked of main before the ENIs' tables (AWS_EXTERNAL_SERVICE_CIDRS).
     pub by_main: Vec<Ipv4Net>,
+    /// Where pods' IPv4 addresses are from.
+    pub v4: Source,
+    /// Where pods' IPv6 addresses are from.
+    pub v6: Source,
+}
+
+impl Default for Policy {
+    fn default() -> Self {
+        Policy {
+            marks: Marks::default(),
+            node_ports: NodePorts::default(),
+            translation: Translation::default(),
+            by_main: Vec::new(),
+            v4: Source::Vpc,
+            v6: Source::None,
+        }
+    }
+}
+
+/// Where pods' addresses of one family are from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// Pods have none.
+    None,
+    /// The VPC: blocks that EC2 put on the ENIs.
+    Vpc,
+    /// A range that only this node knows. What leaves with it does so as the node, by the primary ENI.
+    Node(IpNet),
+}
+
+impl Policy {
+    /// Where pods' addresses of this family are from.
+    pub fn source(&self, family: Family) -> Source {
+        match family {
+            Family::V4 => self.v4,
+            Family::V6 => self.v6,
+        }
+    }
+
+    /// Whether pods' packets of this family are steered to their ENIs. The ENIs' own IPv4 addresses need rules in any
+    /// case.
+    pub fn is_steered(&self, family: Family) -> bool {
+        family == Family::V4 || self.v6 == Source::Vpc
+    }
+
+    /// The families that are.
+    pub(crate) fn steered(&self) -> impl Iterator<Item = Family> {
+        Family::ALL.into_iter().filter(|family| self.is_steered(*family))
+    }
+
+    /// Whether this family concerns us at all.
+    pub fn knows(&self, family: Family) -> bool {
+        family == Family::V4 || self.v6 != Source::None
+    }
+
+    /// The families that do.
+    pub fn families(&self) -> Vec<Family> {
+        Family::ALL.into_iter().filter(|family| self.knows(*family)).collect()
+    }
 }
 
 /// Whether answers to what came in by the primary ENI return there.

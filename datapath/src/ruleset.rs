@@ -1,106 +1,177 @@
-//! The one nftables table, `ip enid`, as text.
+//! Our nftables tables, `ip enid` and `ip6 enid`, as text.
 //!
-//! It is replaced whole, in one transaction, whenever what it holds has changed; its size depends on
+//! They are replaced whole, in one transaction, whenever what they hold has changed; their size depends on
 //! ENIs and their addresses, never on pods. The comment carries a digest of the text, for people.
 
-use std::{collections::BTreeMap, fmt::Write, net::Ipv4Addr};
+use std::{
+    collections::BTreeMap,
+    fmt::Write,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+};
 
-use ipnet::Ipv4Net;
+use ipnet::{IpNet, Ipv4Net};
 use sha2::{Digest, Sha256};
 
 use crate::{
+    family::Family,
     marks,
-    policy::{NodePorts, Policy, Ports, Translation},
+    policy::{NodePorts, Policy, Ports, Source, Translation},
 };
 
-/// All that the table is made of.
+/// Packets and bytes that a table has counted for nobody.
+pub type Unheld = (u64, u64);
+
+/// All that the tables are made of.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Ruleset {
     /// Link of the primary ENI.
     pub primary_ifname: String,
-    /// The address that pods' traffic leaves the VPC with.
+    /// The address that pods' IPv4 traffic leaves the VPC with.
     pub primary_address: Ipv4Addr,
-    /// Destinations that see the pod's own address: the VPC's CIDRs and the excluded ones.
+    /// The address that IPv6 traffic of the node's own range leaves with.
+    pub primary_v6: Option<Ipv6Addr>,
+    /// Destinations that see the pod's own IPv4 address: the VPC's CIDRs and the excluded ones.
     pub native: Vec<Ipv4Net>,
     /// What the operator wants.
     pub policy: Policy,
     /// Per slot, the addresses that EC2 put on that ENI for pods.
-    pub owner: BTreeMap<u32, Vec<Ipv4Net>>,
+    pub owner: BTreeMap<u32, Vec<IpNet>>,
 }
 
 impl Ruleset {
-    /// The transaction that puts the table in place of any earlier one, which had counted so many packets
-    /// and bytes for nobody.
-    pub fn transaction(&self, unheld: (u64, u64)) -> String {
-        format!("table ip enid\ndelete table ip enid\n{}", self.text(&self.digest(), unheld))
+    /// The transaction that puts the tables in place of any earlier ones: `there` says which there are, and what they
+    /// have counted.
+    pub fn transaction(&self, there: &BTreeMap<Family, Unheld>) -> String {
+        let mut text = String::new();
+        for family in Family::ALL {
+            let table = self.text(family, &self.digest(), there.get(&family).copied().unwrap_or_default());
+            if there.contains_key(&family) || table.is_some() {
+                let word = family.word();
+                let _ = writeln!(text, "table {word} enid\ndelete table {word} enid");
+            }
+            text.push_str(&table.unwrap_or_default());
+        }
+        text
     }
 
-    /// What the table's comment says when the kernel holds exactly this.
+    /// What the tables' comments say when the kernel holds exactly this.
     pub fn digest(&self) -> String {
-        digest(self.text("", (0, 0)).as_bytes())
+        let text = |family| self.text(family, "", (0, 0)).unwrap_or_default();
+        digest(Family::ALL.map(text).concat().as_bytes())
     }
 
-    fn text(&self, digest: &str, (packets, bytes): (u64, u64)) -> String {
-        let Ruleset { primary_ifname: link, native, owner, policy, .. } = self;
-        let mut text = format!("table ip enid {{\n  comment \"{digest}\"\n");
-        let mut native: Vec<Ipv4Net> = Ipv4Net::aggregate(native);
-        native.sort();
-        // NAT decisions per connection: a set of destinations, merged so that none overlaps.
-        block(
-            &mut text,
-            "set native",
-            "type ipv4_addr; flags interval;",
-            &native.iter().map(|net| net.to_string()).collect::<Vec<_>>(),
-        );
+    /// The families that have a table.
+    pub fn families(&self) -> Vec<Family> {
+        Family::ALL.into_iter().filter(|family| self.text(*family, "", (0, 0)).is_some()).collect()
+    }
+
+    fn text(&self, family: Family, digest: &str, unheld: Unheld) -> Option<String> {
+        let mut text = format!("table {} enid {{\n  comment \"{digest}\"\n", family.word());
+        match self.policy.source(family) {
+            Source::None => return None,
+            Source::Vpc => self.of_the_vpc(family, unheld, &mut text),
+            Source::Node(range) => self.of_the_node(range, self.own(family)?, &mut text),
+        }
+        text.push_str("}\n");
+        Some(text)
+    }
+
+    fn own(&self, family: Family) -> Option<IpAddr> {
+        match family {
+            Family::V4 => Some(self.primary_address.into()),
+            Family::V6 => self.primary_v6.map(IpAddr::from),
+        }
+    }
+
+    /// Pods have addresses of the VPC.
+    fn of_the_vpc(&self, family: Family, (packets, bytes): Unheld, text: &mut String) {
+        let (link, policy, ip) = (&self.primary_ifname, &self.policy, family.word());
+        let (kind, of_family) = match family {
+            Family::V4 => ("ipv4_addr", IpNet::V4(Ipv4Net::default())),
+            Family::V6 => ("ipv6_addr", IpNet::V6(ipnet::Ipv6Net::default())),
+        };
+        let owner: BTreeMap<u32, Vec<IpNet>> = self
+            .owner
+            .iter()
+            .map(|(slot, nets)| (*slot, nets.iter().copied().filter(|net| of_family.contains(net)).collect()))
+            .collect();
+        let (addresses, intervals) =
+            (format!("type {kind}; flags interval;"), format!("type {kind} : verdict; flags interval;"));
+        let texts = |nets: &[IpNet]| nets.iter().map(ToString::to_string).collect::<Vec<_>>();
+        if family == Family::V4 {
+            let mut native: Vec<Ipv4Net> = Ipv4Net::aggregate(&self.native);
+            native.sort();
+            // NAT decisions per connection: a set of destinations, merged so that none overlaps.
+            let native: Vec<String> = native.iter().map(ToString::to_string).collect();
+            block(text, "set native", &addresses, &native);
+        }
         let groups: Vec<String> =
             owner.keys().map(|slot| format!("{:#x} : goto eni{slot}", marks::group(*slot))).collect();
         let owners: Vec<String> = owner
             .iter()
             .flat_map(|(slot, nets)| nets.iter().map(move |net| format!("{net} : goto host{slot}")))
             .collect();
-        let pool: Vec<String> = owner.values().flatten().map(|net| net.to_string()).collect();
+        let pool: Vec<String> = owner.values().flat_map(|nets| texts(nets)).collect();
         let mut chains = String::new();
         for slot in owner.keys() {
-            chains.push_str(&self.eni_chain("eni", *slot));
-            chains.push_str(&self.eni_chain("host", *slot));
+            chains.push_str(&self.eni_chain(family, "eni", *slot));
+            chains.push_str(&self.eni_chain(family, "host", *slot));
         }
         // A verdict map may only name chains that are known already.
         text.push_str(&chains);
-        block(&mut text, "map eni", "type devgroup : verdict;", &groups);
-        block(&mut text, "map owner", "type ipv4_addr : verdict; flags interval;", &owners);
-        block(&mut text, "set pool", "type ipv4_addr; flags interval;", &pool);
+        block(text, "map eni", "type devgroup : verdict;", &groups);
+        block(text, "map owner", &intervals, &owners);
+        block(text, "set pool", &addresses, &pool);
         let _ = writeln!(text, "  counter unheld {{ packets {packets} bytes {bytes} }}");
         if policy.node_ports == NodePorts::SameWayBack {
             let bits = policy.marks.connmark();
             let rule = format!(r#"iifname "{link}" fib daddr type local ct mark set ct mark | {bits:#x}"#);
-            chain(&mut text, "arrive", "filter hook prerouting priority mangle", &[&rule]);
+            chain(text, "arrive", "filter hook prerouting priority mangle", &[&rule]);
         }
-        chain(&mut text, "steer", "filter hook prerouting priority -50", &["iifgroup vmap @eni"]);
-        chain(&mut text, "leave", "route hook output priority mangle", &["ip saddr vmap @owner"]);
-        let drop = "ip daddr @pool oifgroup 0 counter name unheld drop";
-        chain(&mut text, "unheld", "filter hook forward priority filter", &[drop]);
-        // The chain stays when nothing is translated any more: with the last one of its type the kernel would stop
-        // translating what runs.
-        let how = match policy.translation {
-            Translation::Elsewhere => None,
-            Translation::Here(Ports::FullyRandom) => Some(" fully-random"),
-            Translation::Here(Ports::Hashed) => Some(" random"),
-            Translation::Here(Ports::Kept) => Some(""),
-        };
-        let rules = how.map(|how| {
-            let own = format!(r#"oifname "{link}" fib saddr type local return"#);
-            [own, format!(r#"oifname "{link}" ip daddr != @native snat to {}{how}"#, self.primary_address)]
-        });
-        let rules: Vec<&str> = rules.iter().flatten().map(String::as_str).collect();
-        chain(&mut text, "egress", "nat hook postrouting priority srcnat + 1", &rules);
-        text.push_str("}\n");
-        text
+        chain(text, "steer", "filter hook prerouting priority -50", &["iifgroup vmap @eni"]);
+        chain(text, "leave", "route hook output priority mangle", &[&format!("{ip} saddr vmap @owner")]);
+        let drop = format!("{ip} daddr @pool oifgroup 0 counter name unheld drop");
+        chain(text, "unheld", "filter hook forward priority filter", &[&drop]);
+        if family == Family::V4 {
+            // The chain stays when nothing is translated any more: with the last one of its type the kernel would stop
+            // translating what runs.
+            let rules = ports(policy.translation).map(|ports| {
+                let own = format!(r#"oifname "{link}" fib saddr type local return"#);
+                [own, format!(r#"oifname "{link}" ip daddr != @native snat to {}{ports}"#, self.primary_address)]
+            });
+            let rules: Vec<&str> = rules.iter().flatten().map(String::as_str).collect();
+            chain(text, "egress", EGRESS, &rules);
+        }
+    }
+
+    /// Pods have addresses that nobody but this node knows: whatever leaves does so as the node, and pods do not reach
+    /// one another by them.
+    fn of_the_node(&self, range: IpNet, own: IpAddr, text: &mut String) {
+        let (link, ip) = (&self.primary_ifname, Family::of(own).word());
+        let refuse = format!("{ip} daddr {range} ct state new reject");
+        chain(text, "between", "filter hook forward priority filter", &[&refuse]);
+        let ports = ports(self.policy.translation).unwrap_or(FULLY_RANDOM);
+        let translate = format!(r#"oifname "{link}" {ip} saddr {range} snat to {own}{ports}"#);
+        chain(text, "egress", EGRESS, &[&translate]);
+    }
+}
+
+const EGRESS: &str = "nat hook postrouting priority srcnat + 1";
+const FULLY_RANDOM: &str = " fully-random";
+
+/// nft's words for how ports are chosen; `None` where somebody else translates.
+fn ports(translation: Translation) -> Option<&'static str> {
+    match translation {
+        Translation::Elsewhere => None,
+        Translation::Here(Ports::FullyRandom) => Some(FULLY_RANDOM),
+        Translation::Here(Ports::Hashed) => Some(" random"),
+        Translation::Here(Ports::Kept) => Some(""),
     }
 }
 
 impl Ruleset {
     /// Picks the ENI of a packet that a pod behind this slot sent itself (`eni`), or the host in its name (`host`).
-    fn eni_chain(&self, who: &str, slot: u32) -> String {
+    fn eni_chain(&self, family: Family, who: &str, slot: u32) -> String {
         let policy = &self.policy;
         let (marks, keep) = (policy.marks, !policy.marks.eni_mask());
         // A foreign mark must not pick an ENI.
@@ -113,14 +184,15 @@ impl Ruleset {
                 let bits = marks.connmark();
                 rules.push(format!("ct mark & {bits:#x} == {bits:#x} {unmarked} | {bits:#x} return"));
             }
-            // Translated here when the settings or the VPC were others: it goes on as it began, by the primary.
-            rules.push(format!("ct direction original ct reply ip daddr {} {unmarked} return", self.primary_address));
+            if family == Family::V4 {
+                // Translated here when the settings or the VPC were others: it goes on as it began, by the primary.
+                let by_primary = format!("ct direction original ct reply ip daddr {}", self.primary_address);
+                rules.push(format!("{by_primary} {unmarked} return"));
+            }
             match policy.translation {
-                // Somebody behind the ENI translates.
-                Translation::Elsewhere => rules.push(format!("{to_eni} return")),
                 // Opened towards the pod's own address, or towards the VPC: by the pod's ENI. The rest leaves by main,
                 // that is by the primary, and is translated there.
-                Translation::Here(_) => {
+                Translation::Here(_) if family == Family::V4 => {
                     rules.push(format!("ct direction reply {to_eni} return"));
                     rules.push(format!("ip daddr @native {to_eni} return"));
                     // Began untranslated, by the settings or the VPC of that time, and would leave by the primary with
@@ -131,6 +203,8 @@ impl Ruleset {
                         rules.push(format!("{began} {to_eni} return"));
                     }
                 }
+                // Somebody behind the ENI translates, or nobody does.
+                _ => rules.push(format!("{to_eni} return")),
             }
         }
         rules.push(unmarked);
@@ -168,6 +242,7 @@ mod tests {
         Ruleset {
             primary_ifname: "eth0".to_owned(),
             primary_address: Ipv4Addr::new(10, 0, 1, 10),
+            primary_v6: None,
             policy: Policy::default(),
             native: vec!["10.0.0.0/16".parse().unwrap(), "10.0.4.0/24".parse().unwrap()],
             owner: BTreeMap::from([
@@ -179,7 +254,7 @@ mod tests {
 
     #[test]
     fn overlapping_destinations_are_merged() {
-        assert!(example().transaction((0, 0)).contains("elements = { 10.0.0.0/16 }"));
+        assert!(example().transaction(&BTreeMap::new()).contains("elements = { 10.0.0.0/16 }"));
     }
 
     #[test]
@@ -188,17 +263,17 @@ mod tests {
         assert_eq!(one.digest(), two.digest());
         two.owner.insert(2, vec![]);
         assert_ne!(one.digest(), two.digest());
-        assert!(one.transaction((7, 588)).contains(&format!("comment \"{}\"", one.digest())));
+        assert!(one.transaction(&BTreeMap::new()).contains(&format!("comment \"{}\"", one.digest())));
     }
 
     #[test]
     fn who_translates_elsewhere_sees_every_packet_by_its_own_eni() {
         let policy = Policy { translation: Translation::Elsewhere, ..Policy::default() };
-        let text = Ruleset { policy, ..example() }.transaction((0, 0));
+        let text = Ruleset { policy, ..example() }.transaction(&BTreeMap::new());
         assert!(!text.contains("snat to") && !text.contains("ip daddr @native"), "{text}");
         let ports = |ports| {
             let policy = Policy { translation: Translation::Here(ports), ..Policy::default() };
-            Ruleset { policy, ..example() }.transaction((0, 0))
+            Ruleset { policy, ..example() }.transaction(&BTreeMap::new())
         };
         assert!(ports(Ports::Hashed).contains("snat to 10.0.1.10 random\n"));
         assert!(ports(Ports::Kept).contains("snat to 10.0.1.10\n"));
@@ -207,15 +282,54 @@ mod tests {
     #[test]
     fn without_node_ports_nothing_is_remembered() {
         let policy = Policy { node_ports: NodePorts::Off, ..Policy::default() };
-        let text = Ruleset { policy, ..example() }.transaction((0, 0));
+        let text = Ruleset { policy, ..example() }.transaction(&BTreeMap::new());
         assert!(!text.contains("ct mark") && !text.contains("chain arrive"), "{text}");
     }
 
     #[test]
     fn every_slot_has_its_chain_before_the_map_that_names_it() {
-        let text = example().transaction((0, 0));
+        let text = example().transaction(&BTreeMap::new());
         for needle in ["chain eni0", "chain eni1"] {
             assert!(text.find(needle).unwrap() < text.find("map eni {").unwrap());
         }
+    }
+
+    #[test]
+    fn ipv6_is_never_translated_and_always_leaves_by_its_own_eni() {
+        let policy = Policy { v6: Source::Vpc, ..Policy::default() };
+        let mut dual = Ruleset { policy, ..example() };
+        for (slot, nets) in &mut dual.owner {
+            nets.push(format!("2001:db8:0:{slot}::/80").parse().unwrap());
+        }
+        let text = dual.transaction(&BTreeMap::new());
+        let (v4, v6) = text.split_once("table ip6 enid {").unwrap();
+        assert_eq!(example().text(Family::V4, "", (0, 0)), dual.text(Family::V4, "", (0, 0)), "IPv4 does not change");
+        assert!(v4.contains("10.0.2.0/28") && !v4.contains("2001:"), "{v4}");
+        assert!(v6.contains("2001:db8:0:1::/80 : goto host1") && !v6.contains("snat") && !v6.contains("10.0."), "{v6}");
+        let eni1 = v6.split("chain eni1").nth(1).unwrap().split('}').next().unwrap();
+        assert!(eni1.contains("| 0x41 return") && !eni1.contains("ip daddr"), "{eni1}");
+        assert_eq!(dual.families(), Family::ALL);
+    }
+
+    #[test]
+    fn what_only_the_node_knows_leaves_as_the_node_and_reaches_no_other_pod() {
+        let range = "169.254.172.0/22".parse().unwrap();
+        let policy = Policy { v4: Source::Node(range), v6: Source::Vpc, ..Policy::default() };
+        let text = Ruleset { policy, ..example() }.transaction(&BTreeMap::new());
+        assert!(text.contains("ip saddr 169.254.172.0/22 snat to 10.0.1.10 fully-random"), "{text}");
+        assert!(text.contains("ip daddr 169.254.172.0/22 ct state new reject"), "{text}");
+        // Without an IPv6 address of its own the node has nothing to lend.
+        let policy = Policy { v6: Source::Node("fd00::ac:0/118".parse().unwrap()), ..Policy::default() };
+        let mut v4 = Ruleset { policy, ..example() };
+        assert_eq!(v4.families(), [Family::V4]);
+        v4.primary_v6 = Some("2001:db8::10".parse().unwrap());
+        assert!(v4.transaction(&BTreeMap::new()).contains("snat to 2001:db8::10 fully-random"));
+    }
+
+    #[test]
+    fn a_table_that_is_not_wanted_any_more_goes_with_the_transaction() {
+        let text = example().transaction(&BTreeMap::from([(Family::V4, (7, 588)), (Family::V6, (0, 0))]));
+        assert!(text.contains("delete table ip6 enid\n") && text.contains("counter unheld { packets 7 bytes 588 }"));
+        assert!(!example().transaction(&BTreeMap::new()).contains("ip6"));
     }
 }

@@ -1,6 +1,6 @@
 //! What stands before our rules and routes and is not ours to remove: it is told.
 
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 use netlink_packet_route::{
     address::AddressMessage,
     route::RouteMessage,
@@ -8,36 +8,43 @@ use netlink_packet_route::{
 };
 
 use crate::{
+    family::Family,
+    link::ifname,
     marks,
+    message::{TABLE_LOCAL, asked_table, destination, mark, own_address, priority, same_route, same_rule, table},
     node::{self, EniNet, Found},
-    pod,
     policy::Policy,
+    rules,
 };
 
 /// So many are told one by one: another network plugin leaves two rules for each pod.
 const MOST: usize = 20;
 
 /// What catches packets of these pods' addresses before our rules do, or stands in an ENI's table, one sentence each.
-pub fn shadows(enis: &[EniNet], pool: &[Ipv4Net], policy: &Policy, found: &Found) -> Vec<String> {
-    let wanted = node::rules(enis, policy);
+pub fn shadows(enis: &[EniNet], pool: &[IpNet], policy: &Policy, found: &Found) -> Vec<String> {
+    let wanted = rules::rules(enis, policy);
     let slots = enis.iter().map(|eni| eni.slot);
     let marks: Vec<u32> = slots.map(|slot| policy.marks.eni(slot)).chain([policy.marks.connmark()]).collect();
-    let foreign = |rule: &&RuleMessage| !wanted.values().any(|ours| node::same_rule(rule, ours));
+    let concerns = |rule: &&RuleMessage| {
+        Family::ALL.into_iter().any(|family| family.netlink() == rule.header.family && policy.is_steered(family))
+    };
+    let foreign = |rule: &&RuleMessage| concerns(rule) && !wanted.values().any(|ours| same_rule(rule, ours));
     let rules = found.rules.iter().filter(foreign).filter(|rule| catches(rule, pool, &marks)).map(|rule| {
-        let (priority, table) = (node::priority(rule).unwrap_or(0), node::table(rule).unwrap_or(0));
+        let (priority, table) = (priority(rule).unwrap_or(0), asked_table(rule).unwrap_or(0));
         format!("the rule {priority}: {}lookup {table} catches packets of pods before our rules do", selectors(rule))
     });
     let routes = enis.iter().filter(|eni| eni.slot != 0).flat_map(|eni| {
         let index = found.link_of(eni.mac).map(|link| link.header.index);
         let foreign = move |route: &&RouteMessage| {
             let ours = index.is_some_and(|index| {
-                node::eni_routes(eni, index).iter().any(|(_, wanted)| node::same_route(route, wanted))
+                let wanted = Family::ALL.into_iter().flat_map(|family| node::eni_routes(eni, family, index));
+                wanted.into_iter().any(|(_, wanted)| same_route(route, &wanted))
             });
-            pod::table(route) == eni.table && !ours
+            table(route) == eni.table && !ours
         };
         let tell = |route: &RouteMessage| {
             let length = route.header.destination_prefix_length;
-            let to = node::destination(route).map_or("default".to_owned(), |to| format!("{to}/{length}"));
+            let to = destination(route).map_or("default".to_owned(), |to| format!("{to}/{length}"));
             format!("the route {to} in table {}, which is the ENI {}'s, is not ours", eni.table, eni.mac)
         };
         found.routes.iter().filter(foreign).map(tell).collect::<Vec<_>>()
@@ -52,7 +59,7 @@ pub fn shadows(enis: &[EniNet], pool: &[Ipv4Net], policy: &Policy, found: &Found
 }
 
 /// A rule that picks by our addresses, or one before ours that picks by our marks or by nothing at all.
-fn catches(rule: &RuleMessage, pool: &[Ipv4Net], marks: &[u32]) -> bool {
+fn catches(rule: &RuleMessage, pool: &[IpNet], marks: &[u32]) -> bool {
     let by_something_else = |attribute: &RuleAttribute| {
         matches!(
             attribute,
@@ -66,32 +73,30 @@ fn catches(rule: &RuleMessage, pool: &[Ipv4Net], marks: &[u32]) -> bool {
                 | RuleAttribute::L3MDev(_)
         )
     };
-    if rule.attributes.iter().any(by_something_else) || node::table(rule) == Some(node::TABLE_LOCAL) {
+    if rule.attributes.iter().any(by_something_else) || asked_table(rule) == Some(TABLE_LOCAL) {
         return false;
     }
-    let priority = node::priority(rule).unwrap_or(0);
-    let (mark, mask) = node::mark(rule);
+    let priority = priority(rule).unwrap_or(0);
+    let (mark, mask) = mark(rule);
     if mask != 0 {
         return priority < marks::PRIORITY_ENI && marks.iter().any(|ours| ours & mask == mark);
     }
     let (source, destination) = nets(rule);
-    let in_pool = |net: Ipv4Net| pool.iter().any(|block| block.contains(&net) || net.contains(block));
+    let in_pool = |net: IpNet| pool.iter().any(|block| block.contains(&net) || net.contains(block));
     match (source, destination) {
         (None, None) => priority < marks::PRIORITY_ENI,
         (source, destination) => {
-            priority < node::PRIORITY_MAIN && source.is_none_or(in_pool) && destination.is_none_or(in_pool)
+            priority < rules::PRIORITY_MAIN && source.is_none_or(in_pool) && destination.is_none_or(in_pool)
         }
     }
 }
 
-fn nets(rule: &RuleMessage) -> (Option<Ipv4Net>, Option<Ipv4Net>) {
+fn nets(rule: &RuleMessage) -> (Option<IpNet>, Option<IpNet>) {
     let mut nets = (None, None);
     for attribute in &rule.attributes {
         match attribute {
-            RuleAttribute::Source(std::net::IpAddr::V4(from)) => nets.0 = Ipv4Net::new(*from, rule.header.src_len).ok(),
-            RuleAttribute::Destination(std::net::IpAddr::V4(to)) => {
-                nets.1 = Ipv4Net::new(*to, rule.header.dst_len).ok();
-            }
+            RuleAttribute::Source(from) => nets.0 = IpNet::new(*from, rule.header.src_len).ok(),
+            RuleAttribute::Destination(to) => nets.1 = IpNet::new(*to, rule.header.dst_len).ok(),
             _ => {}
         }
     }
@@ -101,7 +106,7 @@ fn nets(rule: &RuleMessage) -> (Option<Ipv4Net>, Option<Ipv4Net>) {
 fn selectors(rule: &RuleMessage) -> String {
     let (source, destination) = nets(rule);
     let from = source.map_or("from all ".to_owned(), |net| format!("from {net} "));
-    let marked = match node::mark(rule) {
+    let marked = match mark(rule) {
         (_, 0) => String::new(),
         (mark, mask) => format!("fwmark {mark:#x}/{mask:#x} "),
     };
@@ -109,13 +114,13 @@ fn selectors(rule: &RuleMessage) -> String {
 }
 
 /// A pod's address on a link that is no ENI's makes it the host's own.
-fn elsewhere(message: &AddressMessage, enis: &[EniNet], pool: &[Ipv4Net], found: &Found) -> Option<String> {
-    let address = node::local_ipv4(message)?;
+fn elsewhere(message: &AddressMessage, enis: &[EniNet], pool: &[IpNet], found: &Found) -> Option<String> {
+    let address = own_address(message)?;
     let index = message.header.index;
     let of_an_eni = enis.iter().any(|eni| found.link_of(eni.mac).is_some_and(|link| link.header.index == index));
     if of_an_eni || !pool.iter().any(|block| block.contains(&address)) {
         return None;
     }
-    let name = found.links.iter().find(|link| link.header.index == index).map_or("?", pod::ifname);
+    let name = found.links.iter().find(|link| link.header.index == index).map_or("?", ifname);
     Some(format!("{address}, an address for pods, is an address of the host's link {name}"))
 }

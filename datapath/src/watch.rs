@@ -5,11 +5,12 @@
 //!
 //! Numbers: linux/rtnetlink.h, linux/netfilter/nfnetlink.h and nf_tables.h.
 
-use std::{fmt, fs, io, os::fd::AsFd};
+use std::{fmt, fs, io, net::IpAddr, os::fd::AsFd};
 
 use netlink_packet_core::{NetlinkBuffer, NetlinkMessage, NetlinkPayload, NlasIterator};
 use netlink_packet_route::{
     AddressFamily, RouteNetlinkMessage,
+    address::AddressMessage,
     neighbour::NeighbourState,
     route::{RouteAttribute, RouteMessage},
 };
@@ -22,10 +23,16 @@ use nix::{
     poll::{PollFd, PollFlags, PollTimeout, poll},
 };
 
-use crate::{netlink::Error, node, pod};
+use crate::{
+    link,
+    message::{self, TABLE_LOCAL, TABLE_MAIN},
+    netlink::Error,
+};
 
 /// RTNLGRP_LINK, NEIGH, IPV4_IFADDR, IPV4_ROUTE, IPV4_RULE, IPV4_NETCONF.
 const ROUTE_GROUPS: [u32; 6] = [1, 3, 5, 7, 8, 24];
+/// RTNLGRP_IPV6_IFADDR, IPV6_ROUTE, IPV6_RULE, IPV6_NETCONF.
+const V6_GROUPS: [u32; 4] = [9, 11, 19, 25];
 /// NFNLGRP_NFTABLES.
 const TABLE_GROUPS: [u32; 1] = [7];
 /// RTM_NEWNETCONF and RTM_DELNETCONF: a sysctl of a link.
@@ -128,9 +135,11 @@ pub struct Watch {
 }
 
 impl Watch {
-    /// Hears of links, neighbours, addresses, routes, rules and links' sysctls, and of the table `ip enid`.
-    pub fn open() -> Result<Self, Error> {
-        let routes = Ear::open(NETLINK_ROUTE, &ROUTE_GROUPS, false)?;
+    /// Hears of links, neighbours, addresses, routes, rules and links' sysctls, of both families if asked, and of the
+    /// tables called `enid`.
+    pub fn open(v6: bool) -> Result<Self, Error> {
+        let groups = ROUTE_GROUPS.into_iter().chain(V6_GROUPS.into_iter().filter(|_| v6));
+        let routes = Ear::open(NETLINK_ROUTE, &groups.collect::<Vec<_>>(), false)?;
         Ok(Watch { routes, table: Ear::open(NETLINK_NETFILTER, &TABLE_GROUPS, true)? })
     }
 
@@ -258,26 +267,31 @@ fn of_route(kind: u16, port: u32, message: &[u8]) -> Option<Notice> {
 }
 
 /// Whether such a change can concern us, and how soon.
-fn concern(message: &RouteNetlinkMessage) -> Option<(Kind, Urgency)> {
+fn concern(told: &RouteNetlinkMessage) -> Option<(Kind, Urgency)> {
     use RouteNetlinkMessage::{
         DelAddress, DelLink, DelNeighbour, DelRoute, DelRule, NewAddress, NewLink, NewNeighbour, NewRoute, NewRule,
     };
-    Some(match message {
+    Some(match told {
         NewRule(_) | DelRule(_) => (Kind::Rule, Urgency::Soon),
+        // Every link that comes gives itself one.
+        NewAddress(address) | DelAddress(address) if is_link_local(address) => return None,
         NewAddress(_) | DelAddress(_) => (Kind::Address, Urgency::Soon),
-        // A pod's own routes go with its link, without a word.
-        DelRoute(route) if is_unicast(route) => (Kind::Route, Urgency::Soon),
+        // A pod's own IPv4 routes go with its link, without a word; those of IPv6 do not.
+        DelRoute(route) if is_unicast(route) => {
+            let of_a_pod = route.header.address_family == AddressFamily::Inet6 && message::table(route) == TABLE_MAIN;
+            (Kind::Route, if of_a_pod { Urgency::Later } else { Urgency::Soon })
+        }
         NewRoute(route) if is_unicast(route) => {
-            let of_a_pod = pod::table(route) == node::TABLE_MAIN;
+            let of_a_pod = message::table(route) == TABLE_MAIN;
             (Kind::Route, if of_a_pod { Urgency::Later } else { Urgency::Soon })
         }
         NewLink(link) | DelLink(link) => {
-            let of_a_pod = node::group(link) != 0;
+            let of_a_pod = link::group(link) != 0;
             (Kind::Link, if of_a_pod { Urgency::Later } else { Urgency::Soon })
         }
-        DelNeighbour(there) if there.header.family == AddressFamily::Inet => (Kind::Neighbour, Urgency::Later),
+        DelNeighbour(there) if is_ip(there.header.family) => (Kind::Neighbour, Urgency::Later),
         NewNeighbour(there)
-            if there.header.family == AddressFamily::Inet
+            if is_ip(there.header.family)
                 && matches!(there.header.state, NeighbourState::Permanent | NeighbourState::Failed) =>
         {
             (Kind::Neighbour, Urgency::Later)
@@ -286,8 +300,17 @@ fn concern(message: &RouteNetlinkMessage) -> Option<(Kind, Urgency)> {
     })
 }
 
+fn is_ip(family: AddressFamily) -> bool {
+    matches!(family, AddressFamily::Inet | AddressFamily::Inet6)
+}
+
+fn is_link_local(address: &AddressMessage) -> bool {
+    let own = message::own_address(address);
+    own.is_some_and(|own| matches!(own, IpAddr::V6(own) if own.is_unicast_link_local()))
+}
+
 fn is_unicast(route: &RouteMessage) -> bool {
-    pod::table(route) != node::TABLE_LOCAL && route.attributes.iter().any(|part| matches!(part, RouteAttribute::Oif(_)))
+    message::table(route) != TABLE_LOCAL && route.attributes.iter().any(|part| matches!(part, RouteAttribute::Oif(_)))
 }
 
 /// A netlink socket's port is as a rule the number of its process (netlink(7)).

@@ -11,11 +11,13 @@ use std::{
 };
 
 use enid_datapath::{
-    Mac, Netlink, faults, identity, marks,
+    Family, Mac, Netlink, faults, identity, marks,
     netns::Netns,
     node::{self, EniNet, Found},
     pod::{self, PodLink, WireError},
-    policy::Policy,
+    pods,
+    policy::{Policy, Source},
+    removal,
     ruleset::Ruleset,
 };
 
@@ -71,6 +73,8 @@ fn link(container: &str, name: &str) -> PodLink {
         pod_ifname: "eth0".to_owned(),
         pod_mac: identity::pod_mac("enid", container, "eth0"),
         address: "10.0.1.20".parse().unwrap(),
+        second: None,
+        local: None,
         mtu: 9001,
         group: marks::group(1),
     }
@@ -86,7 +90,8 @@ fn wire(link: &PodLink, host: &Space, pod: &Space) -> Result<pod::Pair, WireErro
 }
 
 fn snapshot(space: &Space) -> String {
-    space.sh("ip -o link | sed 's/^[0-9]*: //'; ip route show table all type unicast; ip neigh show nud permanent")
+    space.sh("ip -o link | sed 's/^[0-9]*: //'; ip route show table all type unicast; ip neigh show nud permanent
+         ip -6 route show table main; ip -6 rule")
 }
 
 #[test]
@@ -137,8 +142,8 @@ fn a_pod_is_wired_again_and_goes_without_a_trace() {
         assert!(named.contains(fault), "{fault:?} is not in {named}");
     }
     let mut netlink = host.netns().netlink().unwrap();
-    assert!(pod::remove_by_mac(wanted.host_mac, "another-name", &mut netlink).unwrap());
-    assert!(!pod::remove_by_mac(wanted.host_mac, &wanted.host_ifname, &mut netlink).unwrap());
+    assert!(removal::remove_by_mac(wanted.host_mac, "another-name", &mut netlink).unwrap());
+    assert!(!removal::remove_by_mac(wanted.host_mac, &wanted.host_ifname, &mut netlink).unwrap());
     assert_eq!((snapshot(&host), snapshot(&pod)), before);
 }
 
@@ -157,8 +162,8 @@ fn links_go_together_and_no_other_with_them() {
     let wish = |link: &PodLink, name: &str| (link.host_mac, name.to_owned());
     let usual = |link: &PodLink| wish(link, &link.host_ifname);
 
-    pod::remove_together(&[], &mut netlink).unwrap();
-    pod::remove_together(&[(link("never", "x").host_mac, "eni0000000001".to_owned())], &mut netlink).unwrap();
+    removal::remove_together(&[], &mut netlink).unwrap();
+    removal::remove_together(&[(link("never", "x").host_mac, "eni0000000001".to_owned())], &mut netlink).unwrap();
     assert_eq!(left(), "eni0000000001 eni0000000002 eni0000000003 eni0000000004 eni0000000005 eni0000000006 ");
     // By its own name, under another's name, twice, and one that has gone already.
     host.sh("ip link del eni0000000006");
@@ -169,16 +174,16 @@ fn links_go_together_and_no_other_with_them() {
         wish(&links[2], "nowhere"),
         usual(&links[5]),
     ];
-    pod::remove_together(&wishes, &mut netlink).unwrap();
+    removal::remove_together(&wishes, &mut netlink).unwrap();
     assert_eq!(left(), "eni0000000004 eni0000000005 ");
     // Alone, and again.
-    pod::remove_together(&[wish(&links[3], "nowhere")], &mut netlink).unwrap();
-    pod::remove_together(&[usual(&links[3])], &mut netlink).unwrap();
+    removal::remove_together(&[wish(&links[3], "nowhere")], &mut netlink).unwrap();
+    removal::remove_together(&[usual(&links[3])], &mut netlink).unwrap();
     assert_eq!(left(), "eni0000000005 ");
     // One that an earlier try had only gathered is still seen as a pod's, and goes with the next.
     host.sh(&format!("ip link set eni0000000005 group {}", marks::GROUP_GOING));
-    assert_eq!(node::pod_links(&netlink.links().unwrap()).len(), 1);
-    pod::remove_together(&[usual(&links[4])], &mut netlink).unwrap();
+    assert_eq!(pods::pod_links(&netlink.links().unwrap()).len(), 1);
+    removal::remove_together(&[usual(&links[4])], &mut netlink).unwrap();
     assert_eq!(left(), "");
 }
 
@@ -218,13 +223,15 @@ fn enis_are_set_up_once_and_repaired() {
         slot,
         mac: Mac([2, 0, 0, 0, 0, last]),
         primary: address.parse().unwrap(),
+        own_v6: None,
         table,
         mtu: 9001,
     };
     let enis = [eni(0, 1, "10.0.1.10/24", 254), eni(1, 2, "10.0.1.11/24", marks::route_table(1, 0))];
     let mut netlink = host.netns().netlink().unwrap();
     let mut apply = |enis: &[EniNet]| {
-        let requests = node::changes(enis, &[], &Policy::default(), &Found::read(&mut netlink).unwrap()).unwrap();
+        let requests =
+            node::changes(enis, &[], &Policy::default(), &Found::read(&mut netlink, &[Family::V4]).unwrap()).unwrap();
         netlink.apply(&requests).unwrap();
         requests.len()
     };
@@ -243,9 +250,91 @@ fn enis_are_set_up_once_and_repaired() {
     assert_eq!(apply(&enis[..1]), 2);
     assert!(!host.sh("ip rule").contains("lookup 2"));
     let missing = [eni(2, 9, "10.0.1.12/24", 3)];
+    let found = Found::read(&mut Netlink::open().unwrap(), &[Family::V4]).unwrap();
+    assert!(node::changes(&missing, &[], &Policy::default(), &found).is_err());
+}
+
+#[test]
+fn enis_of_two_families_are_set_up_once_repaired_and_left_behind_clean() {
+    let host = Space::new();
+    host.sh("ip link add eth0 address 02:00:00:00:00:01 type veth peer name p0
+         ip link add eth1 address 02:00:00:00:00:02 type veth peer name p1
+         ip addr add 10.0.1.10/24 dev eth0; ip link set eth0 up; ip link set p0 up; ip link set p1 up; ip link set eth1 up
+         ip -6 addr add 2001:db8:aa00:1::a/128 dev eth0 nodad; ip -6 route add default via fe80:ec2::1 dev eth0
+         ip -6 addr add 2001:db8:aa00:1:7::5/80 dev eth1 nodad; ip -6 addr add 2001:db8:aa00:1:7::6/128 dev eth0 nodad");
+    let eni = |slot: u32, last: u8, address: &str, own_v6: &str, table: u32| EniNet {
+        slot,
+        mac: Mac([2, 0, 0, 0, 0, last]),
+        primary: address.parse().unwrap(),
+        own_v6: Some(own_v6.parse().unwrap()),
+        table,
+        mtu: 9001,
+    };
+    let enis = [
+        eni(0, 1, "10.0.1.10/24", "2001:db8:aa00:1::a", 254),
+        eni(1, 2, "10.0.1.11/24", "2001:db8:aa00:1::b", marks::route_table(1, 0)),
+    ];
+    let pool = ["10.0.1.32/28".parse().unwrap(), "2001:db8:aa00:1:7::/80".parse().unwrap()];
+    let dual = Policy { v6: Source::Vpc, ..Policy::default() };
+    let mut netlink = host.netns().netlink().unwrap();
+    let mut apply = |policy: &Policy| {
+        let found = Found::read(&mut netlink, &policy.families()).unwrap();
+        let requests = node::changes(&enis, &pool, policy, &found).unwrap();
+        netlink.apply(&requests).unwrap();
+        requests.iter().map(ToString::to_string).collect::<Vec<_>>()
+    };
+    apply(&dual);
+    assert_eq!(apply(&dual), [""; 0], "a second look finds nothing to do");
+    let (rules, table) = (host.sh("ip -6 rule"), host.sh("ip -6 route show table 2"));
+    for rule in ["512:", "1024:", "1536:", "32765:\tfrom 2001:db8:aa00:1::b lookup 2"] {
+        assert!(rules.contains(rule), "{rule} is not in {rules}");
+    }
+    assert!(table.contains("fe80:ec2::1 dev eth1") && table.contains("default via fe80:ec2::1 dev eth1"), "{table}");
+    let addresses = host.sh("ip -6 -o addr show scope global");
     assert!(
-        node::changes(&missing, &[], &Policy::default(), &Found::read(&mut Netlink::open().unwrap()).unwrap()).is_err()
+        addresses.contains("2001:db8:aa00:1::b/128") && addresses.contains("2001:db8:aa00:1::a/128"),
+        "{addresses}"
     );
+    assert!(!addresses.contains(":7::"), "an address for pods is the host's: {addresses}");
+    host.sh("ip -6 rule flush; ip -6 route flush table 2; ip -6 addr del 2001:db8:aa00:1::b/128 dev eth1");
+    apply(&dual);
+    assert_eq!((host.sh("ip -6 rule"), host.sh("ip -6 route show table 2")), (rules, table));
+    assert_eq!(apply(&dual), [""; 0]);
+    // Nobody has IPv6 any more: our rules go, the kernel's own stays.
+    apply(&Policy::default());
+    let rules = host.sh("ip -6 rule");
+    assert!(rules.contains("32766:") && !rules.contains("1536:") && !rules.contains("512:"), "{rules}");
+    assert_eq!(apply(&Policy::default()), [""; 0]);
+}
+
+#[test]
+fn a_pod_of_two_families_is_wired_found_whole_and_goes_without_a_trace() {
+    let (host, pod) = (Space::new(), Space::new());
+    host.sh("ip addr add 10.0.1.10/32 dev lo; ip -6 addr add 2001:db8:aa00:1::a/128 dev lo nodad
+             sysctl -q net.ipv6.conf.all.forwarding=1");
+    let before = (snapshot(&host), snapshot(&pod));
+    let wanted = PodLink { second: Some("2001:db8:aa00:1:7::5".parse().unwrap()), ..link("c1", "eni0000000002f") };
+    // As runtimes leave it.
+    pod.sh("sysctl -q net.ipv6.conf.all.disable_ipv6=1 net.ipv6.conf.default.disable_ipv6=1");
+    let (host_ns, pod_ns) = (host.netns(), pod.netns());
+    let (mut outside, mut inside) = (host_ns.netlink().unwrap(), pod_ns.netlink().unwrap());
+    let pair = pod::create(&wanted, &mut outside, &host_ns, &mut inside).unwrap();
+    let own = Netns::own().unwrap();
+    std::thread::scope(|scope| scope.spawn(|| pod_ns.allow_ipv6_and_back("eth0", &own)).join()).unwrap().unwrap();
+    pod::configure_inside(&wanted, &pair, &mut outside, &mut inside).unwrap();
+    pod::configure_outside(&wanted, &pair, &mut outside).unwrap();
+    assert_eq!(faults::faults(&wanted, &mut outside, &mut inside).unwrap(), [""; 0]);
+    // Neither end has looked for a double or for its neighbour, and packets pass at once.
+    assert_eq!(pod.sh("ip -6 -o addr show scope global tentative"), "");
+    host.sh("ping -c 1 -W 2 10.0.1.20; ping -c 1 -W 2 2001:db8:aa00:1:7::5");
+    pod.sh("ip -6 route get 2001:db8::1 | grep -q 'via fe80::1 dev eth0'");
+    host.sh("ip -6 route del 2001:db8:aa00:1:7::5");
+    let faults = faults::faults(&wanted, &mut outside, &mut inside).unwrap();
+    assert_eq!(faults, ["no host route to 2001:db8:aa00:1:7::5 over eni0000000002f"]);
+    pod.sh("ip -6 addr del 2001:db8:aa00:1:7::5/128 dev eth0; ip -6 route del default");
+    assert!(faults::faults(&wanted, &mut outside, &mut inside).unwrap().len() >= 3);
+    assert!(removal::remove_by_mac(wanted.host_mac, &wanted.host_ifname, &mut outside).unwrap());
+    assert_eq!((snapshot(&host), snapshot(&pod)), before);
 }
 
 #[test]
@@ -255,18 +344,38 @@ fn the_table_is_taken_by_the_kernel_and_replaced_whole() {
         policy: Policy::default(),
         primary_ifname: "eth0".to_owned(),
         primary_address: "10.0.1.10".parse().unwrap(),
+        primary_v6: None,
         native: vec!["10.0.0.0/16".parse().unwrap(), "10.1.0.0/16".parse().unwrap()],
         owner: (0..64).map(|slot| (slot, vec![format!("10.0.1.{}/32", 20 + slot).parse().unwrap()])).collect(),
     };
-    let load = |ruleset: &Ruleset| host.sh(&format!("nft -f - <<'T'\n{}\nT", ruleset.transaction((0, 0))));
+    let load = |ruleset: &Ruleset| {
+        let there =
+            Family::ALL.into_iter().filter(|family| host.run(&format!("nft list table {} enid", family.word())).0);
+        let there = there.map(|family| (family, (0, 0))).collect();
+        host.sh(&format!("nft -f - <<'T'\n{}\nT", ruleset.transaction(&there)))
+    };
     load(&ruleset);
     assert!(host.sh("nft list table ip enid").contains(&ruleset.digest()));
     let once = host.sh("nft list table ip enid");
     load(&ruleset);
     assert_eq!(host.sh("nft list table ip enid"), once);
+    // A second family, in the same transaction.
+    ruleset.policy.v6 = Source::Vpc;
+    for (slot, nets) in &mut ruleset.owner {
+        nets.push(format!("2001:db8:aa00:1:{slot}::/80").parse().unwrap());
+    }
+    load(&ruleset);
+    assert!(host.sh("nft list table ip6 enid").contains("2001:db8:aa00:1:63::/80 : goto host63"));
+    // Ranges that only the node knows.
+    ruleset.policy.v6 = Source::Node("fd00::ac:0/118".parse().unwrap());
+    ruleset.primary_v6 = Some("2001:db8:aa00:1::a".parse().unwrap());
+    load(&ruleset);
+    assert!(host.sh("nft list table ip6 enid").contains("snat to 2001:db8:aa00:1::a"));
+    ruleset.policy.v6 = Source::None;
     ruleset.owner.clear();
     load(&ruleset);
     assert!(!host.sh("nft list table ip enid").contains("chain eni1"));
+    assert!(!host.run("nft list table ip6 enid").0, "a table that is not wanted any more stays");
 }
 
 #[test]

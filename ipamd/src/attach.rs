@@ -3,8 +3,8 @@
 use std::{collections::BTreeSet, net::IpAddr};
 
 use crate::{
-    AttachmentKey, Cause, Core, Effect, Lease, Millis, PodRef, Refusal, Ticket, Write, mutation::Mutation, pool::count,
-    queue::Waiter,
+    AttachmentKey, Cause, Core, Effect, EniId, Lease, Millis, PodRef, Refusal, Ticket, Write, mutation::Mutation,
+    pool::count, queue::Waiter,
 };
 
 /// A wired lease ends when its link is missing from two complete listings this far apart.
@@ -14,15 +14,8 @@ const MISSING_MS: u64 = 5_000;
 pub(crate) const SETTLED_MS: u64 = 30_000;
 
 impl Core {
-    pub(crate) fn ask(
-        &mut self,
-        now: Millis,
-        ticket: Ticket,
-        key: AttachmentKey,
-        pod: Option<PodRef>,
-        patience: u64,
-        effects: &mut Vec<Effect>,
-    ) {
+    pub(crate) fn ask(&mut self, now: Millis, waiter: Waiter, effects: &mut Vec<Effect>) {
+        let (ticket, key) = (waiter.ticket, waiter.key.clone());
         // The runtime asks again when it lost the first answer: the newer request stands for both.
         self.supersede(&key, effects);
         if let Some(lease) = self.leases.get_mut(&key) {
@@ -36,7 +29,7 @@ impl Core {
             return;
         }
         self.memory.ask(now);
-        self.queue.push(Waiter { ticket, key, pod, deadline: now.plus(patience) });
+        self.queue.push(waiter);
     }
 
     fn supersede(&mut self, key: &AttachmentKey, effects: &mut Vec<Effect>) {
@@ -57,25 +50,38 @@ impl Core {
         if !remembers && !settled && asks {
             return; // metadata may be stale, and no record says what has gone back: EC2's word first, if it comes
         }
-        while !self.queue.is_empty()
-            && let Some(net) = self.pick()
-        {
-            // A prefix whose free addresses turn out to be taken has nothing left to give.
-            let Some((eni, slot, address)) = self.take_from(net) else { return };
-            let Some(Waiter { ticket, key, pod, .. }) = self.queue.pop() else { return };
-            let index = self.next_index(&key, pod.as_ref());
-            let lease =
-                Lease { address, eni, slot, pod, index, wired: false, missing_since: None, ticket: Some(ticket) };
-            effects.push(Effect::Record(Write::Rest(address, None)));
-            if !self.is_mutated(Mutation::OfferUnrecorded) {
-                effects.push(Effect::Record(Write::Lease(key.clone(), Some(lease.clone()))));
+        // Who needs a certain card goes first: the others can do with any.
+        for card in self.queue.cards().into_iter().rev() {
+            while self.queue.waiting_for(card) > 0
+                && let Some(net) = self.pick(card)
+            {
+                // A prefix whose free addresses turn out to be taken has nothing left to give.
+                let Some(taken) = self.take_from(now, net) else { return };
+                let Some(waiter) = self.queue.pop(card) else { return };
+                self.lease_to(waiter, taken, effects);
             }
-            self.holders.insert(address, key.clone());
-            self.leases.insert(key.clone(), lease.clone());
-            self.reserved.insert(ticket, key.clone());
-            effects.push(Effect::Offer { ticket, key, lease });
         }
         self.remember_use(now);
+    }
+
+    fn lease_to(
+        &mut self,
+        Waiter { ticket, key, pod, .. }: Waiter,
+        (eni, slot, address, second): (EniId, u32, IpAddr, Option<IpAddr>),
+        effects: &mut Vec<Effect>,
+    ) {
+        let index = self.next_index(&key, pod.as_ref());
+        let mut lease = Lease::remembered((address, second), eni, slot, pod, index);
+        lease.ticket = Some(ticket);
+        effects.extend(lease.addresses().map(|address| Effect::Record(Write::Rest(address, None))));
+        if !self.is_mutated(Mutation::OfferUnrecorded) {
+            effects.push(Effect::Record(Write::Lease(key.clone(), Some(lease.clone()))));
+        }
+        self.holders.extend(lease.addresses().map(|address| (address, key.clone())));
+        self.seconds += usize::from(lease.second.is_some());
+        self.leases.insert(key.clone(), lease.clone());
+        self.reserved.insert(ticket, key.clone());
+        effects.push(Effect::Offer { ticket, key, lease });
     }
 
     /// Interfaces of one pod are numbered, since its name alone names only the first link.
@@ -146,9 +152,12 @@ impl Core {
         if let Some(ticket) = lease.ticket {
             self.reserved.remove(&ticket);
         }
-        self.holders.remove(&lease.address);
+        self.seconds -= usize::from(lease.second.is_some());
         effects.push(Effect::Record(Write::Lease(key.clone(), None)));
-        self.lay_to_rest(now, lease.address, effects);
+        for address in lease.addresses() {
+            self.holders.remove(&address);
+            self.lay_to_rest(now, address, effects);
+        }
     }
 
     /// A complete listing of the kernel's links. It proves who is alive; only a link that is missing
@@ -238,17 +247,22 @@ impl Core {
         if self.queue.is_empty() {
             return;
         }
-        let reason = self.why_waiting(now);
-        let mut refuse = |waiter: Waiter| {
-            effects.push(Effect::Refuse { ticket: waiter.ticket, refusal: reason.clone() });
-        };
+        let mut overdue = Vec::new();
         while let Some(waiter) = self.queue.take_overdue(now) {
-            refuse(waiter);
+            overdue.push(waiter);
         }
-        if !reason.cause.passes() {
+        for waiter in overdue {
+            let refusal = self.why_waiting(now, waiter.grows());
+            effects.push(Effect::Refuse { ticket: waiter.ticket, refusal });
+        }
+        for card in self.queue.cards() {
+            let refusal = self.why_waiting(now, card.unwrap_or(0));
+            if refusal.cause.passes() {
+                continue;
+            }
             let help = self.next_rested();
-            while let Some(waiter) = self.queue.take_hopeless(help) {
-                refuse(waiter);
+            while let Some(waiter) = self.queue.take_hopeless(card, help) {
+                effects.push(Effect::Refuse { ticket: waiter.ticket, refusal: refusal.clone() });
             }
         }
     }

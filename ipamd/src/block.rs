@@ -10,7 +10,7 @@ use imbl::OrdSet;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use crate::{EniId, Millis};
+use crate::{EniId, LOCAL_V4, Millis};
 
 /// Addresses in a /28.
 pub const PREFIX_SIZE: u64 = 16;
@@ -59,6 +59,8 @@ pub struct Block {
     pub eni: EniId,
     /// What it may be used for.
     pub state: BlockState,
+    /// Pods' first addresses are out of it; others only stand beside.
+    pub leads: bool,
     /// Its absence from metadata means something from then on: at once where metadata has shown it, a while later
     /// where EC2 vouched for it.
     pub(crate) excused: Millis,
@@ -76,15 +78,18 @@ pub struct Block {
 pub(crate) type Rank = (Reverse<u64>, Millis, IpNet);
 
 impl Block {
-    pub(crate) fn new(net: IpNet, eni: EniId) -> Self {
+    pub(crate) fn new(net: IpNet, eni: EniId, leads: bool) -> Self {
+        // The first address of an IPv6 block may be every router's (RFC 4291, 2.6.1), that of a range the range's own.
+        let fresh = u64::from(net.addr().is_ipv6() || net == LOCAL_V4);
         Block {
             net,
             eni,
             state: BlockState::Open,
+            leads,
             excused: Millis(0),
             held: 0,
             resting: 0,
-            fresh: 0,
+            fresh,
             returned: OrdSet::new(),
         }
     }
@@ -106,7 +111,7 @@ impl Block {
 
     /// Its place in the order of giving, if it has anything to give.
     pub(crate) fn rank(&self) -> Option<Rank> {
-        if self.free() == 0 {
+        if !self.leads || self.free() == 0 {
             return None;
         }
         let since = if self.fresh < self.size() { Millis(0) } else { self.returned.get_min()?.0 };
@@ -191,7 +196,7 @@ mod tests {
     use super::*;
 
     fn block(net: &str) -> Block {
-        Block::new(net.parse().unwrap(), EniId("eni-1".into()))
+        Block::new(net.parse().unwrap(), EniId("eni-1".into()), true)
     }
 
     #[test]
@@ -225,7 +230,7 @@ mod tests {
     #[test]
     fn an_ipv6_prefix_is_never_counted_out() {
         let mut block = block("fd00:0:0:1::/80");
-        assert_eq!(block.take(|_| false), Some("fd00:0:0:1::".parse().unwrap()));
+        assert_eq!(block.take(|_| false), Some("fd00:0:0:1::1".parse().unwrap()));
         assert!(block.rank().is_some());
     }
 }

@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 use ipnet::IpNet;
 
 use crate::{
-    AuditedEni, Call, Core, Effect, Eni, EniId, EniState, Intent, LooseEni, Millis, Order, Write,
+    AuditedEni, Call, Core, Creation, Effect, Eni, EniId, EniState, Intent, LooseEni, Millis, Place, Write,
     mutation::Mutation,
     pool::{Expected, count},
     shrink,
@@ -20,9 +20,9 @@ use crate::{
 /// An ENI on its way.
 #[derive(Clone, Debug)]
 pub(crate) struct Build {
-    pub(crate) order: Order,
+    pub(crate) creation: Creation,
     pub(crate) stage: Stage,
-    pub(crate) device_index: Option<u32>,
+    pub(crate) place: Option<Place>,
     /// The creation was sent before and its answer is not known: a refusal of this one says nothing about that.
     pub(crate) resent: bool,
 }
@@ -66,9 +66,9 @@ impl Core {
         }
         for (token, intent) in intents {
             match intent {
-                Intent::Create(order) => {
-                    self.builds
-                        .insert(token, Build { order, stage: Stage::Unclear(None), device_index: None, resent: true });
+                Intent::Create(creation) => {
+                    let build = Build { creation, stage: Stage::Unclear(None), place: None, resent: true };
+                    self.builds.insert(token, build);
                 }
                 Intent::GiveBack(nets) => {
                     for net in nets {
@@ -82,37 +82,38 @@ impl Core {
     }
 
     /// Begins a new ENI.
-    pub(crate) fn build(&mut self, now: Millis, order: Order, effects: &mut Vec<Effect>) {
+    pub(crate) fn build(&mut self, now: Millis, creation: Creation, effects: &mut Vec<Effect>) {
         let token = format!("enid-{}-{}", self.node.token_seed, self.next_call);
         if !self.is_mutated(Mutation::CreateUnrecorded) {
-            effects.push(Effect::Record(Write::Intent(token.clone(), Some(Intent::Create(order)))));
+            effects.push(Effect::Record(Write::Intent(token.clone(), Some(Intent::Create(creation)))));
         }
-        self.builds.insert(token.clone(), Build { order, stage: Stage::Creating, device_index: None, resent: false });
-        self.call(now, Call::Create { token, order }, self.class(), effects);
+        let build = Build { creation, stage: Stage::Creating, place: None, resent: false };
+        self.builds.insert(token.clone(), build);
+        self.call(now, Call::Create { token, creation }, self.class(), effects);
     }
 
     /// Takes every ENI on its way a step further, where nothing holds it up.
     pub(crate) fn go_on_building(&mut self, now: Millis, effects: &mut Vec<Effect>) {
         let waiting: Vec<(String, Build)> =
             self.builds.iter().map(|(token, build)| (token.clone(), build.clone())).collect();
-        for (token, Build { order, stage, .. }) in waiting {
+        for (token, Build { creation, stage, .. }) in waiting {
             let call = match stage {
-                Stage::ToCreate => Call::Create { token: token.clone(), order },
-                Stage::ToAttach(eni) => Call::Attach { eni, device_index: self.free_device_index() },
+                Stage::ToCreate => Call::Create { token: token.clone(), creation },
+                Stage::ToAttach(eni) => Call::Attach { eni, place: self.free_place(creation.card) },
                 Stage::ToProtect(eni, attachment) => Call::Protect { eni, attachment },
                 _ => continue,
             };
             if !self.pace.is_open(now, call.action(), self.class()) {
                 continue;
             }
-            let (stage, device_index) = match &call {
-                Call::Attach { eni, device_index } => (Stage::Attaching(eni.clone()), Some(*device_index)),
+            let (stage, place) = match &call {
+                Call::Attach { eni, place } => (Stage::Attaching(eni.clone()), Some(*place)),
                 Call::Protect { eni, .. } => (Stage::Protecting(eni.clone()), None),
                 _ => (Stage::Creating, None),
             };
             if let Some(build) = self.builds.get_mut(&token) {
                 build.stage = stage;
-                build.device_index = device_index.or(build.device_index);
+                build.place = place.or(build.place);
             }
             self.call(now, call, self.class(), effects);
         }
@@ -150,10 +151,10 @@ impl Core {
             known.ours = true;
             known.attachment = Some(attachment);
         }
-        let device_index = self.token_of(eni).and_then(|token| self.builds.get(&token)?.device_index);
+        let place = self.token_of(eni).and_then(|token| self.builds.get(&token)?.place);
         if let Some(expected) = self.expected.get_mut(eni) {
             expected.since = Some(now);
-            expected.device_index = device_index;
+            expected.place = place;
         }
         self.close_build(eni, effects);
     }
@@ -222,14 +223,14 @@ impl Core {
         }
         // A next life must not go on building what this one takes down.
         effects.push(Effect::Record(Write::Intent(token.clone(), Some(Intent::Leave(eni.clone())))));
-        let device_index = self.builds.remove(&token).and_then(|build| build.device_index);
+        let place = self.builds.remove(&token).and_then(|build| build.place);
         let stage = match call {
             Call::Protect { attachment, .. } => shrink::Stage::ToDetach(attachment.clone()),
             _ => shrink::Stage::ToDelete,
         };
         self.depart(eni.clone(), stage, Some(token));
         if let Some(departure) = self.departures.get_mut(eni) {
-            departure.device_index = departure.device_index.or(device_index);
+            departure.place = departure.place.or(place);
         }
         self.forget_eni(eni);
     }
@@ -259,7 +260,7 @@ impl Core {
             }
             if let Some(build) = self.builds.get_mut(&token) {
                 build.stage = stage;
-                build.device_index = hangs.map(|eni| eni.device_index).or(build.device_index);
+                build.place = hangs.map(|eni| eni.place).or(build.place);
             }
         }
         for LooseEni { id, token } in loose {
@@ -289,16 +290,17 @@ impl Core {
                 expected.blocks = expected.blocks.clone().union(blocks);
                 expected.since = since.or(expected.since);
             }
-            None => drop(self.expected.insert(eni.clone(), Expected { blocks, since, asked, device_index: None })),
+            None => drop(self.expected.insert(eni.clone(), Expected { blocks, since, asked, place: None })),
         }
     }
 
-    fn free_device_index(&self) -> u32 {
-        let attached = self.enis.values().filter(|eni| eni.facts.card == 0).map(|eni| eni.facts.device_index);
-        let built = self.builds.values().filter_map(|build| build.device_index);
-        let joined = self.expected.values().filter_map(|expected| expected.device_index);
-        let departing = self.departures.values().filter_map(|departure| departure.device_index);
-        let taken: Vec<u32> = attached.chain(built).chain(joined).chain(departing).collect();
-        (1..=count(taken.len()) + 1).find(|index| !taken.contains(index)).unwrap_or(1)
+    fn free_place(&self, card: u32) -> Place {
+        let attached = self.enis.values().map(|eni| eni.facts.place).chain(self.bare.values().copied());
+        let built = self.builds.values().filter_map(|build| build.place);
+        let joined = self.expected.values().filter_map(|expected| expected.place);
+        let departing = self.departures.values().filter_map(|departure| departure.place);
+        let taken: Vec<Place> = attached.chain(built).chain(joined).chain(departing).collect();
+        let places = (1..=count(taken.len()) + 1).map(|device_index| Place { card, device_index });
+        places.into_iter().find(|place| !taken.contains(place)).unwrap_or(Place { card, device_index: 1 })
     }
 }

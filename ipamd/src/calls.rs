@@ -1,7 +1,7 @@
 //! EC2 calls: sent, answered, refused. The one place where it is decided when something is tried again.
 
 use crate::{
-    Call, CallError, CallId, Cause, Class, Core, Done, Effect, EniId, Millis, Refusal, build::Stage, pace::Pause,
+    Call, CallError, CallId, Cause, Class, Core, Done, Effect, EniId, Kind, Millis, Refusal, build::Stage, pace::Pause,
     pool::STALE_MS,
 };
 
@@ -109,7 +109,8 @@ impl Core {
             Call::Assign { .. } if unclear => self.want_audit(crate::Scope::Attached),
             _ => {}
         }
-        if error.cause == Cause::NoPrefix {
+        let asks_v6 = matches!(&call, Call::Assign { order, .. } if order.kind == Kind::V6Prefix);
+        if error.cause == Cause::NoPrefix && !asks_v6 {
             // Single addresses serve until then.
             self.no_prefix_until = Some(now.plus(NO_PREFIX_MS));
             let again = matches!(&call, Call::Create { token, .. } if self.builds.contains_key(token));

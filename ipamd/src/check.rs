@@ -54,22 +54,24 @@ impl Core {
                 Effect::Record(Write::Lease(key, Some(_))) => drop(recorded.insert(key)),
                 Effect::Record(Write::Intent(token, Some(_))) => drop(intents.insert(token)),
                 Effect::Offer { key, lease, .. } => {
-                    let known = before.leases.get(key).is_some_and(|held| held.address == lease.address);
+                    let known = before.leases.get(key).is_some_and(|held| held.addresses().eq(lease.addresses()));
                     if !known && !recorded.contains(key) {
                         broken.push(Broken::Unrecorded(key.clone()));
                     }
-                    if self.holders.get(&lease.address) != Some(key) {
-                        broken.push(Broken::TwoOwners(lease.address));
-                    }
-                    if self.resting.contains_key(&lease.address) || self.strangers.contains(&lease.address) {
-                        broken.push(Broken::NotFree(lease.address));
+                    for address in lease.addresses() {
+                        if self.holders.get(&address) != Some(key) {
+                            broken.push(Broken::TwoOwners(address));
+                        }
+                        if self.resting.contains_key(&address) || self.strangers.contains(&address) {
+                            broken.push(Broken::NotFree(address));
+                        }
                     }
                 }
                 Effect::Call { call, .. } => broken.extend(self.check_call(before, call, &intents)),
                 _ => {}
             }
         }
-        if self.leases.len() != self.holders.len() {
+        if self.leases.len() + self.seconds != self.holders.len() {
             let shared = effects.iter().find_map(|effect| match effect {
                 Effect::Offer { lease, .. } => Some(Broken::TwoOwners(lease.address)),
                 _ => None,

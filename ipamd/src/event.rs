@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, net::IpAddr};
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use crate::{AttachmentKey, Cause, EniFacts, EniId, Kind, Lease, Millis, PodRef, Policy, Refusal};
+use crate::{AttachmentKey, BareEni, Cause, EniFacts, EniId, Kind, Lease, Millis, PodRef, Policy, Refusal};
 
 /// One request of a plugin, from its question to its end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -19,8 +19,9 @@ pub struct CallId(pub u64);
 #[derive(Clone, Debug)]
 #[expect(missing_docs, reason = "the variants say what their fields are")]
 pub enum Event {
-    /// A plugin asks for an address and waits this many milliseconds at most.
-    Ask { ticket: Ticket, key: AttachmentKey, pod: Option<PodRef>, patience: u64 },
+    /// A plugin asks for an address and waits this many milliseconds at most; `card`: it has to be on an ENI of that
+    /// network card.
+    Ask { ticket: Ticket, key: AttachmentKey, pod: Option<PodRef>, patience: u64, card: Option<u32> },
     /// The plugin says that the link stands; `seen`: the kernel shows it with its MAC.
     Wired { ticket: Ticket, key: AttachmentKey, seen: bool },
     /// The plugin's connection has closed, or what it was offered could not be written down.
@@ -32,8 +33,8 @@ pub enum Event {
     /// A complete listing of the kernel: the attachments of ours whose link is there, and all addresses that
     /// are routed over pods' links.
     Links { seen: Vec<AttachmentKey>, routed: Vec<IpAddr> },
-    /// What instance metadata shows.
-    Imds { enis: Vec<EniFacts> },
+    /// What instance metadata shows; `bare` are ENIs without any address.
+    Imds { enis: Vec<EniFacts>, bare: Vec<BareEni> },
     /// An EC2 call ended.
     Done { id: CallId, answer: Result<Done, CallError> },
     /// Host and table carry this ENI.
@@ -89,7 +90,7 @@ pub enum Write {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Intent {
     /// An ENI is created under this client token.
-    Create(Order),
+    Create(Creation),
     /// This ENI is detached and deleted.
     Leave(EniId),
     /// These blocks go back to EC2. It stays open until metadata has forgotten them: stale news must not
@@ -114,6 +115,29 @@ impl Order {
     pub fn addresses(self) -> u64 {
         u64::from(self.count) * self.kind.size()
     }
+}
+
+/// A new ENI: what it comes with, and where it goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Creation {
+    /// Blocks that pods' first addresses are from.
+    #[serde(flatten)]
+    pub order: Order,
+    /// An IPv6 /80 comes beside them.
+    #[serde(default)]
+    pub with_v6: bool,
+    /// The network card that it is attached to.
+    #[serde(default)]
+    pub card: u32,
+}
+
+/// Where an ENI is attached: device indices repeat over network cards.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Place {
+    /// Network card.
+    pub card: u32,
+    /// Device index on it.
+    pub device_index: u32,
 }
 
 /// Who waits for a call; the first class goes first.
@@ -145,9 +169,9 @@ pub enum Call {
     /// CreateTags: the ENI becomes ours.
     Tag { eni: EniId },
     /// CreateNetworkInterface with blocks for pods, tagged, in the primary's subnet.
-    Create { token: String, order: Order },
+    Create { token: String, creation: Creation },
     /// AttachNetworkInterface.
-    Attach { eni: EniId, device_index: u32 },
+    Attach { eni: EniId, place: Place },
     /// ModifyNetworkInterfaceAttribute: delete on termination.
     Protect { eni: EniId, attachment: String },
     /// AssignPrivateIpAddresses or AssignIpv6Addresses.
@@ -229,8 +253,8 @@ pub struct AuditedEni {
     pub delete_on_termination: bool,
     /// Id of the attachment.
     pub attachment: String,
-    /// Where it is attached, on its card.
-    pub device_index: u32,
+    /// Where it is attached.
+    pub place: Place,
     /// The client token of its creation, as a tag says.
     pub token: Option<String>,
     /// The blocks on it, its own address left out.

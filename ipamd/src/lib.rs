@@ -42,16 +42,24 @@ pub use block::{Block, BlockState, Kind};
 pub use cause::{Cause, Refusal};
 pub use check::Broken;
 pub use event::{
-    AuditedEni, Call, CallError, CallId, Class, Done, Effect, Event, Intent, LooseEni, Order, Scope, Ticket, Write,
+    AuditedEni, Call, CallError, CallId, Class, Creation, Done, Effect, Event, Intent, LooseEni, Order, Place, Scope,
+    Ticket, Write,
 };
 pub use ids::{AttachmentKey, EniId, Millis, PodRef};
 #[cfg(feature = "mutations")]
 pub use mutation::Mutation;
-pub use pool::{Eni, EniFacts, EniState, Sums};
-pub use supply::{Counts, Learnt, Limits, Policy, Provisioning, Target};
+pub use pool::{BareEni, Eni, EniFacts, EniState, Sums};
+pub use supply::{Beside, Counts, LOCAL_V4, LOCAL_V6, Learnt, Limits, Policy, Provisioning, Target};
 pub use view::{AddressState, AddressView, View};
 
-use crate::{build::Build, calls::Flight, learn::Memory, pace::Pace, pool::Expected, queue::Queue};
+use crate::{
+    build::Build,
+    calls::Flight,
+    learn::Memory,
+    pace::Pace,
+    pool::Expected,
+    queue::{Queue, Waiter},
+};
 
 /// What does not change while the process runs, and the settings.
 #[derive(Clone, Debug)]
@@ -84,6 +92,8 @@ pub struct Ledger {
 pub struct Lease {
     /// The pod's address.
     pub address: IpAddr,
+    /// One of the other family: out of a block of the same ENI, or of the node's own range.
+    pub second: Option<IpAddr>,
     /// The ENI that carries it.
     pub eni: EniId,
     /// Slot of that ENI when the lease was made.
@@ -102,8 +112,29 @@ pub struct Lease {
 
 impl Lease {
     /// A lease that the store remembers; whether its link stands is the kernel's to say.
-    pub fn remembered(address: IpAddr, eni: EniId, slot: u32, pod: Option<PodRef>, index: u32) -> Self {
-        Lease { address, eni, slot, pod, index, wired: false, missing_since: None, ticket: None }
+    pub fn remembered(
+        (address, second): (IpAddr, Option<IpAddr>),
+        eni: EniId,
+        slot: u32,
+        pod: Option<PodRef>,
+        index: u32,
+    ) -> Self {
+        Lease { address, second, eni, slot, pod, index, wired: false, missing_since: None, ticket: None }
+    }
+
+    /// Both of its addresses, the pod's own first.
+    pub fn addresses(&self) -> impl Iterator<Item = IpAddr> + use<> {
+        [Some(self.address), self.second].into_iter().flatten()
+    }
+
+    /// Its second address, if the VPC knows it.
+    pub fn second_of_vpc(&self) -> Option<IpAddr> {
+        self.second.filter(|address| !supply::is_local(*address))
+    }
+
+    /// Its second address, if only this node knows it.
+    pub fn local(&self) -> Option<IpAddr> {
+        self.second.filter(|address| supply::is_local(*address))
     }
 
     /// A plugin is making, or making again, its link.
@@ -118,11 +149,17 @@ pub struct Core {
     node: Node,
     enis: OrdMap<EniId, Eni>,
     blocks: OrdMap<IpNet, Block>,
+    /// Addresses that only this node knows, where pods get one of them beside their own.
+    local: Option<Block>,
+    /// ENIs without any address, which take up a place.
+    bare: OrdMap<EniId, Place>,
     /// Blocks that are withheld, by why.
     doubted: OrdSet<IpNet>,
     leaving: OrdSet<IpNet>,
     leases: OrdMap<AttachmentKey, Lease>,
     holders: OrdMap<IpAddr, AttachmentKey>,
+    /// Leases with a second address.
+    seconds: usize,
     /// Leases whose plugin is connected and has not wired yet.
     reserved: OrdMap<Ticket, AttachmentKey>,
     /// Addresses that pods' links carry though no lease says so.
@@ -191,10 +228,13 @@ impl Core {
             look_is_open: false,
             enis: OrdMap::new(),
             blocks: OrdMap::new(),
+            local: None,
+            bare: OrdMap::new(),
             doubted: OrdSet::new(),
             leaving: OrdSet::new(),
             leases: OrdMap::new(),
             holders: OrdMap::new(),
+            seconds: 0,
             reserved: OrdMap::new(),
             strangers: OrdSet::new(),
             resting: OrdMap::new(),
@@ -229,14 +269,16 @@ impl Core {
             mutation: None,
         };
         for (key, lease) in ledger.leases {
-            core.holders.insert(lease.address, key.clone());
-            let Lease { address, eni, slot, pod, index, .. } = lease;
-            core.leases.insert(key, Lease::remembered(address, eni, slot, pod, index));
+            core.holders.extend(lease.addresses().map(|address| (address, key.clone())));
+            core.seconds += usize::from(lease.second.is_some());
+            let Lease { address, second, eni, slot, pod, index, .. } = lease;
+            core.leases.insert(key, Lease::remembered((address, second), eni, slot, pod, index));
         }
         for (address, until) in ledger.resting {
             core.resting.insert(address, until);
             core.rest_ends.insert((until, address));
         }
+        core.local = core.node.policy.local_range().map(|range| core.block_of_the_node(range));
         core.resume(ledger.intents);
         core
     }
@@ -289,13 +331,16 @@ impl Core {
 
     fn handle(&mut self, now: Millis, event: Event, effects: &mut Vec<Effect>) {
         match event {
-            Event::Ask { ticket, key, pod, patience } => self.ask(now, ticket, key, pod, patience, effects),
+            Event::Ask { ticket, key, pod, patience, card } => {
+                let waiter = Waiter { ticket, key, pod, deadline: now.plus(patience), card };
+                self.ask(now, waiter, effects);
+            }
             Event::Wired { ticket, key, seen } => self.wired(ticket, &key, seen, effects),
             Event::Gone { ticket } => self.gone(now, ticket, effects),
             Event::Release { ticket, key } => self.release(now, ticket, &key, effects),
             Event::Collect { network, alive } => self.collect(now, &network, &alive),
             Event::Links { seen, routed } => self.links(now, &seen, routed, effects),
-            Event::Imds { enis } => self.imds(now, enis, effects),
+            Event::Imds { enis, bare } => self.imds(now, enis, bare, effects),
             Event::Done { id, answer } => self.done(now, id, answer, effects),
             Event::EniUp { eni } => self.eni_up(now, &eni),
             Event::Bound { pods } => self.bound = u64::from(pods),

@@ -3,7 +3,7 @@
 use std::{
     cmp::Reverse,
     collections::BTreeSet,
-    net::IpAddr,
+    net::{IpAddr, Ipv6Addr},
     ops::{AddAssign, SubAssign},
 };
 
@@ -11,7 +11,7 @@ use imbl::OrdSet;
 use ipnet::{IpNet, Ipv4Net};
 
 use crate::{
-    Block, BlockState, Core, Counts, Effect, EniId, Kind, Millis, Write,
+    Beside, Block, BlockState, Core, Counts, Effect, EniId, Kind, Millis, Place, Write,
     block::{self, Rank},
     mutation::Mutation,
     supply,
@@ -37,16 +37,25 @@ pub struct EniFacts {
     pub id: EniId,
     /// From IMDS, never from EC2's answer.
     pub mac: [u8; 6],
-    /// Device index on its card.
-    pub device_index: u32,
-    /// Network card.
-    pub card: u32,
+    /// Where it is attached.
+    pub place: Place,
     /// Its own address, with the subnet's prefix length.
     pub primary: Ipv4Net,
+    /// Its own IPv6 address, if it has one.
+    pub own_v6: Option<Ipv6Addr>,
     /// The subnet's id.
     pub subnet_id: String,
     /// Blocks for pods: its own address left out.
     pub blocks: BTreeSet<IpNet>,
+}
+
+/// An ENI without any address: one that is EFA-only, or one of which not all shows yet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BareEni {
+    /// EC2's id.
+    pub id: EniId,
+    /// Where it is attached.
+    pub place: Place,
 }
 
 /// How far an ENI has come.
@@ -117,7 +126,14 @@ pub(crate) struct Expected {
     /// When they were asked for.
     pub(crate) asked: Millis,
     /// Where a new ENI was attached.
-    pub(crate) device_index: Option<u32>,
+    pub(crate) place: Option<Place>,
+}
+
+impl EniFacts {
+    /// Its own addresses, which the host uses itself.
+    pub(crate) fn own(&self) -> impl Iterator<Item = IpAddr> {
+        [Some(IpAddr::from(self.primary.addr())), self.own_v6.map(IpAddr::from)].into_iter().flatten()
+    }
 }
 
 impl Eni {
@@ -133,7 +149,14 @@ impl Eni {
 }
 
 impl Core {
-    pub(crate) fn imds(&mut self, now: Millis, shown: Vec<crate::EniFacts>, effects: &mut Vec<Effect>) {
+    pub(crate) fn imds(
+        &mut self,
+        now: Millis,
+        shown: Vec<crate::EniFacts>,
+        bare: Vec<BareEni>,
+        effects: &mut Vec<Effect>,
+    ) {
+        self.bare = bare.into_iter().map(|eni| (eni.id, eni.place)).collect();
         let first = !std::mem::replace(&mut self.imds_read, true);
         self.met = self.met.or(Some(now));
         if first {
@@ -169,7 +192,7 @@ impl Core {
     fn see(&mut self, now: Millis, facts: EniFacts, effects: &mut Vec<Effect>) {
         let id = facts.id.clone();
         if let Some(departure) = self.departures.get_mut(&id) {
-            departure.device_index = Some(facts.device_index);
+            departure.place = Some(facts.place);
             return; // it is on its way out
         }
         let blocks = facts.blocks.clone();
@@ -232,12 +255,18 @@ impl Core {
 
     fn meet(&mut self, now: Millis, facts: EniFacts, effects: &mut Vec<Effect>) {
         let id = facts.id.clone();
-        let primary = facts.device_index == 0 && facts.card == 0;
+        let primary = facts.place == Place::default();
         // A slot on record says that an earlier life confirmed tag and delete-on-termination.
         let known = self.slots.get(&id).copied();
         let slot = if primary { Some(0) } else { known };
         let trusted = slot.is_some() || self.node.policy.provisioning == crate::Provisioning::ImdsOnly;
-        let state = if trusted { EniState::Joining } else { EniState::Unknown };
+        // An ENI with addresses makes its card one that is managed.
+        let state = match (slot.is_some() || self.may_manage(facts.place.card), trusted) {
+            (false, _) => EniState::Foreign,
+            (true, true) => EniState::Joining,
+            (true, false) => EniState::Unknown,
+        };
+        let trusted = trusted && state == EniState::Joining;
         let slot = slot.or_else(|| if trusted { self.free_slot() } else { None });
         if primary && known.is_none() && !self.looks_around {
             (self.looks_around, self.look_is_open) = (true, true);
@@ -272,22 +301,32 @@ impl Core {
         if self.blocks.contains_key(&net) || !self.enis.contains_key(id) {
             return;
         }
-        if self.enis.values().any(|eni| net.contains(&std::net::IpAddr::V4(eni.facts.primary.addr()))) {
+        if self.enis.values().flat_map(|eni| eni.facts.own()).any(|own| net.contains(&own)) {
             return; // whatever the source says: what the host itself uses is for no pod
         }
-        let mut block = Block::new(net, id.clone());
+        let mut block = self.counted(Block::new(net, id.clone(), self.node.policy.leads(&net)));
         block.excused = excused;
-        let (first, last) = block::ends(&net);
-        let within = first..=last;
-        let held = self.holders.range(within.clone()).count() + self.strangers.range(within.clone()).count();
-        block.held = u64::try_from(held).unwrap_or(u64::MAX);
-        block.resting = u64::try_from(self.resting.range(within).count()).unwrap_or(u64::MAX);
         let Some(eni) = self.enis.get_mut(id) else { return };
         eni.blocks.insert(net);
         eni.sums += Sums::of(&block);
         eni.open.extend(block.rank());
         self.blocks.insert(net, block);
         self.topology += 1;
+    }
+
+    /// The addresses that only this node knows, as a block that is on no ENI.
+    pub(crate) fn block_of_the_node(&self, range: IpNet) -> Block {
+        self.counted(Block::new(range, EniId(String::new()), false))
+    }
+
+    /// Who holds what of it, and what rests.
+    fn counted(&self, mut block: Block) -> Block {
+        let (first, last) = block::ends(&block.net);
+        let within = first..=last;
+        let held = self.holders.range(within.clone()).count() + self.strangers.range(within.clone()).count();
+        block.held = u64::try_from(held).unwrap_or(u64::MAX);
+        block.resting = u64::try_from(self.resting.range(within).count()).unwrap_or(u64::MAX);
+        block
     }
 
     /// Withholds a block, or gives from it again.
@@ -341,9 +380,53 @@ impl Core {
     }
 
     pub(crate) fn with_block_of(&mut self, address: IpAddr, change: impl FnOnce(&mut Block)) {
-        if let Some(net) = self.block_of(address).map(|block| block.net) {
+        if let Some(local) = self.local.as_mut().filter(|local| local.net.contains(&address)) {
+            change(local);
+        } else if let Some(net) = self.block_of(address).map(|block| block.net) {
             self.with_block(net, change);
         }
+    }
+
+    /// Network cards whose ENIs serve pods: all, but for one that carries an EFA-only ENI and nothing else.
+    pub(crate) fn manages(&self, card: u32) -> bool {
+        let on_it = |place: &Place| place.card == card;
+        let only_bare = || self.bare.values().any(on_it) && !self.enis.values().any(|eni| on_it(&eni.facts.place));
+        card == 0 || self.may_manage(card) && !only_bare()
+    }
+
+    fn may_manage(&self, card: u32) -> bool {
+        card == 0 || self.node.policy.multi_card && card <= self.node.limits.further_cards
+    }
+
+    /// The cards that are managed.
+    pub(crate) fn cards(&self) -> Vec<u32> {
+        let further = if self.node.policy.multi_card { self.node.limits.further_cards } else { 0 };
+        (0..=further).filter(|card| self.manages(*card)).collect()
+    }
+
+    /// Whether pods may get its addresses now: it may lack what they get beside.
+    pub(crate) fn serves(&self, eni: &Eni) -> bool {
+        eni.gives() && self.manages(eni.facts.place.card) && (!self.needs_v6() || self.v6_of(eni).is_some())
+    }
+
+    fn needs_v6(&self) -> bool {
+        self.node.policy.beside == Beside::V6OfEni
+    }
+
+    /// The IPv6 block that stands beside on this ENI.
+    fn v6_of(&self, eni: &Eni) -> Option<IpNet> {
+        let free = |net: &&IpNet| self.blocks.get(*net).is_some_and(|block| !block.leads && block.free() > 0);
+        eni.blocks.iter().filter(|net| matches!(net, IpNet::V6(_))).find(free).copied()
+    }
+
+    /// Whether this ENI has no IPv6 block, and none is on its way.
+    pub(crate) fn lacks_v6(&self, eni: &Eni) -> bool {
+        let v6 = |net: &IpNet| matches!(net, IpNet::V6(_));
+        self.needs_v6()
+            && eni.gives()
+            && self.manages(eni.facts.place.card)
+            && !eni.blocks.iter().any(v6)
+            && !self.expected.get(&eni.facts.id).is_some_and(|expected| expected.blocks.iter().any(v6))
     }
 
     /// The block that an address is in, if it is on this node.
@@ -404,37 +487,67 @@ impl Core {
         self.topology
     }
 
-    /// The block to give from next: the fullest prefix, so that others can empty; among equals on the ENI
-    /// that has given most; there the address that was free longest.
-    pub(crate) fn pick(&self) -> Option<IpNet> {
+    /// The block to give from next, on this card or on the first that has one: the fullest prefix, so that others can
+    /// empty; among equals on the ENI that has given most; there the address that was free longest.
+    pub(crate) fn pick(&self, card: Option<u32>) -> Option<IpNet> {
+        if self.local.as_ref().is_some_and(|local| local.free() == 0) {
+            return None;
+        }
         let first = |eni: &Eni| eni.open.get_min().copied();
-        let ready = self.enis.values().filter(|eni| eni.gives());
+        let on_card = |eni: &&Eni| card.is_none_or(|card| eni.facts.place.card == card);
+        let ready = self.enis.values().filter(on_card).filter(|eni| self.serves(eni));
         let best = ready.filter_map(|eni| first(eni).map(|rank| (rank, eni)));
-        best.min_by_key(|((fullness, ..), eni)| (*fullness, Reverse(eni.sums.held), eni.slot)).map(|(rank, _)| rank.2)
+        let order = |(rank, eni): &(Rank, &Eni)| (eni.facts.place.card, rank.0, Reverse(eni.sums.held), eni.slot);
+        best.min_by_key(order).map(|(rank, _)| rank.2)
     }
 
-    /// Takes the address that was free longest out of a block.
-    pub(crate) fn take_from(&mut self, net: IpNet) -> Option<(EniId, u32, IpAddr)> {
+    /// Takes the address that was free longest out of a block, and what a pod gets beside.
+    pub(crate) fn take_from(&mut self, now: Millis, net: IpNet) -> Option<(EniId, u32, IpAddr, Option<IpAddr>)> {
+        let eni = self.enis.get(&self.blocks.get(&net)?.eni)?;
+        let (id, slot, beside) = (eni.facts.id.clone(), eni.slot?, self.v6_of(eni));
         let (holders, resting, strangers) = (self.holders.clone(), self.resting.clone(), self.strangers.clone());
         let twice = self.is_mutated(Mutation::GiveTwice);
         let taken = |address: IpAddr| {
             !twice && (holders.contains_key(&address) || resting.contains_key(&address) || strangers.contains(&address))
         };
-        let (eni, address) = self.with_block(net, |block| {
+        let take = |block: &mut Block| {
             let address = block.take(taken)?;
             block.held += 1;
-            Some((block.eni.clone(), address))
-        })??;
-        let slot = self.enis.get(&eni)?.slot?;
-        Some((eni, slot, address))
+            Some(address)
+        };
+        let second = match self.node.policy.beside {
+            Beside::Nothing => None,
+            Beside::V6OfEni => Some(self.with_block(beside?, take)??),
+            Beside::OfNode => Some(take(self.local.as_mut()?)?),
+        };
+        let address = self.with_block(net, take).flatten();
+        if let (None, Some(second)) = (address, second) {
+            self.with_block_of(second, |block| {
+                block.held -= 1;
+                block.give_back(second, now);
+            });
+        }
+        Some((id, slot, address?, second))
     }
 
-    /// Addresses held, free and asked for.
+    /// Addresses held, free and asked for, over all.
     pub fn counts(&self) -> Counts {
-        let mut counts = Counts { waiting: self.queue.len(), bound: self.bound, ..Counts::default() };
-        for eni in self.enis.values().filter(|eni| !matches!(eni.state, EniState::Unknown | EniState::Foreign)) {
+        let counts = Counts { waiting: self.queue.len(), bound: self.bound, ..Counts::default() };
+        self.count_enis(counts, |_| true)
+    }
+
+    /// The same for the pool of one network card.
+    pub(crate) fn counts_on(&self, card: u32) -> Counts {
+        let bound = if card == 0 { self.bound } else { 0 };
+        let counts = Counts { waiting: self.queue.waiting_on(card), bound, ..Counts::default() };
+        self.count_enis(counts, |eni| eni.facts.place.card == card)
+    }
+
+    fn count_enis(&self, mut counts: Counts, which: impl Fn(&Eni) -> bool) -> Counts {
+        let known = |eni: &&Eni| !matches!(eni.state, EniState::Unknown | EniState::Foreign);
+        for eni in self.enis.values().filter(known).filter(|eni| which(eni)) {
             let Sums { total, held, resting, free, prefixes, idle_prefixes } = eni.sums;
-            let gives = eni.gives();
+            let gives = self.serves(eni);
             counts.total += if gives { total } else { held + resting };
             counts.held += held;
             counts.resting += resting;
@@ -447,9 +560,11 @@ impl Core {
 
     /// Blocks that an ENI could still take.
     pub(crate) fn room(&self, eni: &Eni) -> u32 {
-        let used = u64::try_from(eni.blocks.len()).unwrap_or(u64::MAX);
+        // IPv4 and IPv6 have limits of their own (Amazon EC2 User Guide, "IP addresses per network interface").
+        let leads = |net: &&IpNet| self.node.policy.leads(net);
+        let used = u64::try_from(eni.blocks.iter().filter(leads).count()).unwrap_or(u64::MAX);
         let coming = self.expected.get(&eni.facts.id).map_or(0, |expected| {
-            let open = expected.blocks.iter().filter(|net| !eni.blocks.contains(*net)).count();
+            let open = expected.blocks.iter().filter(leads).filter(|net| !eni.blocks.contains(*net)).count();
             u64::try_from(open).unwrap_or(u64::MAX)
         });
         let room = supply::per_eni(self.node.limits).saturating_sub(used + coming);
@@ -459,6 +574,9 @@ impl Core {
 
 impl Sums {
     fn of(block: &Block) -> Sums {
+        if !block.leads {
+            return Sums::default();
+        }
         let prefix = u64::from(block::kind(&block.net) == Kind::Prefix);
         let open = block.state == BlockState::Open;
         let (held, resting, free) = (block.held, block.resting, block.free());

@@ -11,6 +11,15 @@ pub(crate) struct Waiter {
     pub(crate) key: AttachmentKey,
     pub(crate) pod: Option<PodRef>,
     pub(crate) deadline: Millis,
+    /// The address has to be on an ENI of this network card.
+    pub(crate) card: Option<u32>,
+}
+
+impl Waiter {
+    /// The card whose pool has to grow for it.
+    pub(crate) fn grows(&self) -> u32 {
+        self.card.unwrap_or(0)
+    }
 }
 
 /// The queue.
@@ -18,6 +27,8 @@ pub(crate) struct Waiter {
 pub(crate) struct Queue {
     next: u64,
     line: OrdMap<u64, Waiter>,
+    /// Places in the line, by the card that is asked for.
+    by_card: OrdMap<Option<u32>, OrdSet<u64>>,
     by_key: OrdMap<AttachmentKey, u64>,
     by_ticket: OrdMap<Ticket, u64>,
     deadlines: OrdSet<(Millis, u64)>,
@@ -29,13 +40,30 @@ impl Queue {
         self.next += 1;
         self.by_key.insert(waiter.key.clone(), place);
         self.by_ticket.insert(waiter.ticket, place);
+        self.by_card.entry(waiter.card).or_default().insert(place);
         self.deadlines.insert((waiter.deadline, place));
         self.line.insert(place, waiter);
     }
 
-    pub(crate) fn pop(&mut self) -> Option<Waiter> {
-        let place = self.line.get_min()?.0;
+    /// The cards that somebody asks for, or none in particular.
+    pub(crate) fn cards(&self) -> Vec<Option<u32>> {
+        self.by_card.keys().copied().collect()
+    }
+
+    /// The first of those who ask for this card.
+    pub(crate) fn pop(&mut self, card: Option<u32>) -> Option<Waiter> {
+        let place = *self.by_card.get(&card)?.get_min()?;
         self.remove(place)
+    }
+
+    /// How many ask for this card.
+    pub(crate) fn waiting_for(&self, card: Option<u32>) -> u64 {
+        self.by_card.get(&card).map_or(0, |places| u64::try_from(places.len()).unwrap_or(u64::MAX))
+    }
+
+    /// How many wait for this card's pool: who can do with any waits for the first card's.
+    pub(crate) fn waiting_on(&self, card: u32) -> u64 {
+        self.waiting_for(Some(card)) + if card == 0 { self.waiting_for(None) } else { 0 }
     }
 
     pub(crate) fn take_key(&mut self, key: &AttachmentKey) -> Option<Waiter> {
@@ -54,9 +82,10 @@ impl Queue {
         if deadline <= now { self.remove(place) } else { None }
     }
 
-    /// One who will not live to see this moment (or anyone, if it never comes).
-    pub(crate) fn take_hopeless(&mut self, help: Option<Millis>) -> Option<Waiter> {
-        let (deadline, place) = *self.deadlines.get_min()?;
+    /// One of those who ask for this card who will not live to see this moment (or anyone, if it never comes).
+    pub(crate) fn take_hopeless(&mut self, card: Option<u32>, help: Option<Millis>) -> Option<Waiter> {
+        let asks = |place: &u64| self.line.get(place).is_some_and(|waiter| waiter.card == card);
+        let (deadline, place) = *self.deadlines.iter().find(|(_, place)| asks(place))?;
         if help.is_none_or(|at| at >= deadline) { self.remove(place) } else { None }
     }
 
@@ -64,6 +93,12 @@ impl Queue {
         let waiter = self.line.remove(&place)?;
         self.by_key.remove(&waiter.key);
         self.by_ticket.remove(&waiter.ticket);
+        if let Some(places) = self.by_card.get_mut(&waiter.card) {
+            places.remove(&place);
+            if places.is_empty() {
+                self.by_card.remove(&waiter.card);
+            }
+        }
         self.deadlines.remove(&(waiter.deadline, place));
         Some(waiter)
     }

@@ -39,8 +39,9 @@ impl Core {
 
     /// When the next address has rested, if one rests on an ENI that gives.
     pub(crate) fn next_rested(&self) -> Option<Millis> {
-        let gives =
-            |address: IpAddr| self.block_of(address).is_some_and(|block| block.state == crate::BlockState::Open);
+        let gives = |address: IpAddr| {
+            self.block_of(address).is_some_and(|block| block.leads && block.state == crate::BlockState::Open)
+        };
         self.rest_ends.iter().find(|(_, address)| gives(*address)).map(|(until, _)| *until)
     }
 }

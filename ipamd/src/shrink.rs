@@ -8,8 +8,8 @@ use std::cmp::Reverse;
 use ipnet::IpNet;
 
 use crate::{
-    AuditedEni, BlockState, Call, Class, Core, Counts, Effect, EniId, EniState, Intent, Millis, Provisioning, Write,
-    block,
+    AuditedEni, BlockState, Call, Class, Core, Counts, Effect, EniId, EniState, Intent, Learnt, Millis, Place,
+    Provisioning, Write, block,
     mutation::Mutation,
     pool::{STALE_MS, Sums},
 };
@@ -30,7 +30,7 @@ pub(crate) struct Departure {
     /// It is not deleted, nor looked for, before that.
     pub(crate) not_before: Millis,
     /// Where it hangs, or hung: the place is not free before it is gone.
-    pub(crate) device_index: Option<u32>,
+    pub(crate) place: Option<Place>,
 }
 
 /// How far it is.
@@ -52,9 +52,9 @@ impl Core {
     pub(crate) fn depart(&mut self, eni: EniId, stage: Stage, token: Option<String>) {
         let before = self.departures.get(&eni);
         let token = token.or_else(|| before.and_then(|departure| departure.token.clone()));
-        let shown = self.enis.get(&eni).map(|eni| eni.facts.device_index);
-        let device_index = before.and_then(|departure| departure.device_index).or(shown);
-        self.departures.insert(eni, Departure { stage, token, not_before: Millis(0), device_index });
+        let shown = self.enis.get(&eni).map(|eni| eni.facts.place);
+        let place = before.and_then(|departure| departure.place).or(shown);
+        self.departures.insert(eni, Departure { stage, token, not_before: Millis(0), place });
     }
 
     /// When the next ENI that is being detached may be deleted.
@@ -78,7 +78,7 @@ impl Core {
             self.surplus_since = None;
             return;
         }
-        let Some(choice) = self.choose(now) else {
+        let Some(choice) = self.cards().into_iter().find_map(|card| self.choose(now, card)) else {
             self.surplus_since = None;
             return;
         };
@@ -106,9 +106,10 @@ impl Core {
             || !self.leaving.is_empty()
     }
 
-    fn choose(&self, now: Millis) -> Option<Choice> {
-        let (policy, limits, counts) = (&self.node.policy, self.node.limits, self.counts());
-        let learnt = self.learnt(now);
+    /// What a card's pool could do without.
+    fn choose(&self, now: Millis, card: u32) -> Option<Choice> {
+        let (policy, limits, counts) = (self.node.policy.of_card(card), self.node.limits, self.counts_on(card));
+        let learnt = if card == 0 { self.learnt(now) } else { Learnt::default() };
         let left = |sums: Sums| counts.without(sums.free, sums.idle_prefixes);
         let enough = |left: Counts| policy.enough(limits, left, learnt);
         let mut idle: Vec<_> = self
@@ -116,6 +117,7 @@ impl Core {
             .values()
             .filter(|eni| {
                 eni.gives()
+                    && eni.facts.place.card == card
                     && eni.ours
                     && eni.slot != Some(0)
                     && (eni.is_idle() || self.is_mutated(Mutation::DetachHeld))
@@ -130,14 +132,18 @@ impl Core {
         if surplus <= policy.slack(learnt) {
             return None;
         }
-        let mut enis: Vec<_> = self.enis.values().filter(|eni| eni.gives() && eni.ours).collect();
+        let on_card = |eni: &&crate::Eni| eni.facts.place.card == card;
+        let mut enis: Vec<_> = self.enis.values().filter(on_card).filter(|eni| eni.gives() && eni.ours).collect();
         enis.sort_by_key(|eni| (eni.sums.held, Reverse(eni.slot)));
         let mut room = surplus;
         for eni in enis {
             let mut nets = Vec::new();
             for net in &eni.blocks {
                 let size = block::size(net);
-                let idle = self.blocks.get(net).is_some_and(|block| block.is_idle() && block.state == BlockState::Open);
+                let idle = self
+                    .blocks
+                    .get(net)
+                    .is_some_and(|block| block.leads && block.is_idle() && block.state == BlockState::Open);
                 if size <= room && (idle || self.is_mutated(Mutation::UnassignHeld)) {
                     room -= size;
                     nets.push(*net);
@@ -316,7 +322,7 @@ impl Core {
                     self.forget_eni(&id);
                     self.depart(id.clone(), Stage::ToDetach(eni.attachment.clone()), None);
                     if let Some(departure) = self.departures.get_mut(&id) {
-                        departure.device_index = Some(eni.device_index);
+                        departure.place = Some(eni.place);
                     }
                 }
                 None if loose.contains(&id) => self.depart(id, Stage::ToDelete, None),

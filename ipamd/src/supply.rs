@@ -5,17 +5,63 @@
 //! missing, and how many too many. Where they go is `grow`'s and `shrink`'s business. One knowing
 //! difference from the peer: "available" is free *and rested*, so churn cannot make an empty pool look full.
 
-use crate::block::{Kind, PREFIX_SIZE};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+
+use crate::block::{self, Kind, PREFIX_SIZE};
 
 /// What the instance type can carry (DescribeInstanceTypes, NetworkInfo and Hypervisor).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// ENIs.
+    /// ENIs on the first network card.
     pub enis: u32,
+    /// Network cards beside the first.
+    pub further_cards: u32,
+    /// ENIs on each of those.
+    pub enis_per_further_card: u32,
     /// IPv4 addresses per ENI, its primary one included; a prefix takes the place of one.
     pub addresses_per_eni: u32,
     /// Whether it takes prefixes (Nitro and bare metal).
     pub prefixes: bool,
+}
+
+impl Limits {
+    /// Those of a type with one network card.
+    pub const fn of_one_card(enis: u32, addresses_per_eni: u32, prefixes: bool) -> Self {
+        Limits { enis, further_cards: 0, enis_per_further_card: 0, addresses_per_eni, prefixes }
+    }
+
+    /// ENIs that a card can carry.
+    pub(crate) fn on_card(self, card: u32) -> u32 {
+        match card {
+            0 => self.enis,
+            card if card <= self.further_cards => self.enis_per_further_card,
+            _ => 0,
+        }
+    }
+}
+
+/// IPv4 addresses that only a node knows: those of Amazon's egress plugin.
+pub const LOCAL_V4: IpNet = IpNet::V4(Ipv4Net::new_assert(Ipv4Addr::new(169, 254, 172, 0), 22));
+/// The same for IPv6.
+pub const LOCAL_V6: IpNet = IpNet::V6(Ipv6Net::new_assert(Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0xac, 0), 118));
+
+/// Whether only a node knows this address.
+pub(crate) fn is_local(address: IpAddr) -> bool {
+    LOCAL_V4.contains(&address) || LOCAL_V6.contains(&address)
+}
+
+/// What a pod gets beside its address.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Beside {
+    /// Nothing.
+    #[default]
+    Nothing,
+    /// An IPv6 address out of a /80 on the same ENI.
+    V6OfEni,
+    /// An address of the other family that only the node knows, to leave by ([`LOCAL_V4`], [`LOCAL_V6`]).
+    OfNode,
 }
 
 /// How far ahead of need the pool is filled.
@@ -54,6 +100,10 @@ pub struct Policy {
     pub target: Target,
     /// The kind of block that is asked for: singles, or ENABLE_PREFIX_DELEGATION, or IPv6.
     pub kind: Kind,
+    /// What pods get beside.
+    pub beside: Beside,
+    /// Network cards above the first are used too (ENABLE_MULTI_NIC).
+    pub multi_card: bool,
     /// MAX_ENI, if at least 1.
     pub max_enis: Option<u32>,
     /// Never more addresses than pods fit on the node.
@@ -119,12 +169,42 @@ pub struct Learnt {
 }
 
 impl Policy {
-    /// ENIs this node may have.
-    pub fn eni_max(&self, limits: Limits) -> u32 {
+    /// ENIs that a card may have.
+    pub fn eni_max(&self, limits: Limits, card: u32) -> u32 {
+        let most = limits.on_card(card);
         match self.max_enis {
-            Some(max) if max >= 1 => limits.enis.min(max),
-            _ => limits.enis,
+            Some(max) if max >= 1 => most.min(max),
+            _ => most,
         }
+    }
+
+    /// The same for the pool of a card. The targets are the first card's; every other one holds one address ahead, as
+    /// the peer's do.
+    pub(crate) fn of_card(&self, card: u32) -> Policy {
+        let ahead = Target::Warm { enis: 0, addresses: 1, minimum: 1, prefixes: 0 };
+        match card {
+            0 => self.clone(),
+            _ => Policy { target: ahead, max_pods: None, ..self.clone() },
+        }
+    }
+
+    /// Whether blocks of this family carry pods' first addresses.
+    pub(crate) fn leads(&self, net: &IpNet) -> bool {
+        (self.kind == Kind::V6Prefix) == matches!(net, IpNet::V6(_))
+    }
+
+    /// The addresses that only the node knows, if pods get one.
+    pub(crate) fn local_range(&self) -> Option<IpNet> {
+        match (self.beside, self.kind) {
+            (Beside::OfNode, Kind::V6Prefix) => Some(LOCAL_V4),
+            (Beside::OfNode, _) => Some(LOCAL_V6),
+            _ => None,
+        }
+    }
+
+    /// Addresses that a block brings to the pool: none if it only stands beside.
+    pub(crate) fn size(&self, net: &IpNet) -> u64 {
+        if self.leads(net) { block::size(net) } else { 0 }
     }
 
     /// The kind of block that this type can take.
@@ -231,6 +311,8 @@ mod tests {
         Policy {
             target: Target::Warm { enis, addresses, minimum, prefixes: 0 },
             kind: Kind::Single,
+            beside: Beside::Nothing,
+            multi_card: false,
             max_enis: None,
             max_pods: None,
             rest_ms: 30_000,
@@ -241,7 +323,7 @@ mod tests {
         }
     }
 
-    const M5_LARGE: Limits = Limits { enis: 3, addresses_per_eni: 10, prefixes: true };
+    const M5_LARGE: Limits = Limits::of_one_card(3, 10, true);
 
     /// (WARM_ENI, WARM_IP, MINIMUM_IP), (total, available, waiting) -> missing.
     #[test]
@@ -320,7 +402,7 @@ mod tests {
     #[test]
     fn max_eni_lowers_the_limit_and_zero_means_unset() {
         for (max, expected) in [(None, 3), (Some(0), 3), (Some(2), 2), (Some(9), 3)] {
-            assert_eq!(Policy { max_enis: max, ..policy(1, 0, 0) }.eni_max(M5_LARGE), expected);
+            assert_eq!(Policy { max_enis: max, ..policy(1, 0, 0) }.eni_max(M5_LARGE, 0), expected);
         }
     }
 

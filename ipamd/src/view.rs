@@ -20,6 +20,8 @@ pub struct View {
     pub learnt: Learnt,
     /// ENIs this node may have.
     pub eni_max: u32,
+    /// The network cards that are managed.
+    pub cards: Vec<u32>,
     /// Addresses for pods that this node could hold.
     pub address_max: u64,
     /// The ENIs.
@@ -67,6 +69,14 @@ pub enum AddressState {
 }
 
 impl View {
+    /// All attachments of this one's container in its network.
+    pub fn of_container<'a>(&'a self, key: &AttachmentKey) -> impl Iterator<Item = &'a AttachmentKey> + use<'a> {
+        let first = AttachmentKey { ifname: String::new(), ..key.clone() };
+        let (network, container) = (key.network.clone(), key.container.clone());
+        let within = move |key: &&AttachmentKey| key.network == network && key.container == container;
+        self.leases.range(first..).map(|(key, _)| key).take_while(within)
+    }
+
     /// The IPv4 addresses for pods, one by one.
     pub fn addresses(&self) -> Vec<AddressView> {
         let blocks = self.blocks.values().filter(|block| matches!(block.net, IpNet::V4(_)));
@@ -96,13 +106,14 @@ impl View {
 impl Core {
     /// The state at this moment.
     pub fn view(&self, now: Millis) -> View {
-        let eni_max = self.node.policy.eni_max(self.node.limits);
+        let eni_max = self.cards().into_iter().map(|card| self.node.policy.eni_max(self.node.limits, card)).sum();
         let size = self.node.policy.kind(self.node.limits).size();
         View {
             now,
             counts: self.counts(),
             learnt: self.learnt(now),
             eni_max,
+            cards: self.cards(),
             address_max: u64::from(eni_max) * supply::per_eni(self.node.limits) * size,
             enis: self.enis.clone(),
             blocks: self.blocks.clone(),
@@ -122,8 +133,8 @@ impl Core {
             let message = format!("a step would have broken an invariant, and nothing is given back since: {broken}");
             return Some(Refusal::new(Cause::Internal, message));
         }
-        let ready = self.links_listed.is_some() && self.pick().is_some();
-        (!ready).then(|| self.why_waiting(now))
+        let ready = self.links_listed.is_some() && self.pick(None).is_some();
+        (!ready).then(|| self.why_waiting(now, 0))
     }
 
     /// Why pods that run may have lost their network; `None` as far as is known they have not.
@@ -140,15 +151,19 @@ impl Core {
 
     /// What is wrong with the ENI or the address under a lease, one sentence; `None` as far as is known nothing is.
     pub fn fault_under(&self, lease: &Lease) -> Option<String> {
-        let Lease { address, eni, .. } = lease;
-        let Some(carrier) = self.enis.get(eni) else { return Some(format!("{eni} is not attached to this instance")) };
+        let Some(carrier) = self.enis.get(&lease.eni) else {
+            return Some(format!("{} is not attached to this instance", lease.eni));
+        };
+        let eni = &lease.eni;
         if carrier.doubted {
             return Some(format!("instance metadata does not show {eni} any more"));
         }
-        let within = |net: &&IpNet| net.contains(address);
-        let shown = carrier.blocks.iter().find(within).and_then(|net| self.blocks.get(net));
-        let open = shown.is_some_and(|block| block.state != BlockState::Doubted);
-        (!open).then(|| format!("EC2 does not show {address} on {eni} any more"))
+        let shown = |address: &IpAddr| {
+            let block = carrier.blocks.iter().find(|net| net.contains(address)).and_then(|net| self.blocks.get(net));
+            block.is_some_and(|block| block.state != BlockState::Doubted)
+        };
+        let mut of_vpc = [Some(lease.address), lease.second_of_vpc()].into_iter().flatten();
+        of_vpc.find(|address| !shown(address)).map(|address| format!("EC2 does not show {address} on {eni} any more"))
     }
 
     /// All leases, for matching them with the kernel's links.

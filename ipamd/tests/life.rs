@@ -5,22 +5,27 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
-    net::{IpAddr, Ipv4Addr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
 use enid_ipamd::{
-    AttachmentKey, AuditedEni, Call, CallError, CallId, Cause, Core, Done, Effect, EniFacts, EniId, Event, Intent,
-    Kind, Lease, Ledger, Limits, LooseEni, Millis, Node, PodRef, Policy, Provisioning, Scope, Target, Ticket, Write,
+    AttachmentKey, AuditedEni, BareEni, Beside, Call, CallError, CallId, Cause, Core, Done, Effect, EniFacts, EniId,
+    Event, Intent, Kind, LOCAL_V4, LOCAL_V6, Lease, Ledger, Limits, LooseEni, Millis, Node, Order, Place, PodRef,
+    Policy, Provisioning, Scope, Target, Ticket, Write,
 };
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv6Net};
 use proptest::prelude::*;
 
-const LIMITS: Limits = Limits { enis: 3, addresses_per_eni: 4, prefixes: true };
+const LIMITS: Limits = Limits::of_one_card(3, 4, true);
+/// The same twice more.
+const THREE_CARDS: Limits = Limits { further_cards: 2, enis_per_further_card: 2, ..LIMITS };
 
 fn policy() -> Policy {
     Policy {
         target: Target::Warm { enis: 0, addresses: 1, minimum: 0, prefixes: 0 },
         kind: Kind::Single,
+        beside: Beside::Nothing,
+        multi_card: false,
         max_enis: None,
         max_pods: None,
         rest_ms: 1_000,
@@ -36,14 +41,17 @@ fn policy() -> Policy {
 struct Cloud {
     tagged: bool,
     protected: bool,
-    device: Option<u32>,
+    place: Option<Place>,
     token: Option<String>,
     blocks: BTreeSet<IpNet>,
 }
 
 /// The node around the core: EC2, metadata, kernel, store.
 struct World {
+    node: Node,
     core: Core,
+    /// EFA-only ENIs.
+    bare: Vec<BareEni>,
     now: Millis,
     enis: BTreeMap<EniId, Cloud>,
     next: u8,
@@ -67,15 +75,22 @@ fn key(pod: u8) -> AttachmentKey {
     AttachmentKey { network: "enid".into(), container: format!("c{pod}"), ifname: "eth0".into() }
 }
 
-fn node() -> Node {
-    Node { instance_id: "i-1".into(), limits: LIMITS, policy: policy(), token_seed: "t".into() }
-}
-
 impl World {
     fn new() -> Self {
-        let primary = Cloud { device: Some(0), protected: true, ..Cloud::default() };
+        World::with(policy(), LIMITS)
+    }
+
+    fn with(policy: Policy, limits: Limits) -> Self {
+        World::beside(policy, limits, Vec::new())
+    }
+
+    fn beside(policy: Policy, limits: Limits, bare: Vec<BareEni>) -> Self {
+        let primary = Cloud { place: Some(Place::default()), protected: true, ..Cloud::default() };
+        let node = Node { instance_id: "i-1".into(), limits, policy, token_seed: "t".into() };
         let mut world = World {
-            core: Core::new(node(), Ledger::default()),
+            core: Core::new(node.clone(), Ledger::default()),
+            node,
+            bare,
             now: Millis(1),
             enis: BTreeMap::from([(EniId("eni-0".into()), primary)]),
             next: 10,
@@ -116,8 +131,9 @@ impl World {
                 }
                 Effect::Offer { ticket, key, lease } => {
                     let recorded = self.ledger.leases.get(&key).expect("the record goes with the offer");
-                    assert_eq!(recorded.address, lease.address);
-                    assert!(!self.ledger.resting.contains_key(&lease.address), "it rests");
+                    assert!(recorded.addresses().eq(lease.addresses()));
+                    assert!(lease.addresses().all(|address| !self.ledger.resting.contains_key(&address)), "it rests");
+                    self.is_whole(&lease);
                     self.asked.remove(&ticket);
                     self.offered.insert(ticket, (key, lease));
                 }
@@ -130,8 +146,27 @@ impl World {
             }
         }
         assert_eq!(self.core.view(self.now).broken, Vec::<String>::new());
-        let addresses: BTreeSet<_> = self.ledger.leases.values().map(|lease| lease.address).collect();
-        assert_eq!(addresses.len(), self.ledger.leases.len(), "two owners in the store");
+        let held: Vec<IpAddr> = self.ledger.leases.values().flat_map(Lease::addresses).collect();
+        assert_eq!(held.iter().collect::<BTreeSet<_>>().len(), held.len(), "two owners in the store");
+    }
+
+    /// A pod gets all that the settings promise, and all of it out of its own ENI.
+    fn is_whole(&self, lease: &Lease) {
+        let eni = &self.enis[&lease.eni];
+        let on_it = |address: IpAddr| eni.blocks.iter().any(|net| net.contains(&address));
+        assert!(on_it(lease.address), "{lease:?} is not on its ENI");
+        match self.node.policy.beside {
+            Beside::Nothing => assert_eq!(lease.second, None),
+            Beside::V6OfEni => {
+                assert!(
+                    lease.address.is_ipv4() && lease.second.is_some_and(|second| second.is_ipv6() && on_it(second))
+                );
+            }
+            Beside::OfNode => {
+                let range = if lease.address.is_ipv4() { LOCAL_V6 } else { LOCAL_V4 };
+                assert!(lease.local().is_some_and(|local| range.contains(&local)));
+            }
+        }
     }
 
     fn record(&mut self, write: Write) {
@@ -150,8 +185,8 @@ impl World {
     /// EC2 answers the oldest call.
     fn answer(&mut self) {
         let Some((id, call)) = self.calls.pop_front() else { return };
-        let prefix =
-            matches!(&call, Call::Assign { order, .. } | Call::Create { order, .. } if order.kind == Kind::Prefix);
+        let prefix = matches!(&call, Call::Assign { order, .. } if order.kind == Kind::Prefix)
+            || matches!(&call, Call::Create { creation, .. } if creation.order.kind == Kind::Prefix);
         let answer = match self.refuse.or((self.fragmented && prefix).then_some(Cause::NoPrefix)) {
             Some(cause) => Err(CallError { cause, message: "no".into(), request_id: None, not_found: false }),
             None => Ok(self.carry_out(&call)),
@@ -159,19 +194,31 @@ impl World {
         self.step(Event::Done { id, answer });
     }
 
-    fn blocks(&mut self, count: u32) -> BTreeSet<IpNet> {
-        (0..count)
+    fn blocks(&mut self, order: Order) -> BTreeSet<IpNet> {
+        (0..order.count)
             .map(|_| {
                 self.next = self.next.checked_add(1).expect("enough addresses");
-                IpNet::from(IpAddr::V4(Ipv4Addr::new(10, 0, 1, self.next)))
+                match order.kind {
+                    Kind::V6Prefix => {
+                        let first = Ipv6Addr::new(0x2001, 0xdb8, 0, 1, self.next.into(), 0, 0, 0);
+                        IpNet::V6(Ipv6Net::new(first, 80).expect("a length"))
+                    }
+                    _ => IpNet::from(IpAddr::V4(Ipv4Addr::new(10, 0, 1, self.next))),
+                }
             })
             .collect()
+    }
+
+    /// As many of each family as an ENI carries.
+    fn fits(eni: &Cloud) {
+        let v4 = eni.blocks.iter().filter(|net| matches!(net, IpNet::V4(_))).count();
+        assert!(v4 < 4 && eni.blocks.len() - v4 <= 1, "more than an ENI carries or needs: {eni:?}");
     }
 
     fn carry_out(&mut self, call: &Call) -> Done {
         match call {
             Call::Audit { scope } => {
-                let attached = self.enis.iter().filter(|(_, eni)| eni.device.is_some());
+                let attached = self.enis.iter().filter(|(_, eni)| eni.place.is_some());
                 let attached = attached.filter(|(_, eni)| *scope == Scope::Attached || eni.tagged);
                 let audited = |(id, eni): (&EniId, &Cloud)| AuditedEni {
                     id: id.clone(),
@@ -179,11 +226,11 @@ impl World {
                     no_manage: false,
                     delete_on_termination: eni.protected,
                     attachment: format!("att-{id}"),
-                    device_index: eni.device.unwrap_or(0),
+                    place: eni.place.unwrap_or_default(),
                     token: eni.token.clone(),
                     blocks: eni.blocks.clone(),
                 };
-                let loose = self.enis.iter().filter(|(_, eni)| eni.device.is_none());
+                let loose = self.enis.iter().filter(|(_, eni)| eni.place.is_none());
                 let unattached = loose.map(|(id, eni)| LooseEni { id: id.clone(), token: eni.token.clone() }).collect();
                 Done::Audited { attached: attached.map(audited).collect(), unattached }
             }
@@ -191,23 +238,28 @@ impl World {
                 self.enis.get_mut(eni).expect("known").tagged = true;
                 Done::Fine
             }
-            Call::Create { order, token } => {
+            Call::Create { creation, token } => {
                 if let Some((id, eni)) = self.enis.iter().find(|(_, eni)| eni.token.as_ref() == Some(token)) {
                     return Done::Created { eni: id.clone(), blocks: eni.blocks.iter().copied().collect() };
                 }
                 let id = EniId(format!("eni-{}", self.next));
-                assert!(order.count < LIMITS.addresses_per_eni, "more than an ENI carries");
-                let blocks = self.blocks(order.count);
+                assert!(creation.order.count < LIMITS.addresses_per_eni, "more than an ENI carries");
+                let mut blocks = self.blocks(creation.order);
+                if creation.with_v6 {
+                    blocks.extend(self.blocks(Order { kind: Kind::V6Prefix, count: 1 }));
+                }
                 let created = blocks.iter().copied().collect();
                 let token = Some(token.clone());
                 self.enis.insert(id.clone(), Cloud { tagged: true, blocks, token, ..Cloud::default() });
                 Done::Created { eni: id, blocks: created }
             }
-            Call::Attach { eni, device_index } => {
-                let attached = self.enis.values().filter_map(|eni| eni.device).collect::<Vec<_>>();
-                assert!(!attached.contains(device_index), "device index {device_index} is taken");
-                assert!(attached.len() < 3, "more ENIs than the type carries");
-                self.enis.get_mut(eni).expect("known").device = Some(*device_index);
+            Call::Attach { eni, place } => {
+                let bare = self.bare.iter().map(|eni| eni.place);
+                let attached = self.enis.values().filter_map(|eni| eni.place).chain(bare).collect::<Vec<_>>();
+                assert!(!attached.contains(place), "{place:?} is taken");
+                let there = attached.iter().filter(|other| other.card == place.card).count();
+                assert!(there < if place.card == 0 { 3 } else { 2 }, "more ENIs than the card carries");
+                self.enis.get_mut(eni).expect("known").place = Some(*place);
                 Done::Attached { attachment: format!("att-{eni}") }
             }
             Call::Protect { eni, .. } => {
@@ -215,17 +267,17 @@ impl World {
                 Done::Fine
             }
             Call::Assign { eni, order } => {
-                let new = self.blocks(order.count);
+                let new = self.blocks(*order);
                 let eni = self.enis.get_mut(eni).expect("known");
                 assert!(eni.tagged, "changed before it was ours");
                 eni.blocks.extend(&new);
-                assert!(eni.blocks.len() < 4, "more than an ENI carries");
+                Self::fits(eni);
                 Done::Assigned { blocks: new.into_iter().collect() }
             }
             Call::Unassign { eni, blocks } => {
                 let cloud = self.enis.get_mut(eni).expect("known");
                 for net in blocks {
-                    let used = |lease: &Lease| net.contains(&lease.address);
+                    let used = |lease: &Lease| lease.addresses().any(|address| net.contains(&address));
                     assert!(!self.ledger.leases.values().any(used), "an address in use goes back");
                     cloud.blocks.remove(net);
                 }
@@ -233,12 +285,12 @@ impl World {
             }
             Call::FindLeaked => Done::Leaked { enis: Vec::new() },
             Call::Detach { eni, .. } => {
-                self.enis.get_mut(eni).expect("known").device = None;
+                self.enis.get_mut(eni).expect("known").place = None;
                 Done::Fine
             }
             Call::Delete { eni } => {
                 let gone = self.enis.remove(eni).expect("known");
-                assert!(gone.device.is_none() && self.ledger.leases.values().all(|lease| lease.eni != *eni));
+                assert!(gone.place.is_none() && self.ledger.leases.values().all(|lease| lease.eni != *eni));
                 Done::Fine
             }
         }
@@ -246,19 +298,20 @@ impl World {
 
     fn metadata(&mut self) {
         let shown = self.enis.iter().filter_map(|(id, eni)| {
-            let device_index = eni.device?;
+            let place = eni.place?;
+            let number = place.card * 10 + place.device_index;
             Some(EniFacts {
                 id: id.clone(),
-                mac: [2, 0, 0, 0, 0, u8::try_from(device_index).ok()?],
-                device_index,
-                card: 0,
-                primary: format!("10.0.9.{}/24", device_index + 1).parse().ok()?,
+                mac: [2, 0, 0, 0, 0, u8::try_from(number).ok()?],
+                place,
+                primary: format!("10.0.9.{}/24", number + 1).parse().ok()?,
+                own_v6: None,
                 subnet_id: "subnet-1".into(),
                 blocks: eni.blocks.clone(),
             })
         });
         let enis = shown.collect();
-        self.step(Event::Imds { enis });
+        self.step(Event::Imds { enis, bare: self.bare.clone() });
         let joined: Vec<EniId> = self.core.carried().map(|(eni, _)| eni.facts.id.clone()).collect();
         for eni in joined {
             assert!(self.enis[&eni].protected, "an ENI that outlives its instance serves pods");
@@ -272,11 +325,15 @@ impl World {
     }
 
     fn ask(&mut self, pod: u8) {
+        self.ask_on(pod, None);
+    }
+
+    fn ask_on(&mut self, pod: u8, card: Option<u32>) {
         self.tickets += 1;
         let ticket = Ticket(self.tickets);
         self.asked.insert(ticket);
         let pod_ref = PodRef { namespace: "default".into(), name: format!("p{pod}") };
-        self.step(Event::Ask { ticket, key: key(pod), pod: Some(pod_ref), patience: 60_000 });
+        self.step(Event::Ask { ticket, key: key(pod), pod: Some(pod_ref), patience: 60_000, card });
     }
 
     /// Each plugin that was offered an address wires its link, or dies before it could.
@@ -316,12 +373,15 @@ impl World {
         }
         self.offered.clear();
         self.asked.clear();
-        self.core = Core::new(Node { token_seed: format!("t{}", self.now.0), ..node() }, self.ledger.clone());
+        self.node.token_seed = format!("t{}", self.now.0);
+        self.core = Core::new(self.node.clone(), self.ledger.clone());
         self.start();
     }
 
     fn play(&mut self, step: Move) {
         match step {
+            // Every third asks for a card of its own, where there are several.
+            Move::Ask(pod) if self.node.policy.multi_card && pod % 3 > 0 => self.ask_on(pod, Some((pod % 3).into())),
             Move::Ask(pod) => self.ask(pod),
             Move::Wire(dies) => self.wire(dies),
             Move::Del(pod, told) => self.del(pod, told),
@@ -379,8 +439,18 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 256, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn any_life_keeps_the_invariants_and_comes_to_rest(moves in moves()) {
-        let mut world = World::new();
+    fn any_life_keeps_the_invariants_and_comes_to_rest(moves in moves(), mode in 0..5_usize) {
+        let v6 = Policy { kind: Kind::V6Prefix, beside: Beside::OfNode, ..policy() };
+        let dual = Policy { beside: Beside::V6OfEni, ..policy() };
+        let modes = [
+            (policy(), LIMITS),
+            (Policy { beside: Beside::OfNode, ..policy() }, LIMITS),
+            (v6, LIMITS),
+            (dual.clone(), LIMITS),
+            (Policy { multi_card: true, ..dual }, THREE_CARDS),
+        ];
+        let (policy, limits) = modes[mode].clone();
+        let mut world = World::with(policy, limits);
         for step in moves {
             world.play(step);
             if world.next > 200 {
@@ -394,7 +464,7 @@ proptest! {
         prop_assert_eq!(&held, &world.links);
         let unfinished = |intent: &Intent| matches!(intent, Intent::Create(_) | Intent::Leave(_));
         prop_assert!(!world.ledger.intents.values().any(unfinished), "{:?}", world.ledger.intents);
-        prop_assert!(world.enis.values().all(|eni| eni.device.is_some() && eni.protected), "{:?}", world.enis);
+        prop_assert!(world.enis.values().all(|eni| eni.place.is_some() && eni.protected), "{:?}", world.enis);
     }
 }
 
@@ -455,9 +525,9 @@ fn a_crash_between_create_and_attach_leaves_no_eni_behind() {
     }
     world.calls.clear();
     world.restart(false);
-    assert!(world.enis.values().any(|eni| eni.device.is_none()));
+    assert!(world.enis.values().any(|eni| eni.place.is_none()));
     world.settle();
-    assert!(world.enis.values().all(|eni| eni.device.is_some()));
+    assert!(world.enis.values().all(|eni| eni.place.is_some()));
 }
 
 #[test]
@@ -505,5 +575,91 @@ fn an_eni_on_its_way_out_serves_nobody() {
     ];
     moves.into_iter().flatten().for_each(|step| world.play(step));
     world.settle();
-    assert!(world.asked.is_empty() && world.enis.values().all(|eni| eni.device.is_some()));
+    assert!(world.asked.is_empty() && world.enis.values().all(|eni| eni.place.is_some()));
+}
+
+#[test]
+fn a_pod_of_two_families_gets_both_from_one_eni_and_a_new_eni_comes_with_both() {
+    let mut world = World::with(Policy { beside: Beside::V6OfEni, ..policy() }, LIMITS);
+    (0..5).for_each(|pod| world.ask(pod));
+    world.settle();
+    assert_eq!(world.ledger.leases.len(), 5);
+    let enis: BTreeSet<&EniId> = world.ledger.leases.values().map(|lease| &lease.eni).collect();
+    assert_eq!(enis.len(), 2, "three fit on an ENI");
+    // The primary is asked for its /80; the other ENI is born with one.
+    assert_eq!(world.sent.iter().filter(|action| **action == "AssignIpv6Addresses").count(), 1, "{:?}", world.sent);
+    let lease = world.ledger.leases[&key(1)].clone();
+    world.del(1, true);
+    assert!(lease.addresses().all(|address| world.ledger.resting.contains_key(&address)), "both rest");
+}
+
+#[test]
+fn pods_of_one_family_live_on_when_the_second_comes() {
+    let mut world = World::new();
+    world.ask(1);
+    world.settle();
+    let before = world.ledger.leases[&key(1)].clone();
+    world.node.policy.beside = Beside::V6OfEni;
+    world.restart(true);
+    world.ask(2);
+    world.settle();
+    assert_eq!(world.ledger.leases[&key(1)].addresses().collect::<Vec<_>>(), [before.address]);
+    assert!(world.ledger.leases[&key(2)].second.is_some());
+    // And back again: who has two keeps two.
+    world.node.policy.beside = Beside::Nothing;
+    world.restart(true);
+    world.ask(3);
+    world.settle();
+    assert!(world.ledger.leases[&key(2)].second.is_some() && world.ledger.leases[&key(3)].second.is_none());
+}
+
+#[test]
+fn a_node_of_ipv6_asks_for_one_block_and_never_again() {
+    let policy = Policy { kind: Kind::V6Prefix, beside: Beside::OfNode, ..policy() };
+    let mut world = World::with(policy, LIMITS);
+    (0..40).for_each(|pod| world.ask(pod));
+    world.settle();
+    assert_eq!(world.ledger.leases.len(), 40);
+    let asked = |action: &str| world.sent.iter().filter(|sent| **sent == action).count();
+    assert_eq!((asked("AssignIpv6Addresses"), asked("CreateNetworkInterface"), world.enis.len()), (1, 0, 1));
+}
+
+#[test]
+fn each_card_has_its_own_pool_and_one_with_nothing_but_an_efa_is_left_alone() {
+    let bare = |card| BareEni { id: EniId(format!("efa-{card}")), place: Place { card, device_index: 1 } };
+    let multi = Policy { multi_card: true, ..policy() };
+    let mut world = World::beside(multi.clone(), THREE_CARDS, vec![bare(2)]);
+    world.settle();
+    let on =
+        |world: &World, card| world.enis.values().filter(|eni| eni.place.is_some_and(|it| it.card == card)).count();
+    assert_eq!([0, 1, 2].map(|card| on(&world, card)), [1, 1, 0], "one address is held ahead on every managed card");
+    world.ask_on(1, Some(1));
+    world.ask_on(2, Some(2));
+    world.ask(3);
+    world.settle();
+    let card_of =
+        |pod| world.ledger.leases.get(&key(pod)).map(|lease| world.enis[&lease.eni].place.expect("attached").card);
+    assert_eq!([1, 2, 3].map(card_of), [Some(1), None, Some(0)]);
+    assert_eq!(world.refused.last().map(|(_, cause)| *cause), Some(Cause::EniLimit));
+    // With an ENI of ours beside it, the card is used, and the EFA's place is not.
+    let mut world = World::beside(multi, THREE_CARDS, vec![bare(1)]);
+    let ours =
+        Cloud { place: Some(Place { card: 1, device_index: 2 }), protected: true, tagged: true, ..Cloud::default() };
+    world.enis.insert(EniId("eni-1".into()), ours);
+    world.metadata();
+    world.ask_on(1, Some(1));
+    world.settle();
+    assert!(world.ledger.leases.contains_key(&key(1)));
+}
+
+#[test]
+fn further_cards_are_left_alone_unless_asked_for() {
+    let mut world = World::with(policy(), THREE_CARDS);
+    let others = Cloud { place: Some(Place { card: 1, device_index: 1 }), ..Cloud::default() };
+    world.enis.insert(EniId("eni-1".into()), others);
+    world.settle();
+    (0..12).for_each(|pod| world.ask(pod));
+    world.settle();
+    assert!(world.enis[&EniId("eni-1".into())].blocks.is_empty() && !world.enis[&EniId("eni-1".into())].tagged);
+    assert_eq!(world.ledger.leases.len(), 9, "three ENIs of the first card");
 }

@@ -2,6 +2,7 @@
 
 use std::{
     io::{BufRead, BufReader, Read},
+    net::{IpAddr, SocketAddr},
     process::{Child, ChildStdout, Command, Stdio},
     time::Duration,
 };
@@ -165,6 +166,12 @@ fn leaf(mut pid: u32) -> anyhow::Result<u32> {
     }
 }
 
+/// Address and port as programs write them, of either family.
+fn socket(address: &str, port: u16) -> anyhow::Result<String> {
+    let address: IpAddr = address.parse().with_context(|| format!("{address:?} is no IP address"))?;
+    Ok(SocketAddr::new(address, port).to_string())
+}
+
 impl Spot<'_> {
     fn spawn(&self, program: &str, args: &[&str]) -> anyhow::Result<Child> {
         let mut command = match self.netns {
@@ -182,7 +189,7 @@ impl Spot<'_> {
     /// Opens a connection and keeps data flowing on it.
     pub fn stream(&self, address: &str, port: u16) -> anyhow::Result<Stream> {
         let probe = program("probe")?;
-        let mut child = self.spawn(&probe.to_string_lossy(), &["stream", &format!("{address}:{port}")])?;
+        let mut child = self.spawn(&probe.to_string_lossy(), &["stream", &socket(address, port)?])?;
         let mut output = BufReader::new(child.stdout.take().context("the stream has no output")?);
         let mut line = String::new();
         output.read_line(&mut line)?;
@@ -193,7 +200,7 @@ impl Spot<'_> {
     /// Sends small datagrams as fast as it goes: how many a second.
     pub fn flood(&self, address: &str, port: u16, ms: u64) -> anyhow::Result<f64> {
         let probe = program("probe")?;
-        let said = self.run(&probe.to_string_lossy(), &["flood", &format!("{address}:{port}"), &ms.to_string()])?;
+        let said = self.run(&probe.to_string_lossy(), &["flood", &socket(address, port)?, &ms.to_string()])?;
         said.trim().parse().with_context(|| format!("a flood says {said:?}"))
     }
 
@@ -224,7 +231,7 @@ impl Spot<'_> {
     /// Connects and sends a few hundred kilobytes; who saw whom.
     pub fn ask(&self, address: &str, port: u16) -> anyhow::Result<Answer> {
         let probe = program("probe")?;
-        let said = self.run(&probe.to_string_lossy(), &["ask", &format!("{address}:{port}")])?;
+        let said = self.run(&probe.to_string_lossy(), &["ask", &socket(address, port)?])?;
         Answer::read(&said)
     }
 

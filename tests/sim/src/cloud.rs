@@ -2,7 +2,9 @@
 
 use std::{collections::BTreeMap, net::IpAddr};
 
-use enid_ipamd::{AuditedEni, Call, CallError, Cause, Done, EniFacts, EniId, Kind, Limits, LooseEni, Order, Scope};
+use enid_ipamd::{
+    AuditedEni, Call, CallError, Cause, Creation, Done, EniFacts, EniId, Kind, Limits, LooseEni, Order, Place, Scope,
+};
 use ipnet::{IpNet, Ipv4Net};
 use vpclab::model::{Answer, ApiError, Counted, EniTruth, Faults, InterfaceType, Model, Options, Outcome, Request};
 
@@ -83,7 +85,7 @@ impl Cloud {
         let reply = self.model.call(now, "operator", &request).outcome;
         let Outcome::Answer(Answer::InstanceTypes(types)) = reply else { return None };
         let found = types.first()?;
-        Some(Limits { enis: found.cards[0], addresses_per_eni: found.ipv4_per_eni, prefixes: found.nitro })
+        Some(Limits::of_one_card(found.cards[0], found.ipv4_per_eni, found.nitro))
     }
 
     /// What metadata shows to the instance.
@@ -97,8 +99,8 @@ impl Cloud {
                 Some(EniFacts {
                     id: EniId(eni.id),
                     mac: mac(&eni.mac),
-                    device_index: eni.device_index,
-                    card: eni.card,
+                    place: Place { card: eni.card, device_index: eni.device_index },
+                    own_v6: None,
                     primary: Ipv4Net::new(primary, eni.subnet_cidr.prefix_len()).ok()?,
                     subnet_id: eni.subnet,
                     blocks: singles.chain(prefixes).collect(),
@@ -139,7 +141,7 @@ impl Cloud {
                 resources: vec![eni.0.clone()],
                 tags: BTreeMap::from([(TAG_INSTANCE.to_owned(), instance.to_owned())]),
             },
-            Call::Create { token, order } => {
+            Call::Create { token, creation: Creation { order, .. } } => {
                 let tags = [(TAG_INSTANCE, instance), (TAG_TOKEN, token)];
                 Request::CreateNetworkInterface {
                     subnet: self.subnet.clone(),
@@ -153,11 +155,11 @@ impl Cloud {
                     tags: tags.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect(),
                 }
             }
-            Call::Attach { eni, device_index } => Request::AttachNetworkInterface {
+            Call::Attach { eni, place } => Request::AttachNetworkInterface {
                 eni: eni.0.clone(),
                 instance: instance.to_owned(),
-                device_index: *device_index,
-                card: 0,
+                device_index: place.device_index,
+                card: place.card,
             },
             Call::Protect { eni, attachment } => Request::ModifyNetworkInterfaceAttribute {
                 eni: eni.0.clone(),
@@ -220,7 +222,10 @@ fn audited(instance: &str, eni: &EniTruth) -> AuditedEni {
         no_manage: false,
         delete_on_termination: eni.delete_on_termination(),
         attachment: eni.attachment.as_ref().map(|attachment| attachment.id.clone()).unwrap_or_default(),
-        device_index: eni.attachment.as_ref().map_or(0, |attachment| attachment.device_index),
+        place: eni.attachment.as_ref().map_or(Place::default(), |attachment| Place {
+            card: attachment.card,
+            device_index: attachment.device_index,
+        }),
         token: eni.tags.get(TAG_TOKEN).cloned(),
         blocks: blocks(eni).into_iter().collect(),
     }

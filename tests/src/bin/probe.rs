@@ -75,7 +75,8 @@ fn stream(address: SocketAddr) -> anyhow::Result<()> {
 fn flood(address: SocketAddr, ms: u64) -> anyhow::Result<()> {
     /// Packets between two looks at the clock.
     const TOGETHER: u32 = 64;
-    let socket = UdpSocket::bind(("0.0.0.0", 0)).context("open a socket")?;
+    let any = if address.is_ipv4() { "0.0.0.0" } else { "::" };
+    let socket = UdpSocket::bind((any, 0)).context("open a socket")?;
     socket.connect(address).context("connect")?;
     let (started, limit) = (Instant::now(), Duration::from_millis(ms));
     let mut sent = 0_u32;
@@ -97,7 +98,8 @@ fn sink() -> anyhow::Result<()> {
 }
 
 fn serve() -> anyhow::Result<()> {
-    let listener = TcpListener::bind(("0.0.0.0", enid_tests::traffic::PORT)).context("listen")?;
+    // Of both families: IPv4 callers have addresses that are mapped into IPv6.
+    let listener = TcpListener::bind(("::", enid_tests::traffic::PORT)).context("listen")?;
     println!("ready");
     std::thread::spawn(move || {
         for stream in listener.incoming().flatten() {
@@ -113,7 +115,7 @@ fn answer(mut stream: TcpStream) -> std::io::Result<()> {
     stream.set_read_timeout(Some(LIMIT))?;
     let mut all = Vec::new();
     stream.read_to_end(&mut all)?;
-    let (peer, own) = (stream.peer_addr()?.ip(), stream.local_addr()?.ip());
+    let (peer, own) = (stream.peer_addr()?.ip().to_canonical(), stream.local_addr()?.ip().to_canonical());
     stream.write_all(format!("{} {peer} {own}", all.len()).as_bytes())
 }
 

@@ -97,7 +97,7 @@ impl Fleet {
     /// So many nodes, off as yet.
     pub fn new(setting: Setting, nodes: usize, seed: u64) -> anyhow::Result<Self> {
         let mut cloud = Cloud::new(setting.options.clone(), setting.subnet);
-        let limits = Limits { enis: 3, addresses_per_eni: 10, prefixes: true };
+        let limits = Limits::of_one_card(3, 10, true);
         let limits = cloud.limits(0, setting.kind).unwrap_or(limits);
         let meter = Meter::new(&setting.options);
         let mut rng = fastrand::Rng::with_seed(seed);
@@ -281,7 +281,7 @@ impl Fleet {
         self.nodes[node].reads_at = None;
         let instance = self.nodes[node].instance.clone();
         let enis = self.cloud.imds(self.now, &instance);
-        self.tell(node, Event::Imds { enis });
+        self.tell(node, Event::Imds { enis, bare: Vec::new() });
     }
 
     /// Plans when the node is to be woken, and when it reads metadata.

@@ -119,7 +119,7 @@ impl Node {
         self.tickets += 1;
         known.ticket = Some(ticket);
         let reference = PodRef { namespace: "default".into(), name: format!("{pod}") };
-        Some(Event::Ask { ticket, key: key(pod), pod: Some(reference), patience })
+        Some(Event::Ask { ticket, key: key(pod), pod: Some(reference), patience, card: None })
     }
 
     /// DEL of a pod.

@@ -97,7 +97,7 @@ impl World {
         let mut cloud = Cloud::new(options, 20);
         let now = 1_000;
         let instance = cloud.run(now, KIND)?;
-        let limits = cloud.limits(now, KIND).unwrap_or(Limits { enis: 3, addresses_per_eni: 10, prefixes: true });
+        let limits = cloud.limits(now, KIND).unwrap_or(Limits::of_one_card(3, 10, true));
         let node = Node { instance_id: instance.clone(), limits, policy: policy.clone(), token_seed: "0".into() };
         let mut world = World {
             now,
@@ -307,7 +307,7 @@ impl World {
         self.next_metadata = self.now + if hurry { 500 } else { METADATA_MS };
         self.tell(Event::Wall { ms: self.now + self.wall });
         if !enis.is_empty() {
-            self.tell(Event::Imds { enis });
+            self.tell(Event::Imds { enis, bare: Vec::new() });
         }
         // The host takes on what it is to carry, if EC2 has really attached it.
         let attached: BTreeSet<String> = self

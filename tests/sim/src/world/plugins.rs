@@ -69,7 +69,7 @@ impl World {
         let plugin = Plugin { ticket, key: key.clone(), step: Step::Waits, lease: None, at: self.now, connected: true };
         self.plugins.insert(self.tickets, plugin);
         let pod = PodRef { namespace: "default".into(), name: key.container.clone() };
-        self.tell(Event::Ask { ticket, key, pod: Some(pod), patience: PATIENCE_MS });
+        self.tell(Event::Ask { ticket, key, pod: Some(pod), patience: PATIENCE_MS, card: None });
     }
 
     pub(super) fn delete(&mut self, key: &AttachmentKey) {

@@ -1,6 +1,6 @@
 //! Settings that a node may have.
 
-use enid_ipamd::{Kind, Policy, Provisioning, Target};
+use enid_ipamd::{Beside, Kind, Policy, Provisioning, Target};
 
 use super::REST_MS;
 
@@ -20,6 +20,8 @@ pub fn settings(number: u8) -> Policy {
     Policy {
         target,
         kind,
+        beside: Beside::Nothing,
+        multi_card: false,
         max_enis: None,
         max_pods: Some(110),
         rest_ms: REST_MS,

@@ -1,0 +1,43 @@
+//! Which families pods get, once it is known what the instance and the pods that run already have.
+
+use anyhow::ensure;
+use enid_datapath::policy::Source;
+use enid_ipamd::{Beside, Kind, Lease, Ledger};
+use tracing::warn;
+
+use crate::{imds::Instance, settings::Settings};
+
+/// Fits the settings to this instance, or says what is wrong with them here. What pods have they keep: families whose
+/// pods still run are carried on.
+pub fn settle(settings: &mut Settings, instance: &Instance, ledger: &Ledger) -> anyhow::Result<()> {
+    let leading_v6 = settings.policy.kind == Kind::V6Prefix;
+    let others = ledger.leases.values().filter(|lease| lease.address.is_ipv6() != leading_v6).count();
+    ensure!(
+        others == 0,
+        "{others} pods on this node have addresses of the other family: ENABLE_IPv4 and ENABLE_IPv6 can be changed from \
+         IPv4 to both and back under running pods, and to or from IPv6 alone on a node without pods"
+    );
+    let policy = &mut settings.steering.policy;
+    ensure!(
+        policy.v6 != Source::Vpc || instance.subnet_has_v6,
+        "ENABLE_IPv6 is true, and the subnet {} of this instance has no IPv6 CIDR",
+        instance.subnet_id
+    );
+    if matches!(policy.v6, Source::Node(_)) && instance.own_v6.is_none() {
+        warn!(
+            "ENABLE_V6_EGRESS is true, and this instance has no IPv6 address that pods could leave with: it is off here"
+        );
+        policy.v6 = Source::None;
+        settings.policy.beside = Beside::Nothing;
+    }
+    if policy.v6 != Source::Vpc
+        && ledger.leases.values().filter_map(Lease::second_of_vpc).any(|second| second.is_ipv6())
+    {
+        policy.v6 = Source::Vpc; // until a start after the last of them has gone
+        if settings.policy.beside == Beside::OfNode {
+            warn!("ENABLE_V6_EGRESS waits: pods on this node still have IPv6 addresses of the VPC");
+            settings.policy.beside = Beside::Nothing;
+        }
+    }
+    Ok(())
+}

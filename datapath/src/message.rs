@@ -1,0 +1,212 @@
+//! Messages about addresses, neighbours, routes and rules, of either family, and what they say.
+
+use std::net::IpAddr;
+
+use netlink_packet_route::{
+    address::{AddressAttribute, AddressHeaderFlags, AddressMessage},
+    neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState},
+    route::{RouteAddress, RouteAttribute, RouteMessage, RouteProtocol, RouteScope, RouteType},
+    rule::{RuleAction, RuleAttribute, RuleMessage},
+};
+
+use crate::{family::Family, identity::Mac};
+
+/// RT_TABLE_DEFAULT, RT_TABLE_MAIN and RT_TABLE_LOCAL (linux/rtnetlink.h).
+pub(crate) const TABLE_DEFAULT: u32 = 253;
+pub(crate) const TABLE_MAIN: u32 = 254;
+pub(crate) const TABLE_LOCAL: u32 = 255;
+
+/// An address on a link. IPv6 looks for no double: EC2 gives each address once, and a pod does not wait for it.
+pub(crate) fn address(index: u32, address: IpAddr, prefix_len: u8) -> AddressMessage {
+    let mut message = AddressMessage::default();
+    message.header.family = Family::of(address).netlink();
+    message.header.prefix_len = prefix_len;
+    message.header.index = index;
+    if address.is_ipv6() {
+        message.header.flags = AddressHeaderFlags::Nodad;
+    }
+    message.attributes = vec![AddressAttribute::Local(address), AddressAttribute::Address(address)];
+    message
+}
+
+/// The address itself; IPv6 tells it as the far end's.
+pub(crate) fn own_address(message: &AddressMessage) -> Option<IpAddr> {
+    let local = message.attributes.iter().find_map(|attribute| match attribute {
+        AddressAttribute::Local(address) => Some(*address),
+        _ => None,
+    });
+    local.or_else(|| {
+        message.attributes.iter().find_map(|attribute| match attribute {
+            AddressAttribute::Address(address) => Some(*address),
+            _ => None,
+        })
+    })
+}
+
+/// A permanent entry: no ARP and no neighbour discovery, not even for the first packet.
+pub(crate) fn neighbour(index: u32, address: IpAddr, mac: Mac) -> NeighbourMessage {
+    let mut message = NeighbourMessage::default();
+    message.header.family = Family::of(address).netlink();
+    message.header.ifindex = index;
+    message.header.state = NeighbourState::Permanent;
+    message.attributes = vec![
+        NeighbourAttribute::Destination(neighbour_address(address)),
+        NeighbourAttribute::LinkLayerAddress(mac.0.to_vec()),
+    ];
+    message
+}
+
+fn neighbour_address(address: IpAddr) -> NeighbourAddress {
+    match address {
+        IpAddr::V4(address) => NeighbourAddress::Inet(address),
+        IpAddr::V6(address) => NeighbourAddress::Inet6(address),
+    }
+}
+
+/// Whose permanent entry it is, and which MAC it names.
+pub(crate) fn permanent(neighbour: &NeighbourMessage) -> Option<((u32, IpAddr), Option<Mac>)> {
+    let mut entry = (None, None);
+    for attribute in &neighbour.attributes {
+        match attribute {
+            NeighbourAttribute::Destination(NeighbourAddress::Inet(address)) => entry.0 = Some(IpAddr::V4(*address)),
+            NeighbourAttribute::Destination(NeighbourAddress::Inet6(address)) => entry.0 = Some(IpAddr::V6(*address)),
+            NeighbourAttribute::LinkLayerAddress(bytes) => entry.1 = Mac::try_from(bytes.as_slice()).ok(),
+            _ => {}
+        }
+    }
+    let address = entry.0.filter(|_| neighbour.header.state == NeighbourState::Permanent)?;
+    Some(((neighbour.header.ifindex, address), entry.1))
+}
+
+pub(crate) fn route_in(family: Family, table: u32, protocol: RouteProtocol) -> RouteMessage {
+    let mut message = RouteMessage::default();
+    message.header.address_family = family.netlink();
+    message.header.protocol = protocol;
+    message.header.scope = RouteScope::Universe;
+    message.header.kind = RouteType::Unicast;
+    // Numbers above 255 do not fit the header; RTA_TABLE carries all of them.
+    message.header.table = u8::try_from(table).unwrap_or(0);
+    message.attributes.push(RouteAttribute::Table(table));
+    message
+}
+
+/// To one address, over a link.
+pub(crate) fn link_route(table: u32, to: IpAddr, index: u32) -> RouteMessage {
+    let family = Family::of(to);
+    let mut message = route_in(family, table, RouteProtocol::Static);
+    if family == Family::V4 {
+        message.header.scope = RouteScope::Link; // IPv6 knows no scope of routes
+    }
+    message.header.destination_prefix_length = family.host_len();
+    message.attributes.push(RouteAttribute::Destination(to.into()));
+    message.attributes.push(RouteAttribute::Oif(index));
+    message
+}
+
+/// To everything, over a link by this next hop.
+pub(crate) fn default_route(table: u32, gateway: IpAddr, index: u32) -> RouteMessage {
+    let mut message = route_in(Family::of(gateway), table, RouteProtocol::Static);
+    message.attributes.push(RouteAttribute::Gateway(gateway.into()));
+    message.attributes.push(RouteAttribute::Oif(index));
+    message
+}
+
+/// The table that a route is in.
+pub(crate) fn table(route: &RouteMessage) -> u32 {
+    let named = route.attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::Table(table) => Some(*table),
+        _ => None,
+    });
+    named.unwrap_or(route.header.table.into())
+}
+
+/// The link that a route leads over.
+pub(crate) fn oif(route: &RouteMessage) -> Option<u32> {
+    route.attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::Oif(index) => Some(*index),
+        _ => None,
+    })
+}
+
+/// Where a route leads to; `None` for default.
+pub(crate) fn destination(route: &RouteMessage) -> Option<IpAddr> {
+    route.attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::Destination(RouteAddress::Inet(address)) => Some(IpAddr::V4(*address)),
+        RouteAttribute::Destination(RouteAddress::Inet6(address)) => Some(IpAddr::V6(*address)),
+        _ => None,
+    })
+}
+
+/// The one address that a route in main leads to, and over which link.
+pub(crate) fn host_route(route: &RouteMessage) -> Option<(IpAddr, u32)> {
+    let address = destination(route)?;
+    let whole = route.header.destination_prefix_length == Family::of(address).host_len();
+    (whole && table(route) == TABLE_MAIN).then_some((address, oif(route)?))
+}
+
+/// The kernel lists more attributes than we set; ours must all be among them.
+pub(crate) fn same_route(there: &RouteMessage, wanted: &RouteMessage) -> bool {
+    there.header.address_family == wanted.header.address_family
+        && there.header.destination_prefix_length == wanted.header.destination_prefix_length
+        && wanted.attributes.iter().all(|attribute| there.attributes.contains(attribute))
+}
+
+pub(crate) fn rule(family: Family, priority: u32, table: u32) -> RuleMessage {
+    let mut message = RuleMessage::default();
+    message.header.family = family.netlink();
+    message.header.action = RuleAction::ToTable;
+    message.header.table = u8::try_from(table).unwrap_or(0);
+    message.attributes = vec![RuleAttribute::Priority(priority), RuleAttribute::Table(table)];
+    message
+}
+
+/// What comes from this address asks that table.
+pub(crate) fn rule_from(priority: u32, address: IpAddr, table: u32) -> RuleMessage {
+    let family = Family::of(address);
+    let mut message = rule(family, priority, table);
+    message.header.src_len = family.host_len();
+    message.attributes.push(RuleAttribute::Source(address));
+    message
+}
+
+pub(crate) fn marked(mut rule: RuleMessage, mark: u32, mask: u32) -> RuleMessage {
+    rule.attributes.push(RuleAttribute::FwMark(mark));
+    rule.attributes.push(RuleAttribute::FwMask(mask));
+    rule
+}
+
+/// A rule's mark and mask; a mask of 0: it has none.
+pub(crate) fn mark(rule: &RuleMessage) -> (u32, u32) {
+    let mut found = (0, 0);
+    for attribute in &rule.attributes {
+        match attribute {
+            RuleAttribute::FwMark(mark) => found.0 = *mark,
+            RuleAttribute::FwMask(mask) => found.1 = *mask,
+            _ => {}
+        }
+    }
+    found
+}
+
+pub(crate) fn priority(rule: &RuleMessage) -> Option<u32> {
+    rule.attributes.iter().find_map(|attribute| match attribute {
+        RuleAttribute::Priority(priority) => Some(*priority),
+        _ => None,
+    })
+}
+
+/// The table that a rule asks.
+pub(crate) fn asked_table(rule: &RuleMessage) -> Option<u32> {
+    rule.attributes.iter().find_map(|attribute| match attribute {
+        RuleAttribute::Table(table) => Some(*table),
+        _ => None,
+    })
+}
+
+/// The kernel lists more attributes than we set; ours must all be among them.
+pub(crate) fn same_rule(there: &RuleMessage, wanted: &RuleMessage) -> bool {
+    there.header.family == wanted.header.family
+        && there.header.src_len == wanted.header.src_len
+        && there.header.dst_len == wanted.header.dst_len
+        && wanted.attributes.iter().all(|attribute| there.attributes.contains(attribute))
+}

@@ -1,0 +1,126 @@
+//! The node's routing policy rules: a handful for all ENIs, none for a pod.
+
+use std::{collections::BTreeMap, net::IpAddr};
+
+use netlink_packet_route::rule::{RuleAttribute, RuleMessage};
+
+use crate::{
+    family::Family,
+    marks::{self, Marks},
+    message::{TABLE_DEFAULT, TABLE_MAIN, asked_table, mark, marked, priority, rule, rule_from, same_rule},
+    netlink::Request,
+    node::{EniNet, Found},
+    policy::{NodePorts, Policy},
+};
+
+/// Where the kernel has the rules for main and default at boot (ip-rule(8)); IPv6 has none for default.
+pub(crate) const PRIORITY_MAIN: u32 = 32766;
+const PRIORITY_DEFAULT: u32 = 32767;
+
+pub(crate) fn changes(enis: &[EniNet], policy: &Policy, found: &Found) -> Vec<Request> {
+    let wanted = rules(enis, policy);
+    let mut requests = Vec::new();
+    // A flush takes these along, and with them the host's own way out.
+    let kernels = [
+        (Family::V4, "main", TABLE_MAIN, PRIORITY_MAIN),
+        (Family::V4, "default", TABLE_DEFAULT, PRIORITY_DEFAULT),
+        (Family::V6, "main", TABLE_MAIN, PRIORITY_MAIN),
+    ];
+    for (family, name, table, priority) in kernels.into_iter().filter(|(family, ..)| policy.knows(*family)) {
+        if !found.rules.iter().any(|there| is_plain(there, family, table)) {
+            let what = format!("add the {} rule {priority}: lookup {name}", family.word());
+            requests.push(Request::add_rule(what, rule(family, priority, table)));
+        }
+    }
+    for (what, rule) in &wanted {
+        if !found.rules.iter().any(|there| same_rule(there, rule)) {
+            requests.push(Request::add_rule(format!("add the rule {what}"), rule.clone()));
+        }
+    }
+    for there in found.rules.iter().filter(|rule| is_ours(rule)) {
+        if !wanted.values().any(|rule| same_rule(there, rule)) {
+            requests.push(Request::delete_rule("remove a rule of ours that is not wanted any more", there.clone()));
+        }
+    }
+    requests
+}
+
+/// The kinds of rule, by their text. None of them is a pod's.
+pub fn rules(enis: &[EniNet], policy: &Policy) -> BTreeMap<String, RuleMessage> {
+    let mut rules = BTreeMap::new();
+    for family in policy.steered() {
+        for (what, rule) in of_family(family, enis, policy) {
+            rules.insert(format!("{} {what}", family.word()), rule);
+        }
+    }
+    rules
+}
+
+fn of_family(family: Family, enis: &[EniNet], policy: &Policy) -> Vec<(String, RuleMessage)> {
+    let (marks, mask) = (policy.marks, policy.marks.eni_mask());
+    let mut pods = rule(family, marks::PRIORITY_PODS, TABLE_MAIN);
+    pods.attributes.push(RuleAttribute::SuppressIfGroup(0));
+    let mut rules = vec![(format!("{}: lookup main suppress_ifgroup 0", marks::PRIORITY_PODS), pods)];
+    if policy.node_ports == NodePorts::SameWayBack {
+        let bits = marks.connmark();
+        let connmark = marked(rule(family, marks::PRIORITY_CONNMARK, TABLE_MAIN), bits, bits);
+        rules.push((format!("{}: fwmark {bits:#x}/{bits:#x} lookup main", marks::PRIORITY_CONNMARK), connmark));
+    }
+    for net in policy.by_main.iter().filter(|_| family == Family::V4) {
+        let mut by_main = rule(family, marks::PRIORITY_BY_MAIN, TABLE_MAIN);
+        by_main.header.dst_len = net.prefix_len();
+        by_main.attributes.push(RuleAttribute::Destination(net.addr().into()));
+        rules.push((format!("{}: to {net} lookup main", marks::PRIORITY_BY_MAIN), by_main));
+    }
+    for eni in enis.iter().filter(|eni| eni.slot != 0) {
+        let (mark, table) = (marks.eni(eni.slot), eni.table);
+        let steered = marked(rule(family, marks::PRIORITY_ENI, table), mark, mask);
+        rules.push((format!("{}: fwmark {mark:#x}/{mask:#x} lookup {table}", marks::PRIORITY_ENI), steered));
+        for own in eni.own().filter(|own| Family::of(*own) == family) {
+            let from = rule_from(marks::PRIORITY_PRIMARY, own, table);
+            rules.push((format!("{}: from {own} lookup {table}", marks::PRIORITY_PRIMARY), from));
+        }
+    }
+    rules
+}
+
+/// Rules at our numbers that look like ours, whatever the settings were when they were made.
+fn is_ours(rule: &RuleMessage) -> bool {
+    let (mark, mask) = mark(rule);
+    let Some(family) = Family::ALL.into_iter().find(|family| family.netlink() == rule.header.family) else {
+        return false;
+    };
+    match priority(rule) {
+        // IPv4's is always wanted.
+        Some(marks::PRIORITY_PODS) => {
+            family == Family::V6 && rule.attributes.contains(&RuleAttribute::SuppressIfGroup(0))
+        }
+        Some(marks::PRIORITY_CONNMARK) => asked_table(rule) == Some(TABLE_MAIN) && mark != 0 && mark == mask,
+        Some(marks::PRIORITY_BY_MAIN) => {
+            asked_table(rule) == Some(TABLE_MAIN) && rule.header.dst_len > 0 && rule.header.src_len == 0 && mark == 0
+        }
+        Some(marks::PRIORITY_ENI) => Marks::names_an_eni(mark, mask),
+        Some(marks::PRIORITY_PRIMARY) => {
+            let secondary = |table: u32| (2..=64).contains(&table) || (10_100..20_000).contains(&table);
+            asked_table(rule).is_some_and(secondary) && rule.header.src_len == family.host_len()
+        }
+        _ => false,
+    }
+}
+
+/// It sends everything of the family to that table.
+fn is_plain(there: &RuleMessage, family: Family, to: u32) -> bool {
+    use RuleAttribute::{Priority, Protocol, SuppressPrefixLen, Table};
+    // The kernel lists "suppress nothing" with every rule.
+    let says_nothing = |attribute: &RuleAttribute| {
+        matches!(attribute, Priority(_) | Protocol(_) | Table(_) | SuppressPrefixLen(u32::MAX))
+    };
+    there.header.family == family.netlink()
+        && asked_table(there) == Some(to)
+        && there.attributes.iter().all(says_nothing)
+}
+
+/// The source that a rule picks by, if it is one address.
+pub(crate) fn asks_for(rule: &RuleMessage, address: IpAddr, table: u32) -> bool {
+    same_rule(rule, &rule_from(marks::PRIORITY_PRIMARY, address, table))
+}

@@ -1,0 +1,232 @@
+//! IPv6 alone, both families at once, and the way out in the family that pods do not have of the VPC.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+use std::{sync::OnceLock, time::Duration};
+
+use enid_tests::{
+    Backend, Daemon, Lab, LabConfig, Place, Pod,
+    traffic::{PORT, Servers, Spot, serve},
+    wait_until,
+};
+use serde_json::Value;
+use vpclab::{Drops, INTERNET_SERVER, INTERNET_SERVER_V6, PEER_CLIENT_V6};
+
+const BOUND: Duration = Duration::from_secs(45);
+const DUAL: &[(&str, &str)] = &[("ENABLE_IPv6", "true"), ("MINIMUM_IP_TARGET", "12"), ("WARM_IP_TARGET", "1")];
+const V6: &[(&str, &str)] = &[("ENABLE_IPv4", "false"), ("ENABLE_IPv6", "true")];
+
+/// Two nodes for each test, and a third in the subnet of the first.
+fn lab() -> &'static Lab {
+    static LAB: OnceLock<Lab> = OnceLock::new();
+    LAB.get_or_init(|| {
+        Lab::up(&LabConfig { nodes: 8, ec2: Backend::Model, ipv6: true, ..LabConfig::default() }).unwrap()
+    })
+}
+
+/// A pod, and the addresses that its ADD told.
+struct Wired {
+    name: String,
+    pod: Pod,
+    told: Vec<String>,
+}
+
+fn add(place: Place<'_>, node: usize, name: &str) -> Wired {
+    let pod = Pod::new(node, name);
+    pod.make_namespace(place).unwrap();
+    // As containerd leaves a sandbox that asks for no IPv6.
+    place.sh(&format!("ip netns exec {name} sysctl -q net.ipv6.conf.default.disable_ipv6=1")).unwrap();
+    let (result, _) = pod.call(place, "ADD").unwrap();
+    let config: Value = serde_json::from_str(&pod.config).unwrap();
+    let mut config = config;
+    config["prevResult"] = result.clone();
+    let pod = Pod { config: config.to_string(), ..pod };
+    pod.call(place, "CHECK").unwrap();
+    let ips = result["ips"].as_array().unwrap();
+    let told = ips.iter().map(|ip| ip["address"].as_str().unwrap().split('/').next().unwrap().to_owned()).collect();
+    Wired { name: name.to_owned(), pod, told }
+}
+
+fn spot<'a>(place: Place<'a>, pod: &'a Wired) -> Spot<'a> {
+    Spot { place, netns: Some(&pod.name) }
+}
+
+fn outside() -> [Servers; 2] {
+    ["inet", "peer"].map(|name| serve(Place { lab: lab(), name }, &[]).unwrap())
+}
+
+/// The host, as pods need it and as they leave it.
+fn state(place: Place<'_>) -> String {
+    place
+        .sh("ip -o link show | sed 's/^[0-9]*: //; s/@.*mtu/ mtu/' | sort; ip rule; ip -6 rule; ip route show table all proto static
+             ip -6 route show table all | grep -v -e 'proto kernel' -e multicast -e anycast -e ^local | sort
+             ip -6 -o addr show scope global; ip neigh show nud permanent | sort
+             sysctl net.ipv6.conf.all.forwarding
+             nft list ruleset | sed 's/packets [0-9]* bytes [0-9]*//'")
+        .unwrap()
+}
+
+fn no_drops_since(before: Drops) {
+    assert_eq!(lab().drops().unwrap(), before, "the VPC dropped packets of a foreign source");
+}
+
+fn slot_of(place: Place<'_>, pod: &Wired) -> u64 {
+    let leases = place.leases().unwrap();
+    let lease = leases.iter().find(|lease| lease["address"] == pod.told[0].as_str()).unwrap();
+    let enis = place.enid("enis").unwrap();
+    enis.as_array().unwrap().iter().find(|eni| eni["id"] == lease["eni"]).unwrap()["slot"].as_u64().unwrap()
+}
+
+#[test]
+fn a_pod_of_two_families_speaks_both_by_its_own_eni() {
+    let dropped = lab().drops().unwrap();
+    let (here, there, beside) = (Place::node(lab(), 0), Place::node(lab(), 1), Place::node(lab(), 2));
+    let _daemons = [here, there, beside].map(|place| Daemon::start(place, DUAL).unwrap());
+    for place in [here, there] {
+        wait_until(BOUND, || place.number("available").is_ok_and(|available| available >= 12)).unwrap();
+    }
+    let before = state(here);
+    let near: Vec<Wired> = (0..11).map(|n| add(here, 0, &format!("near-{n}"))).collect();
+    let far: Vec<Wired> = (0..11).map(|n| add(there, 1, &format!("far-{n}"))).collect();
+    let third = add(beside, 2, "third");
+    let first_and_last = |pods: &[Wired]| [slot_of(here, &pods[0]), slot_of(here, &pods[10])];
+    assert_eq!(first_and_last(&near), [0, 1], "one on the primary ENI, one on a secondary");
+    let names: Vec<&str> = far.iter().map(|pod| pod.name.as_str()).collect();
+    let _servers =
+        [serve(there, &names).unwrap(), serve(beside, &["third"]).unwrap(), serve(here, &["near-0"]).unwrap()];
+    let _outside = outside();
+    let peer = Spot { place: Place { lab: lab(), name: "peer" }, netns: None };
+    let inet = Spot { place: Place { lab: lab(), name: "inet" }, netns: None };
+    for from in [&near[0], &near[10]] {
+        for to in [&far[0], &far[10], &third] {
+            // The third node is in the same subnet: on the link, as far as the node knows.
+            for family in [0, 1] {
+                let answer =
+                    spot(here, from).ask(&to.told[family], PORT).unwrap_or_else(|failure| panic!("{failure:#}"));
+                answer.expect(&from.told[family], &to.told[family]).unwrap();
+            }
+        }
+        // The Internet, the peered network: never translated.
+        for server in [INTERNET_SERVER_V6, PEER_CLIENT_V6] {
+            spot(here, from).ask(server, PORT).unwrap().expect(&from.told[1], server).unwrap();
+        }
+    }
+    for to in [&far[0], &far[10]] {
+        for (from, address) in [(peer, PEER_CLIENT_V6), (inet, INTERNET_SERVER_V6)] {
+            from.ask(&to.told[1], PORT).unwrap().expect(address, &to.told[1]).unwrap();
+        }
+        // The node itself, and another node.
+        for (node, index) in [(there, 1), (here, 0)] {
+            let own = lab().node(index).address_v6.clone().unwrap();
+            let answer = Spot { place: node, netns: None }.ask(&to.told[1], PORT).unwrap();
+            answer.expect(&own, &to.told[1]).unwrap();
+        }
+        spot(there, to).ping(&near[0].told[1], 8000).unwrap(); // jumbo frames
+    }
+    // The same node, through its own bridge of routes.
+    spot(here, &near[10]).ask(&near[0].told[1], PORT).unwrap().expect(&near[10].told[1], &near[0].told[1]).unwrap();
+    // Nothing has waited for neighbour discovery or for a double.
+    assert_eq!(here.sh("ip netns exec near-10 ip -6 -o addr show scope global tentative").unwrap(), "");
+    no_drops_since(dropped);
+    // What is taken away comes back, of either family, under a stream. Without the tables a packet may take the
+    // primary's way for a moment, where the VPC drops it; afterwards none does.
+    let whole = state(here);
+    let stream = spot(here, &near[10]).stream(&far[10].told[1], PORT).unwrap();
+    here.sh("nft flush ruleset; ip -6 rule flush; ip rule flush; ip -6 route flush table 2
+             for link in $(ls /sys/class/net | grep ^eni); do ip -6 route flush dev $link proto static; ip -6 neigh flush nud permanent dev $link; done
+             sysctl -q net.ipv6.conf.all.forwarding=0")
+        .unwrap();
+    wait_until(BOUND, || state(here) == whole).unwrap_or_else(|_| panic!("there is {}, not {whole}", state(here)));
+    let dropped = lab().drops().unwrap();
+    stream.end().unwrap().expect(&near[10].told[1], &far[10].told[1]).unwrap();
+    for address in &far[10].told {
+        spot(here, &near[10]).ask(address, PORT).unwrap();
+    }
+    no_drops_since(dropped);
+    near.iter().for_each(|pod| pod.pod.del(here).unwrap());
+    assert_eq!(state(here), before, "something is left of pods that have gone");
+}
+
+#[test]
+fn ipv6_alone_leaves_by_ipv4_as_the_node() {
+    let dropped = lab().drops().unwrap();
+    let (here, there) = (Place::node(lab(), 3), Place::node(lab(), 4));
+    let daemons = [here, there].map(|place| Daemon::start(place, V6).unwrap());
+    let near: Vec<Wired> = (0..3).map(|n| add(here, 3, &format!("six-{n}"))).collect();
+    let far = add(there, 4, "six-far");
+    assert!(near.iter().all(|pod| pod.told.len() == 1 && pod.told[0].contains(':')), "{:?}", near[0].told);
+    let _servers = [serve(there, &["six-far"]).unwrap(), serve(here, &["six-1"]).unwrap()];
+    let _outside = outside();
+    let from = spot(here, &near[0]);
+    from.ask(&far.told[0], PORT).unwrap().expect(&near[0].told[0], &far.told[0]).unwrap();
+    from.ask(INTERNET_SERVER_V6, PORT).unwrap().expect(&near[0].told[0], INTERNET_SERVER_V6).unwrap();
+    // IPv4: as the node, to the Internet and within the VPC.
+    let node = lab().node(3);
+    from.ask(INTERNET_SERVER, PORT).unwrap().expect(&node.public_address, INTERNET_SERVER).unwrap();
+    let _on_node = serve(there, &[]).unwrap();
+    from.ask(&lab().node(4).address, PORT).unwrap().expect(&node.address, &lab().node(4).address).unwrap();
+    // Another pod's address of the node's own range is no way to it.
+    let local = here.sh("ip netns exec six-1 ip -4 -o addr show dev eth0").unwrap();
+    let local = local.split_whitespace().nth(3).unwrap().split('/').next().unwrap().to_owned();
+    assert!(local.starts_with("169.254.17"), "{local}");
+    let refused = format!("{:#}", from.ask(&local, PORT).unwrap_err());
+    assert!(refused.contains("refused") || refused.contains("unreachable"), "{refused}");
+    // A restart finds what it left, and writes nothing of it anew.
+    let (whole, leases) = (state(here), here.leases().unwrap().len());
+    let [first, _second] = daemons;
+    first.kill().unwrap();
+    let _again = Daemon::start(here, V6).unwrap();
+    assert_eq!((state(here), here.leases().unwrap().len()), (whole, leases));
+    // One block, however many pods.
+    let enis = here.enid("enis").unwrap();
+    assert_eq!((enis.as_array().unwrap().len(), enis[0]["blocks"].as_array().unwrap().len()), (1, 1), "{enis}");
+    no_drops_since(dropped);
+}
+
+#[test]
+fn ipv4_alone_leaves_by_ipv6_as_the_node() {
+    let dropped = lab().drops().unwrap();
+    let place = Place::node(lab(), 5);
+    let _daemon = Daemon::start(place, &[("ENABLE_V6_EGRESS", "true"), ("WARM_IP_TARGET", "2")]).unwrap();
+    let pod = add(place, 5, "four");
+    assert_eq!(pod.told.len(), 1, "what only the node knows is told to nobody");
+    let _outside = outside();
+    let own = lab().node(5).address_v6.clone().unwrap();
+    spot(place, &pod).ask(INTERNET_SERVER_V6, PORT).unwrap().expect(&own, INTERNET_SERVER_V6).unwrap();
+    spot(place, &pod).ask(INTERNET_SERVER, PORT).unwrap();
+    no_drops_since(dropped);
+}
+
+#[test]
+fn the_second_family_comes_and_goes_under_running_pods() {
+    let dropped = lab().drops().unwrap();
+    let place = Place::node(lab(), 6);
+    let four: &[(&str, &str)] = &[("WARM_IP_TARGET", "2")];
+    let dual: &[(&str, &str)] = &[("WARM_IP_TARGET", "2"), ("ENABLE_IPv6", "true")];
+    let _outside = outside();
+    let daemon = Daemon::start(place, four).unwrap();
+    let old = add(place, 6, "old");
+    let stream = spot(place, &old).stream(INTERNET_SERVER, PORT).unwrap();
+    daemon.kill().unwrap();
+    let daemon = Daemon::start(place, dual).unwrap();
+    let new = add(place, 6, "new");
+    assert_eq!((old.told.len(), new.told.len()), (1, 2));
+    let stream_v6 = spot(place, &new).stream(INTERNET_SERVER_V6, PORT).unwrap();
+    old.pod.call(place, "CHECK").unwrap();
+    daemon.kill().unwrap();
+    // To IPv6 alone it does not go while they live, and nothing is touched.
+    let whole = state(place);
+    let refused = Daemon::spawn(place, V6).unwrap();
+    let said = || refused.log();
+    wait_until(BOUND, || said().contains("2 pods on this node have addresses of the other family")).unwrap();
+    assert_eq!(state(place), whole);
+    drop(refused);
+    let _daemon = Daemon::start(place, four).unwrap();
+    let newest = add(place, 6, "newest");
+    assert_eq!(newest.told.len(), 1);
+    new.pod.call(place, "CHECK").unwrap();
+    spot(place, &new).ask(INTERNET_SERVER_V6, PORT).unwrap().expect(&new.told[1], INTERNET_SERVER_V6).unwrap();
+    stream.end().unwrap();
+    stream_v6.end().unwrap().expect(&new.told[1], INTERNET_SERVER_V6).unwrap();
+    no_drops_since(dropped);
+}
