@@ -83,7 +83,7 @@ fn other_plugins_get_what_they_ask_for() {
         // What is derived stays: a pod that an older version wired is found again by these.
         let derived = |offer: &Offer| (offer.host_ifname.clone(), offer.host_mac.clone(), offer.pod_mac.clone());
         assert_eq!(derived(&now), derived(&before), "{name}");
-        let Offer { address, mtu, host_ifname, host_mac, pod_mac, device_group } = now;
+        let Offer { address, mtu, host_ifname, host_mac, pod_mac, device_group, .. } = now;
         let (host_mac, pod_mac) = (hex(&host_mac), hex(&pod_mac));
         node()
             .sh(&format!(
