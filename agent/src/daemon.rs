@@ -16,12 +16,13 @@ use tonic::transport::Server;
 use tracing::{info, warn};
 
 use crate::{
-    brain::{Brain, Handle, Parts},
+    brain::{Brain, Parts},
     clock, conflist,
     deletion::Deletion,
     ec2::Ec2,
     families,
     forward::Forward,
+    handle::Handle,
     imds::{Imds, Instance},
     kernel::Kernel,
     limits,

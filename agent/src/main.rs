@@ -12,6 +12,7 @@ mod forget;
 mod forward;
 #[cfg(test)]
 mod fuzz;
+mod handle;
 mod imds;
 mod install;
 mod kernel;

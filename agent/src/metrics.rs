@@ -17,7 +17,7 @@ use prometheus::{
 
 use tokio::sync::watch;
 
-use crate::{brain::Handle, readiness::Readiness};
+use crate::{handle::Handle, readiness::Readiness};
 
 /// What is counted.
 pub struct Counters {

@@ -20,7 +20,7 @@ use tokio::{
 use tracing::{debug, warn};
 
 use crate::{
-    brain::Handle,
+    handle::Handle,
     kernel::{self, Applied, Kernel},
     metrics::Counters,
 };

@@ -15,8 +15,9 @@ use tonic::{Request, Response, Status, Streaming};
 use tracing::{info, warn};
 
 use crate::{
-    brain::{self, Answer, Found, Handle},
+    brain,
     deletion::Deletion,
+    handle::{self, Answer, Found, Handle},
     kernel,
     metrics::Counters,
     readiness::Readiness,
@@ -222,7 +223,7 @@ impl CniService {
 }
 
 /// Waits for the brain's answer, unless the plugin goes first.
-async fn answered(under_way: &mut brain::Request, said: &mut Streaming<AttachRequest>) -> Result<Answer, Status> {
+async fn answered(under_way: &mut handle::Request, said: &mut Streaming<AttachRequest>) -> Result<Answer, Status> {
     tokio::select! {
         answer = under_way.answer() => answer.ok_or_else(ending),
         // Whatever the plugin says before it has an offer, it is not waiting any more.

@@ -10,11 +10,7 @@ use tokio::sync::watch;
 use tonic::{Request, Response, Status};
 
 use crate::{
-    brain::{Handle, since},
-    imds::Instance,
-    kernel::route_table,
-    readiness::Readiness,
-    serve_cni::host_ifname,
+    brain::since, handle::Handle, imds::Instance, kernel::route_table, readiness::Readiness, serve_cni::host_ifname,
 };
 
 /// The service.

@@ -19,7 +19,9 @@ mod build;
 mod calls;
 mod cause;
 mod check;
+mod eni;
 mod event;
+mod give;
 mod grow;
 mod ids;
 mod leaked;
@@ -41,6 +43,7 @@ use ipnet::IpNet;
 pub use block::{Block, BlockState, Kind};
 pub use cause::{Cause, Refusal};
 pub use check::Broken;
+pub use eni::{BareEni, Eni, EniFacts, EniState, Sums};
 pub use event::{
     AuditedEni, Call, CallError, CallId, Class, Creation, Done, Effect, Event, Intent, LooseEni, Order, Place, Scope,
     Ticket, Write,
@@ -48,7 +51,7 @@ pub use event::{
 pub use ids::{AttachmentKey, EniId, Millis, PodRef};
 #[cfg(feature = "mutations")]
 pub use mutation::Mutation;
-pub use pool::{BareEni, Eni, EniFacts, EniState, Sums};
+
 pub use supply::{Beside, Counts, LOCAL_V4, LOCAL_V6, Learnt, Limits, Policy, Provisioning, Target};
 pub use view::{AddressState, AddressView, View};
 

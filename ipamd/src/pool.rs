@@ -1,20 +1,13 @@
-//! ENIs and the blocks on them: what is held, what is free, which address is given next.
+//! ENIs and the blocks on them, as metadata and EC2 show them, and as they come and go.
 
-use std::{
-    cmp::Reverse,
-    collections::BTreeSet,
-    net::{IpAddr, Ipv6Addr},
-    ops::{AddAssign, SubAssign},
-};
+use std::{collections::BTreeSet, net::IpAddr};
 
 use imbl::OrdSet;
-use ipnet::{IpNet, Ipv4Net};
+use ipnet::IpNet;
 
 use crate::{
-    Beside, Block, BlockState, Core, Counts, Effect, EniId, Kind, Millis, Place, Write,
-    block::{self, Rank},
+    BareEni, Block, BlockState, Core, Effect, Eni, EniFacts, EniId, EniState, Millis, Place, Sums, Write, block,
     mutation::Mutation,
-    supply,
 };
 
 /// Slots 1…63 name secondary ENIs; 0 is the primary.
@@ -30,93 +23,6 @@ pub(crate) const STALE_MS: u64 = 60_000;
 /// writes as well, so the word is asked for again.
 pub(crate) const EXCUSE_MS: u64 = 5 * STALE_MS;
 
-/// One ENI as instance metadata shows it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct EniFacts {
-    /// EC2's id.
-    pub id: EniId,
-    /// From IMDS, never from EC2's answer.
-    pub mac: [u8; 6],
-    /// Where it is attached.
-    pub place: Place,
-    /// Its own address, with the subnet's prefix length.
-    pub primary: Ipv4Net,
-    /// Its own IPv6 address, if it has one.
-    pub own_v6: Option<Ipv6Addr>,
-    /// The subnet's id.
-    pub subnet_id: String,
-    /// Blocks for pods: its own address left out.
-    pub blocks: BTreeSet<IpNet>,
-}
-
-/// An ENI without any address: one that is EFA-only, or one of which not all shows yet.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct BareEni {
-    /// EC2's id.
-    pub id: EniId,
-    /// Where it is attached.
-    pub place: Place,
-}
-
-/// How far an ENI has come.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum EniState {
-    /// Attached; whether it is ours is not known yet.
-    Unknown,
-    /// Ours; the host does not carry it yet.
-    Joining,
-    /// Its addresses may be given.
-    Ready,
-    /// It is about to be detached; withheld since then.
-    Leaving(Millis),
-    /// Somebody else's: left alone.
-    Foreign,
-}
-
-/// Addresses of an ENI, counted.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Sums {
-    /// All of them.
-    pub total: u64,
-    /// In somebody's hands.
-    pub held: u64,
-    /// Resting.
-    pub resting: u64,
-    /// To be given.
-    pub free: u64,
-    /// Prefixes.
-    pub prefixes: u64,
-    /// Prefixes that nobody uses any of.
-    pub idle_prefixes: u64,
-}
-
-/// One ENI of this node.
-#[derive(Clone, Debug)]
-pub struct Eni {
-    /// What IMDS shows.
-    pub facts: EniFacts,
-    /// Slot in marks and device groups.
-    pub slot: Option<u32>,
-    /// How far it has come.
-    pub state: EniState,
-    /// EC2 confirmed our tag in this life, so it may be changed.
-    pub ours: bool,
-    /// Id of its attachment, if EC2 told it in this life.
-    pub attachment: Option<String>,
-    /// Metadata does not show it any more.
-    pub doubted: bool,
-    /// Its absence from metadata means something from then on.
-    pub(crate) excused: Millis,
-    /// Since when it has been what it is.
-    pub since: Millis,
-    /// Its addresses, counted.
-    pub sums: Sums,
-    /// Its blocks: what metadata or EC2 has shown and nobody has taken away.
-    pub blocks: OrdSet<IpNet>,
-    /// Blocks with something to give, in the order of giving.
-    open: OrdSet<Rank>,
-}
-
 /// Blocks that EC2 confirmed for an ENI, until metadata shows them or its word has to do.
 #[derive(Clone, Debug)]
 pub(crate) struct Expected {
@@ -129,33 +35,8 @@ pub(crate) struct Expected {
     pub(crate) place: Option<Place>,
 }
 
-impl EniFacts {
-    /// Its own addresses, which the host uses itself.
-    pub(crate) fn own(&self) -> impl Iterator<Item = IpAddr> {
-        [Some(IpAddr::from(self.primary.addr())), self.own_v6.map(IpAddr::from)].into_iter().flatten()
-    }
-}
-
-impl Eni {
-    /// Whether pods may get its addresses.
-    pub fn gives(&self) -> bool {
-        self.state == EniState::Ready && !self.doubted
-    }
-
-    /// Whether nobody uses or remembers any address of it.
-    pub fn is_idle(&self) -> bool {
-        self.sums.held == 0 && self.sums.resting == 0
-    }
-}
-
 impl Core {
-    pub(crate) fn imds(
-        &mut self,
-        now: Millis,
-        shown: Vec<crate::EniFacts>,
-        bare: Vec<BareEni>,
-        effects: &mut Vec<Effect>,
-    ) {
+    pub(crate) fn imds(&mut self, now: Millis, shown: Vec<EniFacts>, bare: Vec<BareEni>, effects: &mut Vec<Effect>) {
         self.bare = bare.into_iter().map(|eni| (eni.id, eni.place)).collect();
         let first = !std::mem::replace(&mut self.imds_read, true);
         self.met = self.met.or(Some(now));
@@ -387,48 +268,6 @@ impl Core {
         }
     }
 
-    /// Network cards whose ENIs serve pods: all, but for one that carries an EFA-only ENI and nothing else.
-    pub(crate) fn manages(&self, card: u32) -> bool {
-        let on_it = |place: &Place| place.card == card;
-        let only_bare = || self.bare.values().any(on_it) && !self.enis.values().any(|eni| on_it(&eni.facts.place));
-        card == 0 || self.may_manage(card) && !only_bare()
-    }
-
-    fn may_manage(&self, card: u32) -> bool {
-        card == 0 || self.node.policy.multi_card && card <= self.node.limits.further_cards
-    }
-
-    /// The cards that are managed.
-    pub(crate) fn cards(&self) -> Vec<u32> {
-        let further = if self.node.policy.multi_card { self.node.limits.further_cards } else { 0 };
-        (0..=further).filter(|card| self.manages(*card)).collect()
-    }
-
-    /// Whether pods may get its addresses now: it may lack what they get beside.
-    pub(crate) fn serves(&self, eni: &Eni) -> bool {
-        eni.gives() && self.manages(eni.facts.place.card) && (!self.needs_v6() || self.v6_of(eni).is_some())
-    }
-
-    fn needs_v6(&self) -> bool {
-        self.node.policy.beside == Beside::V6OfEni
-    }
-
-    /// The IPv6 block that stands beside on this ENI.
-    fn v6_of(&self, eni: &Eni) -> Option<IpNet> {
-        let free = |net: &&IpNet| self.blocks.get(*net).is_some_and(|block| !block.leads && block.free() > 0);
-        eni.blocks.iter().filter(|net| matches!(net, IpNet::V6(_))).find(free).copied()
-    }
-
-    /// Whether this ENI has no IPv6 block, and none is on its way.
-    pub(crate) fn lacks_v6(&self, eni: &Eni) -> bool {
-        let v6 = |net: &IpNet| matches!(net, IpNet::V6(_));
-        self.needs_v6()
-            && eni.gives()
-            && self.manages(eni.facts.place.card)
-            && !eni.blocks.iter().any(v6)
-            && !self.expected.get(&eni.facts.id).is_some_and(|expected| expected.blocks.iter().any(v6))
-    }
-
     /// The block that an address is in, if it is on this node.
     pub(crate) fn block_of(&self, address: IpAddr) -> Option<&Block> {
         block::candidates(address).iter().find_map(|net| self.blocks.get(net))
@@ -485,126 +324,6 @@ impl Core {
     /// Another number whenever [`Core::carried`] may tell something else.
     pub fn topology(&self) -> u64 {
         self.topology
-    }
-
-    /// The block to give from next, on this card or on the first that has one: the fullest prefix, so that others can
-    /// empty; among equals on the ENI that has given most; there the address that was free longest.
-    pub(crate) fn pick(&self, card: Option<u32>) -> Option<IpNet> {
-        if self.local.as_ref().is_some_and(|local| local.free() == 0) {
-            return None;
-        }
-        let first = |eni: &Eni| eni.open.get_min().copied();
-        let on_card = |eni: &&Eni| card.is_none_or(|card| eni.facts.place.card == card);
-        let ready = self.enis.values().filter(on_card).filter(|eni| self.serves(eni));
-        let best = ready.filter_map(|eni| first(eni).map(|rank| (rank, eni)));
-        let order = |(rank, eni): &(Rank, &Eni)| (eni.facts.place.card, rank.0, Reverse(eni.sums.held), eni.slot);
-        best.min_by_key(order).map(|(rank, _)| rank.2)
-    }
-
-    /// Takes the address that was free longest out of a block, and what a pod gets beside.
-    pub(crate) fn take_from(&mut self, now: Millis, net: IpNet) -> Option<(EniId, u32, IpAddr, Option<IpAddr>)> {
-        let eni = self.enis.get(&self.blocks.get(&net)?.eni)?;
-        let (id, slot, beside) = (eni.facts.id.clone(), eni.slot?, self.v6_of(eni));
-        let (holders, resting, strangers) = (self.holders.clone(), self.resting.clone(), self.strangers.clone());
-        let twice = self.is_mutated(Mutation::GiveTwice);
-        let taken = |address: IpAddr| {
-            !twice && (holders.contains_key(&address) || resting.contains_key(&address) || strangers.contains(&address))
-        };
-        let take = |block: &mut Block| {
-            let address = block.take(taken)?;
-            block.held += 1;
-            Some(address)
-        };
-        let second = match self.node.policy.beside {
-            Beside::Nothing => None,
-            Beside::V6OfEni => Some(self.with_block(beside?, take)??),
-            Beside::OfNode => Some(take(self.local.as_mut()?)?),
-        };
-        let address = self.with_block(net, take).flatten();
-        if let (None, Some(second)) = (address, second) {
-            self.with_block_of(second, |block| {
-                block.held -= 1;
-                block.give_back(second, now);
-            });
-        }
-        Some((id, slot, address?, second))
-    }
-
-    /// Addresses held, free and asked for, over all.
-    pub fn counts(&self) -> Counts {
-        let counts = Counts { waiting: self.queue.len(), bound: self.bound, ..Counts::default() };
-        self.count_enis(counts, |_| true)
-    }
-
-    /// The same for the pool of one network card.
-    pub(crate) fn counts_on(&self, card: u32) -> Counts {
-        let bound = if card == 0 { self.bound } else { 0 };
-        let counts = Counts { waiting: self.queue.waiting_on(card), bound, ..Counts::default() };
-        self.count_enis(counts, |eni| eni.facts.place.card == card)
-    }
-
-    fn count_enis(&self, mut counts: Counts, which: impl Fn(&Eni) -> bool) -> Counts {
-        let known = |eni: &&Eni| !matches!(eni.state, EniState::Unknown | EniState::Foreign);
-        for eni in self.enis.values().filter(known).filter(|eni| which(eni)) {
-            let Sums { total, held, resting, free, prefixes, idle_prefixes } = eni.sums;
-            let gives = self.serves(eni);
-            counts.total += if gives { total } else { held + resting };
-            counts.held += held;
-            counts.resting += resting;
-            counts.available += if gives { free } else { 0 };
-            counts.prefixes += prefixes;
-            counts.idle_prefixes += if gives { idle_prefixes } else { 0 };
-        }
-        counts
-    }
-
-    /// Blocks that an ENI could still take.
-    pub(crate) fn room(&self, eni: &Eni) -> u32 {
-        // IPv4 and IPv6 have limits of their own (Amazon EC2 User Guide, "IP addresses per network interface").
-        let leads = |net: &&IpNet| self.node.policy.leads(net);
-        let used = u64::try_from(eni.blocks.iter().filter(leads).count()).unwrap_or(u64::MAX);
-        let coming = self.expected.get(&eni.facts.id).map_or(0, |expected| {
-            let open = expected.blocks.iter().filter(leads).filter(|net| !eni.blocks.contains(*net)).count();
-            u64::try_from(open).unwrap_or(u64::MAX)
-        });
-        let room = supply::per_eni(self.node.limits).saturating_sub(used + coming);
-        u32::try_from(room).unwrap_or(u32::MAX)
-    }
-}
-
-impl Sums {
-    fn of(block: &Block) -> Sums {
-        if !block.leads {
-            return Sums::default();
-        }
-        let prefix = u64::from(block::kind(&block.net) == Kind::Prefix);
-        let open = block.state == BlockState::Open;
-        let (held, resting, free) = (block.held, block.resting, block.free());
-        let idle = open && block.is_idle();
-        let total = held + resting + free;
-        Sums { total, held, resting, free, prefixes: prefix * u64::from(open), idle_prefixes: prefix * u64::from(idle) }
-    }
-}
-
-impl AddAssign for Sums {
-    fn add_assign(&mut self, other: Sums) {
-        self.total += other.total;
-        self.held += other.held;
-        self.resting += other.resting;
-        self.free += other.free;
-        self.prefixes += other.prefixes;
-        self.idle_prefixes += other.idle_prefixes;
-    }
-}
-
-impl SubAssign for Sums {
-    fn sub_assign(&mut self, other: Sums) {
-        self.total -= other.total;
-        self.held -= other.held;
-        self.resting -= other.resting;
-        self.free -= other.free;
-        self.prefixes -= other.prefixes;
-        self.idle_prefixes -= other.idle_prefixes;
     }
 }
 

@@ -9,9 +9,7 @@ use ipnet::IpNet;
 
 use crate::{
     AuditedEni, BlockState, Call, Class, Core, Counts, Effect, EniId, EniState, Intent, Learnt, Millis, Place,
-    Provisioning, Write, block,
-    mutation::Mutation,
-    pool::{STALE_MS, Sums},
+    Provisioning, Sums, Write, block, mutation::Mutation, pool::STALE_MS,
 };
 
 /// The pool has to be too large for so long.

@@ -123,7 +123,8 @@ fn a_pod_of_two_families_speaks_both_by_its_own_eni() {
         }
         spot(there, to).ping(&near[0].told[1], 8000).unwrap(); // jumbo frames
     }
-    // The same node, through its own bridge of routes.
+    services_and_resets(there, &far[10].told[1], peer, inet);
+    // The same node.
     spot(here, &near[10]).ask(&near[0].told[1], PORT).unwrap().expect(&near[10].told[1], &near[0].told[1]).unwrap();
     // Nothing has waited for neighbour discovery or for a double.
     assert_eq!(here.sh("ip netns exec near-10 ip -6 -o addr show scope global tentative").unwrap(), "");
@@ -145,6 +146,27 @@ fn a_pod_of_two_families_speaks_both_by_its_own_eni() {
     no_drops_since(dropped);
     near.iter().for_each(|pod| pod.pod.del(here).unwrap());
     assert_eq!(state(here), before, "something is left of pods that have gone");
+}
+
+/// A node port for a pod on a secondary ENI, with the client's own address, and a port that a policy rejects: both
+/// answered by the way that the question took.
+fn services_and_resets(node: Place<'_>, pod: &str, peer: Spot<'_>, inet: Spot<'_>) {
+    node.sh(&format!(
+        "nft 'table ip6 services {{
+             chain prerouting {{ type nat hook prerouting priority dstnat;
+                 fib daddr type local tcp dport 30080 dnat to [{pod}]:{PORT}; }}
+             chain forward {{ type filter hook forward priority filter;
+                 ip6 daddr {pod} tcp dport 9999 reject with tcp reset; }}
+         }}'"
+    ))
+    .unwrap();
+    let own = lab().node(1).address_v6.clone().unwrap();
+    for (from, address) in [(peer, PEER_CLIENT_V6), (inet, INTERNET_SERVER_V6)] {
+        from.ask(&own, 30080).unwrap().expect(address, pod).unwrap();
+        let refused = format!("{:#}", from.ask(pod, 9999).unwrap_err());
+        assert!(refused.contains("refused"), "{refused}");
+    }
+    node.sh("nft delete table ip6 services").unwrap();
 }
 
 #[test]

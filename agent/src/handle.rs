@@ -1,0 +1,142 @@
+//! A way to the brain, for everybody else: what can be asked and told, and a request that is under way.
+
+use std::{
+    net::IpAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use enid_datapath::Family;
+use enid_ipamd::{AttachmentKey, Event, Lease, PodRef, Refusal, Ticket, View};
+use ipnet::Ipv4Net;
+use tokio::sync::{mpsc, oneshot};
+
+use crate::kernel::Wanted;
+
+/// What a request hears.
+#[derive(Debug)]
+pub enum Answer {
+    /// An address.
+    Offer(Lease),
+    /// No.
+    Refused(Refusal),
+    /// Whether the attachment is still its own.
+    Verdict(bool),
+    /// What was released.
+    Released(Option<IpAddr>),
+}
+
+/// What reaches the brain.
+pub enum Message {
+    Event(Event),
+    Open(Ticket, mpsc::UnboundedSender<Answer>),
+    Lookup(AttachmentKey, oneshot::Sender<Option<Found>>),
+    View(oneshot::Sender<View>),
+    Forgotten(Vec<IpAddr>),
+    KernelFailed(Option<String>),
+    Vpc(Vec<Ipv4Net>),
+    Forwarding(Option<String>),
+}
+
+/// What CHECK compares with.
+pub struct Found {
+    /// The attachment's lease.
+    pub lease: Lease,
+    /// What is wrong with what carries it.
+    pub fault: Option<String>,
+    /// What host and table should carry for all leases.
+    pub wanted: Wanted,
+}
+
+/// A way to the brain.
+#[derive(Clone)]
+pub struct Handle {
+    pub(crate) sender: mpsc::Sender<Message>,
+    tickets: Arc<AtomicU64>,
+    /// Those that pods' routes are of.
+    pub(crate) families: Arc<[Family]>,
+}
+
+/// One request under way; dropping it tells the brain that the caller has gone.
+pub struct Request {
+    handle: Handle,
+    /// Its number.
+    pub ticket: Ticket,
+    answers: mpsc::UnboundedReceiver<Answer>,
+}
+
+impl Handle {
+    /// A way to whoever reads these messages; pods' routes are of these families.
+    pub fn new(sender: mpsc::Sender<Message>, families: Arc<[Family]>) -> Self {
+        Handle { sender, tickets: Arc::new(AtomicU64::new(1)), families }
+    }
+
+    /// Opens a request.
+    pub async fn open(&self) -> Option<Request> {
+        let ticket = Ticket(self.tickets.fetch_add(1, Ordering::Relaxed));
+        let (sender, answers) = mpsc::unbounded_channel();
+        self.sender.send(Message::Open(ticket, sender)).await.ok()?;
+        Some(Request { handle: self.clone(), ticket, answers })
+    }
+
+    /// Tells the brain that something happened.
+    pub async fn tell(&self, event: Event) {
+        // A closed channel means that the daemon is ending.
+        let _ = self.sender.send(Message::Event(event)).await;
+    }
+
+    /// What the kernel refused to restore, if anything.
+    pub async fn kernel_failed(&self, failure: Option<String>) {
+        let _ = self.sender.send(Message::KernelFailed(failure)).await;
+    }
+
+    /// Why packets between pods do not pass, or that they do.
+    pub async fn forwarding(&self, dropped: Option<String>) {
+        let _ = self.sender.send(Message::Forwarding(dropped)).await;
+    }
+
+    /// The VPC's CIDRs, as metadata shows them now.
+    pub async fn vpc(&self, cidrs: Vec<Ipv4Net>) {
+        let _ = self.sender.send(Message::Vpc(cidrs)).await;
+    }
+
+    /// What is known of an attachment; the outer `None` when the daemon is ending.
+    pub async fn lookup(&self, key: AttachmentKey) -> Option<Option<Found>> {
+        let (sender, answer) = oneshot::channel();
+        self.sender.send(Message::Lookup(key, sender)).await.ok()?;
+        answer.await.ok()
+    }
+
+    /// Network cards that pods may have interfaces on, beside the first.
+    pub async fn further_cards(&self) -> Option<Vec<u32>> {
+        Some(self.view().await?.cards.into_iter().filter(|card| *card > 0).collect())
+    }
+
+    /// The state at this moment.
+    pub async fn view(&self) -> Option<View> {
+        let (sender, answer) = oneshot::channel();
+        self.sender.send(Message::View(sender)).await.ok()?;
+        answer.await.ok()
+    }
+}
+
+impl Request {
+    /// ADD's question; `card`: the address has to be on that network card.
+    pub async fn ask(&self, key: AttachmentKey, pod: Option<PodRef>, patience: u64, card: Option<u32>) {
+        self.handle.tell(Event::Ask { ticket: self.ticket, key, pod, patience, card }).await;
+    }
+
+    /// The next answer; `None` when the daemon is ending.
+    pub async fn answer(&mut self) -> Option<Answer> {
+        self.answers.recv().await
+    }
+}
+
+impl Drop for Request {
+    fn drop(&mut self) {
+        let (handle, ticket) = (self.handle.clone(), self.ticket);
+        tokio::spawn(async move { handle.tell(Event::Gone { ticket }).await });
+    }
+}

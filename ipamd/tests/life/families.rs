@@ -1,0 +1,93 @@
+//! Pods with an address of each family, and network cards with a pool each.
+
+use std::collections::BTreeSet;
+
+use enid_ipamd::{BareEni, Beside, Cause, EniId, Kind, Place, Policy};
+
+use crate::world::{Cloud, LIMITS, THREE_CARDS, World, key, policy};
+
+#[test]
+fn a_pod_of_two_families_gets_both_from_one_eni_and_a_new_eni_comes_with_both() {
+    let mut world = World::with(Policy { beside: Beside::V6OfEni, ..policy() }, LIMITS);
+    (0..5).for_each(|pod| world.ask(pod));
+    world.settle();
+    assert_eq!(world.ledger.leases.len(), 5);
+    let enis: BTreeSet<&EniId> = world.ledger.leases.values().map(|lease| &lease.eni).collect();
+    assert_eq!(enis.len(), 2, "three fit on an ENI");
+    // The primary is asked for its /80; the other ENI is born with one.
+    assert_eq!(world.sent.iter().filter(|action| **action == "AssignIpv6Addresses").count(), 1, "{:?}", world.sent);
+    let lease = world.ledger.leases[&key(1)].clone();
+    world.del(1, true);
+    assert!(lease.addresses().all(|address| world.ledger.resting.contains_key(&address)), "both rest");
+}
+
+#[test]
+fn pods_of_one_family_live_on_when_the_second_comes() {
+    let mut world = World::new();
+    world.ask(1);
+    world.settle();
+    let before = world.ledger.leases[&key(1)].clone();
+    world.node.policy.beside = Beside::V6OfEni;
+    world.restart(true);
+    world.ask(2);
+    world.settle();
+    assert_eq!(world.ledger.leases[&key(1)].addresses().collect::<Vec<_>>(), [before.address]);
+    assert!(world.ledger.leases[&key(2)].second.is_some());
+    // And back again: who has two keeps two.
+    world.node.policy.beside = Beside::Nothing;
+    world.restart(true);
+    world.ask(3);
+    world.settle();
+    assert!(world.ledger.leases[&key(2)].second.is_some() && world.ledger.leases[&key(3)].second.is_none());
+}
+
+#[test]
+fn a_node_of_ipv6_asks_for_one_block_and_never_again() {
+    let policy = Policy { kind: Kind::V6Prefix, beside: Beside::OfNode, ..policy() };
+    let mut world = World::with(policy, LIMITS);
+    (0..40).for_each(|pod| world.ask(pod));
+    world.settle();
+    assert_eq!(world.ledger.leases.len(), 40);
+    let asked = |action: &str| world.sent.iter().filter(|sent| **sent == action).count();
+    assert_eq!((asked("AssignIpv6Addresses"), asked("CreateNetworkInterface"), world.enis.len()), (1, 0, 1));
+}
+
+#[test]
+fn each_card_has_its_own_pool_and_one_with_nothing_but_an_efa_is_left_alone() {
+    let bare = |card| BareEni { id: EniId(format!("efa-{card}")), place: Place { card, device_index: 1 } };
+    let multi = Policy { multi_card: true, ..policy() };
+    let mut world = World::beside(multi.clone(), THREE_CARDS, vec![bare(2)]);
+    world.settle();
+    let on =
+        |world: &World, card| world.enis.values().filter(|eni| eni.place.is_some_and(|it| it.card == card)).count();
+    assert_eq!([0, 1, 2].map(|card| on(&world, card)), [1, 1, 0], "one address is held ahead on every managed card");
+    world.ask_on(1, Some(1));
+    world.ask_on(2, Some(2));
+    world.ask(3);
+    world.settle();
+    let card_of =
+        |pod| world.ledger.leases.get(&key(pod)).map(|lease| world.enis[&lease.eni].place.expect("attached").card);
+    assert_eq!([1, 2, 3].map(card_of), [Some(1), None, Some(0)]);
+    assert_eq!(world.refused.last().map(|(_, cause)| *cause), Some(Cause::EniLimit));
+    // With an ENI of ours beside it, the card is used, and the EFA's place is not.
+    let mut world = World::beside(multi, THREE_CARDS, vec![bare(1)]);
+    let ours =
+        Cloud { place: Some(Place { card: 1, device_index: 2 }), protected: true, tagged: true, ..Cloud::default() };
+    world.enis.insert(EniId("eni-1".into()), ours);
+    world.metadata();
+    world.ask_on(1, Some(1));
+    world.settle();
+    assert!(world.ledger.leases.contains_key(&key(1)));
+}
+
+#[test]
+fn further_cards_are_left_alone_unless_asked_for() {
+    let mut world = World::with(policy(), THREE_CARDS);
+    let others = Cloud { place: Some(Place { card: 1, device_index: 1 }), ..Cloud::default() };
+    world.enis.insert(EniId("eni-1".into()), others);
+    world.settle();
+    (0..12).for_each(|pod| world.ask(pod));
+    world.settle();
+    assert!(world.enis[&EniId("eni-1".into())].blocks.is_empty() && !world.enis[&EniId("eni-1".into())].tagged);
+    assert_eq!(world.ledger.leases.len(), 9, "three ENIs of the first card");
+}
