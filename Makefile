@@ -55,11 +55,12 @@ test: root build
 	tools/plugins
 	tools/test
 
-# The kernel here may lack IPVS: Debian's own has it, in a machine of its own.
+# The kernel here may lack IPVS, VLANs, VRF, ipvlan, netem: Debian's own has them, in a machine of its own.
 test-vm: root
 	tools/packages
 	@$(MAKE) --no-print-directory build
-	tools/vm sh -c "modprobe -a ip_vs ip_vs_rr dummy && ENID_PROXY=ipvs $$(tools/test-program neighbours) --nocapture"
+	tools/vm sh -c "modprobe -a ip_vs ip_vs_rr dummy 8021q vrf ipvlan sch_netem && ENID_PROXY=ipvs $$(tools/test-program neighbours) --nocapture \
+		&& $$(tools/test-program families) --test-threads=1"
 
 sim:
 	cargo build --locked --workspace

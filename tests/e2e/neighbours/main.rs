@@ -30,6 +30,9 @@ impl<'a> Node<'a> {
         let place = Place::node(lab, index);
         // As strict as hosts come.
         place.sh("sysctl -q net.ipv4.conf.all.rp_filter=1 net.ipv4.conf.default.rp_filter=1").unwrap();
+        if Proxy::all() == [Proxy::Ipvs] {
+            crowd(place);
+        }
         let daemon = Daemon::start(place, SETTINGS).unwrap();
         wait_until(BOUND, || place.number("available").is_ok_and(|available| available >= 14)).unwrap();
         let pods: Vec<Pod> = (0..13).map(|n| Pod::new(index, &format!("pod-{index}-{n}"))).collect();
@@ -64,6 +67,18 @@ impl<'a> Node<'a> {
     {
         Spot { place: self.place, netns: Some(&pod.0) }
     }
+}
+
+/// What else a host may carry, where the kernel has it: a VLAN in a VRF, an ipvlan link, a slow primary link. Each kind
+/// brings rules, tables or links of its own.
+fn crowd(place: Place<'_>) {
+    place
+        .sh("ip link add blue type vrf table 77; ip link set blue up
+             ip link add link eth0 name eth0.5 type vlan id 5; ip link set eth0.5 master blue
+             ip addr add 192.168.5.1/24 dev eth0.5; ip link set eth0.5 up
+             ip link add link eth0 name ipvl0 type ipvlan mode l2; ip link set ipvl0 up
+             tc qdisc add dev eth0 root netem delay 1ms")
+        .unwrap();
 }
 
 /// What was asked, and how it went.
@@ -171,6 +186,10 @@ fn every_cell_of_the_matrix() {
     for pods in &near.pods {
         link_local(&mut cells, &near, &pods[0]);
         transparent(&mut cells, &near, &pods[0], &far.pods[1][0].1);
+    }
+    for node in [&near, &far] {
+        let shadows = node.place.enid("status").unwrap()["shadows"].clone();
+        cells.note("nothing is told to be in the way", shadows == serde_json::json!([]), || shadows.to_string());
     }
     println!("{} cells passed, {} failed", cells.passed, cells.failed.len());
     assert!(cells.failed.is_empty(), "{:#?}", cells.failed);
