@@ -30,7 +30,7 @@ pub fn run(name: &str, settings: &Settings, as_json: bool) -> anyhow::Result<()>
             "status" => show(as_json, &debug.get_pool(GetPoolRequest {}).await?.into_inner(), status)?,
             "enis" => show(as_json, &debug.list_enis(ListEnisRequest {}).await?.into_inner().enis, |enis| {
                 let rows = enis.iter().map(|eni| {
-                    let used = format!("{}/{}", eni.assigned, eni.addresses);
+                    let used = format!("{}/{}", eni.assigned, many(eni.addresses));
                     [&eni.id, &eni.state, &device(eni), &eni.slot.to_string(), &eni.primary_address, &used, &eni.mac]
                         .map(String::clone)
                 });
@@ -90,6 +90,11 @@ async fn connect(settings: &Settings) -> anyhow::Result<Channel> {
         .with_context(|| format!("the daemon does not answer on {}", at.display()))
 }
 
+/// A number of addresses; a /80 is not counted out.
+fn many(addresses: u32) -> String {
+    if addresses > u32::MAX / 2 { "many".to_owned() } else { addresses.to_string() }
+}
+
 /// Its index, behind the network card's if that is not the first.
 fn device(eni: &Eni) -> String {
     match eni.network_card {
@@ -112,7 +117,10 @@ fn status(pool: &Pool) -> String {
             "addresses".to_owned(),
             format!(
                 "{}: {} assigned, {} resting, {} available",
-                pool.total, pool.assigned, pool.resting, pool.available
+                many(pool.total),
+                pool.assigned,
+                pool.resting,
+                many(pool.available)
             ),
         ],
         ["waiting ADDs".to_owned(), pool.waiting.to_string()],

@@ -81,7 +81,8 @@ fn slot_of(place: Place<'_>, pod: &Wired) -> u64 {
 fn a_pod_of_two_families_speaks_both_by_its_own_eni() {
     let dropped = lab().drops().unwrap();
     let (here, there, beside) = (Place::node(lab(), 0), Place::node(lab(), 1), Place::node(lab(), 2));
-    let _daemons = [here, there, beside].map(|place| Daemon::start(place, DUAL).unwrap());
+    let _daemons = [here, there].map(|place| Daemon::start(place, DUAL).unwrap());
+    let third_daemon = Daemon::start(beside, DUAL).unwrap();
     for place in [here, there] {
         wait_until(BOUND, || place.number("available").is_ok_and(|available| available >= 12)).unwrap();
     }
@@ -123,6 +124,7 @@ fn a_pod_of_two_families_speaks_both_by_its_own_eni() {
         }
         spot(there, to).ping(&near[0].told[1], 8000).unwrap(); // jumbo frames
     }
+    nothing_is_written_by_a_restart(beside, third_daemon);
     services_and_resets(there, &far[10].told[1], peer, inet);
     // The same node.
     spot(here, &near[10]).ask(&near[0].told[1], PORT).unwrap().expect(&near[10].told[1], &near[0].told[1]).unwrap();
@@ -146,6 +148,32 @@ fn a_pod_of_two_families_speaks_both_by_its_own_eni() {
     no_drops_since(dropped);
     near.iter().for_each(|pod| pod.pod.del(here).unwrap());
     assert_eq!(state(here), before, "something is left of pods that have gone");
+}
+
+/// Neither family's links, addresses, routes, rules, link sysctls or tables change.
+fn nothing_is_written_by_a_restart(place: Place<'_>, daemon: Daemon) {
+    wait_until(BOUND, || place.sh("ip -6 -o addr show tentative").is_ok_and(|list| list.is_empty())).unwrap();
+    place
+        .sh("timeout 60 ip -o monitor link address route rule netconf > /run/told.ip 2>&1 & echo $! > /run/monitor
+             timeout 60 nft monitor > /run/told.nft 2>&1 & echo $! >> /run/monitor")
+        .unwrap();
+    let hears = |mark: &str| {
+        let change = format!(
+            "ip -6 rule add pref 9 lookup {mark}; ip -6 rule del pref 9; nft add table ip6 m{mark}; nft delete table ip6 m{mark}"
+        );
+        place.sh(&change).unwrap();
+        let told = place.sh("cat /run/told.ip /run/told.nft").unwrap();
+        told.contains(&format!("lookup {mark}")) && told.contains(&format!("m{mark}"))
+    };
+    wait_until(BOUND, || hears("7701")).unwrap();
+    daemon.kill().unwrap();
+    let _again = Daemon::start(place, DUAL).unwrap();
+    let read = |text: String| text.contains("\nenid_readings ") && !text.contains("\nenid_readings 0");
+    wait_until(BOUND, || place.metrics().is_ok_and(read)).unwrap();
+    wait_until(BOUND, || hears("7702")).unwrap();
+    let told = place.sh("kill $(cat /run/monitor) || true; cat /run/told.ip /run/told.nft").unwrap();
+    let ours = |line: &&str| !["lookup 770", "m770", "# new generation"].iter().any(|mark| line.contains(mark));
+    assert_eq!(told.lines().filter(ours).collect::<Vec<_>>(), [""; 0], "a restart with nothing changed writes");
 }
 
 /// A node port for a pod on a secondary ENI, with the client's own address, and a port that a policy rejects: both
@@ -199,6 +227,12 @@ fn ipv6_alone_leaves_by_ipv4_as_the_node() {
     first.kill().unwrap();
     let _again = Daemon::start(here, V6).unwrap();
     assert_eq!((state(here), here.leases().unwrap().len()), (whole, leases));
+    // A firewall that drops IPv6 alone is found by an IPv6 packet.
+    let cause = || here.enid("status").map_or(String::new(), |status| status["cause_message"].to_string());
+    here.sh("nft 'table ip6 filter { chain FORWARD { type filter hook forward priority 0; policy drop; }; }'").unwrap();
+    wait_until(BOUND, || cause().contains("drops IPv6 packets between pods")).unwrap();
+    here.sh("nft delete table ip6 filter").unwrap();
+    wait_until(BOUND, || here.enid("status").is_ok_and(|status| status["ready"] == true)).unwrap();
     // One block, however many pods.
     let enis = here.enid("enis").unwrap();
     assert_eq!((enis.as_array().unwrap().len(), enis[0]["blocks"].as_array().unwrap().len()), (1, 1), "{enis}");
