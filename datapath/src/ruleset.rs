@@ -153,6 +153,9 @@ impl Ruleset {
         let ports = ports(self.policy.translation).unwrap_or(FULLY_RANDOM);
         let translate = format!(r#"oifname "{link}" {ip} saddr {range} snat to {own}{ports}"#);
         chain(text, "egress", EGRESS, &[&translate]);
+        // Connection tracking does not translate what fits no connection of its own, a late reset for one.
+        let untranslated = format!(r#"oifname "{link}" {ip} saddr {range} drop"#);
+        chain(text, "leave", "filter hook postrouting priority srcnat + 2", &[&untranslated]);
     }
 }
 
@@ -318,6 +321,8 @@ mod tests {
         let text = Ruleset { policy, ..example() }.transaction(&BTreeMap::new());
         assert!(text.contains("ip saddr 169.254.172.0/22 snat to 10.0.1.10 fully-random"), "{text}");
         assert!(text.contains("ip daddr 169.254.172.0/22 ct state new reject"), "{text}");
+        let (translates, drops) = (text.find("snat to").unwrap(), text.find("ip saddr 169.254.172.0/22 drop").unwrap());
+        assert!(translates < drops && text.contains("postrouting priority srcnat + 2"), "{text}");
         // Without an IPv6 address of its own the node has nothing to lend.
         let policy = Policy { v6: Source::Node("fd00::ac:0/118".parse().unwrap()), ..Policy::default() };
         let mut v4 = Ruleset { policy, ..example() };

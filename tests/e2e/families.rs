@@ -221,6 +221,11 @@ fn ipv6_alone_leaves_by_ipv4_as_the_node() {
     assert!(local.starts_with("169.254.17"), "{local}");
     let refused = format!("{:#}", from.ask(&local, PORT).unwrap_err());
     assert!(refused.contains("refused") || refused.contains("unreachable"), "{refused}");
+    // What connection tracking does not translate does not leave: a reset of no connection, with a wrong checksum.
+    let program = "import socket, struct
+s = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_TCP)
+s.sendto(struct.pack('!HHIIBBHHH', 1000, 80, 0, 0, 0x50, 4, 0, 0, 0), ('198.51.100.10', 0))";
+    here.sh(&format!("ip netns exec six-0 python3 -c \"{program}\"")).unwrap();
     // A restart finds what it left, and writes nothing of it anew.
     let (whole, leases) = (state(here), here.leases().unwrap().len());
     let [first, _second] = daemons;

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, net::IpAddr};
 use enid_ipamd::{
     AuditedEni, Call, CallError, Cause, Creation, Done, EniFacts, EniId, Kind, Limits, LooseEni, Order, Place, Scope,
 };
-use ipnet::{IpNet, Ipv4Net};
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use vpclab::model::{Answer, ApiError, Counted, EniTruth, Faults, InterfaceType, Model, Options, Outcome, Request};
 
 const TAG_INSTANCE: &str = "node.k8s.amazonaws.com/instance_id";
@@ -30,9 +30,10 @@ impl Cloud {
     /// An empty account; `prefix_len` is the subnet's.
     pub fn new(options: Options, prefix_len: u8) -> Self {
         let mut model = Model::new(options);
-        let vpc = model.create_vpc(&["10.0.0.0/8".parse().unwrap_or_default()], None);
+        let v6 = |text: &str| text.parse::<Ipv6Net>().ok();
+        let vpc = model.create_vpc(&["10.0.0.0/8".parse().unwrap_or_default()], v6("2001:db8:aa00::/56"));
         let subnet_cidr = Ipv4Net::new([10, 1, 0, 0].into(), prefix_len).unwrap_or_default().trunc();
-        let subnet = model.create_subnet(&vpc, subnet_cidr, None, "use1-az1");
+        let subnet = model.create_subnet(&vpc, subnet_cidr, v6("2001:db8:aa00:1::/64"), "use1-az1");
         Cloud { model, subnet, subnet_cidr }
     }
 
@@ -96,6 +97,7 @@ impl Cloud {
                 let primary = *eni.addresses.first()?;
                 let singles = eni.addresses.iter().skip(1).map(|address| IpNet::from(IpAddr::V4(*address)));
                 let prefixes = eni.prefixes.iter().map(|net| IpNet::V4(*net));
+                let prefixes = prefixes.chain(eni.ipv6_prefixes.iter().map(|net| IpNet::V6(*net)));
                 Some(EniFacts {
                     id: EniId(eni.id),
                     mac: mac(&eni.mac),
@@ -141,7 +143,7 @@ impl Cloud {
                 resources: vec![eni.0.clone()],
                 tags: BTreeMap::from([(TAG_INSTANCE.to_owned(), instance.to_owned())]),
             },
-            Call::Create { token, creation: Creation { order, .. } } => {
+            Call::Create { token, creation: Creation { order, with_v6, .. } } => {
                 let tags = [(TAG_INSTANCE, instance), (TAG_TOKEN, token)];
                 Request::CreateNetworkInterface {
                     subnet: self.subnet.clone(),
@@ -150,7 +152,7 @@ impl Cloud {
                     groups: Vec::new(),
                     secondary_count: (order.kind == Kind::Single).then_some(order.count),
                     prefix_count: (order.kind == Kind::Prefix).then_some(order.count),
-                    ipv6_prefix_count: None,
+                    ipv6_prefix_count: with_v6.then_some(1),
                     client_token: Some(token.clone()),
                     tags: tags.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect(),
                 }
@@ -167,6 +169,9 @@ impl Cloud {
                 delete_on_termination: Some(true),
                 groups: None,
             },
+            Call::Assign { eni, order: Order { kind: Kind::V6Prefix, count } } => {
+                Request::AssignIpv6Addresses { eni: eni.0.clone(), count: None, prefix_count: Some(*count) }
+            }
             Call::Assign { eni, order: Order { kind, count } } => Request::AssignPrivateIpAddresses {
                 eni: eni.0.clone(),
                 count: (*kind == Kind::Single).then_some(*count),
@@ -207,9 +212,10 @@ fn done(instance: &str, call: &Call, answer: Answer) -> Done {
         }
         (_, Answer::Interface(eni)) => Done::Created { blocks: blocks(&eni), eni: EniId(eni.id) },
         (_, Answer::Attached { attachment }) => Done::Attached { attachment },
-        (_, Answer::Assigned { addresses, prefixes, .. }) => {
+        (_, Answer::Assigned { addresses, prefixes, ipv6_prefixes, .. }) => {
             let singles = addresses.into_iter().map(|address| IpNet::from(IpAddr::V4(address)));
-            Done::Assigned { blocks: singles.chain(prefixes.into_iter().map(IpNet::V4)).collect() }
+            let prefixes = prefixes.into_iter().map(IpNet::V4).chain(ipv6_prefixes.into_iter().map(IpNet::V6));
+            Done::Assigned { blocks: singles.chain(prefixes).collect() }
         }
         _ => Done::Fine,
     }
@@ -240,7 +246,8 @@ pub fn is_ours(eni: &EniTruth, instance: &str) -> bool {
 pub fn blocks(eni: &EniTruth) -> Vec<IpNet> {
     let singles = eni.addresses.iter().filter(|address| Some(**address) != eni.primary);
     let singles = singles.map(|address| IpNet::from(IpAddr::V4(*address)));
-    singles.chain(eni.prefixes.iter().map(|net| IpNet::V4(*net))).collect()
+    let prefixes = eni.prefixes.iter().map(|net| IpNet::V4(*net));
+    singles.chain(prefixes).chain(eni.ipv6_prefixes.iter().map(|net| IpNet::V6(*net))).collect()
 }
 
 fn mac(text: &str) -> [u8; 6] {

@@ -2,16 +2,20 @@
 
 use std::{collections::BTreeSet, net::IpAddr};
 
-use enid_ipamd::{AttachmentKey, Call, Event, Intent, Lease, Ticket};
+use enid_ipamd::{AttachmentKey, Beside, Call, Event, Intent, Lease, Ticket};
 
-use super::{REST_MS, World, plugins::Step};
+use super::{
+    REST_MS, World,
+    plugins::{Pod, Step},
+};
 use crate::cloud::is_ours;
 
 impl World {
     /// Judged from outside: what EC2 is asked must not hurt anybody.
     pub(super) fn check_call(&mut self, call: &Call) {
         let enis = self.cloud.enis(self.now);
-        let used = |net: &ipnet::IpNet| self.pods.values().any(|pod| net.contains(&pod.address));
+        let uses = |pod: &Pod, net: &ipnet::IpNet| pod.addresses.iter().any(|address| net.contains(address));
+        let used = |net: &ipnet::IpNet| self.pods.values().any(|pod| uses(pod, net));
         let wrong = match call {
             Call::Create { token, .. } if !self.disk.intents.contains_key(token) => {
                 Some(format!("a creation that is not written down: {token}"))
@@ -37,7 +41,20 @@ impl World {
     }
 
     pub(super) fn offered(&mut self, ticket: Ticket, key: &AttachmentKey, lease: Lease) {
-        let address = lease.address;
+        for address in lease.addresses() {
+            self.address_offered(key, address, &lease);
+        }
+        if self.policy.beside == Beside::V6OfEni && lease.second.is_none() && !self.links.contains_key(key) {
+            self.wrong(format!("{} is offered one family of two", key.container));
+        }
+        if let Some(plugin) = self.plugins.values_mut().find(|plugin| plugin.ticket == ticket && plugin.connected) {
+            plugin.step = Step::Creates;
+            plugin.lease = Some(lease);
+            plugin.at = plugin.at.max(self.now + 1);
+        }
+    }
+
+    fn address_offered(&mut self, key: &AttachmentKey, address: IpAddr, lease: &Lease) {
         let protected = |eni: &vpclab::model::EniTruth| eni.delete_on_termination();
         let eni = self.cloud.enis(self.now).into_iter().find(|eni| eni.id == lease.eni.0);
         match eni {
@@ -46,19 +63,15 @@ impl World {
             }
             _ => {}
         }
-        if let Some((other, _)) = self.pods.iter().find(|(other, pod)| pod.address == address && *other != key) {
+        let lives = |pod: &Pod| pod.addresses.contains(&address);
+        if let Some((other, _)) = self.pods.iter().find(|(other, pod)| lives(pod) && *other != key) {
             let other = other.container.clone();
             self.wrong(format!("{address} is offered to {}, and {other} lives with it", key.container));
         }
         let rested = self.released.get(&address).is_none_or(|at| self.now - at >= REST_MS);
-        let held = self.pods.get(key).is_some_and(|pod| pod.address == address);
+        let held = self.pods.get(key).is_some_and(|pod| pod.addresses.contains(&address));
         if !rested && !held && !self.links.contains_key(key) {
             self.wrong(format!("{address} is offered before it has rested"));
-        }
-        if let Some(plugin) = self.plugins.values_mut().find(|plugin| plugin.ticket == ticket && plugin.connected) {
-            plugin.step = Step::Creates;
-            plugin.lease = Some(lease);
-            plugin.at = plugin.at.max(self.now + 1);
         }
     }
 
@@ -72,9 +85,11 @@ impl World {
             })
         };
         // Who comes to an ENI before metadata has told that somebody detached it is nobody's fault here.
-        let lost = self.pods.iter().find(|(_, pod)| !self.by_hand.contains(&pod.eni) && !on_node(pod.address));
-        if let Some((key, pod)) = lost {
-            let what = format!("{} lives with {}, which EC2 has taken away", key.container, pod.address);
+        let here = self.pods.iter().filter(|(_, pod)| !self.by_hand.contains(&pod.eni));
+        let mut lost =
+            here.filter_map(|(key, pod)| Some((key, pod.addresses.iter().find(|address| !on_node(**address))?)));
+        if let Some((key, address)) = lost.next() {
+            let what = format!("{} lives with {address}, which EC2 has taken away", key.container);
             self.wrong(what);
         }
     }

@@ -11,7 +11,8 @@ use std::{
 };
 
 use enid_ipamd::{
-    AttachmentKey, Call, CallId, Core, Effect, EniId, Event, Ledger, Limits, Millis, Mutation, Node, Policy, Write,
+    AttachmentKey, Call, CallId, Core, Effect, EniId, Event, Lease, Ledger, Limits, Millis, Mutation, Node, Policy,
+    Write,
 };
 use vpclab::model::Options;
 
@@ -227,8 +228,9 @@ impl World {
             self.disk = Ledger::default();
             // What rested was on that disk and nowhere else, and so were the leases of those who live.
             self.released.clear();
-            let promised = self.plugins.values().filter_map(|plugin| Some(plugin.lease.as_ref()?.address));
-            self.unrecorded = self.pods.values().map(|pod| pod.address).chain(promised).collect();
+            let promised = self.plugins.values().filter_map(|plugin| plugin.lease.as_ref());
+            let promised = promised.flat_map(Lease::addresses);
+            self.unrecorded = self.pods.values().flat_map(|pod| pod.addresses.clone()).chain(promised).collect();
         }
         self.start();
     }
@@ -295,7 +297,8 @@ impl World {
     fn list_links(&mut self) {
         let held: BTreeSet<AttachmentKey> = self.core.leases().keys().cloned().collect();
         let seen = self.links.keys().filter(|key| held.contains(*key)).cloned().collect();
-        let routed = self.links.values().filter(|link| link.routed).map(|link| link.address).collect();
+        let routed = self.links.values().filter(|link| link.routed);
+        let routed = routed.flat_map(|link| link.addresses.clone()).collect();
         self.next_listing = self.now + LISTING_MS;
         self.tell(Event::Links { seen, routed });
     }

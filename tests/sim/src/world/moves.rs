@@ -5,7 +5,7 @@ use std::{
     net::IpAddr,
 };
 
-use enid_ipamd::{AttachmentKey, EniId, Event, Intent, Millis};
+use enid_ipamd::{AttachmentKey, EniId, Event, Intent, Millis, Policy};
 use vpclab::model::Request;
 
 use super::{REST_MS, World, settings};
@@ -154,7 +154,8 @@ impl World {
             Move::Detach(number) => self.detach(*number),
             Move::Settings(number) => {
                 self.fault("settings changed");
-                self.policy = settings(*number);
+                // Families are chosen for the whole life.
+                self.policy = Policy { beside: self.policy.beside, ..settings(*number) };
                 let policy = self.policy.clone();
                 self.tell(Event::Settings { policy });
             }
@@ -178,7 +179,7 @@ impl World {
         let until = Millis(REST_MS);
         self.disk.resting.values_mut().for_each(|at| *at = until);
         for lease in std::mem::take(&mut self.disk.leases).into_values() {
-            self.disk.resting.insert(lease.address, until);
+            self.disk.resting.extend(lease.addresses().map(|address| (address, until)));
         }
         self.start();
     }
@@ -186,23 +187,22 @@ impl World {
     /// An operator detaches a secondary ENI on which no pod lives.
     pub(super) fn detach(&mut self, number: u32) {
         let enis = self.cloud.enis(self.now);
-        let idle: Vec<(EniId, String)> = enis
-            .iter()
-            .filter(|eni| eni.instance() == Some(&self.instance))
-            .filter_map(|eni| {
-                eni.attachment.clone().filter(|attachment| attachment.device_index > 0).map(|it| (eni, it))
-            })
-            .filter(|(eni, _)| {
-                let nets = crate::cloud::blocks(eni);
-                let used = |address: &IpAddr| nets.iter().any(|net| net.contains(address));
-                !self.pods.values().any(|pod| used(&pod.address))
-                    && !self
-                        .plugins
-                        .values()
-                        .any(|plugin| plugin.lease.as_ref().is_some_and(|lease| used(&lease.address)))
-            })
-            .map(|(eni, attachment)| (EniId(eni.id.clone()), attachment.id))
-            .collect();
+        let idle: Vec<(EniId, String)> =
+            enis.iter()
+                .filter(|eni| eni.instance() == Some(&self.instance))
+                .filter_map(|eni| {
+                    eni.attachment.clone().filter(|attachment| attachment.device_index > 0).map(|it| (eni, it))
+                })
+                .filter(|(eni, _)| {
+                    let nets = crate::cloud::blocks(eni);
+                    let used = |address: &IpAddr| nets.iter().any(|net| net.contains(address));
+                    !self.pods.values().any(|pod| pod.addresses.iter().any(used))
+                        && !self.plugins.values().any(|plugin| {
+                            plugin.lease.as_ref().is_some_and(|lease| lease.addresses().any(|it| used(&it)))
+                        })
+                })
+                .map(|(eni, attachment)| (EniId(eni.id.clone()), attachment.id))
+                .collect();
         if let Some((eni, attachment)) = idle.get(usize::try_from(number).unwrap_or(0)).cloned() {
             self.fault("ENI detached by hand");
             self.by_hand.insert(eni);

@@ -37,15 +37,15 @@ pub(super) struct Plugin {
 /// A pod's link in the kernel.
 #[derive(Clone, Debug)]
 pub(super) struct Link {
-    pub(super) address: IpAddr,
-    /// The host routes the address over it.
+    pub(super) addresses: Vec<IpAddr>,
+    /// The host routes the addresses over it.
     pub(super) routed: bool,
 }
 
 /// A pod whose ADD has been answered.
 #[derive(Clone, Debug)]
 pub(super) struct Pod {
-    pub(super) address: IpAddr,
+    pub(super) addresses: Vec<IpAddr>,
     pub(super) eni: EniId,
 }
 
@@ -82,11 +82,9 @@ impl World {
 
     /// A pod is not there any more: its address rests from now on, if anybody knew that it had one.
     pub(super) fn release(&mut self, key: &AttachmentKey) {
-        if let Some(pod) = self.pods.remove(key)
-            && !self.unrecorded.contains(&pod.address)
-        {
-            self.released.insert(pod.address, self.now);
-        }
+        let Some(pod) = self.pods.remove(key) else { return };
+        let recorded = pod.addresses.into_iter().filter(|address| !self.unrecorded.contains(address));
+        self.released.extend(recorded.map(|address| (address, self.now)));
     }
 
     /// Every plugin that may goes on by one step.
@@ -105,11 +103,11 @@ impl World {
                     plugin.step = Step::Tells;
                     plugin.at = self.now + 1;
                     // What an earlier try of the same attachment left behind is replaced.
-                    if self.links.get(&key).is_some_and(|link| link.address != lease.address) {
+                    if self.links.get(&key).is_some_and(|link| !lease.addresses().eq(link.addresses.iter().copied())) {
                         self.links.remove(&key);
                         self.release(&key);
                     }
-                    self.links.entry(key).or_insert(Link { address: lease.address, routed: false });
+                    self.links.entry(key).or_insert(Link { addresses: lease.addresses().collect(), routed: false });
                 }
                 (Step::Tells, Some(_)) => {
                     plugin.step = Step::Awaits;
@@ -124,23 +122,26 @@ impl World {
     }
 
     pub(super) fn print(&mut self, at: u64, key: AttachmentKey, lease: &Lease) {
-        let address = lease.address;
-        let taken = self.links.iter().any(|(other, link)| *other != key && link.routed && link.address == address);
+        let addresses: Vec<IpAddr> = lease.addresses().collect();
+        let shared = |others: &[IpAddr]| others.iter().find(|address| addresses.contains(address)).copied();
+        let taken =
+            self.links.iter().any(|(other, link)| *other != key && link.routed && shared(&link.addresses).is_some());
         if taken || !self.links.contains_key(&key) {
             // The host routes the address elsewhere: the plugin leaves it there.
             return self.give_up(at);
         }
         if let Some(link) = self.links.get_mut(&key) {
             link.routed = true;
-            link.address = address;
+            link.addresses.clone_from(&addresses);
         }
         let Some(plugin) = self.plugins.remove(&at) else { return };
         self.tally.added += 1;
-        if let Some((other, _)) = self.pods.iter().find(|(other, pod)| pod.address == address && **other != key) {
-            let other = other.container.clone();
+        let others = self.pods.iter().filter(|(other, _)| **other != key);
+        let twice = others.filter_map(|(other, pod)| Some((shared(&pod.addresses)?, other.container.clone()))).next();
+        if let Some((address, other)) = twice {
             self.wrong(format!("{address} has two owners: {} and {other}", key.container));
         }
-        self.pods.insert(key, Pod { address, eni: lease.eni.clone() });
+        self.pods.insert(key, Pod { addresses, eni: lease.eni.clone() });
         if plugin.connected {
             self.tell(Event::Gone { ticket: plugin.ticket });
         }
