@@ -175,6 +175,11 @@ impl Brain {
                 if let Event::Gone { ticket } = &event {
                     self.open.remove(ticket);
                 }
+                let drops = self.dropped.as_ref().filter(|refusal| refusal.cause == Cause::ForwardDropped);
+                if let (Event::Ask { ticket, .. }, Some(refusal)) = (&event, drops) {
+                    // A pod that started now would be cut off.
+                    return self.answer(*ticket, Answer::Refused(refusal.clone()));
+                }
                 effects.extend(self.core.step(now(), event));
             }
             Message::Open(ticket, answers) => drop(self.open.insert(ticket, Caller { answers, offered: None })),

@@ -8,6 +8,7 @@ use std::{
     fs,
     path::{Path, PathBuf},
     process::Stdio,
+    sync::Once,
     time::Duration,
 };
 
@@ -162,7 +163,10 @@ fn chained(settings: &Settings) -> Vec<Value> {
     if settings.bin_dir.join("portmap").is_file() {
         chained.push(json!({ "type": "portmap", "capabilities": { "portMappings": true }, "snat": true }));
     } else {
-        warn!(folder = %settings.bin_dir.display(), "the portmap plugin is not installed: pods get no host ports");
+        // It is looked for again and again, and may come.
+        static SAID: Once = Once::new();
+        let folder = settings.bin_dir.display();
+        SAID.call_once(|| warn!(%folder, "the portmap plugin is not installed: pods get no host ports"));
     }
     if settings.chain_bandwidth {
         chained.push(json!({ "type": "bandwidth", "capabilities": { "bandwidth": true } }));

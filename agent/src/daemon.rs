@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use anyhow::Context;
 use enid_api::v1::{cni_server::CniServer, debug_server::DebugServer};
 use enid_datapath::Family;
-use enid_ipamd::{Core, Event, Limits, Node, Provisioning};
+use enid_ipamd::{Core, Event, Ledger, Limits, Node, Provisioning};
 use tokio::{
     runtime,
     signal::unix::{SignalKind, signal},
@@ -24,7 +24,7 @@ use crate::{
     forward::Forward,
     handle::Handle,
     imds::{Imds, Instance},
-    kernel::Kernel,
+    kernel::{self, Kernel},
     limits,
     metrics::{self, Counters},
     nft,
@@ -96,7 +96,8 @@ async fn serve(mut settings: Settings, elsewhere: runtime::Handle) -> anyhow::Re
     // Two lives of a node must not share a client token: the boot and the moment tell them apart.
     let token_seed = format!("{}-{}", boot.split('-').next().unwrap_or_default(), clock::now().0);
     let node = Node { instance_id: instance.id.clone(), limits, policy: settings.policy.clone(), token_seed };
-    let core = Core::new(node, ledger);
+    let kernel_slots = kernel::slots(&settings.steering.policy)?;
+    let core = Core::new(node, Ledger { kernel_slots, ..ledger });
     let kernel = Kernel::new(&settings.run_dir);
     let parts = Parts {
         core,

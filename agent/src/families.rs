@@ -1,8 +1,8 @@
 //! Which families pods get, once it is known what the instance and the pods that run already have.
 
 use anyhow::ensure;
-use enid_datapath::policy::Source;
-use enid_ipamd::{Beside, Kind, Lease, Ledger};
+use enid_datapath::Family;
+use enid_ipamd::{Beside, Kind, LOCAL_V4, LOCAL_V6, Lease, Ledger};
 use tracing::warn;
 
 use crate::{imds::Instance, settings::Settings};
@@ -19,25 +19,22 @@ pub fn settle(settings: &mut Settings, instance: &Instance, ledger: &Ledger) -> 
     );
     let policy = &mut settings.steering.policy;
     ensure!(
-        policy.v6 != Source::Vpc || instance.subnet_has_v6,
+        !policy.of_vpc.contains(&Family::V6) || instance.subnet_has_v6,
         "ENABLE_IPv6 is true, and the subnet {} of this instance has no IPv6 CIDR",
         instance.subnet_id
     );
-    if matches!(policy.v6, Source::Node(_)) && instance.own_v6.is_none() {
+    if policy.of_node.contains(&LOCAL_V6) && instance.own_v6.is_none() {
         warn!(
             "ENABLE_V6_EGRESS is true, and this instance has no IPv6 address that pods could leave with: it is off here"
         );
-        policy.v6 = Source::None;
+        policy.of_node.remove(&LOCAL_V6);
         settings.policy.beside = Beside::Nothing;
     }
-    if policy.v6 != Source::Vpc
-        && ledger.leases.values().filter_map(Lease::second_of_vpc).any(|second| second.is_ipv6())
-    {
-        policy.v6 = Source::Vpc; // until a start after the last of them has gone
-        if settings.policy.beside == Beside::OfNode {
-            warn!("ENABLE_V6_EGRESS waits: pods on this node still have IPv6 addresses of the VPC");
-            settings.policy.beside = Beside::Nothing;
-        }
-    }
+    // What pods have by earlier settings is carried until a start after the last of them has gone.
+    let seconds = || ledger.leases.values().filter_map(|lease| lease.second);
+    policy.of_vpc.extend(ledger.leases.values().filter_map(Lease::second_of_vpc).map(Family::of));
+    policy
+        .of_node
+        .extend([LOCAL_V4, LOCAL_V6].into_iter().filter(|range| seconds().any(|second| range.contains(&second))));
     Ok(())
 }

@@ -17,8 +17,8 @@ use enid_datapath::{
     Family, Mac, Netlink, forward, identity, link, marks,
     node::{self, EniNet, Found},
     pods::{self, PodEnd, PodNet, Seen},
-    policy::{Policy, Source},
-    removal,
+    policy::Policy,
+    removal, rules,
     ruleset::Ruleset,
     shadow,
     watch::Kind,
@@ -61,7 +61,7 @@ impl Wanted {
             let (mac, table) = (Mac(facts.mac), route_table(eni, slot));
             wanted.enis.push(EniNet { slot, mac, primary: facts.primary, own_v6: facts.own_v6, table, mtu });
             // What the VPC has given us of a family that pods do not get from it is none of ours.
-            let ours = |net: &&IpNet| wanted.policy.source(Family::of(net.addr())) == Source::Vpc;
+            let ours = |net: &&IpNet| wanted.policy.of_vpc.contains(&Family::of(net.addr()));
             wanted.owner.insert(slot, eni.blocks.iter().filter(ours).copied().collect());
         }
         wanted
@@ -144,7 +144,7 @@ impl Kernel {
     pub fn nobodys(&self, vpc: &[Ipv4Net]) -> Vec<(Family, [IpAddr; 2])> {
         let state = self.lock();
         let wanted = &state.wanted;
-        let from_vpc = |family: &Family| wanted.policy.source(*family) == Source::Vpc;
+        let from_vpc = |family: &Family| wanted.policy.of_vpc.contains(family);
         let of = |family: Family| match family {
             Family::V4 => {
                 let primary = wanted.enis.iter().find(|eni| eni.slot == 0)?;
@@ -174,9 +174,13 @@ impl State {
             self.wanted.enis.iter().cloned().partition(|eni| found.ifname_of(eni.mac).is_some());
         self.links.extend(found.indices(&here));
         let mut changes = Vec::new();
-        for (key, value) in sysctls(&here, &self.wanted.policy, &found) {
-            ensure_sysctl(&key, value, &mut changes)?;
+        let mut sysctls = sysctls(&here, &self.wanted.policy, &found);
+        if self.wanted.policy.knows(Family::V6) {
+            sysctls.extend(pods.unwrap_or_default().iter().filter_map(|pod| pod.sysctl(&found)));
         }
+        // One that cannot be set is no reason to leave the rest as it is: an MTU that is too small takes IPv6 along.
+        let tries = sysctls.iter().map(|(key, value)| ensure_sysctl(key, value, &mut changes));
+        let refused = tries.filter_map(Result::err).last();
         let pool = self.wanted.pool();
         let mut requests = node::changes(&here, &pool, &self.wanted.policy, &found)?;
         if let Some(pods) = pods {
@@ -192,6 +196,7 @@ impl State {
             changes.push(Change { kind: Kind::Table, what: "replace our tables of nftables".to_owned() });
         }
         applied?;
+        refused.map_or(Ok(()), Err)?;
         let waits_for = missing.first().map(|eni| node::MissingLink(eni.mac).to_string());
         let shadows = shadow::shadows(&here, &pool, &self.wanted.policy, &found);
         Ok(Applied { slots: here.iter().map(|eni| eni.slot).collect(), waits_for, changes, shadows })
@@ -223,6 +228,10 @@ fn sysctls(enis: &[EniNet], policy: &Policy, found: &Found) -> Vec<(String, &'st
     for (eni, ifname) in enis.iter().filter_map(|eni| Some((eni, found.ifname_of(eni.mac)?))) {
         // Loose on every ENI: main's answer for a remote pod is the primary link.
         wanted.push((format!("net/ipv4/conf/{ifname}/rp_filter"), "2"));
+        wanted.push((format!("net/ipv4/conf/{ifname}/forwarding"), "1"));
+        if v6 {
+            wanted.push((format!("net/ipv6/conf/{ifname}/disable_ipv6"), "0"));
+        }
         let accepts = format!("net/ipv6/conf/{ifname}/accept_ra");
         if v6 && eni.slot != 0 {
             wanted.push((accepts, "0")); // its default route would compete with the primary's
@@ -273,6 +282,12 @@ pub fn faults(wanted: &Wanted, slot: u32) -> anyhow::Result<Vec<String>> {
         }
     }
     Ok(faults)
+}
+
+/// The slots that the kernel gives to ENIs' links, by MAC.
+pub fn slots(policy: &Policy) -> anyhow::Result<BTreeMap<[u8; 6], u32>> {
+    let found = Found::read(&mut Netlink::open()?, &[Family::V4])?;
+    Ok(rules::slots(policy, &found).into_iter().map(|(mac, slot)| (mac.0, slot)).collect())
 }
 
 /// The host ends that these leases should have.

@@ -5,10 +5,16 @@
 
 mod read;
 
-use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::SocketAddr,
+    path::PathBuf,
+    time::Duration,
+};
 
-use enid_datapath::policy::Source;
+use enid_datapath::Family;
 use enid_ipamd::{Beside, Kind, LOCAL_V4, LOCAL_V6, Provisioning};
+use ipnet::IpNet;
 
 use crate::kernel::Steering;
 use read::{Reader, URLS, is_url};
@@ -228,19 +234,19 @@ impl Stack {
         }
     }
 
-    fn v4(self) -> Source {
+    fn of_vpc(self) -> BTreeSet<Family> {
         match self {
-            Stack::V6 { v4_egress: true } => Source::Node(LOCAL_V4),
-            Stack::V6 { v4_egress: false } => Source::None,
-            Stack::V4 { .. } | Stack::Dual => Source::Vpc,
+            Stack::V4 { .. } => BTreeSet::from([Family::V4]),
+            Stack::V6 { .. } => BTreeSet::from([Family::V6]),
+            Stack::Dual => BTreeSet::from(Family::ALL),
         }
     }
 
-    fn v6(self) -> Source {
+    fn of_node(self) -> BTreeSet<IpNet> {
         match self {
-            Stack::V4 { v6_egress: true } => Source::Node(LOCAL_V6),
-            Stack::V4 { v6_egress: false } => Source::None,
-            Stack::V6 { .. } | Stack::Dual => Source::Vpc,
+            Stack::V4 { v6_egress: true } => BTreeSet::from([LOCAL_V6]),
+            Stack::V6 { v4_egress: true } => BTreeSet::from([LOCAL_V4]),
+            _ => BTreeSet::new(),
         }
     }
 }
@@ -302,13 +308,18 @@ mod tests {
     fn the_families_are_chosen_together() {
         let policy = |given: &[(&str, &str)]| {
             let settings = read(given).unwrap();
-            (settings.policy.kind, settings.policy.beside, settings.steering.policy.v4, settings.steering.policy.v6)
+            let policy = settings.steering.policy;
+            let list = |ranges: BTreeSet<IpNet>| ranges.into_iter().collect::<Vec<_>>();
+            (settings.policy.kind, settings.policy.beside, Vec::from_iter(policy.of_vpc), list(policy.of_node))
         };
+        let both = Family::ALL.to_vec();
         let v6 = [("ENABLE_IPv4", "false"), ("ENABLE_IPv6", "true")];
-        assert_eq!(policy(&[]), (Kind::Single, Beside::Nothing, Source::Vpc, Source::None));
-        assert_eq!(policy(&v6), (Kind::V6Prefix, Beside::OfNode, Source::Node(LOCAL_V4), Source::Vpc));
-        assert_eq!(policy(&[("ENABLE_IPv6", "true")]), (Kind::Single, Beside::V6OfEni, Source::Vpc, Source::Vpc));
-        assert_eq!(policy(&[("ENABLE_V6_EGRESS", "true")]).3, Source::Node(LOCAL_V6));
+        assert_eq!(policy(&[]), (Kind::Single, Beside::Nothing, vec![Family::V4], vec![]));
+        assert_eq!(policy(&v6), (Kind::V6Prefix, Beside::OfNode, vec![Family::V6], vec![LOCAL_V4]));
+        assert_eq!(policy(&[("ENABLE_IPv6", "true")]), (Kind::Single, Beside::V6OfEni, both, vec![]));
+        assert_eq!(policy(&[("ENABLE_V6_EGRESS", "true")]).3, [LOCAL_V6]);
+        let garbled = read(&[("ENABLE_IPv4", "maybe")]).unwrap_err();
+        assert_eq!(garbled.len(), 1, "{garbled:?}");
         let neither = read(&[("ENABLE_IPv4", "false")]).unwrap_err();
         assert!(neither[0].contains("ENABLE_IPv4 is \"false\"; allowed: true, unless ENABLE_IPv6"), "{neither:?}");
         let small = read(&[("ENABLE_IPv6", "true"), ("POD_MTU", "1279"), ("DISABLE_POD_V6", "true")]).unwrap_err();

@@ -4,7 +4,7 @@ use std::{fmt, net::IpAddr, path::Path, time::Duration};
 
 use enid_datapath::{
     Family, Mac, Netlink, identity, link,
-    netns::Netns,
+    netns::{self, Netns},
     pod::{self, Pair, PodLink, Routes, WireError},
 };
 
@@ -60,6 +60,13 @@ fn wire(kernel: &mut Kernel, daemon: &Daemon, ask: Ask, config: &Config) -> Resu
     let cards = offer.further_cards.clone();
     let link = link_for(offer, &attachment.ifname)?;
     let (pair, routes) = kernel.confirm(&link, &mut session).inspect_err(|_| pod::undo(&link, &mut kernel.host))?;
+    if link.families().contains(&Family::V6) {
+        // A hardened host switches it off for links to come.
+        netns::allow_ipv6(&link.host_ifname).map_err(kernel_refused).inspect_err(|_| {
+            pod::undo(&link, &mut kernel.host);
+            let _ = daemon.release(attachment.clone());
+        })?;
+    }
     pod::configure_outside(&link, &pair, &mut kernel.host).map_err(kernel_refused).inspect_err(|_| {
         // The daemon has confirmed: it has to be told. If that fails it finds the link missing.
         let _ = daemon.release(attachment);

@@ -6,7 +6,7 @@ use netlink_packet_route::{
     address::{AddressAttribute, AddressHeaderFlags, AddressMessage},
     neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState},
     route::{RouteAddress, RouteAttribute, RouteMessage, RouteProtocol, RouteScope, RouteType},
-    rule::{RuleAction, RuleAttribute, RuleMessage},
+    rule::{RuleAction, RuleAttribute, RuleFlags, RuleMessage},
 };
 
 use crate::{family::Family, identity::Mac};
@@ -144,11 +144,14 @@ pub(crate) fn host_route(route: &RouteMessage) -> Option<(IpAddr, u32)> {
     (whole && table(route) == TABLE_MAIN).then_some((address, oif(route)?))
 }
 
-/// The kernel lists more attributes than we set; ours must all be among them.
+/// The kernel lists more attributes than we set; ours must all be among them, and no metric: an MTU is one.
 pub(crate) fn same_route(there: &RouteMessage, wanted: &RouteMessage) -> bool {
+    let metric = |attribute: &RouteAttribute| matches!(attribute, RouteAttribute::Metrics(list) if !list.is_empty());
     there.header.address_family == wanted.header.address_family
         && there.header.destination_prefix_length == wanted.header.destination_prefix_length
+        && there.header.kind == wanted.header.kind
         && wanted.attributes.iter().all(|attribute| there.attributes.contains(attribute))
+        && !there.attributes.iter().any(metric)
 }
 
 pub(crate) fn rule(family: Family, priority: u32, table: u32) -> RuleMessage {
@@ -203,10 +206,17 @@ pub(crate) fn asked_table(rule: &RuleMessage) -> Option<u32> {
     })
 }
 
-/// The kernel lists more attributes than we set; ours must all be among them.
+/// A rule with more selectors than ours catches less, and an inverted one the rest.
 pub(crate) fn same_rule(there: &RuleMessage, wanted: &RuleMessage) -> bool {
+    // Who made it, and "suppress nothing", which the kernel lists with every rule.
+    let says_nothing = |attribute: &RuleAttribute| {
+        matches!(attribute, RuleAttribute::Protocol(_) | RuleAttribute::SuppressPrefixLen(u32::MAX))
+    };
     there.header.family == wanted.header.family
         && there.header.src_len == wanted.header.src_len
         && there.header.dst_len == wanted.header.dst_len
+        && there.header.action == wanted.header.action
+        && !there.header.flags.contains(RuleFlags::Invert)
         && wanted.attributes.iter().all(|attribute| there.attributes.contains(attribute))
+        && there.attributes.iter().all(|attribute| wanted.attributes.contains(attribute) || says_nothing(attribute))
 }

@@ -98,7 +98,8 @@ impl Netns {
     }
 }
 
-fn allow_ipv6(ifname: &str) -> Result<(), Error> {
+/// The same in the calling thread's own namespace.
+pub fn allow_ipv6(ifname: &str) -> Result<(), Error> {
     let path = format!("/proc/sys/net/ipv6/conf/{ifname}/disable_ipv6");
     let failed = |source| Error::new(format!("switch IPv6 on in {path}"), source);
     if fs::read_to_string(&path).map_err(failed)?.trim() == "0" {

@@ -7,7 +7,10 @@
 
 use std::{net::IpAddr, os::fd::AsRawFd};
 
-use netlink_packet_route::link::{InfoData, InfoKind, InfoVeth, LinkAttribute, LinkInfo, LinkMessage};
+use netlink_packet_route::{
+    link::{InfoData, InfoKind, InfoVeth, LinkAttribute, LinkInfo, LinkMessage},
+    rule::{RuleAttribute, RuleMessage},
+};
 use nix::errno::Errno;
 
 use crate::{
@@ -90,7 +93,10 @@ pub fn configure_inside(
         // Only the routes can be in the way of something: another interface is the pod's way out already, and this
         // one answers for its own address.
         Err(error) if error.is(Errno::EEXIST) => {
-            pod.apply(&link.own_routes(index)).map(|()| Routes::Own(own_table(index)))
+            let rules = pod.rules().inspect_err(|_| undo(link, host))?;
+            let of_earlier_tries = link.stale_rules(&rules);
+            let requests: Vec<Request> = of_earlier_tries.chain(link.own_routes(index)).collect();
+            pod.apply(&requests).map(|()| Routes::Own(own_table(index)))
         }
         answer => answer.map(|()| Routes::Main),
     };
@@ -267,6 +273,16 @@ impl PodLink {
             ]);
         }
         requests
+    }
+
+    /// Rules for its addresses that an earlier interface of this pod has left: a link takes its rules not along.
+    fn stale_rules(&self, rules: &[RuleMessage]) -> impl Iterator<Item = Request> + use<> {
+        let ours = |rule: &&RuleMessage| {
+            let from = |attribute: &RuleAttribute| matches!(attribute, RuleAttribute::Source(from) if self.addresses().any(|address| address == *from));
+            message::asked_table(rule).is_some_and(|table| table >= OWN_TABLES) && rule.attributes.iter().any(from)
+        };
+        let stale: Vec<RuleMessage> = rules.iter().filter(ours).cloned().collect();
+        stale.into_iter().map(|rule| Request::delete_rule("remove a rule that an earlier interface has left", rule))
     }
 
     fn own_routes(&self, index: u32) -> Vec<Request> {

@@ -71,6 +71,15 @@ pub struct PodNet {
     pub group: u32,
 }
 
+impl PodNet {
+    /// The sysctl that its IPv6 depends on, if it has IPv6 and a link.
+    pub fn sysctl(&self, found: &Found) -> Option<(String, &'static str)> {
+        let link = found.links.iter().find(|link| mac(link) == Some(self.host_mac))?;
+        let v6 = self.addresses.iter().any(|address| address.is_ipv6());
+        v6.then(|| (format!("net/ipv6/conf/{}/disable_ipv6", ifname(link)), "0"))
+    }
+}
+
 /// A pod's link as it was last seen whole, or first of all.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Seen {

@@ -1,5 +1,7 @@
 //! How pods' packets are steered and translated, as the operator wants it.
 
+use std::collections::BTreeSet;
+
 use ipnet::{IpNet, Ipv4Net};
 
 use crate::{family::Family, marks::Marks};
@@ -16,10 +18,10 @@ pub struct Policy {
     pub translation: Translation,
     /// Destinations that are asked of main before the ENIs' tables (AWS_EXTERNAL_SERVICE_CIDRS).
     pub by_main: Vec<Ipv4Net>,
-    /// Where pods' IPv4 addresses are from.
-    pub v4: Source,
-    /// Where pods' IPv6 addresses are from.
-    pub v6: Source,
+    /// Families of which pods have addresses of the VPC: blocks that EC2 put on the ENIs.
+    pub of_vpc: BTreeSet<Family>,
+    /// Ranges that only this node knows. What leaves with their addresses does so as the node, by the primary ENI.
+    pub of_node: BTreeSet<IpNet>,
 }
 
 impl Default for Policy {
@@ -29,36 +31,22 @@ impl Default for Policy {
             node_ports: NodePorts::default(),
             translation: Translation::default(),
             by_main: Vec::new(),
-            v4: Source::Vpc,
-            v6: Source::None,
+            of_vpc: BTreeSet::from([Family::V4]),
+            of_node: BTreeSet::new(),
         }
     }
 }
 
-/// Where pods' addresses of one family are from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Source {
-    /// Pods have none.
-    None,
-    /// The VPC: blocks that EC2 put on the ENIs.
-    Vpc,
-    /// A range that only this node knows. What leaves with it does so as the node, by the primary ENI.
-    Node(IpNet),
-}
-
 impl Policy {
-    /// Where pods' addresses of this family are from.
-    pub fn source(&self, family: Family) -> Source {
-        match family {
-            Family::V4 => self.v4,
-            Family::V6 => self.v6,
-        }
+    /// The range of this family that only this node knows, if pods have addresses of one.
+    pub fn range(&self, family: Family) -> Option<IpNet> {
+        self.of_node.iter().find(|range| Family::of(range.addr()) == family).copied()
     }
 
     /// Whether pods' packets of this family are steered to their ENIs. The ENIs' own IPv4 addresses need rules in any
     /// case.
     pub fn is_steered(&self, family: Family) -> bool {
-        family == Family::V4 || self.v6 == Source::Vpc
+        family == Family::V4 || self.of_vpc.contains(&family)
     }
 
     /// The families that are.
@@ -68,7 +56,7 @@ impl Policy {
 
     /// Whether this family concerns us at all.
     pub fn knows(&self, family: Family) -> bool {
-        family == Family::V4 || self.v6 != Source::None
+        self.is_steered(family) || self.range(family).is_some()
     }
 
     /// The families that do.

@@ -2,12 +2,20 @@
 
 use std::{collections::BTreeMap, net::IpAddr};
 
-use netlink_packet_route::rule::{RuleAttribute, RuleMessage};
+use netlink_packet_route::{
+    route::RouteMessage,
+    rule::{RuleAction, RuleAttribute, RuleFlags, RuleMessage},
+};
 
 use crate::{
     family::Family,
+    identity::Mac,
+    link,
     marks::{self, Marks},
-    message::{TABLE_DEFAULT, TABLE_MAIN, asked_table, mark, marked, priority, rule, rule_from, same_rule},
+    message::{
+        TABLE_DEFAULT, TABLE_MAIN, asked_table, destination, mark, marked, oif, priority, rule, rule_from, same_rule,
+        table,
+    },
     netlink::Request,
     node::{EniNet, Found},
     policy::{NodePorts, Policy},
@@ -116,8 +124,25 @@ fn is_plain(there: &RuleMessage, family: Family, to: u32) -> bool {
         matches!(attribute, Priority(_) | Protocol(_) | Table(_) | SuppressPrefixLen(u32::MAX))
     };
     there.header.family == family.netlink()
+        && there.header.action == RuleAction::ToTable
+        && !there.header.flags.contains(RuleFlags::Invert)
         && asked_table(there) == Some(to)
         && there.attributes.iter().all(says_nothing)
+}
+
+/// The slots that rules and tables give to links, by MAC, as an earlier life has left them.
+pub fn slots(policy: &Policy, found: &Found) -> BTreeMap<Mac, u32> {
+    let (marks, mask) = (policy.marks, policy.marks.eni_mask());
+    let of_rule = |rule: &RuleMessage| {
+        let (mark, its_mask) = mark(rule);
+        let named = priority(rule) == Some(marks::PRIORITY_ENI) && its_mask == mask;
+        let slot = (1..marks::SLOTS).find(|slot| marks.eni(*slot) == mark).filter(|_| named)?;
+        let of_table = |route: &&RouteMessage| Some(table(route)) == asked_table(rule) && destination(route).is_none();
+        let index = found.routes.iter().find(of_table).and_then(oif)?;
+        let link = found.links.iter().find(|link| link.header.index == index)?;
+        Some((link::mac(link)?, slot))
+    };
+    found.rules.iter().filter_map(of_rule).collect()
 }
 
 /// The source that a rule picks by, if it is one address.

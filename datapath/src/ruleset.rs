@@ -15,7 +15,7 @@ use sha2::{Digest, Sha256};
 use crate::{
     family::Family,
     marks,
-    policy::{NodePorts, Policy, Ports, Source, Translation},
+    policy::{NodePorts, Policy, Ports, Translation},
 };
 
 /// Packets and bytes that a table has counted for nobody.
@@ -67,10 +67,16 @@ impl Ruleset {
 
     fn text(&self, family: Family, digest: &str, unheld: Unheld) -> Option<String> {
         let mut text = format!("table {} enid {{\n  comment \"{digest}\"\n", family.word());
-        match self.policy.source(family) {
-            Source::None => return None,
-            Source::Vpc => self.of_the_vpc(family, unheld, &mut text),
-            Source::Node(range) => self.of_the_node(range, self.own(family)?, &mut text),
+        let range = self.policy.range(family).zip(self.own(family));
+        let of_vpc = self.policy.of_vpc.contains(&family);
+        if !of_vpc && range.is_none() {
+            return None;
+        }
+        if of_vpc {
+            self.of_the_vpc(family, unheld, &mut text);
+        }
+        if let Some((range, own)) = range {
+            self.of_the_node(range, own, &mut text);
         }
         text.push_str("}\n");
         Some(text)
@@ -152,10 +158,10 @@ impl Ruleset {
         chain(text, "between", "filter hook forward priority filter", &[&refuse]);
         let ports = ports(self.policy.translation).unwrap_or(FULLY_RANDOM);
         let translate = format!(r#"oifname "{link}" {ip} saddr {range} snat to {own}{ports}"#);
-        chain(text, "egress", EGRESS, &[&translate]);
+        chain(text, "lend", EGRESS, &[&translate]);
         // Connection tracking does not translate what fits no connection of its own, a late reset for one.
         let untranslated = format!(r#"oifname "{link}" {ip} saddr {range} drop"#);
-        chain(text, "leave", "filter hook postrouting priority srcnat + 2", &[&untranslated]);
+        chain(text, "keep", "filter hook postrouting priority srcnat + 2", &[&untranslated]);
     }
 }
 
@@ -181,6 +187,10 @@ impl Ruleset {
         let unmarked = format!("meta mark set meta mark & {keep:#x}");
         let to_eni = format!("{unmarked} | {:#x}", marks.eni(slot));
         let mut rules = Vec::new();
+        if let Some(range) = policy.range(family).filter(|_| slot != 0) {
+            // Translated, by the primary.
+            rules.push(format!("{} saddr {range} {unmarked} return", family.word()));
+        }
         if slot != 0 {
             if policy.node_ports == NodePorts::SameWayBack {
                 // Came in by the primary: same way back.
@@ -207,7 +217,15 @@ impl Ruleset {
                     }
                 }
                 // Somebody behind the ENI translates, or nobody does.
-                _ => rules.push(format!("{to_eni} return")),
+                _ => {
+                    if family == Family::V6 && who == "eni" {
+                        // By another link than the primary's: a network that this host alone knows.
+                        let elsewhere =
+                            format!(r#"fib daddr oif exists fib daddr oifname != "{}""#, self.primary_ifname);
+                        rules.push(format!("{elsewhere} {unmarked} return"));
+                    }
+                    rules.push(format!("{to_eni} return"));
+                }
             }
         }
         rules.push(unmarked);
@@ -239,6 +257,8 @@ fn block(text: &mut String, head: &str, kind: &str, elements: &[String]) {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
 
     fn example() -> Ruleset {
@@ -299,7 +319,7 @@ mod tests {
 
     #[test]
     fn ipv6_is_never_translated_and_always_leaves_by_its_own_eni() {
-        let policy = Policy { v6: Source::Vpc, ..Policy::default() };
+        let policy = Policy { of_vpc: Family::ALL.into(), ..Policy::default() };
         let mut dual = Ruleset { policy, ..example() };
         for (slot, nets) in &mut dual.owner {
             nets.push(format!("2001:db8:0:{slot}::/80").parse().unwrap());
@@ -316,19 +336,26 @@ mod tests {
 
     #[test]
     fn what_only_the_node_knows_leaves_as_the_node_and_reaches_no_other_pod() {
-        let range = "169.254.172.0/22".parse().unwrap();
-        let policy = Policy { v4: Source::Node(range), v6: Source::Vpc, ..Policy::default() };
+        let of_node = BTreeSet::from(["169.254.172.0/22".parse().unwrap()]);
+        let policy = Policy { of_vpc: [Family::V6].into(), of_node, ..Policy::default() };
         let text = Ruleset { policy, ..example() }.transaction(&BTreeMap::new());
         assert!(text.contains("ip saddr 169.254.172.0/22 snat to 10.0.1.10 fully-random"), "{text}");
         assert!(text.contains("ip daddr 169.254.172.0/22 ct state new reject"), "{text}");
         let (translates, drops) = (text.find("snat to").unwrap(), text.find("ip saddr 169.254.172.0/22 drop").unwrap());
         assert!(translates < drops && text.contains("postrouting priority srcnat + 2"), "{text}");
         // Without an IPv6 address of its own the node has nothing to lend.
-        let policy = Policy { v6: Source::Node("fd00::ac:0/118".parse().unwrap()), ..Policy::default() };
+        let of_node = BTreeSet::from(["fd00::ac:0/118".parse().unwrap()]);
+        let policy = Policy { of_node: of_node.clone(), ..Policy::default() };
         let mut v4 = Ruleset { policy, ..example() };
         assert_eq!(v4.families(), [Family::V4]);
         v4.primary_v6 = Some("2001:db8::10".parse().unwrap());
         assert!(v4.transaction(&BTreeMap::new()).contains("snat to 2001:db8::10 fully-random"));
+        // Pods of earlier settings keep it beside pods with addresses of the VPC, on whichever ENI.
+        v4.policy = Policy { of_vpc: Family::ALL.into(), of_node, ..Policy::default() };
+        let text = v4.transaction(&BTreeMap::new());
+        let eni1 = text.split("ip6 enid {").nth(1).unwrap().split("chain eni1").nth(1).unwrap();
+        assert!(eni1.trim_start_matches([' ', '{', '\n']).starts_with("ip6 saddr fd00::ac:0/118 meta mark"), "{eni1}");
+        assert!(text.contains("ip6 saddr fd00::ac:0/118 snat to 2001:db8::10"), "{text}");
     }
 
     #[test]

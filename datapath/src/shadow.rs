@@ -1,17 +1,22 @@
 //! What stands before our rules and routes and is not ours to remove: it is told.
 
+use std::collections::BTreeSet;
+
 use ipnet::IpNet;
 use netlink_packet_route::{
     address::AddressMessage,
-    route::RouteMessage,
-    rule::{RuleAttribute, RuleMessage},
+    route::{RouteMessage, RouteType},
+    rule::{RuleAction, RuleAttribute, RuleMessage},
 };
 
 use crate::{
     family::Family,
-    link::ifname,
+    link::{group, ifname},
     marks,
-    message::{TABLE_LOCAL, asked_table, destination, mark, own_address, priority, same_route, same_rule, table},
+    message::{
+        TABLE_LOCAL, TABLE_MAIN, asked_table, destination, mark, oif, own_address, priority, same_route, same_rule,
+        table,
+    },
     node::{self, EniNet, Found},
     policy::Policy,
     rules,
@@ -28,10 +33,16 @@ pub fn shadows(enis: &[EniNet], pool: &[IpNet], policy: &Policy, found: &Found) 
     let concerns = |rule: &&RuleMessage| {
         Family::ALL.into_iter().any(|family| family.netlink() == rule.header.family && policy.is_steered(family))
     };
+    let of_pods: BTreeSet<u32> =
+        found.links.iter().filter(|link| group(link) != 0).map(|link| link.header.index).collect();
     let foreign = |rule: &&RuleMessage| concerns(rule) && !wanted.values().any(|ours| same_rule(rule, ours));
     let rules = found.rules.iter().filter(foreign).filter(|rule| catches(rule, pool, &marks)).map(|rule| {
         let (priority, table) = (priority(rule).unwrap_or(0), asked_table(rule).unwrap_or(0));
-        format!("the rule {priority}: {}lookup {table} catches packets of pods before our rules do", selectors(rule))
+        let what = match rule.header.action {
+            RuleAction::ToTable => format!("lookup {table}"),
+            other => format!("{other:?}").to_lowercase(),
+        };
+        format!("the rule {priority}: {}{what} catches packets of pods before our rules do", selectors(rule))
     });
     let routes = enis.iter().filter(|eni| eni.slot != 0).flat_map(|eni| {
         let index = found.link_of(eni.mac).map(|link| link.header.index);
@@ -49,8 +60,16 @@ pub fn shadows(enis: &[EniNet], pool: &[IpNet], policy: &Policy, found: &Found) 
         };
         found.routes.iter().filter(foreign).map(tell).collect::<Vec<_>>()
     });
+    // A longer or better route in main that leads past a pod's link.
+    let past = found.routes.iter().filter(|route| table(route) == TABLE_MAIN).filter_map(|route| {
+        let to = destination(route)?;
+        let whole = route.header.destination_prefix_length == Family::of(to).host_len();
+        let ours = oif(route).is_some_and(|index| of_pods.contains(&index)) && route.header.kind == RouteType::Unicast;
+        let caught = whole && !ours && pool.iter().any(|block| block.contains(&to));
+        caught.then(|| format!("the route {to} in main, whose kind is {:?}, leads past its pod", route.header.kind))
+    });
     let addresses = found.addresses.iter().filter_map(|message| elsewhere(message, enis, pool, found));
-    let mut all: Vec<String> = rules.chain(routes).chain(addresses).collect();
+    let mut all: Vec<String> = rules.chain(routes).chain(past).chain(addresses).collect();
     if let Some(more) = all.len().checked_sub(MOST).filter(|more| *more > 0) {
         all.truncate(MOST);
         all.push(format!("and {more} more of the kind"));
@@ -67,9 +86,6 @@ fn catches(rule: &RuleMessage, pool: &[IpNet], marks: &[u32]) -> bool {
                 | RuleAttribute::Oifname(_)
                 | RuleAttribute::TunId(_)
                 | RuleAttribute::UidRange(_)
-                | RuleAttribute::IpProtocol(_)
-                | RuleAttribute::SourcePortRange(_)
-                | RuleAttribute::DestinationPortRange(_)
                 | RuleAttribute::L3MDev(_)
         )
     };

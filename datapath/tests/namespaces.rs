@@ -16,7 +16,7 @@ use enid_datapath::{
     node::{self, EniNet, Found},
     pod::{self, PodLink, WireError},
     pods,
-    policy::{Policy, Source},
+    policy::Policy,
     removal,
     ruleset::Ruleset,
 };
@@ -275,7 +275,7 @@ fn enis_of_two_families_are_set_up_once_repaired_and_left_behind_clean() {
         eni(1, 2, "10.0.1.11/24", "2001:db8:aa00:1::b", marks::route_table(1, 0)),
     ];
     let pool = ["10.0.1.32/28".parse().unwrap(), "2001:db8:aa00:1:7::/80".parse().unwrap()];
-    let dual = Policy { v6: Source::Vpc, ..Policy::default() };
+    let dual = Policy { of_vpc: Family::ALL.into(), ..Policy::default() };
     let mut netlink = host.netns().netlink().unwrap();
     let mut apply = |policy: &Policy| {
         let found = Found::read(&mut netlink, &policy.families()).unwrap();
@@ -296,9 +296,28 @@ fn enis_of_two_families_are_set_up_once_repaired_and_left_behind_clean() {
         "{addresses}"
     );
     assert!(!addresses.contains(":7::"), "an address for pods is the host's: {addresses}");
-    host.sh("ip -6 rule flush; ip -6 route flush table 2; ip -6 addr del 2001:db8:aa00:1::b/128 dev eth1");
-    apply(&dual);
-    assert_eq!((host.sh("ip -6 rule"), host.sh("ip -6 route show table 2")), (rules, table));
+    let harms = [
+        "ip -6 rule flush; ip -6 route flush table 2; ip -6 addr del 2001:db8:aa00:1::b/128 dev eth1",
+        // Narrowed, inverted, and with an MTU of its own: they look like ours.
+        "ip -6 rule del pref 1536; ip -6 rule add pref 1536 fwmark 0x41/0x7f iif lo lookup 2",
+        "ip -6 rule del pref 1536; ip -6 rule add not pref 1536 fwmark 0x41/0x7f lookup 2",
+        "ip -6 route replace default via fe80:ec2::1 dev eth1 table 2 proto static metric 1024 mtu 1400",
+    ];
+    for harm in harms {
+        host.sh(harm);
+        apply(&dual);
+        apply(&dual); // the kernel may take the wrong one of two that it cannot tell apart
+        assert_eq!(
+            (host.sh("ip -6 rule"), host.sh("ip -6 route show table 2")),
+            (rules.clone(), table.clone()),
+            "{harm}"
+        );
+    }
+    let found = Found::read(&mut host.netns().netlink().unwrap(), &dual.families()).unwrap();
+    assert_eq!(
+        enid_datapath::rules::slots(&dual, &found).into_iter().collect::<Vec<_>>(),
+        [(Mac([2, 0, 0, 0, 0, 2]), 1)]
+    );
     assert_eq!(apply(&dual), [""; 0]);
     // Nobody has IPv6 any more: our rules go, the kernel's own stays.
     apply(&Policy::default());
@@ -360,18 +379,20 @@ fn the_table_is_taken_by_the_kernel_and_replaced_whole() {
     load(&ruleset);
     assert_eq!(host.sh("nft list table ip enid"), once);
     // A second family, in the same transaction.
-    ruleset.policy.v6 = Source::Vpc;
+    ruleset.policy.of_vpc = Family::ALL.into();
     for (slot, nets) in &mut ruleset.owner {
         nets.push(format!("2001:db8:aa00:1:{slot}::/80").parse().unwrap());
     }
     load(&ruleset);
     assert!(host.sh("nft list table ip6 enid").contains("2001:db8:aa00:1:63::/80 : goto host63"));
     // Ranges that only the node knows.
-    ruleset.policy.v6 = Source::Node("fd00::ac:0/118".parse().unwrap());
+    ruleset.policy.of_node = ["fd00::ac:0/118".parse().unwrap()].into();
     ruleset.primary_v6 = Some("2001:db8:aa00:1::a".parse().unwrap());
     load(&ruleset);
+    ruleset.policy.of_vpc = [Family::V4].into();
+    load(&ruleset);
     assert!(host.sh("nft list table ip6 enid").contains("snat to 2001:db8:aa00:1::a"));
-    ruleset.policy.v6 = Source::None;
+    ruleset.policy.of_node.clear();
     ruleset.owner.clear();
     load(&ruleset);
     assert!(!host.sh("nft list table ip enid").contains("chain eni1"));

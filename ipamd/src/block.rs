@@ -10,7 +10,7 @@ use imbl::OrdSet;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use crate::{EniId, LOCAL_V4, Millis};
+use crate::{EniId, LOCAL_V4, LOCAL_V6, Millis};
 
 /// Addresses in a /28.
 pub const PREFIX_SIZE: u64 = 16;
@@ -70,6 +70,8 @@ pub struct Block {
     pub resting: u64,
     /// Offsets from here on were never given in this life.
     fresh: u64,
+    /// Addresses that are given to nobody, at its beginning and at its end.
+    kept: (u64, u64),
     /// Addresses below `fresh` that are free, the longest free first.
     returned: OrdSet<(Millis, IpAddr)>,
 }
@@ -79,8 +81,9 @@ pub(crate) type Rank = (Reverse<u64>, Millis, IpNet);
 
 impl Block {
     pub(crate) fn new(net: IpNet, eni: EniId, leads: bool) -> Self {
-        // The first address of an IPv6 block may be every router's (RFC 4291, 2.6.1), that of a range the range's own.
-        let fresh = u64::from(net.addr().is_ipv6() || net == LOCAL_V4);
+        // The first address of an IPv6 block may be every router's (RFC 4291, 2.6.1); a range's ends are its own.
+        let range = net == LOCAL_V4 || net == LOCAL_V6;
+        let kept = (u64::from(net.addr().is_ipv6() || range), u64::from(range));
         Block {
             net,
             eni,
@@ -89,7 +92,8 @@ impl Block {
             excused: Millis(0),
             held: 0,
             resting: 0,
-            fresh,
+            fresh: kept.0,
+            kept,
             returned: OrdSet::new(),
         }
     }
@@ -101,7 +105,8 @@ impl Block {
 
     /// Addresses that may be given now.
     pub fn free(&self) -> u64 {
-        if self.state == BlockState::Open { self.size() - self.held - self.resting } else { 0 }
+        let kept = self.kept.0 + self.kept.1;
+        if self.state == BlockState::Open { (self.size() - kept).saturating_sub(self.held + self.resting) } else { 0 }
     }
 
     /// Nobody uses or remembers any of it.
@@ -114,13 +119,13 @@ impl Block {
         if !self.leads || self.free() == 0 {
             return None;
         }
-        let since = if self.fresh < self.size() { Millis(0) } else { self.returned.get_min()?.0 };
+        let since = if self.fresh < self.size() - self.kept.1 { Millis(0) } else { self.returned.get_min()?.0 };
         Some((Reverse(self.held), since, self.net))
     }
 
     /// Takes the address that was free longest; `taken` tells addresses that are in use.
     pub(crate) fn take(&mut self, taken: impl Fn(IpAddr) -> bool) -> Option<IpAddr> {
-        while self.fresh < self.size() {
+        while self.fresh < self.size() - self.kept.1 {
             let address = nth(&self.net, self.fresh);
             self.fresh += 1;
             if !taken(address) {
@@ -225,6 +230,20 @@ mod tests {
         assert_eq!(block.take(|_| false), Some(order[3]));
         block.withhold(order[1]);
         assert_eq!(block.take(|_| false), None);
+    }
+
+    #[test]
+    fn a_range_of_the_node_is_given_to_its_end_and_no_further() {
+        let mut block = Block::new(LOCAL_V4, EniId(String::new()), false);
+        let given: Vec<IpAddr> = std::iter::from_fn(|| {
+            let address = (block.free() > 0).then(|| block.take(|_| false))??;
+            block.held += 1;
+            Some(address)
+        })
+        .collect();
+        assert_eq!(given.len(), 1022);
+        assert_eq!(given.first(), Some(&"169.254.172.1".parse().unwrap()));
+        assert_eq!(given.last(), Some(&"169.254.175.254".parse().unwrap()));
     }
 
     #[test]

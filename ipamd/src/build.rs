@@ -162,7 +162,8 @@ impl Core {
     /// The ENI is ours and goes with the instance: it gets its slot, the host takes it on.
     pub(crate) fn join(&mut self, id: &EniId, effects: &mut Vec<Effect>) {
         let known = self.slots.get(id).copied();
-        let Some(slot) = known.or_else(|| self.free_slot()) else { return };
+        let mac = self.enis.get(id).map(|eni| eni.facts.mac).unwrap_or_default();
+        let Some(slot) = known.or_else(|| self.slot_for(mac)) else { return };
         if known.is_none() {
             self.give_slot(id, slot, effects);
         }

@@ -281,8 +281,12 @@ impl Core {
         }
         let joining = self.enis.values().any(|eni| matches!(eni.state, EniState::Joining | EniState::Unknown));
         if let Some(local) = self.local.as_ref().filter(|local| local.free() == 0) {
-            let message = format!("the node's own addresses are all in use or resting: {}", local.net);
-            return Refusal::new(Cause::Resting, message);
+            // Those that rest come back; nobody can get more.
+            let cause = if local.resting > 0 { Cause::Resting } else { Cause::EniLimit };
+            return Refusal::new(
+                cause,
+                format!("all of {}, which only this node knows, is in use or rests", local.net),
+            );
         }
         if coming || joining || !self.calls.is_empty() || self.can_grow(card) {
             return Refusal::new(Cause::StillGrowing, "addresses are on their way from EC2");

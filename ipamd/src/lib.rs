@@ -86,6 +86,8 @@ pub struct Ledger {
     pub resting: BTreeMap<IpAddr, Millis>,
     /// Slots given to ENIs.
     pub slots: BTreeMap<EniId, u32>,
+    /// Slots that the kernel gives to links, by MAC: pods that run depend on them, whatever has become of the record.
+    pub kernel_slots: BTreeMap<[u8; 6], u32>,
     /// What EC2 was about to be asked, by token.
     pub intents: BTreeMap<String, Intent>,
 }
@@ -170,6 +172,7 @@ pub struct Core {
     resting: OrdMap<IpAddr, Millis>,
     rest_ends: OrdSet<(Millis, IpAddr)>,
     slots: OrdMap<EniId, u32>,
+    kernel_slots: OrdMap<[u8; 6], u32>,
     /// The store began with nothing, and EC2 has not told yet what an earlier life left.
     looks_around: bool,
     /// Whether [`Intent::LookAround`] is open; it may be longer than the look takes.
@@ -243,6 +246,7 @@ impl Core {
             resting: OrdMap::new(),
             rest_ends: OrdSet::new(),
             slots: ledger.slots.into_iter().collect(),
+            kernel_slots: ledger.kernel_slots.into_iter().collect(),
             vouched: OrdSet::new(),
             topology: 0,
             queue: Queue::default(),

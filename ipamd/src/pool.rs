@@ -148,7 +148,7 @@ impl Core {
             (true, false) => EniState::Unknown,
         };
         let trusted = trusted && state == EniState::Joining;
-        let slot = slot.or_else(|| if trusted { self.free_slot() } else { None });
+        let slot = slot.or_else(|| if trusted { self.slot_for(facts.mac) } else { None });
         if primary && known.is_none() && !self.looks_around {
             (self.looks_around, self.look_is_open) = (true, true);
             let token = crate::audit::LOOK_AROUND.to_owned();
@@ -301,10 +301,14 @@ impl Core {
         effects.push(Effect::Record(Write::Slot(id.clone(), Some(slot))));
     }
 
-    pub(crate) fn free_slot(&self) -> Option<u32> {
+    /// A slot for the ENI with this MAC: the one that it has in the kernel, or one that nobody has there or on record.
+    pub(crate) fn slot_for(&self, mac: [u8; 6]) -> Option<u32> {
         let leases = self.leases.values().map(|lease| lease.slot);
-        let taken: BTreeSet<u32> = self.slots.values().copied().chain(leases).collect();
-        (1..=SLOT_MAX).find(|slot| !taken.contains(slot))
+        let recorded: BTreeSet<u32> = self.slots.values().copied().chain(leases).collect();
+        let known = self.kernel_slots.get(&mac).copied().filter(|slot| !recorded.contains(slot));
+        let in_kernel: BTreeSet<u32> = self.kernel_slots.values().copied().collect();
+        let free = |slot: &u32| !recorded.contains(slot) && !in_kernel.contains(slot);
+        known.or_else(|| (1..=SLOT_MAX).find(free)).or_else(|| (1..=SLOT_MAX).find(|slot| !recorded.contains(slot)))
     }
 
     pub(crate) fn eni_up(&mut self, now: Millis, id: &EniId) {

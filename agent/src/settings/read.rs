@@ -106,19 +106,22 @@ impl<'a> Reader<'a> {
             },
             translation: if elsewhere { Translation::Elsewhere } else { Translation::Here(ports) },
             by_main: self.cidrs("AWS_EXTERNAL_SERVICE_CIDRS"),
-            v4: stack.v4(),
-            v6: stack.v6(),
+            of_vpc: stack.of_vpc(),
+            of_node: stack.of_node(),
         }
     }
 
     /// Which families pods have, and what they leave by in the other one.
     pub(super) fn stack(&mut self) -> Stack {
+        let mistakes = self.mistakes.len();
         let (v4, v6) = (self.switch("ENABLE_IPv4"), self.switch("ENABLE_IPv6"));
+        let garbled = self.mistakes.len() > mistakes;
         let (v4_egress, v6_egress) = (self.switch("ENABLE_V4_EGRESS"), self.switch("ENABLE_V6_EGRESS"));
         match (v4, v6) {
             (true, true) => Stack::Dual,
             (false, true) => Stack::V6 { v4_egress },
             (true, false) => Stack::V4 { v6_egress },
+            (false, false) if garbled => Stack::V4 { v6_egress }, // which has been said
             (false, false) => {
                 self.mistake("ENABLE_IPv4", "false", "true, unless ENABLE_IPv6 is true");
                 Stack::V4 { v6_egress }

@@ -1,8 +1,8 @@
 //! Pods with an address of each family, and network cards with a pool each.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
-use enid_ipamd::{BareEni, Beside, Cause, EniId, Kind, Place, Policy};
+use enid_ipamd::{BareEni, Beside, Cause, EniId, Kind, Ledger, Place, Policy};
 
 use crate::world::{Cloud, LIMITS, THREE_CARDS, World, key, policy};
 
@@ -90,4 +90,27 @@ fn further_cards_are_left_alone_unless_asked_for() {
     world.settle();
     assert!(world.enis[&EniId("eni-1".into())].blocks.is_empty() && !world.enis[&EniId("eni-1".into())].tagged);
     assert_eq!(world.ledger.leases.len(), 9, "three ENIs of the first card");
+}
+
+#[test]
+fn a_lost_store_gives_every_eni_the_slot_that_the_kernel_has_for_it() {
+    let mut world = World::new();
+    (0..8).for_each(|pod| world.ask(pod));
+    world.settle();
+    let macs: Vec<[u8; 6]> = world.core.carried().filter(|(_, slot)| *slot > 0).map(|(eni, _)| eni.facts.mac).collect();
+    assert_eq!(macs.len(), 2);
+    // Another order than that of their ids, and one that no ENI has any more.
+    let kernel_slots = BTreeMap::from([(macs[0], 2), (macs[1], 1), ([2, 0, 0, 0, 0, 99], 3)]);
+    world.ledger = Ledger { kernel_slots, ..Ledger::default() };
+    world.links.clear();
+    world.restart(true);
+    world.settle();
+    let slots: BTreeMap<[u8; 6], u32> = world.core.carried().map(|(eni, slot)| (eni.facts.mac, slot)).collect();
+    assert_eq!((slots[&macs[0]], slots[&macs[1]]), (2, 1));
+    // What comes anew takes neither a live slot nor one that the kernel still has.
+    world.ledger = Ledger { kernel_slots: BTreeMap::from([(macs[0], 1)]), ..Ledger::default() };
+    world.restart(true);
+    world.settle();
+    let slots: BTreeMap<[u8; 6], u32> = world.core.carried().map(|(eni, slot)| (eni.facts.mac, slot)).collect();
+    assert_eq!((slots[&macs[0]], slots[&macs[1]]), (1, 2));
 }
