@@ -109,7 +109,7 @@ fn a_pod_gets_an_interface_on_every_card_and_speaks_from_each_by_its_own_eni() {
     // A restart under a repeated ADD changes nothing.
     let [first, _second] = daemons;
     first.kill().unwrap();
-    let _again = Daemon::start(here, SETTINGS).unwrap();
+    let again = Daemon::start(here, SETTINGS).unwrap();
     assert_eq!(ips(&ours.call(here, "ADD").unwrap().0), addresses);
     ours.del(here).unwrap();
     plain.del(here).unwrap();
@@ -119,6 +119,28 @@ fn a_pod_gets_an_interface_on_every_card_and_speaks_from_each_by_its_own_eni() {
         text.lines().filter(pools).collect::<Vec<_>>().join("\n")
     };
     assert_eq!(without_pools(&here.snapshot().unwrap()), without_pools(&before));
+    a_lost_store_leaves_pods_their_enis(here, again, &server);
+}
+
+/// The kernel says which ENI a slot is; the links of pods that run name slots.
+fn a_lost_store_leaves_pods_their_enis(place: Place<'_>, daemon: Daemon, server: &str) {
+    let pod = annotated(Pod::new(0, "orphan"), "multi-nic-attachment");
+    pod.make_namespace(place).unwrap();
+    let addresses = ips(&pod.call(place, "ADD").unwrap().0);
+    let slots = || {
+        let enis = place.enid("enis").unwrap();
+        let slot = |eni: &Value| (eni["id"].to_string(), eni["slot"].as_u64().unwrap());
+        enis.as_array().unwrap().iter().map(slot).collect::<Vec<_>>()
+    };
+    let before = slots();
+    daemon.kill().unwrap();
+    place.sh("rm -rf /var/lib/enid/*").unwrap();
+    let _again = Daemon::start(place, SETTINGS).unwrap();
+    wait_until(BOUND, || slots() == before).unwrap_or_else(|_| panic!("{:?}, not {before:?}", slots()));
+    for address in &addresses {
+        place.sh(&format!("ip netns exec orphan ping -n -q -c 2 -W 2 -I {address} {server}")).unwrap();
+    }
+    pod.remove_namespace(place).unwrap();
 }
 
 #[test]

@@ -81,7 +81,7 @@ fn slot_of(place: Place<'_>, pod: &Wired) -> u64 {
 fn a_pod_of_two_families_speaks_both_by_its_own_eni() {
     let dropped = lab().drops().unwrap();
     let (here, there, beside) = (Place::node(lab(), 0), Place::node(lab(), 1), Place::node(lab(), 2));
-    let _daemons = [here, there].map(|place| Daemon::start(place, DUAL).unwrap());
+    let [daemon_here, _daemon_there] = [here, there].map(|place| Daemon::start(place, DUAL).unwrap());
     let third_daemon = Daemon::start(beside, DUAL).unwrap();
     for place in [here, there] {
         wait_until(BOUND, || place.number("available").is_ok_and(|available| available >= 12)).unwrap();
@@ -139,7 +139,16 @@ fn a_pod_of_two_families_speaks_both_by_its_own_eni() {
              for link in $(ls /sys/class/net | grep ^eni); do ip -6 route flush dev $link proto static; ip -6 neigh flush nud permanent dev $link; done
              sysctl -q net.ipv6.conf.all.forwarding=0")
         .unwrap();
-    wait_until(BOUND, || state(here) == whole).unwrap_or_else(|_| panic!("there is {}, not {whole}", state(here)));
+    let mut seen = String::new();
+    let repaired = wait_until(BOUND, || {
+        seen = state(here);
+        seen == whole
+    });
+    repaired.unwrap_or_else(|_| {
+        let extra: Vec<&str> = seen.lines().filter(|line| !whole.contains(line)).collect();
+        let missing: Vec<&str> = whole.lines().filter(|line| !seen.contains(line)).collect();
+        panic!("there is {extra:#?}, there is not {missing:#?}: {}", daemon_here.log())
+    });
     let dropped = lab().drops().unwrap();
     stream.end().unwrap().expect(&near[10].told[1], &far[10].told[1]).unwrap();
     for address in &far[10].told {

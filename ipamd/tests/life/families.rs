@@ -104,13 +104,13 @@ fn a_lost_store_gives_every_eni_the_slot_that_the_kernel_has_for_it() {
     world.ledger = Ledger { kernel_slots, ..Ledger::default() };
     world.links.clear();
     world.restart(true);
-    world.settle();
+    (0..60).for_each(|_| world.calm());
     let slots: BTreeMap<[u8; 6], u32> = world.core.carried().map(|(eni, slot)| (eni.facts.mac, slot)).collect();
     assert_eq!((slots[&macs[0]], slots[&macs[1]]), (2, 1));
     // What comes anew takes neither a live slot nor one that the kernel still has.
     world.ledger = Ledger { kernel_slots: BTreeMap::from([(macs[0], 1)]), ..Ledger::default() };
     world.restart(true);
-    world.settle();
+    (0..60).for_each(|_| world.calm());
     let slots: BTreeMap<[u8; 6], u32> = world.core.carried().map(|(eni, slot)| (eni.facts.mac, slot)).collect();
     assert_eq!((slots[&macs[0]], slots[&macs[1]]), (1, 2));
 }
