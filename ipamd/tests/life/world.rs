@@ -46,6 +46,7 @@ pub struct Cloud {
 /// The node around the core: EC2, metadata, kernel, store.
 pub struct World {
     pub node: Node,
+    pub lives: u64,
     pub core: Core,
     /// EFA-only ENIs.
     pub bare: Vec<BareEni>,
@@ -87,6 +88,7 @@ impl World {
         let mut world = World {
             core: Core::new(node.clone(), Ledger::default()),
             node,
+            lives: 0,
             bare,
             now: Millis(1),
             enis: BTreeMap::from([(EniId("eni-0".into()), primary)]),
@@ -370,7 +372,9 @@ impl World {
         }
         self.offered.clear();
         self.asked.clear();
-        self.node.token_seed = format!("t{}", self.now.0);
+        // No two lives share a client token, not even two of one moment.
+        self.lives += 1;
+        self.node.token_seed = format!("t{}", self.lives);
         self.core = Core::new(self.node.clone(), self.ledger.clone());
         self.start();
     }
