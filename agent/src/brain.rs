@@ -431,12 +431,13 @@ pub async fn list_links(
     let view = handle.view().await.context("the daemon is ending")?;
     let keys: Vec<AttachmentKey> = view.leases.keys().cloned().collect();
     let families = handle.families.clone();
+    let asked = keys.clone();
     let list = move || {
         before(&keys, &families)?;
         kernel::listing(&keys, &families)
     };
     let (seen, routed) = tokio::task::spawn_blocking(list).await.context("the listing ended without an answer")??;
-    handle.tell(Event::Links { seen, routed }).await;
+    handle.tell(Event::Links { asked, seen, routed }).await;
     Ok(())
 }
 

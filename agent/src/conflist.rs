@@ -135,6 +135,9 @@ fn wanted(settings: &Settings, boot_id: &str, others: Vec<Value>) -> anyhow::Res
         entry["addWaitSeconds"] = json!(settings.add_wait.as_secs());
         entry["bootId"] = json!(boot_id);
         if settings.policy.multi_card {
+            if !(entry["capabilities"].is_object() || entry["capabilities"].is_null()) {
+                bail!("the template's capabilities of {PLUGIN} are {}, and should be an object", entry["capabilities"]);
+            }
             // By way of which a pod's annotation reaches the plugin.
             entry["capabilities"]["io.kubernetes.cri.pod-annotations"] = json!(true);
         }

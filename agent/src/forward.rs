@@ -33,19 +33,23 @@ impl Forward {
     pub async fn run(self) -> anyhow::Result<()> {
         self.kernel.carries().await;
         let mut unable = None;
+        let mut dropped = None;
         loop {
             let (kernel, vpc) = (self.kernel.clone(), self.vpc.clone());
             let probed = tokio::task::spawn_blocking(move || probe(&kernel, &vpc)).await.context("the probe ended")?;
-            let dropped = probed.unwrap_or_else(|failure| {
-                let words = format!("{failure:#}");
-                if unable.as_ref() != Some(&words) {
-                    warn!("whether this host forwards between pods cannot be probed: {words}");
-                    unable = Some(words);
+            match probed {
+                Ok(answer) => (dropped, unable) = (answer, None),
+                // What was seen last stands.
+                Err(failure) => {
+                    let words = format!("{failure:#}");
+                    if unable.as_ref() != Some(&words) {
+                        warn!("whether this host forwards between pods cannot be probed: {words}");
+                        unable = Some(words);
+                    }
                 }
-                None
-            });
+            }
             let period = if dropped.is_some() { PERIOD_WHILE_DROPPED } else { PERIOD };
-            self.handle.forwarding(dropped).await;
+            self.handle.forwarding(dropped.clone()).await;
             let _ = timeout(period, self.changed.notified()).await;
         }
     }

@@ -176,7 +176,9 @@ impl State {
         let mut changes = Vec::new();
         let mut sysctls = sysctls(&here, &self.wanted.policy, &found);
         if self.wanted.policy.knows(Family::V6) {
-            sysctls.extend(pods.unwrap_or_default().iter().filter_map(|pod| pod.sysctl(&found)));
+            let of_pods = pods.unwrap_or_default().iter().filter_map(|pod| pod.sysctl(&found));
+            // A pod's link may have gone since it was listed.
+            sysctls.extend(of_pods.filter(|(key, _)| Path::new("/proc/sys").join(key).exists()));
         }
         // One that cannot be set is no reason to leave the rest as it is: an MTU that is too small takes IPv6 along.
         let tries = sysctls.iter().map(|(key, value)| ensure_sysctl(key, value, &mut changes));

@@ -58,12 +58,20 @@ impl Table {
         if as_wanted && self.looked && !look {
             return Ok(false);
         }
-        if as_wanted && self.written.as_ref().is_some_and(|written| written.listing == listing()) {
+        if as_wanted && self.written.as_ref().is_some_and(|written| written.listing == Listed::now().digest()) {
             self.looked = true;
             return Ok(false);
         }
+        // Until it is seen there, nobody knows what is.
+        self.looked = false;
         replace(&ruleset.transaction(&there()))?;
-        let written = Written { ruleset: wanted, listing: listing() };
+        let listed = Listed::now();
+        // Somebody may have flushed everything again meanwhile.
+        if let Some(family) = ruleset.families().into_iter().find(|family| !listed.says(*family, &wanted)) {
+            self.written = None;
+            bail!("the table {} enid is gone as soon as it is written", family.word());
+        }
+        let written = Written { ruleset: wanted, listing: listed.digest() };
         let note = format!("{} {}\n", written.ruleset, written.listing);
         // Without the note the next life writes the table once more, and that is all.
         if let Err(failure) = fs::write(&self.file, note) {
@@ -93,9 +101,23 @@ fn list(flags: &[&str], family: Family) -> Option<Vec<u8>> {
     listed.ok().filter(|output| output.status.success()).map(|output| output.stdout)
 }
 
-/// Digest of both tables as the kernel lists them, without what their counters have come to.
-fn listing() -> String {
-    digest(&Family::ALL.map(|family| list(&["-s"], family).unwrap_or_default()).concat())
+/// Both tables as the kernel lists them, without what their counters have come to; empty where there is none.
+struct Listed(BTreeMap<Family, Vec<u8>>);
+
+impl Listed {
+    fn now() -> Self {
+        Listed(Family::ALL.into_iter().map(|family| (family, list(&["-s"], family).unwrap_or_default())).collect())
+    }
+
+    fn digest(&self) -> String {
+        digest(&self.0.values().flatten().copied().collect::<Vec<u8>>())
+    }
+
+    /// Whether the family's table is the one that carries this digest in its comment.
+    fn says(&self, family: Family, wanted: &str) -> bool {
+        let comment = format!("comment \"{wanted}\"");
+        self.0.get(&family).is_some_and(|listed| String::from_utf8_lossy(listed).contains(&comment))
+    }
 }
 
 /// Which tables there are, and what their counters have come to.

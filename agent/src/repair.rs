@@ -73,6 +73,8 @@ impl Repair {
             let looked = self.look(table).await;
             let mut rest = (started.elapsed() * SPACING).min(LONGEST_REST);
             let mut period = PERIOD;
+            // What was not looked at to the end is still owed, whatever is heard next.
+            let owed = table && looked.is_err();
             match looked {
                 Ok(None) => return Ok(()), // the daemon ends
                 Ok(Some((applied, settled))) => {
@@ -92,7 +94,7 @@ impl Repair {
                     (rest, period) = (PAUSE, PAUSE);
                 }
             }
-            table = ears.listen(rest, period).await?;
+            table = ears.listen(rest, period).await? || owed;
         }
     }
 

@@ -302,6 +302,8 @@ mod tests {
             let named = |text: &String| text.starts_with(name) && text.contains(value) && text.contains("allowed:");
             assert!(mistakes.iter().any(named), "{name}: {mistakes:#?}");
         }
+        let all = read(&[("AWS_EXTERNAL_SERVICE_CIDRS", "10.0.0.0/8, 1.2.3.4/0")]).unwrap_err();
+        assert!(all.len() == 1 && all[0].contains("0.0.0.0/0"), "{all:?}");
     }
 
     #[test]

@@ -23,7 +23,7 @@ use crate::{
     family::Family,
     identity, marks,
     netlink::{Error, Netlink},
-    netns::Netns,
+    netns::{self, Netns},
     pod::{self, PodLink, WireError},
 };
 
@@ -205,6 +205,11 @@ impl Space {
         let (mut outside, mut inside) = (Netlink::open()?, netns.netlink()?);
         let own = Netns::own().map_err(failed)?;
         let pair = pod::create(&link, &mut outside, &own, &mut inside)?;
+        if address.is_ipv6() {
+            // A hardened host gives new links no IPv6.
+            netns.allow_ipv6_and_back(&link.pod_ifname, &own)?;
+            netns::allow_ipv6(&link.host_ifname)?;
+        }
         pod::configure_inside(&link, &pair, &mut outside, &mut inside)?;
         pod::configure_outside(&link, &pair, &mut outside)?;
         Ok(Space { netns, link })

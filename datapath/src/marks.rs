@@ -60,8 +60,8 @@ const GROUP_BASE: u32 = 0x656e_0000;
 /// Slots 0…63: 0 is the primary ENI.
 pub const SLOTS: u32 = 64;
 
-/// Device group of the links that are being deleted together: none of an ENI's, so the table lets none of their packets
-/// through to the VPC.
+/// Device group of the links that are being deleted together: none of an ENI's, so the table marks none of their packets
+/// and they go by the host's own routes until the link is gone.
 pub const GROUP_GOING: u32 = GROUP_BASE + SLOTS;
 
 /// Device group of the links that probe whether this host forwards: pods' routes, and no ENI's.

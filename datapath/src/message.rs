@@ -168,8 +168,15 @@ pub(crate) fn rule_from(priority: u32, address: IpAddr, table: u32) -> RuleMessa
     let family = Family::of(address);
     let mut message = rule(family, priority, table);
     message.header.src_len = family.host_len();
-    message.attributes.push(RuleAttribute::Source(address));
+    message.attributes.extend([RuleAttribute::Source(address), RuleAttribute::Protocol(OURS)]);
     message
+}
+
+/// Who made a rule that nothing else tells from a host's own ("e" in ASCII; iproute2's rt_protos names no such number).
+const OURS: RouteProtocol = RouteProtocol::Other(b'e');
+
+pub(crate) fn is_made_by_us(rule: &RuleMessage) -> bool {
+    rule.attributes.contains(&RuleAttribute::Protocol(OURS))
 }
 
 pub(crate) fn marked(mut rule: RuleMessage, mark: u32, mask: u32) -> RuleMessage {
@@ -217,6 +224,6 @@ pub(crate) fn same_rule(there: &RuleMessage, wanted: &RuleMessage) -> bool {
         && there.header.dst_len == wanted.header.dst_len
         && there.header.action == wanted.header.action
         && !there.header.flags.contains(RuleFlags::Invert)
-        && wanted.attributes.iter().all(|attribute| there.attributes.contains(attribute))
+        && wanted.attributes.iter().all(|attribute| there.attributes.contains(attribute) || says_nothing(attribute))
         && there.attributes.iter().all(|attribute| wanted.attributes.contains(attribute) || says_nothing(attribute))
 }

@@ -7,8 +7,8 @@
 use std::{fmt, io};
 
 use netlink_packet_core::{
-    NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage,
-    NetlinkPayload,
+    NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkHeader,
+    NetlinkMessage, NetlinkPayload,
 };
 use netlink_packet_route::{
     RouteNetlinkMessage,
@@ -46,6 +46,8 @@ impl Error {
 
 /// Requests that travel in one datagram: it has to fit a socket's buffer.
 const TOGETHER: usize = 128;
+/// How often a listing is asked for, when something changes during each.
+const DUMPS: u32 = 50;
 
 /// One change, and how to speak of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -213,19 +215,37 @@ impl Netlink {
         refusal.map_or(Ok(()), Err)
     }
 
-    /// Everything of one kind, as the kernel lists it.
+    /// Everything of one kind, as the kernel lists it. A list during which something changed may lack what was there
+    /// all the time (NLM_F_DUMP_INTR, the kernel's netlink introduction): it is asked for again.
     fn dump(&mut self, what: &str, message: RouteNetlinkMessage) -> Result<Vec<RouteNetlinkMessage>, Error> {
+        for _ in 0..DUMPS {
+            if let Some(found) = self.dump_once(what, message.clone())? {
+                return Ok(found);
+            }
+        }
+        let source = io::Error::other(format!("it changed during each of {DUMPS} listings"));
+        Err(Error::new(what, source))
+    }
+
+    /// `None` if something changed meanwhile.
+    fn dump_once(
+        &mut self,
+        what: &str,
+        message: RouteNetlinkMessage,
+    ) -> Result<Option<Vec<RouteNetlinkMessage>>, Error> {
         let request = self.encode(message, NLM_F_REQUEST | NLM_F_DUMP);
         self.send(what, &request)?;
         let mut found = Vec::new();
+        let mut whole = true;
         loop {
             for message in self.receive(what)? {
                 if message.header.sequence_number != self.sequence {
                     continue;
                 }
+                whole &= message.header.flags & NLM_F_DUMP_INTR == 0;
                 match message.payload {
                     NetlinkPayload::InnerMessage(inner) => found.push(inner),
-                    NetlinkPayload::Done(_) => return Ok(found),
+                    NetlinkPayload::Done(_) => return Ok(whole.then_some(found)),
                     NetlinkPayload::Error(answer) => return Err(Error::new(what, answer.to_io())),
                     _ => {}
                 }

@@ -186,15 +186,19 @@ fn move_aside(name: &str, host: &mut Netlink) -> Result<Option<String>, Error> {
         message.attributes.push(LinkAttribute::IfName(aside.clone()));
         [Request::set_link(format!("rename {name} to {aside}"), message)]
     };
-    if let Err(error) = host.apply(&rename()) {
-        if !error.is(Errno::EBUSY) {
-            return Err(error);
+    let mut set_aside = || match host.apply(&rename()) {
+        Err(error) if error.is(Errno::EBUSY) => {
+            host.apply(&[Request::set_link(format!("take {name} down"), updown(found.header.index, false))])?;
+            host.apply(&rename())?;
+            host.apply(&[Request::set_link(format!("take {aside} up"), updown(found.header.index, true))])
         }
-        host.apply(&[Request::set_link(format!("take {name} down"), updown(found.header.index, false))])?;
-        host.apply(&rename())?;
-        host.apply(&[Request::set_link(format!("take {aside} up"), updown(found.header.index, true))])?;
+        answer => answer,
+    };
+    match set_aside() {
+        // Its own DEL was quicker.
+        Err(error) if error.is(Errno::ENODEV) => Ok(None),
+        answer => answer.map(|()| Some(aside)),
     }
-    Ok(Some(aside))
 }
 
 /// The indices of both ends: the pod's, the host's.

@@ -13,8 +13,8 @@ use crate::{
     link,
     marks::{self, Marks},
     message::{
-        TABLE_DEFAULT, TABLE_MAIN, asked_table, destination, mark, marked, oif, priority, rule, rule_from, same_rule,
-        table,
+        TABLE_DEFAULT, TABLE_MAIN, asked_table, destination, is_made_by_us, mark, marked, oif, priority, rule,
+        rule_from, same_rule, table,
     },
     netlink::Request,
     node::{EniNet, Found},
@@ -110,7 +110,8 @@ fn is_ours(rule: &RuleMessage) -> bool {
         Some(marks::PRIORITY_ENI) => Marks::names_an_eni(mark, mask),
         Some(marks::PRIORITY_PRIMARY) => {
             let secondary = |table: u32| (2..=64).contains(&table) || (10_100..20_000).contains(&table);
-            asked_table(rule).is_some_and(secondary) && rule.header.src_len == family.host_len()
+            // The kernel gives this number to the first rule that somebody adds without one (ip-rule(8)).
+            is_made_by_us(rule) && asked_table(rule).is_some_and(secondary) && rule.header.src_len == family.host_len()
         }
         _ => false,
     }
@@ -145,7 +146,7 @@ pub fn slots(policy: &Policy, found: &Found) -> BTreeMap<Mac, u32> {
     found.rules.iter().filter_map(of_rule).collect()
 }
 
-/// The source that a rule picks by, if it is one address.
+/// Whether it is our rule for what an ENI's own address sends.
 pub(crate) fn asks_for(rule: &RuleMessage, address: IpAddr, table: u32) -> bool {
     same_rule(rule, &rule_from(marks::PRIORITY_PRIMARY, address, table))
 }

@@ -6,7 +6,7 @@ use ipnet::IpNet;
 use netlink_packet_route::{
     address::AddressMessage,
     route::{RouteMessage, RouteType},
-    rule::{RuleAction, RuleAttribute, RuleMessage},
+    rule::{RuleAction, RuleAttribute, RuleFlags, RuleMessage},
 };
 
 use crate::{
@@ -94,10 +94,16 @@ fn catches(rule: &RuleMessage, pool: &[IpNet], marks: &[u32]) -> bool {
     }
     let priority = priority(rule).unwrap_or(0);
     let (mark, mask) = mark(rule);
+    let inverted = rule.header.flags.contains(RuleFlags::Invert);
     if mask != 0 {
-        return priority < marks::PRIORITY_ENI && marks.iter().any(|ours| ours & mask == mark);
+        return priority < marks::PRIORITY_ENI && marks.iter().any(|ours| (ours & mask == mark) != inverted);
     }
     let (source, destination) = nets(rule);
+    if inverted {
+        // It spares only what is within both.
+        let spared = |block: &IpNet| source.into_iter().chain(destination).all(|net| net.contains(block));
+        return priority < marks::PRIORITY_ENI && !pool.iter().all(spared);
+    }
     let in_pool = |net: IpNet| pool.iter().any(|block| block.contains(&net) || net.contains(block));
     match (source, destination) {
         (None, None) => priority < marks::PRIORITY_ENI,
@@ -126,7 +132,8 @@ fn selectors(rule: &RuleMessage) -> String {
         (_, 0) => String::new(),
         (mark, mask) => format!("fwmark {mark:#x}/{mask:#x} "),
     };
-    from + &destination.map_or(String::new(), |net| format!("to {net} ")) + &marked
+    let not = if rule.header.flags.contains(RuleFlags::Invert) { "not " } else { "" };
+    not.to_owned() + &from + &destination.map_or(String::new(), |net| format!("to {net} ")) + &marked
 }
 
 /// A pod's address on a link that is no ENI's makes it the host's own.

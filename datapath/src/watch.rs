@@ -5,7 +5,7 @@
 //!
 //! Numbers: linux/rtnetlink.h, linux/netfilter/nfnetlink.h and nf_tables.h.
 
-use std::{fmt, fs, io, net::IpAddr, os::fd::AsFd};
+use std::{fmt, fs, io, net::IpAddr, os::fd::AsFd, path::Path};
 
 use netlink_packet_core::{NetlinkBuffer, NetlinkMessage, NetlinkPayload, NlasIterator};
 use netlink_packet_route::{
@@ -112,7 +112,7 @@ impl fmt::Display for By {
         match self {
             By::Unknown => f.write_str("unknown"),
             By::Process(pid, Some(name)) => write!(f, "{name} (process {pid})"),
-            By::Process(pid, None) => write!(f, "process {pid}, which has ended"),
+            By::Process(pid, None) => write!(f, "process {pid}, of which no more is known"),
         }
     }
 }
@@ -313,10 +313,19 @@ fn is_unicast(route: &RouteMessage) -> bool {
     message::table(route) != TABLE_LOCAL && route.attributes.iter().any(|part| matches!(part, RouteAttribute::Oif(_)))
 }
 
+/// The first of all has a number of its own (PROC_PID_INIT_INO, linux/proc_ns.h).
+fn is_hosts_process_namespace() -> bool {
+    fs::read_link("/proc/self/ns/pid").is_ok_and(|link| link == Path::new("pid:[4026531836]"))
+}
+
 /// A netlink socket's port is as a rule the number of its process (netlink(7)).
 fn by(port: u32) -> By {
     if port == 0 {
         return By::Unknown;
+    }
+    // In a process namespace of our own that number would be another process's.
+    if !is_hosts_process_namespace() {
+        return By::Process(port, None);
     }
     let name = fs::read_to_string(format!("/proc/{port}/comm")).ok().map(|name| name.trim().to_owned());
     By::Process(port, name)

@@ -211,6 +211,24 @@ fn names_that_are_taken() {
     assert!(!host.run("ip link show eni0000000003c").0);
 }
 
+/// The successor's ADD and the predecessor's DEL, over one name.
+#[test]
+fn a_name_whose_link_goes_meanwhile() {
+    let (host, old, new) = (Space::new(), Space::new(), Space::new());
+    for round in 0..40 {
+        let name = format!("eni{round:010}");
+        wire(&link(&format!("old-{round}"), &name), &host, &old).unwrap();
+        let mac = identity::host_mac("enid", &format!("old-{round}"), "eth0");
+        let mut netlink = host.netns().netlink().unwrap();
+        std::thread::scope(|scope| {
+            scope.spawn(|| removal::remove_by_mac(mac, &name, &mut netlink).unwrap());
+            let successor = PodLink { address: "10.0.1.21".parse().unwrap(), ..link(&format!("new-{round}"), &name) };
+            wire(&successor, &host, &new).unwrap_or_else(|error| panic!("{round}: {error}"));
+        });
+        host.sh("for link in $(ip -o link | grep -oE ' (eni|old)[0-9a-f]+'); do ip link del $link; done");
+    }
+}
+
 #[test]
 fn enis_are_set_up_once_and_repaired() {
     let host = Space::new();
@@ -246,9 +264,11 @@ fn enis_are_set_up_once_and_repaired() {
     host.sh("ip rule del pref 512; ip route flush table 2; ip link set eth1 mtu 1500");
     assert_eq!(apply(&enis), 4);
     assert_eq!(apply(&enis), 0);
-    // An ENI that is gone takes its rules along.
+    // An ENI that is gone takes its rules along, and leaves the host's own at the same number.
+    host.sh("ip rule add pref 32765 from 192.0.2.7 lookup 10");
     assert_eq!(apply(&enis[..1]), 2);
-    assert!(!host.sh("ip rule").contains("lookup 2"));
+    let rules = host.sh("ip rule");
+    assert!(!rules.contains("lookup 2") && rules.contains("from 192.0.2.7 lookup 10"), "{rules}");
     let missing = [eni(2, 9, "10.0.1.12/24", 3)];
     let found = Found::read(&mut Netlink::open().unwrap(), &[Family::V4]).unwrap();
     assert!(node::changes(&missing, &[], &Policy::default(), &found).is_err());

@@ -166,15 +166,17 @@ impl Core {
     pub(crate) fn links(
         &mut self,
         now: Millis,
+        asked: &[AttachmentKey],
         seen: &[AttachmentKey],
         routed: Vec<IpAddr>,
         effects: &mut Vec<Effect>,
     ) {
         let first = self.links_listed.replace(now).is_none();
-        let seen: BTreeSet<&AttachmentKey> = seen.iter().collect();
+        let (asked, seen): (BTreeSet<_>, BTreeSet<_>) = (asked.iter().collect(), seen.iter().collect());
         let mut ended = Vec::new();
         let mut changed = Vec::new();
-        for (key, lease) in &self.leases {
+        // It says nothing about those that have come since it was begun.
+        for (key, lease) in self.leases.iter().filter(|(key, _)| asked.contains(key)) {
             if seen.contains(key) {
                 if (first && !lease.wired) || lease.missing_since.is_some() {
                     changed.push((key.clone(), lease.wired || first, None));

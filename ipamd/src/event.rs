@@ -30,9 +30,9 @@ pub enum Event {
     Release { ticket: Ticket, key: AttachmentKey },
     /// GC: only these attachments of the network are alive, says the runtime.
     Collect { network: String, alive: Vec<AttachmentKey> },
-    /// A complete listing of the kernel: the attachments of ours whose link is there, and all addresses that
-    /// are routed over pods' links.
-    Links { seen: Vec<AttachmentKey>, routed: Vec<IpAddr> },
+    /// A complete listing of the kernel: the attachments that were asked about, those of them whose link is there, and
+    /// all addresses that are routed over pods' links.
+    Links { asked: Vec<AttachmentKey>, seen: Vec<AttachmentKey>, routed: Vec<IpAddr> },
     /// What instance metadata shows; `bare` are ENIs without any address.
     Imds { enis: Vec<EniFacts>, bare: Vec<BareEni> },
     /// An EC2 call ended.

@@ -346,7 +346,7 @@ impl Core {
             Event::Gone { ticket } => self.gone(now, ticket, effects),
             Event::Release { ticket, key } => self.release(now, ticket, &key, effects),
             Event::Collect { network, alive } => self.collect(now, &network, &alive),
-            Event::Links { seen, routed } => self.links(now, &seen, routed, effects),
+            Event::Links { asked, seen, routed } => self.links(now, &asked, &seen, routed, effects),
             Event::Imds { enis, bare } => self.imds(now, enis, bare, effects),
             Event::Done { id, answer } => self.done(now, id, answer, effects),
             Event::EniUp { eni } => self.eni_up(now, &eni),

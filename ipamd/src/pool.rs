@@ -320,9 +320,16 @@ impl Core {
         }
     }
 
-    /// ENIs that host and table must carry: all that have a slot.
+    /// ENIs that host and table must carry: all that have a slot, and those that had one in the kernel when this life
+    /// began and are not vouched for yet: after a lost store pods may stand behind them.
     pub fn carried(&self) -> impl Iterator<Item = (&Eni, u32)> {
-        self.enis.values().filter_map(|eni| Some((eni, eni.slot?)))
+        self.enis.values().filter_map(|eni| Some((eni, eni.slot.or_else(|| self.slot_in_kernel(eni))?)))
+    }
+
+    fn slot_in_kernel(&self, eni: &Eni) -> Option<u32> {
+        let slot = self.kernel_slots.get(&eni.facts.mac).copied().filter(|_| eni.state == EniState::Unknown)?;
+        let taken = self.slots.values().any(|recorded| *recorded == slot);
+        (!taken).then_some(slot)
     }
 
     /// Another number whenever [`Core::carried`] may tell something else.

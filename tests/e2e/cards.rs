@@ -133,13 +133,18 @@ fn a_lost_store_leaves_pods_their_enis(place: Place<'_>, daemon: Daemon, server:
         enis.as_array().unwrap().iter().map(slot).collect::<Vec<_>>()
     };
     let before = slots();
+    let rules = place.sh("ip rule").unwrap();
     daemon.kill().unwrap();
     place.sh("rm -rf /var/lib/enid/*").unwrap();
+    place.sh("timeout 60 ip -o monitor rule > /run/told.rules 2>&1 & echo $! > /run/told.pid").unwrap();
     let _again = Daemon::start(place, SETTINGS).unwrap();
     wait_until(BOUND, || slots() == before).unwrap_or_else(|_| panic!("{:?}, not {before:?}", slots()));
     for address in &addresses {
         place.sh(&format!("ip netns exec orphan ping -n -q -c 2 -W 2 -I {address} {server}")).unwrap();
     }
+    // Nor did they lose them for the time until EC2 had told whose ENIs these are.
+    let told = place.sh("kill $(cat /run/told.pid); cat /run/told.rules").unwrap();
+    assert_eq!((place.sh("ip rule").unwrap().as_str(), told.as_str()), (rules.as_str(), ""));
     pod.remove_namespace(place).unwrap();
 }
 

@@ -93,10 +93,12 @@ fn each_thing_that_is_taken_away_comes_back_by_itself() {
         ("an ENI's rp_filter", "sysctl -q net.ipv4.conf.eth1.rp_filter=1".to_owned()),
         ("forwarding", "sysctl -q net.ipv4.ip_forward=0".to_owned()),
         ("every table of nftables", "nft flush ruleset".to_owned()),
+        // Ours is written between two of them.
+        ("every table of nftables, again and again", "for i in $(seq 40); do nft flush ruleset; done".to_owned()),
         ("a chain of ours", "nft flush chain ip enid steer".to_owned()),
         ("an address in a set of ours", "nft flush set ip enid native".to_owned()),
         ("a rule in a chain of ours", "nft insert rule ip enid steer drop".to_owned()),
-        ("all of a pod's MACs and all that is static", format!(
+        ("what systemd-networkd does to foreign rules and routes when it starts again, and to links' MACs", format!(
             "ip rule flush; ip route flush table all proto static; ip neigh flush nud permanent dev {link}
              for l in $(ls /sys/class/net | grep ^eni); do ip link set $l address 0e:$(od -An -tx1 -N5 /dev/urandom | tr -s ' ' : | cut -c2-); done"
         )),

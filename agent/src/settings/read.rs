@@ -105,7 +105,7 @@ impl<'a> Reader<'a> {
                 NodePorts::Off
             },
             translation: if elsewhere { Translation::Elsewhere } else { Translation::Here(ports) },
-            by_main: self.cidrs("AWS_EXTERNAL_SERVICE_CIDRS"),
+            by_main: self.destinations("AWS_EXTERNAL_SERVICE_CIDRS"),
             of_vpc: stack.of_vpc(),
             of_node: stack.of_node(),
         }
@@ -164,6 +164,15 @@ impl<'a> Reader<'a> {
                 Ok(net) => nets.push(net.trunc()),
                 Err(_) => self.mistake(name, item, "IPv4 CIDRs such as 172.31.0.0/16, separated by commas"),
             }
+        }
+        nets
+    }
+
+    /// CIDRs that a rule asks of main: everything would be no rule of its own.
+    fn destinations(&mut self, name: &str) -> Vec<Ipv4Net> {
+        let nets = self.cidrs(name);
+        if nets.iter().any(|net| net.prefix_len() == 0) {
+            self.mistake(name, "0.0.0.0/0", "IPv4 CIDRs of a part of all addresses, such as 10.100.0.0/16");
         }
         nets
     }

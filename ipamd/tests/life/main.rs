@@ -45,6 +45,23 @@ proptest! {
     }
 }
 
+/// A listing that was begun before an ADD says nothing about it, whatever the runtime says alongside.
+#[test]
+fn a_listing_older_than_a_lease_does_not_end_it() {
+    let mut world = World::new();
+    world.settle();
+    world.ask(1);
+    world.wire(false);
+    let old = Event::Links { asked: Vec::new(), seen: Vec::new(), routed: Vec::new() };
+    world.step(Event::Collect { network: key(1).network, alive: Vec::new() });
+    world.step(old);
+    assert!(world.core.leases().contains_key(&key(1)), "the lease of a live pod has ended");
+    world.links.clear();
+    world.step(Event::Collect { network: key(1).network, alive: Vec::new() });
+    world.listing();
+    assert!(!world.core.leases().contains_key(&key(1)), "neither runtime nor kernel know it");
+}
+
 #[test]
 fn a_first_boot_costs_three_calls_and_a_hundred_waiting_adds_one_order() {
     let mut world = World::new();

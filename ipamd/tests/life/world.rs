@@ -7,8 +7,8 @@ use std::{
 
 use enid_ipamd::{
     AttachmentKey, AuditedEni, BareEni, Beside, Call, CallError, CallId, Cause, Core, Done, Effect, EniFacts, EniId,
-    Event, Intent, Kind, LOCAL_V4, LOCAL_V6, Lease, Ledger, Limits, LooseEni, Millis, Node, Order, Place, PodRef,
-    Policy, Provisioning, Scope, Target, Ticket, Write,
+    EniState, Event, Intent, Kind, LOCAL_V4, LOCAL_V6, Lease, Ledger, Limits, LooseEni, Millis, Node, Order, Place,
+    PodRef, Policy, Provisioning, Scope, Target, Ticket, Write,
 };
 use ipnet::{IpNet, Ipv6Net};
 use proptest::prelude::*;
@@ -311,7 +311,8 @@ impl World {
         });
         let enis = shown.collect();
         self.step(Event::Imds { enis, bare: self.bare.clone() });
-        let joined: Vec<EniId> = self.core.carried().map(|(eni, _)| eni.facts.id.clone()).collect();
+        let joining = self.core.carried().filter(|(eni, _)| eni.state == EniState::Joining);
+        let joined: Vec<EniId> = joining.map(|(eni, _)| eni.facts.id.clone()).collect();
         for eni in joined {
             assert!(self.enis[&eni].protected, "an ENI that outlives its instance serves pods");
             self.step(Event::EniUp { eni });
@@ -319,8 +320,9 @@ impl World {
     }
 
     pub fn listing(&mut self) {
+        let asked = self.core.leases().keys().cloned().collect();
         let seen = self.links.iter().cloned().collect();
-        self.step(Event::Links { seen, routed: Vec::new() });
+        self.step(Event::Links { asked, seen, routed: Vec::new() });
     }
 
     pub fn ask(&mut self, pod: u8) {

@@ -99,7 +99,8 @@ impl Node {
         let running: BTreeSet<AttachmentKey> =
             self.pods.iter().filter(|(_, pod)| pod.runs).map(|(pod, _)| key(*pod)).collect();
         let routed: Vec<IpAddr> = running.iter().filter_map(|key| Some(core.lease(key)?.address)).collect();
-        Some(Event::Links { seen: running.into_iter().collect(), routed })
+        let asked = core.leases().keys().cloned().collect();
+        Some(Event::Links { asked, seen: running.into_iter().collect(), routed })
     }
 
     pub fn joining(&self) -> Vec<EniId> {

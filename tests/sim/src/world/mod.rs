@@ -300,7 +300,7 @@ impl World {
         let routed = self.links.values().filter(|link| link.routed);
         let routed = routed.flat_map(|link| link.addresses.clone()).collect();
         self.next_listing = self.now + LISTING_MS;
-        self.tell(Event::Links { seen, routed });
+        self.tell(Event::Links { asked: held.into_iter().collect(), seen, routed });
     }
 
     fn read_metadata(&mut self) {
