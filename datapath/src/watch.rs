@@ -5,7 +5,7 @@
 //!
 //! Numbers: linux/rtnetlink.h, linux/netfilter/nfnetlink.h and nf_tables.h.
 
-use std::{fmt, fs, io, net::IpAddr, os::fd::AsFd, path::Path};
+use std::{fmt, fs, io, net::IpAddr, os::fd::AsFd, path::Path, sync::LazyLock};
 
 use netlink_packet_core::{NetlinkBuffer, NetlinkMessage, NetlinkPayload, NlasIterator};
 use netlink_packet_route::{
@@ -314,9 +314,8 @@ fn is_unicast(route: &RouteMessage) -> bool {
 }
 
 /// The first of all has a number of its own (PROC_PID_INIT_INO, linux/proc_ns.h).
-fn is_hosts_process_namespace() -> bool {
-    fs::read_link("/proc/self/ns/pid").is_ok_and(|link| link == Path::new("pid:[4026531836]"))
-}
+static IN_HOSTS_PROCESS_NAMESPACE: LazyLock<bool> =
+    LazyLock::new(|| fs::read_link("/proc/self/ns/pid").is_ok_and(|link| link == Path::new("pid:[4026531836]")));
 
 /// A netlink socket's port is as a rule the number of its process (netlink(7)).
 fn by(port: u32) -> By {
@@ -324,7 +323,7 @@ fn by(port: u32) -> By {
         return By::Unknown;
     }
     // In a process namespace of our own that number would be another process's.
-    if !is_hosts_process_namespace() {
+    if !*IN_HOSTS_PROCESS_NAMESPACE {
         return By::Process(port, None);
     }
     let name = fs::read_to_string(format!("/proc/{port}/comm")).ok().map(|name| name.trim().to_owned());
