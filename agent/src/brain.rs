@@ -70,8 +70,6 @@ pub struct Brain {
     store_failure: Option<String>,
     /// What the kernel refused last: told once.
     kernel_failure: Option<String>,
-    /// Why packets between pods do not pass.
-    dropped: Option<Refusal>,
 }
 
 /// What the brain is made of.
@@ -102,7 +100,7 @@ impl Brain {
         let (sender, receiver) = mpsc::channel(1024);
         let (hurry, hurries) = watch::channel(true);
         let (ready, readiness) = watch::channel(Readiness::starting());
-        let Parts { core, store, ec2, counters, vpc, steering, kernel, probes, elsewhere } = parts;
+        let Parts { mut core, store, ec2, counters, vpc, steering, kernel, probes, elsewhere } = parts;
         let families = steering.policy.families().into();
         let handle = Handle::new(sender, families);
         let told = handle.clone();
@@ -110,6 +108,9 @@ impl Brain {
             let told = told.clone();
             async move { drop(told.sender.send(Message::Forgotten(addresses)).await) }
         });
+        if probes {
+            core.hinder(Some(Refusal::new(Cause::Starting, "it is not known yet whether the host forwards")));
+        }
         let brain = Brain {
             core,
             store,
@@ -132,7 +133,6 @@ impl Brain {
             unwritten: Vec::new(),
             store_failure: None,
             kernel_failure: None,
-            dropped: probes.then(|| Refusal::new(Cause::Starting, "it is not known yet whether the host forwards")),
         };
         (brain, handle, hurries, readiness)
     }
@@ -175,11 +175,6 @@ impl Brain {
                 if let Event::Gone { ticket } = &event {
                     self.open.remove(ticket);
                 }
-                let drops = self.dropped.as_ref().filter(|refusal| refusal.cause == Cause::ForwardDropped);
-                if let (Event::Ask { ticket, .. }, Some(refusal)) = (&event, drops) {
-                    // A pod that started now would be cut off.
-                    return self.answer(*ticket, Answer::Refused(refusal.clone()));
-                }
                 effects.extend(self.core.step(now(), event));
             }
             Message::Open(ticket, answers) => drop(self.open.insert(ticket, Caller { answers, offered: None })),
@@ -197,7 +192,7 @@ impl Brain {
             }
             Message::Vpc(_) => {}
             Message::Forwarding(dropped) => {
-                self.dropped = dropped.map(|words| Refusal::new(Cause::ForwardDropped, words));
+                self.core.hinder(dropped.map(|words| Refusal::new(Cause::ForwardDropped, words)));
             }
             Message::Forgotten(addresses) => {
                 for (ticket, (key, offered)) in self.forgetting.end(&addresses) {
@@ -330,7 +325,7 @@ impl Brain {
     }
 
     fn wanted(&self) -> Wanted {
-        Wanted::new(self.core.carried(), &self.vpc, &self.steering)
+        Wanted::new(&self.core, &self.vpc, &self.steering)
     }
 
     fn joining(&self) -> Vec<(enid_ipamd::EniId, u32)> {
@@ -343,7 +338,7 @@ impl Brain {
     fn act(&mut self, effect: Effect) {
         match effect {
             Effect::Record(_) | Effect::Offer { .. } => {}
-            Effect::Refuse { ticket, refusal } => self.answer(ticket, Answer::Refused(refusal)),
+            Effect::Refuse { ticket, refusal } => self.answer(ticket, Answer::Refused(self.in_full(refusal))),
             Effect::Verdict { ticket, mine } => {
                 let offered = self.open.get(&ticket).and_then(|caller| caller.offered.as_ref()).filter(|_| mine);
                 if !offered.is_some_and(|offered| self.forgetting.keeps(ticket, offered)) {
@@ -377,7 +372,14 @@ impl Brain {
     fn obstacle(&self) -> Option<Refusal> {
         let of_store =
             |failure: &String| Refusal::new(Cause::Internal, format!("the store cannot be written: {failure}"));
-        self.store_failure.as_ref().map(of_store).or_else(|| self.dropped.clone()).or_else(|| self.core.obstacle(now()))
+        let of_core = || self.core.obstacle(now()).map(|refusal| self.in_full(refusal));
+        self.store_failure.as_ref().map(of_store).or_else(of_core)
+    }
+
+    /// What is on its way for the core is so because the kernel refuses it, if it does.
+    fn in_full(&self, refusal: Refusal) -> Refusal {
+        let waits = matches!(refusal.cause, Cause::Starting | Cause::StillGrowing);
+        self.kernel_failure.as_ref().filter(|_| waits).map_or(refusal, |words| refused_by_kernel(words))
     }
 
     fn publish(&mut self) {
@@ -400,9 +402,7 @@ impl Brain {
     /// Why pods that run may have no network.
     fn risk(&self) -> Option<Refusal> {
         let refused = self.kernel_failure.as_ref().filter(|_| self.core.counts().held > 0);
-        self.core
-            .risk()
-            .or_else(|| Some(Refusal::new(Cause::KernelRefused, format!("the kernel refused: {}", refused?))))
+        self.core.risk().or_else(|| refused.map(|words| refused_by_kernel(words)))
     }
 
     /// Lists the kernel's links at start and every few seconds: who is alive is the kernel's to say.
@@ -439,6 +439,10 @@ pub async fn list_links(
     let (seen, routed) = tokio::task::spawn_blocking(list).await.context("the listing ended without an answer")??;
     handle.tell(Event::Links { asked, seen, routed }).await;
     Ok(())
+}
+
+fn refused_by_kernel(words: &str) -> Refusal {
+    Refusal::new(Cause::KernelRefused, format!("the kernel refused: {words}"))
 }
 
 /// So that other files need not know the core's clock.

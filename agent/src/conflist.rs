@@ -87,7 +87,9 @@ pub async fn write(settings: &Settings) -> anyhow::Result<bool> {
     let earlier = settings.conf_dir.join(EARLIER);
     let others = others(there.as_ref()).or(others(read(&earlier)?.as_ref())).unwrap_or_default();
     let mut list = wanted(settings, &store::boot_id()?, others)?;
-    if serves_newest(settings, &list).await {
+    // Who does not answer serves what it served before.
+    let before = there.as_ref().is_some_and(|there| !there["cniVersions"].is_null());
+    if serves_newest(settings, &list, before).await {
         list["cniVersions"] = json!([VERSION, NEWEST]);
     }
     if there.as_ref() != Some(&list) {
@@ -216,15 +218,16 @@ pub fn checked(text: &[u8]) -> anyhow::Result<Value> {
 }
 
 /// Whether every binary of the chain says that it serves the newest version.
-async fn serves_newest(settings: &Settings, list: &Value) -> bool {
+async fn serves_newest(settings: &Settings, list: &Value, before: bool) -> bool {
     for kind in entries(list).iter().filter_map(|entry| entry["type"].as_str()) {
         let path = settings.bin_dir.join(kind);
         match versions(&path).await {
             Ok(versions) if versions.iter().any(|version| version == NEWEST) => {}
             Ok(_) => return false,
             Err(failure) => {
-                warn!("{failure:#}: the network is offered as {VERSION} only");
-                return false;
+                let only = if before { "as before" } else { "as {VERSION} only" };
+                warn!("{failure:#}: the network is offered {only}");
+                return before;
             }
         }
     }

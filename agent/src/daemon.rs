@@ -67,7 +67,7 @@ pub fn run(settings: Settings) -> anyhow::Result<()> {
 async fn serve(mut settings: Settings, elsewhere: runtime::Handle) -> anyhow::Result<()> {
     // All that can be wrong here is told before anything is changed.
     let _claimed = sockets::claim(&settings.run_dir)?;
-    nft::check()?;
+    nft::check().await?;
     conflist::check(&settings)?;
     let metrics = match settings.metrics {
         Some(address) => Some(metrics::bind(address)?),
@@ -93,6 +93,7 @@ async fn serve(mut settings: Settings, elsewhere: runtime::Handle) -> anyhow::Re
         Provisioning::ImdsOnly => limits_unasked(&store, &instance)?,
         _ => limits(&ec2, &store, &instance, &counters).await?,
     };
+    families::check(&settings, &limits, &instance)?;
     // Two lives of a node must not share a client token: the boot and the moment tell them apart.
     let token_seed = format!("{}-{}", boot.split('-').next().unwrap_or_default(), clock::now().0);
     let node = Node { instance_id: instance.id.clone(), limits, policy: settings.policy.clone(), token_seed };
@@ -202,24 +203,26 @@ async fn instance(imds: &Imds, wait: Duration) -> anyhow::Result<Instance> {
 
 /// Without EC2: nothing is ever fetched, so limits of a type that is not known do not matter.
 fn limits_unasked(store: &Store, instance: &Instance) -> anyhow::Result<Limits> {
-    let known = store.limits(&instance.kind)?.or_else(|| limits::built_in(&instance.kind));
+    let kept = store.limits(&instance.kind)?.map(|(limits, _)| limits);
+    let known = kept.or_else(|| limits::built_in(&instance.kind));
     Ok(known.unwrap_or(Limits::of_one_card(1, 1, false)))
 }
 
 /// Disk, then EC2, then the built-in table.
 async fn limits(ec2: &Ec2, store: &Store, instance: &Instance, counters: &Counters) -> anyhow::Result<Limits> {
-    if let Some(limits) = store.limits(&instance.kind)? {
+    let kept = store.limits(&instance.kind)?;
+    if let Some((limits, true)) = kept {
         return Ok(limits);
     }
     let answer = ec2.limits().await;
     counters.ec2("DescribeInstanceTypes", answer.as_ref().err());
-    match (answer, limits::built_in(&instance.kind)) {
+    match (answer, kept.map(|(limits, _)| limits).or_else(|| limits::built_in(&instance.kind))) {
         (Ok(limits), _) => {
             store.keep_limits(&instance.kind, limits)?;
             Ok(limits)
         }
         (Err(failure), Some(limits)) => {
-            warn!(cause = %failure.cause, "{}; the built-in limits of {} are used", failure.message, instance.kind);
+            warn!(cause = %failure.cause, "{}; the limits of {} known so far are used", failure.message, instance.kind);
             Ok(limits)
         }
         (Err(failure), None) => {

@@ -2,10 +2,19 @@
 
 use anyhow::ensure;
 use enid_datapath::Family;
-use enid_ipamd::{Beside, Kind, LOCAL_V4, LOCAL_V6, Lease, Ledger};
+use enid_ipamd::{Beside, Kind, LOCAL_V4, LOCAL_V6, Lease, Ledger, Limits, Provisioning};
 use tracing::warn;
 
 use crate::{imds::Instance, settings::Settings};
+
+/// IPv6 comes in prefixes, which the hypervisors before Nitro do not know (Amazon EC2 User Guide, prefix delegation).
+pub fn check(settings: &Settings, limits: &Limits, instance: &Instance) -> anyhow::Result<()> {
+    let v6 = settings.steering.policy.of_vpc.contains(&Family::V6);
+    let cannot = v6 && !limits.prefixes && settings.policy.provisioning != Provisioning::ImdsOnly;
+    let kind = &instance.kind;
+    ensure!(!cannot, "ENABLE_IPv6 is true, and {kind} cannot have prefixes; Nitro instances can");
+    Ok(())
+}
 
 /// Fits the settings to this instance, or says what is wrong with them here. What pods have they keep: families whose
 /// pods still run are carried on.

@@ -36,8 +36,8 @@ impl Forward {
         let mut dropped = None;
         loop {
             let (kernel, vpc) = (self.kernel.clone(), self.vpc.clone());
-            let probed = tokio::task::spawn_blocking(move || probe(&kernel, &vpc)).await.context("the probe ended")?;
-            match probed {
+            let probed = tokio::task::spawn_blocking(move || probe(&kernel, &vpc)).await;
+            match probed.context("the probe ended").flatten() {
                 Ok(answer) => (dropped, unable) = (answer, None),
                 // What was seen last stands.
                 Err(failure) => {

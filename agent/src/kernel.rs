@@ -15,6 +15,7 @@ use std::{
 use anyhow::Context;
 use enid_datapath::{
     Family, Mac, Netlink, forward, identity, link, marks,
+    netlink::Request,
     node::{self, EniNet, Found},
     pods::{self, PodEnd, PodNet, Seen},
     policy::Policy,
@@ -23,7 +24,7 @@ use enid_datapath::{
     shadow,
     watch::Kind,
 };
-use enid_ipamd::{AttachmentKey, Eni, Lease};
+use enid_ipamd::{AttachmentKey, Core, Eni, Lease};
 use ipnet::{IpNet, Ipv4Net};
 use tokio::sync::watch;
 use tracing::warn;
@@ -46,23 +47,29 @@ pub struct Steering {
 pub struct Wanted {
     enis: Vec<EniNet>,
     owner: BTreeMap<u32, Vec<IpNet>>,
+    /// Slots behind which pods stand, and whose ENI cannot be looked at: what the kernel has of them stays.
+    spared: BTreeSet<u32>,
     native: Vec<Ipv4Net>,
     policy: Policy,
 }
 
 impl Wanted {
-    /// From the core's ENIs, the VPC's CIDRs and the settings.
-    pub fn new<'a>(carried: impl Iterator<Item = (&'a Eni, u32)>, vpc: &[Ipv4Net], settings: &Steering) -> Self {
+    /// From the core, the VPC's CIDRs and the settings.
+    pub fn new(core: &Core, vpc: &[Ipv4Net], settings: &Steering) -> Self {
         let Steering { policy, native, eni_mtu: mtu } = settings.clone();
         let native = vpc.iter().copied().chain(native).collect();
         let mut wanted = Wanted { native, policy, ..Wanted::default() };
-        for (eni, slot) in carried {
+        for (eni, slot) in core.carried() {
             let facts = &eni.facts;
             let (mac, table) = (Mac(facts.mac), route_table(eni, slot));
             wanted.enis.push(EniNet { slot, mac, primary: facts.primary, own_v6: facts.own_v6, table, mtu });
             // What the VPC has given us of a family that pods do not get from it is none of ours.
             let ours = |net: &&IpNet| wanted.policy.of_vpc.contains(&Family::of(net.addr()));
             wanted.owner.insert(slot, eni.blocks.iter().filter(ours).copied().collect());
+        }
+        for (slot, address) in core.spared() {
+            wanted.spared.insert(slot);
+            wanted.owner.entry(slot).or_default().push(address.into());
         }
         wanted
     }
@@ -101,6 +108,8 @@ pub struct Applied {
     pub changes: Vec<Change>,
     /// What stands in the way and is not ours to remove, one sentence each.
     pub shadows: Vec<String>,
+    /// What could not be done; all the rest was.
+    pub failure: Option<anyhow::Error>,
 }
 
 /// One change that was made.
@@ -109,6 +118,12 @@ pub struct Change {
     pub kind: Kind,
     /// One sentence.
     pub what: String,
+}
+
+impl Change {
+    fn of(request: &Request) -> Self {
+        Change { kind: request.kind(), what: request.to_string() }
+    }
 }
 
 impl Kernel {
@@ -129,7 +144,8 @@ impl Kernel {
     pub fn apply(&self, wanted: &Wanted) -> anyhow::Result<Applied> {
         let mut state = self.lock();
         state.wanted = wanted.clone();
-        let applied = state.carry(None, false)?;
+        let mut applied = state.carry(None, false)?;
+        applied.failure.take().map_or(Ok(()), Err)?;
         self.carries.send_replace(true);
         Ok(applied)
     }
@@ -169,7 +185,9 @@ impl State {
     fn carry(&mut self, pods: Option<&[PodNet]>, look_at_table: bool) -> anyhow::Result<Applied> {
         let mut netlink = Netlink::open()?;
         let families = self.wanted.policy.families();
-        let mut found = Found::read(&mut netlink, &families)?.remember(&self.links);
+        let found = Found::read(&mut netlink, &families)?;
+        self.links.extend(found.left_to(&self.wanted.enis, &self.wanted.policy));
+        let mut found = found.remember(&self.links);
         let (here, missing): (Vec<EniNet>, Vec<EniNet>) =
             self.wanted.enis.iter().cloned().partition(|eni| found.ifname_of(eni.mac).is_some());
         self.links.extend(found.indices(&here));
@@ -182,32 +200,35 @@ impl State {
         }
         // One that cannot be set is no reason to leave the rest as it is: an MTU that is too small takes IPv6 along.
         let tries = sysctls.iter().map(|(key, value)| ensure_sysctl(key, value, &mut changes));
-        let refused = tries.filter_map(Result::err).last();
+        let mut failure = tries.filter_map(Result::err).last();
         let pool = self.wanted.pool();
-        let mut requests = node::changes(&here, &pool, &self.wanted.policy, &found)?;
+        // An ENI whose link is not to be found keeps what it has, too.
+        let spared = self.wanted.spared.iter().copied().chain(missing.iter().map(|eni| eni.slot)).collect();
+        let mut requests = node::changes(&here, &spared, &pool, &self.wanted.policy, &found)?;
         if let Some(pods) = pods {
             found = found.with_neighbours(&mut netlink, &families)?;
             requests.extend(pods::changes(pods, &mut self.seen, &found));
         }
-        changes.extend(requests.iter().map(|request| Change { kind: request.kind(), what: request.to_string() }));
-        let applied = netlink.apply(&requests);
-        // A refused link is no reason to leave the table as it is.
-        if let Some(ruleset) = ruleset(&self.wanted, &here, &found)
-            && self.table.ensure(&ruleset, look_at_table)?
-        {
-            changes.push(Change { kind: Kind::Table, what: "replace our tables of nftables".to_owned() });
+        match netlink.apply(&requests) {
+            Ok(()) => changes.extend(requests.iter().map(Change::of)),
+            Err(refused) => failure = Some(refused.into()),
         }
-        applied?;
-        refused.map_or(Ok(()), Err)?;
+        // A refused link is no reason to leave the table as it is.
+        let table = ruleset(&self.wanted, &here, &spared, &found);
+        match table.map_or(Ok(false), |ruleset| self.table.ensure(&ruleset, look_at_table)) {
+            Ok(false) => {}
+            Ok(true) => changes.push(Change { kind: Kind::Table, what: "replace our tables of nftables".to_owned() }),
+            Err(refused) => failure = Some(refused),
+        }
         let waits_for = missing.first().map(|eni| node::MissingLink(eni.mac).to_string());
         let shadows = shadow::shadows(&here, &pool, &self.wanted.policy, &found);
-        Ok(Applied { slots: here.iter().map(|eni| eni.slot).collect(), waits_for, changes, shadows })
+        Ok(Applied { slots: here.iter().map(|eni| eni.slot).collect(), waits_for, changes, shadows, failure })
     }
 }
 
-fn ruleset(wanted: &Wanted, here: &[EniNet], found: &Found) -> Option<Ruleset> {
+fn ruleset(wanted: &Wanted, here: &[EniNet], spared: &BTreeSet<u32>, found: &Found) -> Option<Ruleset> {
     let primary = here.iter().find(|eni| eni.slot == 0)?;
-    let carried = |slot: &u32| here.iter().any(|eni| eni.slot == *slot);
+    let carried = |slot: &u32| spared.contains(slot) || here.iter().any(|eni| eni.slot == *slot);
     Some(Ruleset {
         primary_ifname: found.ifname_of(primary.mac)?.to_owned(),
         primary_address: primary.primary.addr(),
@@ -264,19 +285,21 @@ fn ensure_sysctl(key: &str, value: &str, changes: &mut Vec<Change>) -> anyhow::R
 }
 
 /// What host and table lack of what is wanted for pods on the ENI of this slot, one sentence each; nothing is changed.
+/// Other ENIs than the primary are none of its business.
 pub fn faults(wanted: &Wanted, slot: u32) -> anyhow::Result<Vec<String>> {
     let mut netlink = Netlink::open()?;
     let found = Found::read(&mut netlink, &wanted.policy.families())?;
-    let (here, missing): (Vec<EniNet>, Vec<EniNet>) =
-        wanted.enis.iter().cloned().partition(|eni| found.ifname_of(eni.mac).is_some());
-    let lacking = missing.iter().filter(|eni| eni.slot == slot);
-    let mut faults: Vec<String> = lacking.map(|eni| node::MissingLink(eni.mac).to_string()).collect();
-    let changes = node::changes(&here, &wanted.pool(), &wanted.policy, &found)?;
+    let concerned = wanted.enis.iter().filter(|eni| eni.slot == slot || eni.slot == 0).cloned();
+    let (here, missing): (Vec<EniNet>, Vec<EniNet>) = concerned.partition(|eni| found.ifname_of(eni.mac).is_some());
+    let mut faults: Vec<String> = missing.iter().map(|eni| node::MissingLink(eni.mac).to_string()).collect();
+    let changes = node::changes(&here, &BTreeSet::new(), &wanted.pool(), &wanted.policy, &found)?;
     let needed = changes.iter().filter(|change| !change.is_rule_removal());
     faults.extend(needed.map(|change| format!("the host needs: {change}")));
-    let tables = ruleset(wanted, &here, &found).map(|ruleset| ruleset.families()).unwrap_or_default();
-    for family in tables.into_iter().filter(|family| !nft::is_there(*family)) {
-        faults.push(format!("the table {} enid is missing", family.word()));
+    let tables = ruleset(wanted, &here, &BTreeSet::new(), &found).map(|ruleset| ruleset.families()).unwrap_or_default();
+    for family in tables {
+        if !nft::is_there(family)? {
+            faults.push(format!("the table {} enid is missing", family.word()));
+        }
     }
     for (key, value) in sysctls(&here, &wanted.policy, &found).into_iter().filter(|(key, _)| key.contains("forward")) {
         if read_sysctl(&key)? != value {

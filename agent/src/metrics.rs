@@ -32,6 +32,7 @@ pub struct Counters {
     repairs: IntCounterVec,
     repair_failures: IntCounter,
     readings: IntCounter,
+    overruns: IntCounter,
 }
 
 impl Counters {
@@ -57,6 +58,10 @@ impl Counters {
             repairs: vec(&["kind"], "enid_repairs", "Things of ours in the kernel that were put right, by kind")?,
             repair_failures: IntCounter::new("enid_repair_failures", "Repairs that the kernel refused")?,
             readings: IntCounter::new("enid_readings", "Times that all of ours in the kernel was read again")?,
+            overruns: IntCounter::new(
+                "enid_watch_overruns",
+                "Times that more was changed in the kernel than could be told",
+            )?,
             registry,
         };
         let build: IntGaugeVec =
@@ -69,6 +74,7 @@ impl Counters {
         registry.register(Box::new(no_address.clone()))?;
         registry.register(Box::new(counters.repair_failures.clone()))?;
         registry.register(Box::new(counters.readings.clone()))?;
+        registry.register(Box::new(counters.overruns.clone()))?;
         for family in [&counters.ec2_requests, &counters.ec2_errors, &counters.api_errors, &counters.repairs] {
             registry.register(Box::new(family.clone()))?;
         }
@@ -98,6 +104,11 @@ impl Counters {
     /// Something of ours in the kernel was put right.
     pub fn repaired(&self, kind: Kind) {
         self.repairs.with_label_values(&[kind.name()]).inc();
+    }
+
+    /// More was changed than the kernel could tell.
+    pub fn overrun(&self) {
+        self.overruns.inc();
     }
 
     /// The kernel refused a repair.

@@ -8,9 +8,8 @@
 use std::{
     collections::BTreeMap,
     fs,
-    io::Write,
     path::{Path, PathBuf},
-    process::{Command, Stdio},
+    process::{Output, Stdio},
     time::Duration,
 };
 
@@ -19,10 +18,10 @@ use enid_datapath::{
     Family,
     ruleset::{Ruleset, Unheld, digest},
 };
+use tokio::{io::AsyncWriteExt, process::Command, runtime::Handle, time::timeout};
 use tracing::warn;
-use wait_timeout::ChildExt;
 
-/// How long nft may take for our tables; large ones take some milliseconds.
+/// How long nft may take for our tables; large ones take some milliseconds. Callers block, on a thread that may.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Our tables, and what they were last made to hold.
@@ -58,14 +57,16 @@ impl Table {
         if as_wanted && self.looked && !look {
             return Ok(false);
         }
-        if as_wanted && self.written.as_ref().is_some_and(|written| written.listing == Listed::now().digest()) {
+        if let Some(written) = self.written.as_ref().filter(|_| as_wanted)
+            && written.listing == Listed::now()?.digest()
+        {
             self.looked = true;
             return Ok(false);
         }
         // Until it is seen there, nobody knows what is.
         self.looked = false;
-        replace(&ruleset.transaction(&there()))?;
-        let listed = Listed::now();
+        replace(&ruleset.transaction(&there()?))?;
+        let listed = Listed::now()?;
         // Somebody may have flushed everything again meanwhile.
         if let Some(family) = ruleset.families().into_iter().find(|family| !listed.says(*family, &wanted)) {
             self.written = None;
@@ -84,29 +85,52 @@ impl Table {
 }
 
 /// Whether the kernel has a table of ours.
-pub fn is_there(family: Family) -> bool {
-    list(&[], family).is_some()
+pub fn is_there(family: Family) -> anyhow::Result<bool> {
+    Ok(list(&[], family)?.is_some())
 }
 
 /// Whether the program is there.
-pub fn check() -> anyhow::Result<()> {
-    let found = Command::new("nft").arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status();
+pub async fn check() -> anyhow::Result<()> {
+    let found = Command::new("nft").arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status().await;
     found.map(drop).context("cannot run nft, the program of the nftables package")
 }
 
 /// A table as the kernel lists it; `None` if there is none.
-fn list(flags: &[&str], family: Family) -> Option<Vec<u8>> {
-    let listed =
-        Command::new("nft").args(flags).args(["list", "table", family.word(), "enid"]).stderr(Stdio::null()).output();
-    listed.ok().filter(|output| output.status.success()).map(|output| output.stdout)
+fn list(flags: &[&str], family: Family) -> anyhow::Result<Option<Vec<u8>>> {
+    let output = nft(&[flags, &["list", "table", family.word(), "enid"]].concat(), "")?;
+    Ok(Some(output.stdout).filter(|_| output.status.success()))
+}
+
+/// Runs the program, for so long at most.
+fn nft(args: &[&str], input: &str) -> anyhow::Result<Output> {
+    let run = async {
+        let mut child = Command::new("nft")
+            .args(args)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()
+            .context("cannot run nft, the program of the nftables package")?;
+        if let Some(mut stdin) = child.stdin.take() {
+            // One that does not read to the end says why in its answer.
+            let _ = stdin.write_all(input.as_bytes()).await;
+        }
+        child.wait_with_output().await.context("cannot wait for nft")
+    };
+    let limited = async { timeout(PATIENCE, run).await };
+    let answer = Handle::current().block_on(limited);
+    answer
+        .with_context(|| format!("nft {} did not end within {} s, and was ended", args.join(" "), PATIENCE.as_secs()))?
 }
 
 /// Both tables as the kernel lists them, without what their counters have come to; empty where there is none.
 struct Listed(BTreeMap<Family, Vec<u8>>);
 
 impl Listed {
-    fn now() -> Self {
-        Listed(Family::ALL.into_iter().map(|family| (family, list(&["-s"], family).unwrap_or_default())).collect())
+    fn now() -> anyhow::Result<Self> {
+        let listed = |family| Ok((family, list(&["-s"], family)?.unwrap_or_default()));
+        Family::ALL.into_iter().map(listed).collect::<anyhow::Result<_>>().map(Listed)
     }
 
     fn digest(&self) -> String {
@@ -121,33 +145,19 @@ impl Listed {
 }
 
 /// Which tables there are, and what their counters have come to.
-fn there() -> BTreeMap<Family, Unheld> {
+fn there() -> anyhow::Result<BTreeMap<Family, Unheld>> {
     let unheld = |listed: Vec<u8>| {
         let text = String::from_utf8_lossy(&listed).into_owned();
         let counter = text.split("counter unheld {").nth(1).unwrap_or_default();
         let number = |name: &str| counter.split(name).nth(1)?.split_whitespace().next()?.parse().ok();
         (number("packets").unwrap_or(0), number("bytes").unwrap_or(0))
     };
-    Family::ALL.into_iter().filter_map(|family| Some((family, unheld(list(&[], family)?)))).collect()
+    let of = |family| Ok(list(&[], family)?.map(|listed| (family, unheld(listed))));
+    Family::ALL.into_iter().filter_map(|family| of(family).transpose()).collect()
 }
 
 fn replace(transaction: &str) -> anyhow::Result<()> {
-    let mut child = Command::new("nft")
-        .args(["-f", "-"])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped())
-        .spawn()
-        .context("cannot run nft, the program of the nftables package")?;
-    if let Some(mut stdin) = child.stdin.take() {
-        stdin.write_all(transaction.as_bytes()).context("cannot write to nft")?;
-    }
-    if child.wait_timeout(PATIENCE).context("cannot wait for nft")?.is_none() {
-        child.kill().context("cannot end nft")?;
-        child.wait().context("cannot wait for nft")?;
-        bail!("nft did not replace the tables called enid within {} s, and was ended", PATIENCE.as_secs());
-    }
-    let output = child.wait_with_output().context("cannot wait for nft")?;
+    let output = nft(&["-f", "-"], transaction)?;
     if !output.status.success() {
         bail!("nft refused the tables called enid: {}", String::from_utf8_lossy(&output.stderr).trim());
     }

@@ -9,6 +9,7 @@ use enid_api::v1::{
 };
 use enid_datapath::{identity, marks};
 use enid_ipamd::{AttachmentKey, Cause, Event, Lease, PodRef, Refusal};
+use futures_util::future::try_join_all;
 use tokio::sync::watch;
 use tokio_stream::Stream;
 use tonic::{Request, Response, Status, Streaming};
@@ -109,14 +110,14 @@ impl Cni for CniService {
     async fn release(&self, request: Request<ReleaseRequest>) -> Result<Response<ReleaseReply>, Status> {
         let key = key(request.into_inner().attachment)?;
         self.counters.del();
-        // The first interface of a container takes those on further network cards along.
-        if !identity::is_on_card(&key.ifname) {
+        let mut keys = vec![key.clone()];
+        if key.ifname == identity::FIRST {
             let view = self.handle.view().await.ok_or_else(ending)?;
-            for further in view.of_container(&key).filter(|other| identity::is_on_card(&other.ifname)) {
-                self.end(further.clone()).await?;
-            }
+            keys.extend(view.of_container(&key).filter(|other| identity::is_on_card(&other.ifname)).cloned());
         }
-        let address = self.end(key).await?;
+        // At once, so that their links are deleted together.
+        let addresses = try_join_all(keys.into_iter().map(|key| self.end(key))).await?;
+        let address = addresses.into_iter().next().unwrap_or_default();
         Ok(Response::new(ReleaseReply { address, link_deleted: true }))
     }
 

@@ -176,27 +176,25 @@ impl Store {
         Ok(())
     }
 
-    /// The limits of an instance type, if EC2 told them once.
-    pub fn limits(&self, kind: &str) -> anyhow::Result<Option<Limits>> {
+    /// The limits of an instance type, if EC2 told them once; false with those that an earlier version kept, which knew
+    /// of no further network cards.
+    pub fn limits(&self, kind: &str) -> anyhow::Result<Option<(Limits, bool)>> {
         self.with(|database| Self::limits_in(database, kind))
     }
 
-    fn limits_in(database: &Database, kind: &str) -> anyhow::Result<Option<Limits>> {
+    fn limits_in(database: &Database, kind: &str) -> anyhow::Result<Option<(Limits, bool)>> {
         let txn = database.begin_read()?;
         let meta = txn.open_table(META)?;
         let Some(value) = meta.get(format!("limits:{kind}").as_str())? else { return Ok(None) };
-        // One that an earlier version wrote has fewer words: EC2 is asked again.
         let words: Option<Vec<u32>> = value.value().split(' ').map(|word| word.parse().ok()).collect();
-        let Some([enis, addresses_per_eni, prefixes, further_cards, enis_per_further_card]) = words.as_deref() else {
-            return Ok(None);
-        };
-        Ok(Some(Limits {
-            enis: *enis,
-            addresses_per_eni: *addresses_per_eni,
-            prefixes: *prefixes == 1,
-            further_cards: *further_cards,
-            enis_per_further_card: *enis_per_further_card,
-        }))
+        Ok(match *words.unwrap_or_default() {
+            [enis, addresses, prefixes] => Some((Limits::of_one_card(enis, addresses, prefixes == 1), false)),
+            [enis, addresses, prefixes, further_cards, enis_per_further_card] => {
+                let of_first = Limits::of_one_card(enis, addresses, prefixes == 1);
+                Some((Limits { further_cards, enis_per_further_card, ..of_first }, true))
+            }
+            _ => None,
+        })
     }
 
     /// Remembers them.

@@ -1,6 +1,11 @@
 //! ADD: ask, wire, hear the verdict, print. A step that fails undoes the ones before it.
 
-use std::{fmt, net::IpAddr, path::Path, time::Duration};
+use std::{
+    fmt,
+    net::IpAddr,
+    path::Path,
+    time::{Duration, Instant},
+};
 
 use enid_datapath::{
     Family, Mac, Netlink, identity, link,
@@ -16,11 +21,10 @@ use crate::{
     result::{self, Wired},
 };
 
-/// The interface whose pod may ask for one on every network card, and names all of the others.
-pub const FIRST: &str = "eth0";
-
 /// Wires the attachment, and those on further network cards, and returns the result document.
 pub fn add(env: &Env, config: &Config) -> Result<String, Error> {
+    // One patience for all of its interfaces: the runtime has one.
+    let (begun, patience) = (Instant::now(), Duration::from_secs(config.add_wait_seconds));
     let netns_path = env.netns.as_deref().unwrap_or(Path::new(""));
     let (host_ns, pod_ns) = namespaces(netns_path, env.own_netns_allowed)?;
     let host = Netlink::open().map_err(kernel_refused)?;
@@ -28,21 +32,21 @@ pub fn add(env: &Env, config: &Config) -> Result<String, Error> {
     // What is in the way is found before an address is taken for it.
     kernel.check_free(config, &env.container, &env.ifname)?;
     let daemon = Daemon::connect(&config.socket)?;
-    let each_card = config.each_card && env.ifname == FIRST;
+    let each_card = config.each_card && env.ifname == identity::FIRST;
     let ask = |ifname: &str, card| Ask {
         attachment: Some(attachment_of(env, config, ifname)),
         pod: env.pod.clone().map(|(namespace, name)| Pod { namespace, name, uid: env.pod_uid.clone() }),
-        patience_ms: config.add_wait_seconds * 1000,
+        patience_ms: millis(patience.saturating_sub(begun.elapsed())),
         card,
         each_card: each_card && card.is_none(),
     };
-    let (first, cards) = wire(&mut kernel, &daemon, ask(&env.ifname, None), config)?;
+    let (first, cards) = wire(&mut kernel, &daemon, ask(&env.ifname, None))?;
     let mut wired = vec![first];
     for (number, card) in (1..).zip(cards) {
         let ifname = identity::ifname_on_card(number);
         let further = kernel
             .check_free(config, &env.container, &ifname)
-            .and_then(|()| wire(&mut kernel, &daemon, ask(&ifname, Some(card)), config));
+            .and_then(|()| wire(&mut kernel, &daemon, ask(&ifname, Some(card))));
         let (further, _) = further.inspect_err(|_| {
             // All or nothing. If the daemon does not hear it, it finds the links missing.
             wired.iter().for_each(|wired| pod::undo(&wired.link, &mut kernel.host));
@@ -53,10 +57,14 @@ pub fn add(env: &Env, config: &Config) -> Result<String, Error> {
     Ok(result::render(config, &wired, &netns_path.to_string_lossy()))
 }
 
+fn millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}
+
 /// One attachment, from question to route; and the network cards that its pod wants more of.
-fn wire(kernel: &mut Kernel, daemon: &Daemon, ask: Ask, config: &Config) -> Result<(Wired, Vec<u32>), Error> {
+fn wire(kernel: &mut Kernel, daemon: &Daemon, ask: Ask) -> Result<(Wired, Vec<u32>), Error> {
     let attachment = ask.attachment.clone().unwrap_or_default();
-    let (mut session, offer) = daemon.attach(ask, Duration::from_secs(config.add_wait_seconds))?;
+    let (mut session, offer) = daemon.attach(ask)?;
     let cards = offer.further_cards.clone();
     let link = link_for(offer, &attachment.ifname)?;
     let (pair, routes) = kernel.confirm(&link, &mut session).inspect_err(|_| pod::undo(&link, &mut kernel.host))?;

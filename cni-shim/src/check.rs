@@ -4,7 +4,7 @@ use enid_datapath::{Netlink, faults, identity, pod::PodLink};
 use serde_json::{Map, Value};
 
 use crate::{
-    add::{FIRST, attachment_of, enter, namespaces, some_address},
+    add::{attachment_of, enter, namespaces, some_address},
     config::Config,
     daemon::Daemon,
     env::Env,
@@ -20,7 +20,8 @@ pub fn check(env: &Env, config: &Config) -> Result<(), Error> {
     let daemon = Daemon::connect(&config.socket)?;
     let mut host = Netlink::open().map_err(|error| Error::kernel(DOING, error))?;
     let mut inside = enter(&pod_ns, &host_ns)?;
-    let further = result::interfaces_in(previous).filter(|ifname| env.ifname == FIRST && identity::is_on_card(ifname));
+    let further =
+        result::interfaces_in(previous).filter(|ifname| env.ifname == identity::FIRST && identity::is_on_card(ifname));
     for ifname in [env.ifname.as_str()].into_iter().chain(further) {
         check_one(env, config, ifname, previous, &daemon, (&mut host, &mut inside))?;
     }
@@ -46,7 +47,8 @@ fn check_one(
     let of_daemon: Vec<String> =
         [held.address.clone(), held.second_address].into_iter().filter(|text| !text.is_empty()).collect();
     let of_result: Vec<String> = told.iter().map(ToString::to_string).collect();
-    if of_daemon != of_result {
+    // Plugins behind us may have added others.
+    if of_daemon.first() != of_result.first() || !of_daemon.iter().all(|address| of_result.contains(address)) {
         let daemon = if of_daemon.is_empty() { "no address".to_owned() } else { of_daemon.join(" and ") };
         let result = of_result.join(" and ");
         return Err(Error::check(format!("the result says {result}; the daemon holds {daemon} for the attachment")));

@@ -74,8 +74,9 @@ impl Daemon {
         Ok(Daemon { runtime, client: CniClient::new(channel) })
     }
 
-    /// Asks for an address and waits for it as long as `patience`.
-    pub fn attach(&self, ask: Ask, patience: Duration) -> Result<(Session<'_>, Offer), Error> {
+    /// Asks for an address and waits for it as long as the question says.
+    pub fn attach(&self, ask: Ask) -> Result<(Session<'_>, Offer), Error> {
+        let patience = Duration::from_millis(ask.patience_ms);
         let (requests, stream) = mpsc::channel(2);
         let mut client = self.client.clone();
         let first = AttachRequest { step: Some(attach_request::Step::Ask(ask)) };

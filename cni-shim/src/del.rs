@@ -3,13 +3,7 @@
 
 use enid_datapath::{Mac, Netlink, identity, removal};
 
-use crate::{
-    add::{FIRST, attachment},
-    config::Config,
-    daemon::Daemon,
-    env::Env,
-    error::Error,
-};
+use crate::{add::attachment, config::Config, daemon::Daemon, env::Env, error::Error};
 
 /// The prefix that the daemon uses by default; another one costs a listing of all links, no more.
 const USUAL_PREFIX: &str = "eni";
@@ -29,7 +23,7 @@ pub fn del(env: &Env, config: &Config) -> Result<(), Error> {
 
 /// The first interface takes those on further network cards along.
 fn delete_link(env: &Env, config: &Config) -> Result<(), Error> {
-    let further = if env.ifname == FIRST { identity::FURTHER_CARDS_MAX } else { 0 };
+    let further = if env.ifname == identity::FIRST { identity::FURTHER_CARDS_MAX } else { 0 };
     let on_cards = (1..=further).map(|number| link(env, config, &identity::ifname_on_card(number), number));
     let links: Vec<(Mac, String)> = [link(env, config, &env.ifname, 0)].into_iter().chain(on_cards).collect();
     let deleted = Netlink::open().and_then(|mut host| removal::remove_together(&links, &mut host));

@@ -4,7 +4,7 @@
 //! is final (nft(8), verdict statement). Which chains could do it is read from nftables; whether one does is found by
 //! sending a packet between two namespaces that are wired as pods are.
 //!
-//! Numbers: linux/netfilter.h, linux/netfilter/nfnetlink.h and nf_tables.h.
+//! Numbers: linux/netfilter.h and linux/netfilter/nf_tables.h.
 
 use std::{
     fs, io,
@@ -15,20 +15,18 @@ use std::{
 };
 
 use ipnet::{Ipv4Net, Ipv6Net};
-use netlink_packet_core::{NLM_F_DUMP, NLM_F_REQUEST, NetlinkBuffer, NlasIterator};
-use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_NETFILTER};
+use netlink_packet_core::NlasIterator;
 use nix::sched::{CloneFlags, unshare};
 
 use crate::{
     family::Family,
     identity, marks,
-    netlink::{Error, Netlink},
+    netfilter::{NFTABLES, Netfilter},
+    netlink::{DUMPS, Error, Netlink},
     netns::{self, Netns},
     pod::{self, PodLink, WireError},
 };
 
-/// NFNL_SUBSYS_NFTABLES.
-const NFTABLES: u16 = 10 << 8;
 const NFT_GETCHAIN: u16 = 4;
 const NFTA_CHAIN_TABLE: u16 = 1;
 const NFTA_CHAIN_NAME: u16 = 3;
@@ -41,11 +39,6 @@ const FORWARD: u32 = 2;
 const DROP: u32 = 0;
 /// NFPROTO_INET, NFPROTO_IPV4 and NFPROTO_IPV6.
 const FAMILIES: [(u8, &str); 3] = [(1, "inet"), (2, "ip"), (10, "ip6")];
-const NLMSG_ERROR: u16 = 2;
-const NLMSG_DONE: u16 = 3;
-/// struct nfgenmsg.
-const GENERIC: usize = 4;
-const HEADER: usize = 16;
 
 /// Discard's number (RFC 863): nobody waits for anything there.
 const PORT: u16 = 9;
@@ -56,8 +49,7 @@ const PATIENCE: Duration = Duration::from_millis(300);
 /// Chains that drop packets of this family which they do not know at the forward hook, as `family table chain`. The
 /// tables of the older iptables do not tell their policy: they are named if there is a filter among them.
 pub fn suspects(of: Family) -> Result<Vec<String>, Error> {
-    let mut suspects = Vec::new();
-    list_chains(|family, attributes| suspects.extend(suspect(of, family, attributes)))?;
+    let mut suspects = list_chains(of)?;
     let (names, program) = match of {
         Family::V4 => ("/proc/net/ip_tables_names", "iptables"),
         Family::V6 => ("/proc/net/ip6_tables_names", "ip6tables"),
@@ -100,43 +92,18 @@ fn number(value: &[u8]) -> Option<u32> {
     value.try_into().ok().map(u32::from_be_bytes)
 }
 
-/// Shows family and attributes of every chain of nftables. Chains alone, never rules: there may be many of those.
-fn list_chains(mut each: impl FnMut(u8, &[u8])) -> Result<(), Error> {
+/// The suspects among the chains of nftables. Chains alone, never rules: there may be many of those.
+fn list_chains(of: Family) -> Result<Vec<String>, Error> {
     let what = "list the chains of nftables";
-    let failed = |source: io::Error| Error::new(what, source);
-    let mut socket = Socket::new(NETLINK_NETFILTER).map_err(failed)?;
-    socket.bind_auto().map_err(failed)?;
-    socket.connect(&SocketAddr::new(0, 0)).map_err(failed)?;
-    let mut message = vec![0; HEADER + GENERIC];
-    let length = u32::try_from(message.len()).unwrap_or_default();
-    let mut header = NetlinkBuffer::new(&mut message);
-    header.set_length(length);
-    header.set_message_type(NFTABLES | NFT_GETCHAIN);
-    header.set_flags(NLM_F_REQUEST | NLM_F_DUMP);
-    socket.send(&message, 0).map_err(failed)?;
-    let mut received = Vec::with_capacity(64 * 1024);
-    loop {
-        received.clear();
-        let size = socket.recv(&mut received, 0).map_err(failed)?;
-        let mut rest = received.get(..size).unwrap_or_default();
-        while let Ok(message) = NetlinkBuffer::new_checked(rest) {
-            match message.message_type() {
-                NLMSG_DONE => return Ok(()),
-                NLMSG_ERROR => {
-                    let code =
-                        message.payload().get(..4).and_then(|bytes| bytes.try_into().ok()).map(i32::from_ne_bytes);
-                    return Err(failed(io::Error::from_raw_os_error(-code.unwrap_or_default())));
-                }
-                _ => {
-                    let payload = message.payload();
-                    let family = payload.first().copied().unwrap_or_default();
-                    each(family, payload.get(GENERIC..).unwrap_or_default());
-                }
-            }
-            let length = usize::try_from(message.length()).unwrap_or(usize::MAX).next_multiple_of(4);
-            rest = rest.get(length..).unwrap_or_default();
+    let mut netfilter = Netfilter::open()?;
+    for _ in 0..DUMPS {
+        let mut suspects = Vec::new();
+        let mut see = |family: u8, attributes: &[u8]| suspects.extend(suspect(of, family, attributes));
+        if netfilter.list(what, NFTABLES | NFT_GETCHAIN, 0, &mut see)? {
+            return Ok(suspects);
         }
     }
+    Err(Error::new(what, io::Error::other(format!("they changed during each of {DUMPS} listings"))))
 }
 
 /// Two addresses of this subnet that EC2 gives to nobody: of the first four and the last, which it reserves, those that

@@ -92,6 +92,9 @@ pub fn ifname_for_attachment(prefix: &str, network: &str, container: &str, ifnam
     hashed(prefix, &format!("{network}/{container}/{ifname}"))
 }
 
+/// The interface whose pod may ask for one on every network card, and takes all of the others along.
+pub const FIRST: &str = "eth0";
+
 /// Name of a pod's interface on a further network card, counted from 1; the peer's.
 pub fn ifname_on_card(number: u32) -> String {
     format!("{CARD_PREFIX}{number}")

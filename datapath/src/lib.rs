@@ -27,6 +27,7 @@ pub mod identity;
 pub mod link;
 pub mod marks;
 mod message;
+mod netfilter;
 pub mod netlink;
 pub mod netns;
 pub mod node;

@@ -150,6 +150,7 @@ pub(crate) fn same_route(there: &RouteMessage, wanted: &RouteMessage) -> bool {
     there.header.address_family == wanted.header.address_family
         && there.header.destination_prefix_length == wanted.header.destination_prefix_length
         && there.header.kind == wanted.header.kind
+        && there.header.tos == wanted.header.tos
         && wanted.attributes.iter().all(|attribute| there.attributes.contains(attribute))
         && !there.attributes.iter().any(metric)
 }
@@ -222,6 +223,7 @@ pub(crate) fn same_rule(there: &RuleMessage, wanted: &RuleMessage) -> bool {
     there.header.family == wanted.header.family
         && there.header.src_len == wanted.header.src_len
         && there.header.dst_len == wanted.header.dst_len
+        && there.header.tos == wanted.header.tos
         && there.header.action == wanted.header.action
         && !there.header.flags.contains(RuleFlags::Invert)
         && wanted.attributes.iter().all(|attribute| there.attributes.contains(attribute) || says_nothing(attribute))

@@ -7,8 +7,8 @@
 use std::{fmt, io};
 
 use netlink_packet_core::{
-    NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkHeader,
-    NetlinkMessage, NetlinkPayload,
+    DecodeError, NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST,
+    NetlinkBuffer, NetlinkHeader, NetlinkMessage, NetlinkPayload,
 };
 use netlink_packet_route::{
     RouteNetlinkMessage,
@@ -47,7 +47,7 @@ impl Error {
 /// Requests that travel in one datagram: it has to fit a socket's buffer.
 const TOGETHER: usize = 128;
 /// How often a listing is asked for, when something changes during each.
-const DUMPS: u32 = 50;
+pub(crate) const DUMPS: u32 = 50;
 
 /// One change, and how to speak of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -165,13 +165,7 @@ pub struct Netlink {
 impl Netlink {
     /// Opens a socket in the calling thread's network namespace.
     pub fn open() -> Result<Self, Error> {
-        let open = || {
-            let mut socket = Socket::new(NETLINK_ROUTE)?;
-            socket.bind_auto()?;
-            socket.connect(&SocketAddr::new(0, 0))?;
-            Ok(socket)
-        };
-        let socket = open().map_err(|source| Error::new("open a netlink socket", source))?;
+        let socket = connected(NETLINK_ROUTE).map_err(|source| Error::new("open a netlink socket", source))?;
         Ok(Netlink { socket, sequence: 0, received: Vec::new() })
     }
 
@@ -245,7 +239,8 @@ impl Netlink {
                 whole &= message.header.flags & NLM_F_DUMP_INTR == 0;
                 match message.payload {
                     NetlinkPayload::InnerMessage(inner) => found.push(inner),
-                    NetlinkPayload::Done(_) => return Ok(whole.then_some(found)),
+                    // One that did not come to its end says so here.
+                    NetlinkPayload::Done(end) => return of_code(what, end.code).map(|()| whole.then_some(found)),
                     NetlinkPayload::Error(answer) => return Err(Error::new(what, answer.to_io())),
                     _ => {}
                 }
@@ -375,17 +370,42 @@ impl Netlink {
         self.received.clear();
         self.received.reserve(64 * 1024);
         let size = self.socket.recv(&mut self.received, 0).map_err(|source| Error::new(what, source))?;
-        let mut messages = Vec::new();
-        let mut rest = &self.received[..size];
-        while !rest.is_empty() {
-            let message = NetlinkMessage::<RouteNetlinkMessage>::deserialize(rest)
-                .map_err(|error| Error::new(what, io::Error::new(io::ErrorKind::InvalidData, error.to_string())))?;
-            let length = usize::try_from(message.header.length).unwrap_or(usize::MAX).next_multiple_of(4);
-            rest = rest.get(length..).unwrap_or_default();
-            messages.push(message);
-        }
-        Ok(messages)
+        let decode = |frame: NetlinkBuffer<_>| NetlinkMessage::deserialize(frame.into_inner()).map_err(undecodable);
+        let messages = frames(&self.received[..size]).map(|frame| frame.and_then(decode));
+        messages.collect::<io::Result<_>>().map_err(|source| Error::new(what, source))
     }
+}
+
+/// A socket that speaks to the kernel alone, in the calling thread's network namespace.
+pub(crate) fn connected(protocol: isize) -> io::Result<Socket> {
+    let mut socket = Socket::new(protocol)?;
+    socket.bind_auto()?;
+    socket.connect(&SocketAddr::new(0, 0))?;
+    Ok(socket)
+}
+
+/// The messages of one datagram, one after the other; the last may be one that is cut.
+pub(crate) fn frames(datagram: &[u8]) -> impl Iterator<Item = io::Result<NetlinkBuffer<&[u8]>>> {
+    let mut rest = datagram;
+    std::iter::from_fn(move || {
+        if rest.is_empty() {
+            return None;
+        }
+        let message = NetlinkBuffer::new_checked(rest).map_err(undecodable);
+        let length =
+            message.as_ref().map_or(rest.len(), |message| usize::try_from(message.length()).unwrap_or(usize::MAX));
+        rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
+        Some(message)
+    })
+}
+
+fn undecodable(error: DecodeError) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, error.to_string())
+}
+
+/// What an answer's number says, or that at the end of a listing: 0, or an error number below it.
+pub(crate) fn of_code(what: &str, code: i32) -> Result<(), Error> {
+    if code < 0 { Err(Error::new(what, Errno::from_raw(-code).into())) } else { Ok(()) }
 }
 
 fn keep<T>(found: Vec<RouteNetlinkMessage>, pick: impl Fn(RouteNetlinkMessage) -> Option<T>) -> Vec<T> {

@@ -4,7 +4,7 @@
 //! restart with nothing changed writes nothing, and repair is the same act as set-up.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
@@ -100,6 +100,15 @@ impl Found {
         self
     }
 
+    /// The links of ENIs that have lost their MAC while nobody looked: those that rules and tables give to their slots.
+    pub fn left_to(&self, enis: &[EniNet], policy: &Policy) -> BTreeMap<Mac, u32> {
+        let links = rules::links(policy, self);
+        let known: BTreeSet<u32> = self.indices(enis).into_values().collect();
+        let lost = enis.iter().filter(|eni| self.link_of(eni.mac).is_none());
+        let left = lost.filter_map(|eni| Some((eni.mac, *links.get(&eni.slot)?)));
+        left.filter(|(_, index)| !known.contains(index)).collect()
+    }
+
     /// Which links these ENIs have.
     pub fn indices(&self, enis: &[EniNet]) -> BTreeMap<Mac, u32> {
         enis.iter().filter_map(|eni| Some((eni.mac, self.link_of(eni.mac)?.header.index))).collect()
@@ -118,10 +127,16 @@ impl Found {
     }
 }
 
-/// What has to change so that the kernel carries these ENIs, which hold `pool` for pods. A link that is not there yet
-/// is an error of its own: the caller waits for it.
-pub fn changes(enis: &[EniNet], pool: &[IpNet], policy: &Policy, found: &Found) -> Result<Vec<Request>, MissingLink> {
-    let mut requests = rules::changes(enis, policy, found);
+/// What has to change so that the kernel carries these ENIs, which hold `pool` for pods, and leaves what it has of the
+/// spared slots. A link that is not there yet is an error of its own: the caller waits for it.
+pub fn changes(
+    enis: &[EniNet],
+    spared: &BTreeSet<u32>,
+    pool: &[IpNet],
+    policy: &Policy,
+    found: &Found,
+) -> Result<Vec<Request>, MissingLink> {
+    let mut requests = rules::changes(enis, spared, policy, found);
     for eni in enis {
         let link = found.link_of(eni.mac).ok_or(MissingLink(eni.mac))?;
         link_changes(eni, link, &mut requests);

@@ -14,7 +14,7 @@ use crate::{
     identity::Mac,
     link::{alias_of, by_index, group, ifname, mac, mtu, named, updown},
     marks,
-    message::{self, TABLE_MAIN, host_route},
+    message::{self, TABLE_MAIN, host_route, same_route},
     netlink::Request,
     node::Found,
 };
@@ -96,7 +96,11 @@ pub struct Seen {
 /// names the pod's addresses, or the pod's route leads over it, or it is the very link that did so before.
 pub fn changes(pods: &[PodNet], seen: &mut BTreeMap<Mac, Seen>, found: &Found) -> Vec<Request> {
     let links = by_mac(&found.links);
-    let routed: BTreeSet<(IpAddr, u32)> = found.routes.iter().filter_map(host_route).collect();
+    let as_ours = |route: &RouteMessage| {
+        let (to, index) = host_route(route)?;
+        same_route(route, &message::link_route(TABLE_MAIN, to, index)).then_some((to, index))
+    };
+    let routed: BTreeSet<(IpAddr, u32)> = found.routes.iter().filter_map(as_ours).collect();
     let neighbours: BTreeMap<(u32, IpAddr), Option<Mac>> =
         found.neighbours.iter().filter_map(message::permanent).collect();
     let wanted: BTreeSet<Mac> = pods.iter().map(|pod| pod.host_mac).collect();

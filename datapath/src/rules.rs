@@ -1,6 +1,9 @@
 //! The node's routing policy rules: a handful for all ENIs, none for a pod.
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
 
 use netlink_packet_route::{
     route::RouteMessage,
@@ -25,7 +28,12 @@ use crate::{
 pub(crate) const PRIORITY_MAIN: u32 = 32766;
 const PRIORITY_DEFAULT: u32 = 32767;
 
-pub(crate) fn changes(enis: &[EniNet], policy: &Policy, found: &Found) -> Vec<Request> {
+/// The rules of spared slots stay as they are: pods stand behind an ENI that cannot be looked at.
+pub(crate) fn changes(enis: &[EniNet], spared: &BTreeSet<u32>, policy: &Policy, found: &Found) -> Vec<Request> {
+    let of_spared = found.rules.iter().filter(|rule| slot_of(rule, policy).is_some_and(|slot| spared.contains(&slot)));
+    let spared: BTreeSet<u32> = of_spared.filter_map(asked_table).collect();
+    let of_an_eni = |rule: &RuleMessage| matches!(priority(rule), Some(marks::PRIORITY_ENI | marks::PRIORITY_PRIMARY));
+    let stays = |rule: &RuleMessage| of_an_eni(rule) && asked_table(rule).is_some_and(|table| spared.contains(&table));
     let wanted = rules(enis, policy);
     let mut requests = Vec::new();
     // A flush takes these along, and with them the host's own way out.
@@ -45,7 +53,7 @@ pub(crate) fn changes(enis: &[EniNet], policy: &Policy, found: &Found) -> Vec<Re
             requests.push(Request::add_rule(format!("add the rule {what}"), rule.clone()));
         }
     }
-    for there in found.rules.iter().filter(|rule| is_ours(rule)) {
+    for there in found.rules.iter().filter(|rule| is_ours(rule) && !stays(rule)) {
         if !wanted.values().any(|rule| same_rule(there, rule)) {
             requests.push(Request::delete_rule("remove a rule of ours that is not wanted any more", there.clone()));
         }
@@ -126,24 +134,35 @@ fn is_plain(there: &RuleMessage, family: Family, to: u32) -> bool {
     };
     there.header.family == family.netlink()
         && there.header.action == RuleAction::ToTable
+        && there.header.tos == 0
         && !there.header.flags.contains(RuleFlags::Invert)
         && asked_table(there) == Some(to)
         && there.attributes.iter().all(says_nothing)
 }
 
-/// The slots that rules and tables give to links, by MAC, as an earlier life has left them.
-pub fn slots(policy: &Policy, found: &Found) -> BTreeMap<Mac, u32> {
-    let (marks, mask) = (policy.marks, policy.marks.eni_mask());
+/// The slot whose mark a rule sends to a table.
+fn slot_of(rule: &RuleMessage, policy: &Policy) -> Option<u32> {
+    let (mark, mask) = mark(rule);
+    let named = priority(rule) == Some(marks::PRIORITY_ENI) && mask == policy.marks.eni_mask();
+    (1..marks::SLOTS).find(|slot| policy.marks.eni(*slot) == mark).filter(|_| named)
+}
+
+/// The links that rules and tables give to slots, as an earlier life has left them.
+pub fn links(policy: &Policy, found: &Found) -> BTreeMap<u32, u32> {
     let of_rule = |rule: &RuleMessage| {
-        let (mark, its_mask) = mark(rule);
-        let named = priority(rule) == Some(marks::PRIORITY_ENI) && its_mask == mask;
-        let slot = (1..marks::SLOTS).find(|slot| marks.eni(*slot) == mark).filter(|_| named)?;
         let of_table = |route: &&RouteMessage| Some(table(route)) == asked_table(rule) && destination(route).is_none();
-        let index = found.routes.iter().find(of_table).and_then(oif)?;
+        Some((slot_of(rule, policy)?, found.routes.iter().find(of_table).and_then(oif)?))
+    };
+    found.rules.iter().filter_map(of_rule).collect()
+}
+
+/// The slots of links by MAC, as an earlier life has left them.
+pub fn slots(policy: &Policy, found: &Found) -> BTreeMap<Mac, u32> {
+    let of_link = |(slot, index): (u32, u32)| {
         let link = found.links.iter().find(|link| link.header.index == index)?;
         Some((link::mac(link)?, slot))
     };
-    found.rules.iter().filter_map(of_rule).collect()
+    links(policy, found).into_iter().filter_map(of_link).collect()
 }
 
 /// Whether it is our rule for what an ENI's own address sends.

@@ -5,14 +5,14 @@
 //!
 //! Numbers: linux/rtnetlink.h, linux/netfilter/nfnetlink.h and nf_tables.h.
 
-use std::{fmt, fs, io, net::IpAddr, os::fd::AsFd, path::Path, sync::LazyLock};
+use std::{collections::BTreeSet, fmt, fs, io, net::IpAddr, os::fd::AsFd, path::Path, sync::LazyLock};
 
 use netlink_packet_core::{NetlinkBuffer, NetlinkMessage, NetlinkPayload, NlasIterator};
 use netlink_packet_route::{
     AddressFamily, RouteNetlinkMessage,
     address::AddressMessage,
-    neighbour::NeighbourState,
-    route::{RouteAttribute, RouteMessage},
+    neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState},
+    route::{RouteMessage, RouteType},
 };
 use netlink_sys::{
     Socket,
@@ -26,7 +26,9 @@ use nix::{
 use crate::{
     link,
     message::{self, TABLE_LOCAL, TABLE_MAIN},
-    netlink::Error,
+    netfilter::{GENERIC, NFTABLES},
+    netlink::{Error, Netlink, frames},
+    pods,
 };
 
 /// RTNLGRP_LINK, NEIGH, IPV4_IFADDR, IPV4_ROUTE, IPV4_RULE, IPV4_NETCONF.
@@ -37,8 +39,6 @@ const V6_GROUPS: [u32; 4] = [9, 11, 19, 25];
 const TABLE_GROUPS: [u32; 1] = [7];
 /// RTM_NEWNETCONF and RTM_DELNETCONF: a sysctl of a link.
 const NETCONF: std::ops::RangeInclusive<u16> = 80..=81;
-/// NFNL_SUBSYS_NFTABLES.
-const NFTABLES: u16 = 10;
 /// NFT_MSG_NEWGEN: the end of a transaction, and whose it was.
 const NFT_NEWGEN: u16 = 15;
 const NFT_NEWCHAIN: u16 = 3;
@@ -49,8 +49,6 @@ const NFTA_CHAIN_HOOK: u16 = 4;
 const NFTA_TABLE: u16 = 1;
 const NFTA_GEN_PROC_PID: u16 = 2;
 const NFTA_GEN_PROC_NAME: u16 = 3;
-/// Family, version and resource id stand before the attributes (struct nfgenmsg).
-const GENERIC: usize = 4;
 /// Bytes that may wait to be read; a firewall that is loaded anew tells of every rule.
 const BUFFER: i32 = 1 << 20;
 const DATAGRAM: usize = 64 * 1024;
@@ -98,7 +96,7 @@ pub enum Urgency {
     Soon,
 }
 
-/// Who made a change, as far as the kernel tells.
+/// Who made a change, as far as the kernel tells; not we ourselves.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum By {
     /// The kernel itself, or it does not tell.
@@ -165,6 +163,8 @@ struct Ear {
     socket: Socket,
     received: Vec<u8>,
     of_tables: bool,
+    /// Links that are pods'.
+    pods: BTreeSet<u32>,
     /// Something of our table was told since the last end of a transaction.
     touched: bool,
     /// A chain at a hook was told of.
@@ -182,7 +182,23 @@ impl Ear {
             Ok(socket)
         };
         let socket = open().map_err(|source| Error::new("watch the kernel's tables", source))?;
-        Ok(Ear { socket, received: Vec::with_capacity(DATAGRAM), of_tables, touched: false, hooks: false })
+        let mut ear = Ear {
+            socket,
+            received: Vec::with_capacity(DATAGRAM),
+            of_tables,
+            pods: BTreeSet::new(),
+            touched: false,
+            hooks: false,
+        };
+        ear.know_pods()?;
+        Ok(ear)
+    }
+
+    fn know_pods(&mut self) -> Result<(), Error> {
+        if !self.of_tables {
+            self.pods = pods::pod_links(&Netlink::open()?.links()?).into_iter().map(|end| end.index).collect();
+        }
+        Ok(())
     }
 
     /// What has been told since the last call.
@@ -199,6 +215,7 @@ impl Ear {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(notices),
                 Err(error) if error.raw_os_error().map(Errno::from_raw) == Some(Errno::ENOBUFS) => {
                     self.touched = false;
+                    self.know_pods()?;
                     notices.push(Notice::Overrun);
                 }
                 Err(source) => return Err(Error::new("read what was changed", source)),
@@ -207,23 +224,47 @@ impl Ear {
     }
 
     fn take(&mut self, datagram: &[u8], notices: &mut Vec<Notice>) {
-        let mut rest = datagram;
-        while let Ok(message) = NetlinkBuffer::new_checked(rest) {
+        for message in frames(datagram) {
+            let Ok(message) = message else {
+                notices.push(Notice::Overrun); // what it told is not known
+                continue;
+            };
             let notice = if self.of_tables {
                 self.of_table(message.message_type(), message.payload())
             } else {
-                of_route(message.message_type(), message.port_number(), rest)
+                self.of_route(message)
             };
             notices.extend(notice);
             notices.extend(std::mem::take(&mut self.hooks).then_some(Notice::Hooks));
-            let length = usize::try_from(message.length()).unwrap_or(usize::MAX).next_multiple_of(4);
-            rest = rest.get(length..).unwrap_or_default();
         }
+    }
+
+    fn of_route(&mut self, message: NetlinkBuffer<&[u8]>) -> Option<Notice> {
+        let port = message.port_number();
+        if NETCONF.contains(&message.message_type()) {
+            return Some(Notice::Changed(Kind::Sysctl, Urgency::Later, by(port))); // every link that comes tells of its own
+        }
+        let told = match NetlinkMessage::<RouteNetlinkMessage>::deserialize(message.into_inner()) {
+            Ok(NetlinkMessage { payload: NetlinkPayload::InnerMessage(told), .. }) => told,
+            Ok(_) => return None,
+            Err(_) => return Some(Notice::Overrun), // what it told is not known
+        };
+        match &told {
+            RouteNetlinkMessage::NewLink(link) if pods::is_of_a_pod(link::group(link)) => {
+                self.pods.insert(link.header.index);
+            }
+            RouteNetlinkMessage::NewLink(link) | RouteNetlinkMessage::DelLink(link) => {
+                self.pods.remove(&link.header.index);
+            }
+            _ => {}
+        }
+        let (kind, urgency) = concern(&told, &self.pods)?;
+        Some(Notice::Changed(kind, urgency, by(port)))
     }
 
     fn of_table(&mut self, kind: u16, payload: &[u8]) -> Option<Notice> {
         let attributes = || NlasIterator::new(payload.get(GENERIC..).unwrap_or_default()).flatten();
-        if kind >> 8 != NFTABLES {
+        if kind & 0xff00 != NFTABLES {
             return None;
         }
         if kind & 0xff != NFT_NEWGEN {
@@ -254,20 +295,8 @@ impl Ear {
     }
 }
 
-fn of_route(kind: u16, port: u32, message: &[u8]) -> Option<Notice> {
-    let (kind, urgency) = if NETCONF.contains(&kind) {
-        (Kind::Sysctl, Urgency::Later) // every link that comes tells of its own
-    } else {
-        match NetlinkMessage::<RouteNetlinkMessage>::deserialize(message).ok()?.payload {
-            NetlinkPayload::InnerMessage(message) => concern(&message)?,
-            _ => return None,
-        }
-    };
-    Some(Notice::Changed(kind, urgency, by(port)))
-}
-
-/// Whether such a change can concern us, and how soon.
-fn concern(told: &RouteNetlinkMessage) -> Option<(Kind, Urgency)> {
+/// Whether such a change can concern us, and how soon; `pods` are the links that are pods'.
+fn concern(told: &RouteNetlinkMessage, pods: &BTreeSet<u32>) -> Option<(Kind, Urgency)> {
     use RouteNetlinkMessage::{
         DelAddress, DelLink, DelNeighbour, DelRoute, DelRule, NewAddress, NewLink, NewNeighbour, NewRoute, NewRule,
     };
@@ -277,11 +306,11 @@ fn concern(told: &RouteNetlinkMessage) -> Option<(Kind, Urgency)> {
         NewAddress(address) | DelAddress(address) if is_link_local(address) => return None,
         NewAddress(_) | DelAddress(_) => (Kind::Address, Urgency::Soon),
         // A pod's own IPv4 routes go with its link, without a word; those of IPv6 do not.
-        DelRoute(route) if is_unicast(route) => {
+        DelRoute(route) if leads(route) => {
             let of_a_pod = route.header.address_family == AddressFamily::Inet6 && message::table(route) == TABLE_MAIN;
             (Kind::Route, if of_a_pod { Urgency::Later } else { Urgency::Soon })
         }
-        NewRoute(route) if is_unicast(route) => {
+        NewRoute(route) if leads(route) => {
             let of_a_pod = message::table(route) == TABLE_MAIN;
             (Kind::Route, if of_a_pod { Urgency::Later } else { Urgency::Soon })
         }
@@ -290,9 +319,11 @@ fn concern(told: &RouteNetlinkMessage) -> Option<(Kind, Urgency)> {
             (Kind::Link, if of_a_pod { Urgency::Later } else { Urgency::Soon })
         }
         DelNeighbour(there) if is_ip(there.header.family) => (Kind::Neighbour, Urgency::Later),
+        // Pods' neighbours are permanent: whatever else one of their links tells is somebody's doing.
         NewNeighbour(there)
             if is_ip(there.header.family)
-                && matches!(there.header.state, NeighbourState::Permanent | NeighbourState::Failed) =>
+                && (matches!(there.header.state, NeighbourState::Permanent | NeighbourState::Failed)
+                    || pods.contains(&there.header.ifindex) && !is_of_link_local(there)) =>
         {
             (Kind::Neighbour, Urgency::Later)
         }
@@ -309,17 +340,27 @@ fn is_link_local(address: &AddressMessage) -> bool {
     own.is_some_and(|own| matches!(own, IpAddr::V6(own) if own.is_unicast_link_local()))
 }
 
-fn is_unicast(route: &RouteMessage) -> bool {
-    message::table(route) != TABLE_LOCAL && route.attributes.iter().any(|part| matches!(part, RouteAttribute::Oif(_)))
+fn is_of_link_local(there: &NeighbourMessage) -> bool {
+    there.attributes.iter().any(|attribute| match attribute {
+        NeighbourAttribute::Destination(NeighbourAddress::Inet6(address)) => address.is_unicast_link_local(),
+        _ => false,
+    })
+}
+
+/// It leads packets somewhere, or nowhere.
+fn leads(route: &RouteMessage) -> bool {
+    use RouteType::{BlackHole, Prohibit, Throw, Unicast, Unreachable};
+    message::table(route) != TABLE_LOCAL
+        && matches!(route.header.kind, Unicast | BlackHole | Unreachable | Prohibit | Throw)
 }
 
 /// The first of all has a number of its own (PROC_PID_INIT_INO, linux/proc_ns.h).
 static IN_HOSTS_PROCESS_NAMESPACE: LazyLock<bool> =
     LazyLock::new(|| fs::read_link("/proc/self/ns/pid").is_ok_and(|link| link == Path::new("pid:[4026531836]")));
 
-/// A netlink socket's port is as a rule the number of its process (netlink(7)).
+/// A netlink socket's port is the number of its process (netlink(7)); that of a second socket is a number from above.
 fn by(port: u32) -> By {
-    if port == 0 {
+    if port == 0 || port == std::process::id() || i32::try_from(port).is_err() {
         return By::Unknown;
     }
     // In a process namespace of our own that number would be another process's.
@@ -341,6 +382,7 @@ mod tests {
 
     #[test]
     fn what_pods_do_all_the_time_is_looked_at_later() {
+        let concern = |told: &RouteNetlinkMessage| super::concern(told, &BTreeSet::from([7]));
         let mut link = LinkMessage::default();
         assert_eq!(concern(&RouteNetlinkMessage::NewLink(link.clone())), Some((Kind::Link, Urgency::Soon)));
         link.attributes.push(LinkAttribute::Group(marks::group(1)));
@@ -350,6 +392,9 @@ mod tests {
         let mut reachable = NeighbourMessage::default();
         reachable.header.family = AddressFamily::Inet;
         reachable.header.state = NeighbourState::Reachable;
-        assert_eq!(concern(&RouteNetlinkMessage::NewNeighbour(reachable)), None);
+        assert_eq!(concern(&RouteNetlinkMessage::NewNeighbour(reachable.clone())), None);
+        reachable.header.ifindex = 7;
+        let of_a_pod = concern(&RouteNetlinkMessage::NewNeighbour(reachable));
+        assert_eq!(of_a_pod, Some((Kind::Neighbour, Urgency::Later)));
     }
 }

@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 use std::{
+    collections::BTreeSet,
     io::{BufRead, BufReader},
     path::PathBuf,
     process::{Child, Command, Stdio},
@@ -120,11 +121,13 @@ fn a_route_that_is_there_already_is_the_links_own_or_refuses_it() {
 #[test]
 fn a_pod_is_wired_again_and_goes_without_a_trace() {
     let (host, pod) = (Space::new(), Space::new());
+    host.sh("ip addr add 10.0.1.10/32 dev lo");
     let before = (snapshot(&host), snapshot(&pod));
     let wanted = link("c1", "eni0000000001a");
     wire(&wanted, &host, &pod).unwrap();
-    // The first packet gets through, without ARP.
-    pod.sh("ping -n -c1 -W1 -I eth0 169.254.1.1 >/dev/null || true; ip neigh show 169.254.1.1 | grep -q PERMANENT");
+    // The first packet gets through, without ARP at either end.
+    host.sh("ping -n -c 1 -W 2 10.0.1.20; ip neigh show 10.0.1.20 | grep -q PERMANENT");
+    pod.sh("ip neigh show 169.254.1.1 | grep -q PERMANENT");
     assert!(host.sh("ip -d link show eni0000000001a").contains(&wanted.host_mac.to_string()));
     assert!(pod.sh("ip addr show eth0").contains("10.0.1.20/32"));
     // An unanswered try is made anew; the result is one link.
@@ -248,8 +251,14 @@ fn enis_are_set_up_once_and_repaired() {
     let enis = [eni(0, 1, "10.0.1.10/24", 254), eni(1, 2, "10.0.1.11/24", marks::route_table(1, 0))];
     let mut netlink = host.netns().netlink().unwrap();
     let mut apply = |enis: &[EniNet]| {
-        let requests =
-            node::changes(enis, &[], &Policy::default(), &Found::read(&mut netlink, &[Family::V4]).unwrap()).unwrap();
+        let requests = node::changes(
+            enis,
+            &BTreeSet::new(),
+            &[],
+            &Policy::default(),
+            &Found::read(&mut netlink, &[Family::V4]).unwrap(),
+        )
+        .unwrap();
         netlink.apply(&requests).unwrap();
         requests.len()
     };
@@ -271,7 +280,38 @@ fn enis_are_set_up_once_and_repaired() {
     assert!(!rules.contains("lookup 2") && rules.contains("from 192.0.2.7 lookup 10"), "{rules}");
     let missing = [eni(2, 9, "10.0.1.12/24", 3)];
     let found = Found::read(&mut Netlink::open().unwrap(), &[Family::V4]).unwrap();
-    assert!(node::changes(&missing, &[], &Policy::default(), &found).is_err());
+    assert!(node::changes(&missing, &BTreeSet::new(), &[], &Policy::default(), &found).is_err());
+}
+
+/// Metadata may leave an ENI out, and its link may have lost its MAC while no daemon ran.
+#[test]
+fn an_eni_that_cannot_be_looked_at_keeps_its_rules_and_its_link_is_known_by_them() {
+    let host = Space::new();
+    host.sh("ip link add eth0 address 02:00:00:00:00:01 type veth peer name p0
+         ip link add eth1 address 02:00:00:00:00:02 type veth peer name p1
+         ip addr add 10.0.1.10/24 dev eth0; ip link set eth0 up; ip link set p0 up; ip link set p1 up");
+    let eni = |slot: u32, last: u8, address: &str, table: u32| EniNet {
+        slot,
+        mac: Mac([2, 0, 0, 0, 0, last]),
+        primary: address.parse().unwrap(),
+        own_v6: None,
+        table,
+        mtu: 9001,
+    };
+    let enis = [eni(0, 1, "10.0.1.10/24", 254), eni(1, 2, "10.0.1.11/24", marks::route_table(1, 0))];
+    let (mut netlink, policy) = (host.netns().netlink().unwrap(), Policy::default());
+    let mut changes = |enis: &[EniNet], spared: &[u32]| {
+        let found = Found::read(&mut netlink, &[Family::V4]).unwrap();
+        node::changes(enis, &spared.iter().copied().collect(), &[], &policy, &found).unwrap()
+    };
+    let set_up = changes(&enis, &[]);
+    host.netns().netlink().unwrap().apply(&set_up).unwrap();
+    assert!(changes(&enis[..1], &[1]).is_empty(), "its rules go though it is only not shown");
+    assert_eq!(changes(&enis[..1], &[2]).len(), 2, "rules of an ENI that nobody needs");
+    host.sh("ip link set eth1 address 02:00:00:00:00:99");
+    let found = Found::read(&mut host.netns().netlink().unwrap(), &[Family::V4]).unwrap();
+    let left: Vec<Mac> = found.left_to(&enis, &policy).into_keys().collect();
+    assert_eq!(left, [enis[1].mac]);
 }
 
 #[test]
@@ -299,7 +339,7 @@ fn enis_of_two_families_are_set_up_once_repaired_and_left_behind_clean() {
     let mut netlink = host.netns().netlink().unwrap();
     let mut apply = |policy: &Policy| {
         let found = Found::read(&mut netlink, &policy.families()).unwrap();
-        let requests = node::changes(&enis, &pool, policy, &found).unwrap();
+        let requests = node::changes(&enis, &BTreeSet::new(), &pool, policy, &found).unwrap();
         netlink.apply(&requests).unwrap();
         requests.iter().map(ToString::to_string).collect::<Vec<_>>()
     };

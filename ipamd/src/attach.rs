@@ -18,6 +18,10 @@ impl Core {
         let (ticket, key) = (waiter.ticket, waiter.key.clone());
         // The runtime asks again when it lost the first answer: the newer request stands for both.
         self.supersede(&key, effects);
+        if let Some(refusal) = self.hindrance.clone().filter(|hindrance| !hindrance.cause.passes()) {
+            effects.push(Effect::Refuse { ticket, refusal });
+            return;
+        }
         if let Some(lease) = self.leases.get_mut(&key) {
             let earlier = lease.ticket.replace(ticket);
             let lease = lease.clone();
@@ -32,6 +36,12 @@ impl Core {
         self.queue.push(waiter);
     }
 
+    /// No pod is given an address while this stands in the way of what it would send; those who ask wait for it to go,
+    /// as long as it may go by itself.
+    pub fn hinder(&mut self, hindrance: Option<Refusal>) {
+        self.hindrance = hindrance;
+    }
+
     fn supersede(&mut self, key: &AttachmentKey, effects: &mut Vec<Effect>) {
         if let Some(waiter) = self.queue.take_key(key) {
             let refusal = Refusal::new(Cause::Superseded, "a newer request for the same attachment came in");
@@ -41,7 +51,7 @@ impl Core {
 
     /// Gives what is free to those who wait, in the order in which they came.
     pub(crate) fn serve(&mut self, now: Millis, effects: &mut Vec<Effect>) {
-        if self.links_listed.is_none() {
+        if self.links_listed.is_none() || self.hindrance.is_some() {
             return; // what the kernel holds decides what is free
         }
         let remembers = !self.looks_around || self.audited.is_some();
@@ -73,7 +83,6 @@ impl Core {
         let index = self.next_index(&key, pod.as_ref());
         let mut lease = Lease::remembered((address, second), eni, slot, pod, index);
         lease.ticket = Some(ticket);
-        effects.extend(lease.addresses().map(|address| Effect::Record(Write::Rest(address, None))));
         if !self.is_mutated(Mutation::OfferUnrecorded) {
             effects.push(Effect::Record(Write::Lease(key.clone(), Some(lease.clone()))));
         }

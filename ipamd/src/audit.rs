@@ -200,6 +200,7 @@ impl Core {
         }
         if found.no_manage || (!found.ours && !manage_untagged) {
             eni.state = EniState::Foreign;
+            self.topology += 1; // it is not carried for what the kernel has of it any more
         } else if frozen {
             self.join(&id, effects);
         } else if !found.ours {

@@ -76,6 +76,10 @@ pub struct Block {
     returned: OrdSet<(Millis, IpAddr)>,
 }
 
+/// So many returned addresses are kept before one is given again although others were never in use: enough that each
+/// has long been free, and a block that is never counted out does not remember every address that it ever gave.
+const KEPT: usize = 1024;
+
 /// A place in the order of giving: the fullest block first, in it the address that was free longest.
 pub(crate) type Rank = (Reverse<u64>, Millis, IpNet);
 
@@ -125,7 +129,7 @@ impl Block {
 
     /// Takes the address that was free longest; `taken` tells addresses that are in use.
     pub(crate) fn take(&mut self, taken: impl Fn(IpAddr) -> bool) -> Option<IpAddr> {
-        while self.fresh < self.size() - self.kept.1 {
+        while self.fresh < self.size() - self.kept.1 && self.returned.len() < KEPT {
             let address = nth(&self.net, self.fresh);
             self.fresh += 1;
             if !taken(address) {
@@ -251,5 +255,15 @@ mod tests {
         let mut block = block("fd00:0:0:1::/80");
         assert_eq!(block.take(|_| false), Some("fd00:0:0:1::1".parse().unwrap()));
         assert!(block.rank().is_some());
+    }
+
+    #[test]
+    fn an_ipv6_prefix_does_not_remember_all_that_it_ever_gave() {
+        let mut block = block("fd00:0:0:1::/80");
+        for now in 1..=u64::try_from(3 * KEPT).unwrap() {
+            let address = block.take(|_| false).unwrap();
+            block.give_back(address, Millis(now));
+        }
+        assert_eq!(block.returned.len(), KEPT);
     }
 }

@@ -109,12 +109,16 @@ impl Core {
             Call::Assign { .. } if unclear => self.want_audit(crate::Scope::Attached),
             _ => {}
         }
-        let asks_v6 = matches!(&call, Call::Assign { order, .. } if order.kind == Kind::V6Prefix);
-        if error.cause == Cause::NoPrefix && !asks_v6 {
-            // Single addresses serve until then.
+        let (kind, with_v6) = match &call {
+            Call::Assign { order, .. } => (order.kind, false),
+            Call::Create { creation, .. } => (creation.order.kind, creation.with_v6),
+            _ => (Kind::Single, false),
+        };
+        if error.cause == Cause::NoPrefix && kind != Kind::V6Prefix {
+            // Single addresses serve until then. For a block of IPv6 there is nothing that could.
             self.no_prefix_until = Some(now.plus(NO_PREFIX_MS));
             let again = matches!(&call, Call::Create { token, .. } if self.builds.contains_key(token));
-            if !again {
+            if !again && !with_v6 {
                 return;
             }
         }

@@ -17,12 +17,19 @@ impl Core {
     }
 
     pub(crate) fn may_manage(&self, card: u32) -> bool {
-        card == 0 || self.node.policy.multi_card && card <= self.node.limits.further_cards
+        card == 0 || self.node.policy.multi_card && (card <= self.node.limits.further_cards || !self.asks_ec2())
+    }
+
+    /// Without EC2's word the ENIs that are there tell which cards there are.
+    fn asks_ec2(&self) -> bool {
+        self.node.policy.provisioning != crate::Provisioning::ImdsOnly
     }
 
     /// The cards that are managed.
     pub(crate) fn cards(&self) -> Vec<u32> {
-        let further = if self.node.policy.multi_card { self.node.limits.further_cards } else { 0 };
+        let shown = || self.enis.values().map(|eni| eni.facts.place.card).max().unwrap_or(0);
+        let further = if self.asks_ec2() { self.node.limits.further_cards } else { shown() };
+        let further = if self.node.policy.multi_card { further } else { 0 };
         (0..=further).filter(|card| self.manages(*card)).collect()
     }
 

@@ -265,6 +265,9 @@ impl Core {
         if !self.imds_read || self.links_listed.is_none() {
             return Refusal::new(Cause::Starting, "the daemon has not read its node yet");
         }
+        if let Some(hindrance) = &self.hindrance {
+            return hindrance.clone();
+        }
         if self.node.policy.provisioning != Provisioning::On {
             return Refusal::new(
                 Cause::ProvisioningOff,

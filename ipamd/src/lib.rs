@@ -219,6 +219,8 @@ pub struct Core {
     slow_audit: Option<Millis>,
     /// When the kernel's links were last listed.
     links_listed: Option<Millis>,
+    /// Why what pods send would not arrive anyway.
+    hindrance: Option<Refusal>,
     /// Invariants that a step would have broken; the state was kept as it was before.
     broken: imbl::Vector<Broken>,
     #[cfg(feature = "mutations")]
@@ -271,6 +273,7 @@ impl Core {
             met: None,
             slow_audit: None,
             links_listed: None,
+            hindrance: None,
             broken: imbl::Vector::new(),
             #[cfg(feature = "mutations")]
             mutation: None,

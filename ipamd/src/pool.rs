@@ -80,6 +80,8 @@ impl Core {
         match self.enis.get_mut(&id) {
             Some(eni) => {
                 (eni.doubted, eni.excused) = (false, now);
+                let same = EniFacts { blocks: facts.blocks.clone(), ..eni.facts.clone() } == facts;
+                self.topology += u64::from(!same);
                 eni.facts = facts;
             }
             None => self.meet(now, facts, effects),
@@ -330,6 +332,16 @@ impl Core {
         let slot = self.kernel_slots.get(&eni.facts.mac).copied().filter(|_| eni.state == EniState::Unknown)?;
         let taken = self.slots.values().any(|recorded| *recorded == slot);
         (!taken).then_some(slot)
+    }
+
+    /// Slots that leases name, with the leases' addresses of the VPC, and [`Core::carried`] does not: pods stand behind
+    /// an ENI that metadata fails to show since this life began.
+    pub fn spared(&self) -> Vec<(u32, IpAddr)> {
+        let carried: BTreeSet<u32> = self.carried().map(|(_, slot)| slot).collect();
+        let behind = self.leases.values().filter(|lease| !carried.contains(&lease.slot));
+        let each = behind.flat_map(|lease| lease.addresses().map(|address| (lease.slot, address)));
+        // One that another ENI has by now is that one's.
+        each.filter(|(_, address)| !crate::supply::is_local(*address) && self.block_of(*address).is_none()).collect()
     }
 
     /// Another number whenever [`Core::carried`] may tell something else.

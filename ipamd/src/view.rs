@@ -133,7 +133,7 @@ impl Core {
             let message = format!("a step would have broken an invariant, and nothing is given back since: {broken}");
             return Some(Refusal::new(Cause::Internal, message));
         }
-        let ready = self.links_listed.is_some() && self.pick(None).is_some();
+        let ready = self.hindrance.is_none() && self.links_listed.is_some() && self.pick(None).is_some();
         (!ready).then(|| self.why_waiting(now, 0))
     }
 

@@ -8,7 +8,7 @@ mod world;
 
 use std::collections::BTreeSet;
 
-use enid_ipamd::{Beside, Call, Cause, Event, Intent, Kind, Policy, Target};
+use enid_ipamd::{Beside, Call, Cause, EniFacts, Event, Intent, Kind, Policy, Refusal, Target};
 use proptest::prelude::*;
 use world::{LIMITS, Move, THREE_CARDS, World, key, moves, policy};
 
@@ -105,6 +105,8 @@ fn an_address_rests_before_it_is_given_again_and_rest_survives_a_restart() {
     assert!(world.ledger.resting.contains_key(&first));
     world.ask(2);
     assert_ne!(world.ledger.leases.get(&key(2)).map(|lease| lease.address), Some(first));
+    world.settle();
+    assert!(world.ledger.resting.is_empty(), "rests that are over are remembered for ever");
 }
 
 #[test]
@@ -170,4 +172,59 @@ fn an_eni_on_its_way_out_serves_nobody() {
     moves.into_iter().flatten().for_each(|step| world.play(step));
     world.settle();
     assert!(world.asked.is_empty() && world.enis.values().all(|eni| eni.place.is_some()));
+}
+
+/// Metadata that leaves an ENI out at the start of a life is no reason to take the rules from the pods behind it.
+#[test]
+fn what_leases_name_is_spared_until_metadata_shows_it() {
+    let mut world = World::new();
+    world.settle();
+    for pod in 0..6 {
+        world.ask(pod);
+        world.settle();
+        world.wire(false);
+    }
+    let second =
+        world.ledger.leases.values().find(|lease| lease.slot != 0).cloned().expect("more than one ENI's worth");
+    let behind = world.ledger.leases.values().filter(|lease| lease.slot == second.slot).count();
+    assert!(world.core.spared().is_empty());
+    let place = world.enis.get_mut(&second.eni).and_then(|eni| eni.place.take());
+    world.restart(false);
+    assert_eq!(world.core.spared().len(), behind);
+    assert!(world.core.spared().contains(&(second.slot, second.address)));
+    let (carried, topology) = (world.core.carried().count(), world.core.topology());
+    world.enis.get_mut(&second.eni).expect("known").place = place;
+    world.metadata();
+    assert!(world.core.spared().is_empty() && world.core.topology() != topology);
+    assert_eq!(world.core.carried().count(), carried + 1);
+}
+
+#[test]
+fn what_metadata_says_of_a_known_eni_is_news_for_the_kernel() {
+    let mut world = World::new();
+    world.settle();
+    let facts = |world: &World| world.core.carried().map(|(eni, _)| eni.facts.clone()).collect::<Vec<_>>();
+    let before = world.core.topology();
+    let same = facts(&world);
+    world.step(Event::Imds { enis: same.clone(), bare: Vec::new() });
+    assert_eq!(world.core.topology(), before);
+    let other = same.into_iter().map(|eni| EniFacts { own_v6: "2001:db8::7".parse().ok(), ..eni }).collect();
+    world.step(Event::Imds { enis: other, bare: Vec::new() });
+    assert_ne!(world.core.topology(), before);
+}
+
+#[test]
+fn nobody_is_given_an_address_while_the_host_cannot_forward() {
+    let mut world = World::new();
+    world.settle();
+    world.core.hinder(Some(Refusal::new(Cause::Starting, "it is not known yet")));
+    world.ask(1);
+    world.listing();
+    assert!(world.ledger.leases.is_empty() && world.refused.is_empty(), "it waits");
+    world.core.hinder(None);
+    world.step(Event::Tick);
+    assert_eq!(world.ledger.leases.len(), 1);
+    world.core.hinder(Some(Refusal::new(Cause::ForwardDropped, "a firewall drops")));
+    world.ask(2);
+    assert_eq!(world.refused.last().map(|(_, cause)| *cause), Some(Cause::ForwardDropped));
 }
