@@ -126,12 +126,18 @@ link set {name} up
     )
 }
 
-/// The batch that gives a port its routes and permanent neighbours: a VPC has no ARP.
-pub fn addresses(port: &Port, gone: &[String]) -> String {
+/// The batch that takes routes and neighbours from a port.
+pub fn take(port: &Port, gone: &[String]) -> String {
     let mut text = String::new();
     for address in gone {
         let _ = writeln!(text, "route del {address}/32 dev {0}\nneigh del {address} dev {0}", port.name);
     }
+    text
+}
+
+/// The batch that gives a port its routes and permanent neighbours: a VPC has no ARP.
+pub fn give(port: &Port) -> String {
+    let mut text = String::new();
     for address in &port.addresses {
         let _ = writeln!(
             text,
@@ -214,6 +220,6 @@ mod tests {
 
     #[test]
     fn addresses_that_left_lose_their_route() {
-        assert!(addresses(&port(), &["10.0.1.21".to_owned()]).starts_with("route del 10.0.1.21/32"));
+        assert!(take(&port(), &["10.0.1.21".to_owned()]).starts_with("route del 10.0.1.21/32"));
     }
 }

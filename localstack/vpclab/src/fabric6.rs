@@ -117,12 +117,18 @@ neigh replace {NEXT_HOP} lladdr {mac} nud permanent dev {name}
     )
 }
 
-/// The batch that brings what EC2 assigned to the ENI, and takes away what it does not any more.
-pub fn addresses(port: &Port, gone: &[Ipv6Net]) -> String {
+/// The batch that takes from a port what EC2 does not assign to the ENI any more.
+pub fn take(port: &Port, gone: &[Ipv6Net]) -> String {
     let mut text = String::new();
     for net in gone {
         let _ = writeln!(text, "route del {net} dev {}", port.name);
     }
+    text
+}
+
+/// The batch that brings what EC2 assigned to the ENI.
+pub fn give(port: &Port) -> String {
+    let mut text = String::new();
     for net in &port.nets_v6 {
         let _ = writeln!(text, "route replace {net} via {NEXT_HOP} dev {}", port.name);
     }
@@ -162,11 +168,9 @@ mod tests {
 
     #[test]
     fn nothing_is_sent_to_a_node_by_way_of_discovery() {
+        let port = port(&["2001:db8:aa00:0:7::/80"]);
         let gone = "2001:db8:aa00:0:8::/80".parse().unwrap();
-        assert_eq!(
-            addresses(&port(&["2001:db8:aa00:0:7::/80"]), &[gone]),
-            "route del 2001:db8:aa00:0:8::/80 dev p-0123456789a\n\
-             route replace 2001:db8:aa00:0:7::/80 via fe80::fe dev p-0123456789a\n"
-        );
+        assert_eq!(take(&port, &[gone]), "route del 2001:db8:aa00:0:8::/80 dev p-0123456789a\n");
+        assert_eq!(give(&port), "route replace 2001:db8:aa00:0:7::/80 via fe80::fe dev p-0123456789a\n");
     }
 }

@@ -45,6 +45,8 @@ pub struct Hotplug {
     /// Subnet id to its place in [`fabric::SUBNETS`].
     subnets: BTreeMap<String, usize>,
     ports: BTreeMap<String, (String, Port)>,
+    /// The last change came to its end.
+    whole: bool,
     metadata: Metadata,
     /// The last views that metadata was told.
     told: Vec<NodeView>,
@@ -73,7 +75,8 @@ impl Hotplug {
         responder: Option<Responder>,
     ) -> Self {
         let discovery = responder.map(|responder| (responder, BTreeMap::new()));
-        Hotplug { vpc_pid, nodes, subnets, ports: BTreeMap::new(), metadata, told: Vec::new(), macs, discovery }
+        let (ports, told) = (BTreeMap::new(), Vec::new());
+        Hotplug { vpc_pid, nodes, subnets, ports, whole: true, metadata, told, macs, discovery }
     }
 
     /// Asks EC2 again and again until told to stop. A call that fails changes nothing.
@@ -101,9 +104,10 @@ impl Hotplug {
                 self.nodes.contains_key(&instance).then(|| (eni.id.clone(), (instance, Port::of(eni, attachment))))
             })
             .collect();
-        if wanted != self.ports {
+        if wanted != self.ports || !self.whole {
+            self.whole = false;
             self.apply(&wanted)?;
-            self.ports = wanted;
+            self.whole = true;
             self.number_links()?;
         }
         self.teach(&enis);
@@ -115,10 +119,22 @@ impl Hotplug {
         Ok(())
     }
 
-    fn apply(&self, wanted: &BTreeMap<String, (String, Port)>) -> anyhow::Result<()> {
-        for (id, (_, port)) in &self.ports {
-            if !wanted.contains_key(id) {
-                space::feed(self.vpc_pid, &["ip", "-batch", "-"], &format!("link del {}\n", port.name))?;
+    /// What is carried is noted port by port, so that a round that fails can be made again.
+    fn apply(&mut self, wanted: &BTreeMap<String, (String, Port)>) -> anyhow::Result<()> {
+        // What goes goes first: an address may have moved from one port to another.
+        for (id, (instance, port)) in self.ports.clone() {
+            match wanted.get(&id) {
+                Some((where_to, now)) if *where_to == instance && now.link == port.link => {
+                    let mut kept = port.clone();
+                    kept.addresses.retain(|address| now.addresses.contains(address));
+                    kept.nets_v6.retain(|net| now.nets_v6.contains(net));
+                    self.ports.insert(id, (instance, kept.clone()));
+                    self.take(&port, &kept)?;
+                }
+                _ => {
+                    self.ports.remove(&id);
+                    self.batch(&format!("link del {}\n", port.name))?;
+                }
             }
         }
         for (id, (instance, port)) in wanted {
@@ -126,29 +142,15 @@ impl Hotplug {
             if before == Some(port) {
                 continue;
             }
-            let node = &self.nodes[instance];
-            if before.is_none() {
-                space::feed(self.vpc_pid, &["ip", "-batch", "-"], &fabric::plug(port, node.pid))?;
-                if port.addresses.is_empty() {
-                    fabric::port_without_ip(self.vpc_pid, &port.name)?;
-                    continue;
+            let new = before.is_none();
+            if let Err(failure) = self.give(&self.nodes[instance], port, new) {
+                if new {
+                    // Half of it is in the way of the next round.
+                    let _ = self.batch(&format!("link del {}\n", port.name));
                 }
-                fabric::port_sysctls(self.vpc_pid, &port.name)?;
-                if self.discovery.is_some() {
-                    fabric6::plug(self.vpc_pid, node.pid, port)?;
-                }
+                return Err(failure);
             }
-            let held = before.map(|port| port.addresses.clone()).unwrap_or_default();
-            let gone: Vec<String> = held.into_iter().filter(|ip| !port.addresses.contains(ip)).collect();
-            space::feed(self.vpc_pid, &["ip", "-batch", "-"], &fabric::addresses(port, &gone))?;
-            if before.is_none() && port.primary {
-                let (cidr, gateway, _) = fabric::SUBNETS[node.view.subnet];
-                let prefix_len = cidr.rsplit('/').next().unwrap_or("24");
-                fabric::dhcp(node.pid, port, gateway, prefix_len)?;
-            }
-            if self.discovery.is_some() {
-                self.apply_v6(node, before, port)?;
-            }
+            self.ports.insert(id.clone(), (instance.clone(), port.clone()));
         }
         let ports: Vec<Port> = wanted.values().map(|(_, port)| port.clone()).collect();
         let public: Vec<(String, String)> = wanted
@@ -165,14 +167,47 @@ impl Hotplug {
         space::feed(self.vpc_pid, &["nft", "-f", "-"], &sets)
     }
 
-    fn apply_v6(&self, node: &Plugged, before: Option<&Port>, port: &Port) -> anyhow::Result<()> {
-        let held = before.map(|port| port.nets_v6.as_slice()).unwrap_or_default();
-        let gone: Vec<_> = held.iter().filter(|net| !port.nets_v6.contains(net)).copied().collect();
-        space::feed(self.vpc_pid, &fabric6::BATCH, &fabric6::addresses(port, &gone))?;
-        if before.is_none() && port.primary {
-            let address = port.nets_v6.first().context("a primary ENI without an IPv6 address")?;
-            let (cidr, _) = fabric::SUBNETS_V6[node.view.subnet];
-            fabric6::dhcp(node.pid, address, cidr)?;
+    fn batch(&self, text: &str) -> anyhow::Result<()> {
+        space::feed(self.vpc_pid, &["ip", "-batch", "-"], text)
+    }
+
+    /// Takes from a port what it does not hold any more.
+    fn take(&self, before: &Port, kept: &Port) -> anyhow::Result<()> {
+        let gone: Vec<String> = before.addresses.iter().filter(|ip| !kept.addresses.contains(ip)).cloned().collect();
+        self.batch(&fabric::take(before, &gone))?;
+        if self.discovery.is_some() {
+            let gone: Vec<_> = before.nets_v6.iter().filter(|net| !kept.nets_v6.contains(net)).copied().collect();
+            space::feed(self.vpc_pid, &fabric6::BATCH, &fabric6::take(before, &gone))?;
+        }
+        Ok(())
+    }
+
+    /// Gives a port what it holds, and makes its link first if it is new.
+    fn give(&self, node: &Plugged, port: &Port, new: bool) -> anyhow::Result<()> {
+        let v6 = self.discovery.is_some();
+        if new {
+            self.batch(&fabric::plug(port, node.pid))?;
+            if port.addresses.is_empty() {
+                return fabric::port_without_ip(self.vpc_pid, &port.name);
+            }
+            fabric::port_sysctls(self.vpc_pid, &port.name)?;
+            if v6 {
+                fabric6::plug(self.vpc_pid, node.pid, port)?;
+            }
+        }
+        self.batch(&fabric::give(port))?;
+        if new && port.primary {
+            let (cidr, gateway, _) = fabric::SUBNETS[node.view.subnet];
+            let prefix_len = cidr.rsplit('/').next().unwrap_or("24");
+            fabric::dhcp(node.pid, port, gateway, prefix_len)?;
+        }
+        if v6 {
+            space::feed(self.vpc_pid, &fabric6::BATCH, &fabric6::give(port))?;
+            if new && port.primary {
+                let address = port.nets_v6.first().context("a primary ENI without an IPv6 address")?;
+                let (cidr, _) = fabric::SUBNETS_V6[node.view.subnet];
+                fabric6::dhcp(node.pid, address, cidr)?;
+            }
         }
         Ok(())
     }
