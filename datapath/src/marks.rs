@@ -116,10 +116,13 @@ mod tests {
     #[test]
     fn nobody_else_uses_our_bits() {
         let usual = Marks::default();
-        // kube-proxy (masquerade, drop), portmap, Calico's default range, what Cilium marks proxied packets with.
-        for others in [0x4000, 0x8000, 0x2000, 0xffff_0000_u32, 0x0f00] {
-            assert_eq!((usual.connmark() | usual.eni_mask()) & others, 0, "{others:#x}");
+        let ours = usual.connmark() | usual.eni_mask();
+        // kube-proxy (masquerade, drop), portmap, Calico's default range, Cilium without the id of a cluster.
+        for others in [0x4000, 0x8000, 0x2000, 0xffff_0000_u32, 0xffff_0f00] {
+            assert_eq!(ours & others, 0, "{others:#x}");
         }
+        // With it Cilium takes the low byte too: docs/neighbours.md says which setting keeps it from that.
+        assert_ne!(ours & 0xffff_0fff, 0);
     }
 
     #[test]
