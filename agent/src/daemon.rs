@@ -142,7 +142,6 @@ async fn serve(mut settings: Settings, elsewhere: runtime::Handle) -> anyhow::Re
         handle: handle.clone(),
         node: settings.node_name.clone(),
         instance,
-        veth_prefix: settings.veth_prefix.clone(),
         readiness: readiness.clone(),
         shadows: seen_shadows,
     };

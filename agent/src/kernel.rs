@@ -372,6 +372,12 @@ pub fn listing(keys: &[AttachmentKey], families: &[Family]) -> anyhow::Result<(V
     Ok((seen, routed))
 }
 
+/// The names of pods' links, by MAC.
+pub fn pod_ifnames() -> anyhow::Result<BTreeMap<Mac, String>> {
+    let ends = pods::pod_links(&Netlink::open()?.links()?);
+    Ok(ends.into_iter().map(|end| (end.mac, end.ifname)).collect())
+}
+
 /// Whether the link of this name is the attachment's.
 pub fn is_wired(key: &AttachmentKey, ifname: &str) -> anyhow::Result<bool> {
     let link = Netlink::open()?.link(ifname)?;

@@ -4,13 +4,17 @@ use enid_api::v1::{
     Address, Eni, GetPoolRequest, Lease, ListAddressesRequest, ListAddressesResponse, ListEnisRequest,
     ListEnisResponse, ListLeasesRequest, ListLeasesResponse, Pool, debug_server::Debug,
 };
-use enid_datapath::Mac;
+use enid_datapath::{Mac, identity};
 use enid_ipamd::{AddressState, EniState, View};
 use tokio::sync::watch;
 use tonic::{Request, Response, Status};
 
 use crate::{
-    brain::since, handle::Handle, imds::Instance, kernel::route_table, readiness::Readiness, serve_cni::host_ifname,
+    brain::since,
+    handle::Handle,
+    imds::Instance,
+    kernel::{self, route_table},
+    readiness::Readiness,
 };
 
 /// The service.
@@ -21,8 +25,6 @@ pub struct DebugService {
     pub node: String,
     /// The instance.
     pub instance: Instance,
-    /// First letters of pods' host links.
-    pub veth_prefix: String,
     /// The one rule's word.
     pub readiness: watch::Receiver<Readiness>,
     /// What is in the way of pods and not ours to remove.
@@ -113,8 +115,14 @@ impl Debug for DebugService {
     }
 
     async fn list_leases(&self, _: Request<ListLeasesRequest>) -> Result<Response<ListLeasesResponse>, Status> {
+        let failed = |failure: String| Status::internal(format!("cannot list the links: {failure}"));
+        let names = tokio::task::spawn_blocking(kernel::pod_ifnames)
+            .await
+            .map_err(|failure| failed(failure.to_string()))?
+            .map_err(|failure| failed(format!("{failure:#}")))?;
         let leases = self.view().await?.leases.into_iter().map(|(key, lease)| {
-            let host_ifname = host_ifname(&key, &lease, &self.veth_prefix);
+            let host_mac = identity::host_mac(&key.network, &key.container, &key.ifname);
+            let host_ifname = names.get(&host_mac).cloned().unwrap_or_default();
             let (pod_namespace, pod_name) = lease.pod.map(|pod| (pod.namespace, pod.name)).unwrap_or_default();
             Lease {
                 network: key.network,

@@ -11,7 +11,7 @@ use std::{
 use ipnet::{IpNet, Ipv4Net};
 use netlink_packet_route::{
     address::AddressMessage,
-    link::{LinkAttribute, LinkFlags, LinkMessage},
+    link::{LinkFlags, LinkMessage},
     neighbour::NeighbourMessage,
     route::{RouteAttribute, RouteMessage, RouteProtocol, RouteScope},
     rule::RuleMessage,
@@ -20,7 +20,7 @@ use netlink_packet_route::{
 use crate::{
     family::{Family, ROUTER_V6},
     identity::Mac,
-    link::{self, by_index, group, ifname, mtu, updown},
+    link::{self, group, ifname},
     message::{TABLE_MAIN, default_route, link_route, own_address, route_in, same_route},
     netlink::{Error, Netlink, Request},
     pods,
@@ -139,7 +139,9 @@ pub fn changes(
     let mut requests = rules::changes(enis, spared, policy, found);
     for eni in enis {
         let link = found.link_of(eni.mac).ok_or(MissingLink(eni.mac))?;
-        link_changes(eni, link, &mut requests);
+        // In a device group the rule for pods would take the routes over it for theirs.
+        let wanted = link::Wanted { mac: eni.mac, group: 0, mtu: Some(eni.mtu), addresses: None };
+        requests.extend(wanted.changes(link));
         address_changes(eni, link.header.index, pool, policy, found, &mut requests);
         if eni.slot != 0 {
             for family in policy.steered() {
@@ -155,28 +157,6 @@ pub fn changes(
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 #[error("no link with MAC {0} on this node yet")]
 pub struct MissingLink(pub Mac);
-
-fn link_changes(eni: &EniNet, link: &LinkMessage, requests: &mut Vec<Request>) {
-    let (index, name) = (link.header.index, ifname(link));
-    let mut set = |what: String, attribute: LinkAttribute| {
-        let mut message = by_index(index);
-        message.attributes.push(attribute);
-        requests.push(Request::set_link(what, message));
-    };
-    if link::mac(link) != Some(eni.mac) {
-        set(format!("set the MAC of {name} to {}", eni.mac), LinkAttribute::Address(eni.mac.0.to_vec()));
-    }
-    if group(link) != 0 {
-        // The rule for pods would take the routes over it for theirs.
-        set(format!("take {name} out of the device group {:#x}", group(link)), LinkAttribute::Group(0));
-    }
-    if mtu(link) != Some(eni.mtu) {
-        set(format!("set the MTU of {name} to {}", eni.mtu), LinkAttribute::Mtu(eni.mtu));
-    }
-    if !link.header.flags.contains(LinkFlags::Up) {
-        requests.push(Request::set_link(format!("take {name} up"), updown(index, true)));
-    }
-}
 
 /// Pod addresses live in pods: a DHCP client's or cloud-setup's copy on the ENI would make them local. The primary's
 /// other addresses are the host's own business.

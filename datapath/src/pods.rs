@@ -5,14 +5,11 @@ use std::{
     net::IpAddr,
 };
 
-use netlink_packet_route::{
-    link::{LinkAttribute, LinkFlags, LinkMessage},
-    route::RouteMessage,
-};
+use netlink_packet_route::{link::LinkMessage, route::RouteMessage};
 
 use crate::{
     identity::Mac,
-    link::{alias_of, by_index, group, ifname, mac, mtu, named, updown},
+    link::{self, group, ifname, mac, mtu, named},
     marks,
     message::{self, TABLE_MAIN, host_route, same_route},
     netlink::Request,
@@ -123,7 +120,9 @@ pub fn changes(pods: &[PodNet], seen: &mut BTreeMap<Mac, Seen>, found: &Found) -
             continue;
         }
         let first = before.unwrap_or_else(|| Seen { index, addresses: pod.addresses.clone(), mtu: mtu(link) });
-        let mut changed = link_changes(pod, link, first.mtu);
+        let addresses = Some(pod.addresses.as_slice());
+        let wanted = link::Wanted { mac: pod.host_mac, group: pod.group, mtu: first.mtu, addresses };
+        let mut changed = wanted.changes(link);
         seen.insert(pod.host_mac, first);
         let link_changed = !changed.is_empty();
         for address in &pod.addresses {
@@ -157,37 +156,12 @@ fn renamed<'a>(pod: &PodNet, wanted: &BTreeSet<Mac>, links: &'a [LinkMessage]) -
     })
 }
 
-fn link_changes(pod: &PodNet, link: &LinkMessage, first_mtu: Option<u32>) -> Vec<Request> {
-    let (index, name) = (link.header.index, ifname(link));
-    let mut requests = Vec::new();
-    let mut set = |what: String, attribute: LinkAttribute| {
-        let mut message = by_index(index);
-        message.attributes.push(attribute);
-        requests.push(Request::set_link(what, message));
-    };
-    if mac(link) != Some(pod.host_mac) {
-        let address = LinkAttribute::Address(pod.host_mac.0.to_vec());
-        set(format!("set the MAC of {name} to {}", pod.host_mac), address);
-    }
-    if group(link) != pod.group {
-        set(format!("put {name} into its ENI's device group, {:#x}", pod.group), LinkAttribute::Group(pod.group));
-    }
-    if named(link) != pod.addresses {
-        let alias = alias_of(pod.addresses.iter().copied());
-        set(format!("name {alias} in the alias of {name}"), LinkAttribute::IfAlias(alias));
-    }
-    if let Some(first) = first_mtu.filter(|first| mtu(link) != Some(*first)) {
-        set(format!("set the MTU of {name} to {first}"), LinkAttribute::Mtu(first));
-    }
-    if !link.header.flags.contains(LinkFlags::Up) {
-        requests.push(Request::set_link(format!("take {name} up"), updown(index, true)));
-    }
-    requests
-}
-
 #[cfg(test)]
 mod tests {
+    use netlink_packet_route::link::{LinkAttribute, LinkFlags};
+
     use super::*;
+    use crate::link::by_index;
 
     fn pod(address: &str) -> PodNet {
         PodNet {

@@ -1,5 +1,5 @@
-//! Which way pods' packets go and under which address, as the settings and the VPC say, and as both change under
-//! running connections.
+//! Which way pods' packets go, under which address and how large they may be, as the settings and the VPC say, and as
+//! both change under running connections.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
@@ -7,17 +7,18 @@ use std::{sync::OnceLock, time::Duration};
 
 use enid_tests::{
     Daemon, Lab, LabConfig, Place, Pod,
+    told::was_read,
     traffic::{PORT, Servers, Spot, Stream, serve},
     wait_until,
 };
-use vpclab::{Faults, INTERNET_SERVER, PEER_CLIENT};
+use vpclab::{Drops, Faults, INTERNET_SERVER, PEER_CLIENT};
 
 const BOUND: Duration = Duration::from_secs(45);
 const PEER_NET: &str = "172.31.0.0/16";
 
 fn lab() -> &'static Lab {
     static LAB: OnceLock<Lab> = OnceLock::new();
-    LAB.get_or_init(|| Lab::up(&LabConfig { nodes: 3, ..LabConfig::default() }).unwrap())
+    LAB.get_or_init(|| Lab::up(&LabConfig { nodes: 5, ..LabConfig::default() }).unwrap())
 }
 
 /// A node of which one pod lives on the primary ENI and one on a secondary, and servers outside the VPC.
@@ -81,8 +82,12 @@ impl<'a> Stage<'a> {
         [0, 1].map(|at| self.pods[at].1.clone())
     }
 
+    fn host(&self) -> Spot<'_> {
+        Spot { place: self.place, netns: None }
+    }
+
     fn node_address(&self) -> [String; 2] {
-        [0, 1].map(|_| Spot { place: self.place, netns: None }.ask(PEER_CLIENT, PORT).unwrap().client)
+        [0, 1].map(|_| self.host().ask(PEER_CLIENT, PORT).unwrap().client)
     }
 
     /// Connections of both pods to the peered network.
@@ -97,19 +102,25 @@ impl<'a> Stage<'a> {
     fn rules(&self) -> String {
         self.place.sh("ip rule").unwrap()
     }
+
+    /// The link over which the host reaches a pod.
+    fn link_to(&self, address: &str) -> String {
+        let route = self.place.sh(&format!("ip -o route show {address}")).unwrap();
+        route.split_whitespace().nth(2).unwrap().to_owned()
+    }
 }
 
 fn ended(streams: [Stream; 2]) -> [String; 2] {
     streams.map(|stream| stream.end().unwrap().client)
 }
 
-fn no_drops() {
-    let drops = lab().drops().unwrap();
-    assert_eq!((drops.foreign_source, drops.inet_private), (0, 0), "the VPC dropped packets of a foreign source");
+fn no_drops_since(before: Drops) {
+    assert_eq!(lab().drops().unwrap(), before, "the VPC dropped packets of a foreign source");
 }
 
 #[test]
 fn settings_change_under_running_connections() {
+    let dropped = lab().drops().unwrap();
     let mut stage = Stage::new(0);
     let (own, node) = (stage.own_addresses(), stage.node_address());
     assert_eq!(stage.seen_by_peer(), node, "by default what leaves the VPC does so as the node");
@@ -135,11 +146,12 @@ fn settings_change_under_running_connections() {
         assert_eq!(line.split("snat to").nth(1).unwrap().split_whitespace().nth(1).unwrap_or(""), words, "{line}");
         assert_eq!(stage.seen_by_peer(), node);
     }
-    no_drops();
+    no_drops_since(dropped);
 }
 
 #[test]
 fn rules_and_marks_follow_the_settings() {
+    let dropped = lab().drops().unwrap();
     let mut stage = Stage::new(1);
     let usual = stage.rules();
     assert!(usual.contains("fwmark 0x80/0x80") && usual.contains("fwmark 0x41/0x7f"), "{usual}");
@@ -154,21 +166,31 @@ except e.HTTPError as x: print(x.code)";
         let said = stage.place.sh(&format!("ip netns exec {name} python3 - <<'P'\n{script}\nP")).unwrap();
         assert_eq!(said.trim(), "401", "{name}");
     }
-    stage.restart(&[("AWS_EXTERNAL_SERVICE_CIDRS", "203.0.113.0/24,198.51.100.7/32")]);
+    // What only main has a route to is out of reach for a pod whose own ENI is its way out, but for this setting.
+    stage
+        .place
+        .sh("ip netns add behind; ip link add behind type veth peer name eth0 netns behind
+             ip addr add 192.0.2.1/24 dev behind; ip link set behind up
+             ip -n behind addr add 192.0.2.10/24 dev eth0; ip -n behind link set eth0 up
+             ip -n behind route add default via 192.0.2.1")
+        .unwrap();
+    let _behind = serve(stage.place, &["behind"]).unwrap();
+    let (own_way, by_main) = (("AWS_VPC_K8S_CNI_EXTERNALSNAT", "true"), "203.0.113.0/24,192.0.2.10/32");
+    stage.restart(&[own_way]);
+    stage.pod(1).ask("192.0.2.10", PORT).unwrap_err();
+    stage.restart(&[own_way, ("AWS_EXTERNAL_SERVICE_CIDRS", by_main)]);
     let rules = stage.rules();
-    for net in ["203.0.113.0/24", "198.51.100.7"] {
+    for net in ["203.0.113.0/24", "192.0.2.10"] {
         assert!(rules.contains(&format!("1535:\tfrom all to {net} lookup main")), "{rules}");
     }
-    stage.restart(&[("AWS_VPC_CNI_NODE_PORT_SUPPORT", "false")]);
-    assert!(!stage.rules().contains("1024:") && !stage.rules().contains("1535:"), "{}", stage.rules());
-    assert!(!stage.table().contains("chain arrive"));
+    stage.pod(1).ask("192.0.2.10", PORT).unwrap().expect(&stage.pods[1].1, "192.0.2.10").unwrap();
     // Other bits: what comes in by the primary for a pod on a secondary ENI still returns by the primary.
     stage.restart(&[("AWS_VPC_K8S_CNI_CONNMARK", "0x100"), ("ENID_ENI_MARK_MASK", "0x7f0000")]);
     let rules = stage.rules();
     assert!(rules.contains("1024:\tfrom all fwmark 0x100/0x100 lookup main"), "{rules}");
     assert!(rules.contains("1536:\tfrom all fwmark 0x410000/0x7f0000"), "{rules}");
     assert_eq!(rules.lines().filter(|line| line.starts_with("1536:")).count(), 1, "{rules}");
-    let (name, address) = &stage.pods[1];
+    let (name, address) = &stage.pods[1].clone();
     let _server = serve(stage.place, &[name]).unwrap();
     stage
         .place
@@ -178,15 +200,81 @@ except e.HTTPError as x: print(x.code)";
         ))
         .unwrap();
     let outside = Spot { place: Place { lab: lab(), name: "peer" }, netns: None };
-    outside.ask(&lab().node(1).address, 30080).unwrap().expect(PEER_CLIENT, address).unwrap();
+    let asked = || outside.ask(&lab().node(1).address, 30080);
+    asked().unwrap().expect(PEER_CLIENT, address).unwrap();
     stage.pod(1).ask(INTERNET_SERVER, PORT).unwrap();
     stage.restart(&[]);
     assert_eq!(stage.rules(), usual);
-    no_drops();
+    asked().unwrap().expect(PEER_CLIENT, address).unwrap();
+    no_drops_since(dropped);
+    // Without it the pod's own ENI takes the answer, under the node's address, and the VPC drops it.
+    stage.restart(&[("AWS_VPC_CNI_NODE_PORT_SUPPORT", "false")]);
+    assert!(!stage.rules().contains("1024:") && !stage.rules().contains("1535:"), "{}", stage.rules());
+    assert!(!stage.table().contains("chain arrive"));
+    asked().unwrap_err();
+    assert!(lab().drops().unwrap().foreign_source > dropped.foreign_source);
+}
+
+#[test]
+fn links_follow_the_settings() {
+    let dropped = lab().drops().unwrap();
+    let mut stage = Stage::new(3);
+    let there = &lab().node(0).address;
+    let [_, (name, address)] = stage.pods.clone();
+    let (former, link) = (Pod::new(3, &name), stage.link_to(&address));
+    stage.restart(&[("AWS_VPC_ENI_MTU", "8000"), ("POD_MTU", "1400"), ("AWS_VPC_K8S_CNI_VETHPREFIX", "veth")]);
+    let pod = Pod::new(3, "pod-3-new");
+    let (new_address, _) = pod.add(stage.place).unwrap();
+    let new_link = stage.link_to(&new_address);
+    assert!(link.starts_with("eni") && new_link.starts_with("veth"), "{link}, {new_link}");
+    let told = stage.place.enid("pods").unwrap().to_string();
+    assert!(told.contains(&link) && told.contains(&new_link), "{told}");
+    let new = Spot { place: stage.place, netns: Some(&pod.name) };
+    let far = Spot { place: Place::node(lab(), 0), netns: None };
+    // Pods of before have large links still: it is the ENIs that pass no more.
+    let paths = [
+        (stage.host(), there, 8000),
+        (stage.pod(0), there, 8000),
+        (stage.pod(1), there, 8000),
+        (new, there, 1400),
+        (far, &new_address, 1400),
+    ];
+    for (from, to, mtu) in paths {
+        let payload = mtu - 28; // behind the headers of IP and ICMP
+        from.ping(to, payload).unwrap();
+        from.ping(to, payload + 1).unwrap_err();
+    }
+    // Links are known by their MACs: those with another prefix than today's are repaired and deleted as all are.
+    stage.place.sh(&format!("ip link set {link} down")).unwrap();
+    wait_until(BOUND, || stage.pod(1).ping(there, 56).is_ok()).unwrap();
+    former.del(stage.place).unwrap();
+    stage.restart(&[]);
+    stage.place.sh(&format!("ip link set {new_link} down")).unwrap();
+    wait_until(BOUND, || new.ping(there, 56).is_ok()).unwrap();
+    stage.daemon.take().unwrap().kill().unwrap();
+    pod.del(stage.place).unwrap(); // by the plugin alone
+    let left = stage.place.sh("ip -o link").unwrap();
+    assert!(!left.contains(&link) && !left.contains(&new_link), "{left}");
+    no_drops_since(dropped);
+}
+
+#[test]
+fn the_nodes_own_sockets_are_never_translated() {
+    let dropped = lab().drops().unwrap();
+    let (place, node) = (Place::node(lab(), 4), lab().node(4));
+    let _daemon = Daemon::start(place, &[]).unwrap();
+    let _servers = ["inet", "peer"].map(|name| serve(Place { lab: lab(), name }, &[]).unwrap());
+    assert!(place.sh("nft list chain ip enid egress").unwrap().contains("snat to"));
+    for (server, own) in [(PEER_CLIENT, &node.address), (INTERNET_SERVER, &node.public_address)] {
+        let seen = Spot { place, netns: None }.ask_as(("", 2000), server, PORT).unwrap();
+        assert_eq!((&seen.client, seen.port), (own, 2000), "{server}");
+    }
+    no_drops_since(dropped);
 }
 
 #[test]
 fn the_vpcs_cidrs_are_followed() {
+    let dropped = lab().drops().unwrap();
     let stage = Stage::new(2);
     let (own, node) = (stage.own_addresses(), stage.node_address());
     let knows = |net: &str| stage.table().contains(net);
@@ -200,5 +288,35 @@ fn the_vpcs_cidrs_are_followed() {
     wait_until(BOUND, || !knows(PEER_NET)).unwrap();
     assert_eq!(stage.seen_by_peer(), node);
     assert_eq!(ended(streams), own);
-    no_drops();
+    no_drops_since(dropped);
+}
+
+/// Nor does a link that lost its MAC meanwhile.
+#[test]
+fn a_start_that_sees_no_second_eni_cuts_nobody_off() {
+    let dropped = lab().drops().unwrap();
+    let mut stage = Stage::new(4);
+    let (rules, own) = (stage.rules(), stage.own_addresses());
+    let far = lab().node(0).address.clone();
+    let _far = serve(Place::node(lab(), 0), &[]).unwrap();
+    let works = |stage: &Stage| stage.pod(1).ask(&far, PORT)?.expect(&own[1], &far);
+    works(&stage).unwrap();
+    lab().set_imds(&Faults { only_primary: true, ..Faults::default() }).unwrap();
+    // LocalStack would attach another one in the place of that which is not shown.
+    stage.daemon.take().unwrap().kill().unwrap();
+    let alone = [("DISABLE_NETWORK_RESOURCE_PROVISIONING", "true")];
+    stage.daemon = Some(Daemon::spawn(stage.place, &alone).unwrap());
+    was_read(stage.place).unwrap();
+    assert_eq!(stage.rules(), rules);
+    works(&stage).unwrap();
+    no_drops_since(dropped);
+    lab().set_imds(&Faults::default()).unwrap();
+    // The kernel alone knows by now which link it is.
+    stage.daemon.take().unwrap().kill().unwrap();
+    let mac = stage.place.sh("cat /sys/class/net/eth1/address").unwrap();
+    stage.place.sh("ip link set eth1 address 02:00:00:00:00:99").unwrap();
+    stage.restart(&[]);
+    wait_until(BOUND, || stage.place.sh("cat /sys/class/net/eth1/address").is_ok_and(|now| now == mac)).unwrap();
+    assert_eq!(stage.rules(), rules);
+    works(&stage).unwrap();
 }

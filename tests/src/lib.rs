@@ -5,6 +5,7 @@ pub mod call;
 pub mod node;
 pub mod pod;
 pub mod runtime;
+pub mod told;
 pub mod traffic;
 pub mod truth;
 pub mod wire;

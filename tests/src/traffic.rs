@@ -14,6 +14,8 @@ use crate::{node::Place, program};
 
 /// Where every server listens.
 pub const PORT: u16 = 8080;
+/// Where it listens too: who is refused here is so by a rule.
+pub const REJECTED: u16 = 9999;
 
 /// A place, or a pod's namespace on it.
 #[derive(Clone, Copy)]
@@ -29,14 +31,18 @@ pub struct Spot<'a> {
 pub struct Answer {
     /// The address it saw.
     pub client: String,
+    /// The port that came with it.
+    pub port: u16,
     /// Its own: who answers, whatever address was asked.
     pub server: String,
 }
 
 impl Answer {
     fn read(said: &str) -> anyhow::Result<Self> {
-        let (client, server) = said.trim().split_once(' ').context("the server did not say who it is")?;
-        Ok(Answer { client: client.to_owned(), server: server.to_owned() })
+        let [client, port, server] = said.split_whitespace().collect::<Vec<_>>()[..] else {
+            anyhow::bail!("the server did not say who it is: {said:?}");
+        };
+        Ok(Answer { client: client.to_owned(), port: port.parse()?, server: server.to_owned() })
     }
 
     /// An error unless this client was answered by this server.
@@ -101,23 +107,45 @@ impl Drop for Stream {
     }
 }
 
-/// Takes datagrams and does nothing about them.
-pub struct Sink {
+/// Counts datagrams. Nobody reads them, since a reader may be slower than they come: the socket's queue is full after
+/// the first few hundred, and the kernel counts all that come later.
+pub struct Sink<'a> {
+    place: Place<'a>,
     child: Child,
 }
 
-impl Sink {
+impl<'a> Sink<'a> {
     /// Opens one on a place.
-    pub fn open(place: Place<'_>) -> anyhow::Result<Self> {
+    pub fn open(place: Place<'a>) -> anyhow::Result<Self> {
         let mut child = Spot { place, netns: None }.spawn(&program("probe")?.to_string_lossy(), &["sink"])?;
         let mut line = String::new();
         BufReader::new(child.stdout.take().context("the sink has no output")?).read_line(&mut line)?;
         anyhow::ensure!(line.trim() == "ready", "the sink on {} does not start", place.name);
-        Ok(Sink { child })
+        Ok(Sink { place, child })
+    }
+
+    /// How many have come since its queue was full, once no more are under way.
+    pub fn received(&self) -> anyhow::Result<u32> {
+        let mut last = None;
+        wait_until(Duration::from_secs(5), || {
+            let now = self.counted().ok();
+            std::mem::replace(&mut last, now) == now
+        })
+        .context("datagrams come without end")?;
+        self.counted()
+    }
+
+    /// The last column of the socket's line (proc_net_udp: drops).
+    fn counted(&self) -> anyhow::Result<u32> {
+        let path = format!("/proc/{}/net/udp", self.place.lab.state().pid_of(self.place.name)?);
+        let table = std::fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;
+        let own = table.lines().find(|line| line.contains(&format!(" 00000000:{PORT:04X} ")));
+        let drops = own.and_then(|line| line.split_whitespace().last()?.parse().ok());
+        drops.with_context(|| format!("no sink in {table}"))
     }
 }
 
-impl Drop for Sink {
+impl Drop for Sink<'_> {
     fn drop(&mut self) {
         drop(self.child.stdin.take());
         let _ = self.child.wait();
@@ -197,11 +225,13 @@ impl Spot<'_> {
         Ok(Stream { child, output })
     }
 
-    /// Sends small datagrams as fast as it goes: how many a second.
-    pub fn flood(&self, address: &str, port: u16, ms: u64) -> anyhow::Result<f64> {
+    /// Sends small datagrams as fast as it goes: how many, in how many seconds.
+    pub fn flood(&self, address: &str, port: u16, ms: u64) -> anyhow::Result<(u32, f64)> {
         let probe = program("probe")?;
         let said = self.run(&probe.to_string_lossy(), &["flood", &socket(address, port)?, &ms.to_string()])?;
-        said.trim().parse().with_context(|| format!("a flood says {said:?}"))
+        let numbers =
+            said.trim().split_once(' ').and_then(|(sent, took)| Some((sent.parse().ok()?, took.parse().ok()?)));
+        numbers.with_context(|| format!("a flood says {said:?}"))
     }
 
     /// How long an echo takes on average, of two hundred.
@@ -232,6 +262,27 @@ impl Spot<'_> {
     pub fn ask(&self, address: &str, port: u16) -> anyhow::Result<Answer> {
         let probe = program("probe")?;
         let said = self.run(&probe.to_string_lossy(), &["ask", &socket(address, port)?])?;
+        Answer::read(&said)
+    }
+
+    /// Says a word from this port, and from this address whether it is the place's own or not (IP_TRANSPARENT), if one
+    /// is given; who saw whom.
+    pub fn ask_as(&self, own: (&str, u16), address: &str, port: u16) -> anyhow::Result<Answer> {
+        let program = "import socket, sys
+own, own_port, server, port = sys.argv[1:]
+s = socket.socket()
+s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+if own: s.setsockopt(socket.SOL_IP, 19, 1)
+s.settimeout(3)
+s.bind((own, int(own_port)))
+s.connect((server, int(port)))
+s.send(b'proxy')
+s.shutdown(socket.SHUT_WR)
+sent, addresses = s.recv(100).decode().split(' ', 1)
+assert sent == '5', sent
+print(addresses)
+";
+        let said = self.run("python3", &["-c", program, own.0, &own.1.to_string(), address, &port.to_string()])?;
         Answer::read(&said)
     }
 

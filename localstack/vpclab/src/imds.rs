@@ -35,11 +35,14 @@ pub struct Faults {
     /// CIDRs that the VPC has got besides its first.
     #[serde(default)]
     pub more_cidrs: Vec<String>,
+    /// It leaves out every ENI but the primary.
+    #[serde(default)]
+    pub only_primary: bool,
 }
 
 impl Default for Faults {
     fn default() -> Self {
-        Faults { lag_ms: 0, down: false, hop_limit: 1, more_cidrs: Vec::new() }
+        Faults { lag_ms: 0, down: false, hop_limit: 1, more_cidrs: Vec::new(), only_primary: false }
     }
 }
 
@@ -157,7 +160,11 @@ impl Metadata {
                 return Ok(());
             }
             let node = self.node(peer, Duration::from_millis(faults.lag_ms));
-            let node = node.map(|node| NodeView { more_cidrs: faults.more_cidrs.clone(), ..node });
+            let node = node.map(|mut node| {
+                node.more_cidrs.clone_from(&faults.more_cidrs);
+                node.enis.retain(|eni| eni.is_primary() || !faults.only_primary);
+                node
+            });
             let answer = self.answer(&request, node.as_ref());
             let token = request.method == "PUT";
             stream.set_ttl(if token { faults.hop_limit } else { TTL })?;

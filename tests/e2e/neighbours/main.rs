@@ -9,14 +9,24 @@ use std::time::Duration;
 
 use enid_tests::{
     Backend, Daemon, Lab, LabConfig, Place, Pod,
-    traffic::{PORT, Spot, serve},
+    traffic::{PORT, REJECTED, Spot, serve},
     wait_until,
 };
-use rules::{NOBODY, Proxy, REJECTED};
-use vpclab::PEER_CLIENT;
+use rules::{NOBODY, Proxy};
+use vpclab::{INTERNET_SERVER, PEER_CLIENT};
 
 const BOUND: Duration = Duration::from_secs(45);
 const SETTINGS: &[(&str, &str)] = &[("MINIMUM_IP_TARGET", "14"), ("WARM_IP_TARGET", "1")];
+
+/// Who asks a pod: first those in the VPC.
+const CALLERS: usize = 7;
+const IN_VPC: usize = 6;
+/// Those among them whose packets a node forwards, so that a policy sees them.
+const FORWARDED: [usize; 4] = [0, 2, 3, 6];
+/// What listens on a node: NodeLocal DNSCache, the pod identity agent.
+const LINK_LOCAL: [&str; 2] = ["169.254.20.10", "169.254.170.23"];
+/// What else a host may carry, where the kernel has it: name of the link, who answers at its other end.
+const OTHER_LINKS: [(&str, &str); 2] = [("eth0.5", "192.168.5.2"), ("ipvl0", "192.168.6.2")];
 
 /// A node with two pods on the primary ENI and two on a secondary: name and address.
 struct Node<'a> {
@@ -30,7 +40,7 @@ impl<'a> Node<'a> {
         let place = Place::node(lab, index);
         // As strict as hosts come.
         place.sh("sysctl -q net.ipv4.conf.all.rp_filter=1 net.ipv4.conf.default.rp_filter=1").unwrap();
-        if Proxy::all() == [Proxy::Ipvs] {
+        if is_crowded() {
             crowd(place);
         }
         let daemon = Daemon::start(place, SETTINGS).unwrap();
@@ -69,14 +79,22 @@ impl<'a> Node<'a> {
     }
 }
 
-/// What else a host may carry, where the kernel has it: a VLAN in a VRF, an ipvlan link, a slow primary link. Each kind
-/// brings rules, tables or links of its own.
+/// Whether the kernel has the other links: the one that has IPVS has.
+fn is_crowded() -> bool {
+    Proxy::all() == [Proxy::Ipvs]
+}
+
+/// A VLAN in a VRF, an ipvlan link with a container behind another, a slow primary link. Each kind brings rules, tables or
+/// links of its own.
 fn crowd(place: Place<'_>) {
     place
         .sh("ip link add blue type vrf table 77; ip link set blue up
              ip link add link eth0 name eth0.5 type vlan id 5; ip link set eth0.5 master blue
              ip addr add 192.168.5.1/24 dev eth0.5; ip link set eth0.5 up
              ip link add link eth0 name ipvl0 type ipvlan mode l2; ip link set ipvl0 up
+             ip addr add 192.168.6.1/24 dev ipvl0
+             ip netns add beside; ip link add link eth0 name ipvl1 netns beside type ipvlan mode l2
+             ip -n beside addr add 192.168.6.2/24 dev ipvl1; ip -n beside link set ipvl1 up
              tc qdisc add dev eth0 root netem delay 1ms")
         .unwrap();
 }
@@ -113,16 +131,29 @@ impl Cells {
     }
 }
 
+/// How many cells there have to be.
+fn expected() -> usize {
+    let (nodes, enis, proxies) = (2, 2, Proxy::all());
+    let carriers = proxies.iter().filter(|proxy| **proxy != Proxy::Nobody).count();
+    let of_pod = CALLERS + FORWARDED.len();
+    // The Internet is a caller of node ports too.
+    let of_services = 2 * IN_VPC + 1 + 3 * (CALLERS + 1);
+    let on_node = LINK_LOCAL.len() + 1;
+    let others = if is_crowded() { OTHER_LINKS.len() } else { 0 };
+    enis * (proxies.len() * (of_pod + on_node) + carriers * of_services) + others + nodes
+}
+
 #[test]
 fn every_cell_of_the_matrix() {
     let lab = Lab::up(&LabConfig { nodes: 2, ec2: Backend::Model, ..LabConfig::default() }).unwrap();
     let (near, far) = (Node::new(&lab, 0), Node::new(&lab, 1));
     let names: Vec<&str> = far.pods.iter().flatten().map(|(name, _)| name.as_str()).collect();
-    let _servers = serve(far.place, &names).unwrap();
+    let _servers = [serve(far.place, &names).unwrap(), serve(near.place, &[]).unwrap()];
     let peer = Spot { place: Place { lab: &lab, name: "peer" }, netns: None };
     let inet = Spot { place: Place { lab: &lab, name: "inet" }, netns: None };
     let endpoints: Vec<String> = far.pods.iter().map(|pods| pods[0].1.clone()).collect();
-    let (near_host, far_host) = (lab.node(0).address.as_str(), lab.node(1).address.as_str());
+    let [near_host, far_host] = [0, 1].map(|index| lab.node(index).address.as_str());
+    let [near_public, far_public] = [0, 1].map(|index| lab.node(index).public_address.as_str());
     let [by_near, by_far] = [&near, &far].map(Node::addresses);
     let [by_near, by_far] = [&by_near, &by_far].map(|list| list.iter().map(String::as_str).collect::<Vec<_>>());
     let mut cells = Cells::default();
@@ -133,7 +164,7 @@ fn every_cell_of_the_matrix() {
             let [server, sibling] = &far.pods[k];
             let (name, address) = (&server.0, server.1.as_str());
             let what = |cell: &str| format!("{proxy:?}, pod on a {eni} ENI: {cell}");
-            let callers = [
+            let callers: [_; CALLERS] = [
                 ("a pod of the same node", far.pod(sibling), sibling.1.as_str()),
                 (
                     "a pod of the other ENI of the same node",
@@ -150,18 +181,25 @@ fn every_cell_of_the_matrix() {
                 // A load balancer that targets pods does the same.
                 cells.reaches(&what(&format!("its address from {who}")), from, (address, PORT), &[own], address);
             }
+            let forwarded = FORWARDED.map(|at| callers[at]);
             if proxy == Proxy::Nobody {
+                for (who, from, own) in forwarded {
+                    let cell = what(&format!("a port that no policy rejects, from {who}"));
+                    cells.reaches(&cell, from, (address, REJECTED), &[own], address);
+                }
                 continue;
             }
             let (cluster_ip, node_port, local_port) = (format!("10.96.0.1{k}"), 30080 + k, 30090 + k);
             let (node_port, local_port) = (u16::try_from(node_port).unwrap(), u16::try_from(local_port).unwrap());
-            for (who, from, own) in &callers[..6] {
+            for (who, from, own) in &callers[..IN_VPC] {
                 cells.reaches(&what(&format!("ClusterIP from {who}")), *from, (&cluster_ip, 80), &[own], address);
                 cells.refused(&what(&format!("a service without endpoints from {who}")), *from, (NOBODY, 80));
             }
             let itself = Spot { place: far.place, netns: Some(name) };
             cells.reaches(&what("ClusterIP from itself"), itself, (&cluster_ip, 80), &[far_host], address);
-            for (who, from, own) in callers {
+            let by_address = callers.map(|caller| (caller, [near_host, far_host]));
+            let by_nat = (("the Internet", inet, INTERNET_SERVER), [near_public, far_public]);
+            for ((who, from, own), [near_host, far_host]) in by_address.into_iter().chain([by_nat]) {
                 let cell = what(&format!("its own node's NodePort, Cluster, from {who}"));
                 cells.reaches(&cell, from, (far_host, node_port), &by_far, address);
                 let cell = what(&format!("its own node's NodePort, Local, from {who}"));
@@ -169,23 +207,19 @@ fn every_cell_of_the_matrix() {
                 let cell = what(&format!("another node's NodePort, Cluster, from {who}"));
                 cells.reaches(&cell, from, (near_host, node_port), &by_near, address);
             }
-            cells.reaches(
-                &what("NodePort, Local, from the Internet"),
-                inet,
-                (&lab.node(1).public_address, local_port),
-                &[vpclab::INTERNET_SERVER],
-                address,
-            );
-            for (who, from, _) in [callers[0], callers[2], callers[3], callers[6]] {
+            for (who, from, _) in forwarded {
                 cells.refused(&what(&format!("a port that a policy rejects, from {who}")), from, (address, REJECTED));
             }
+        }
+        for [pod, _] in &near.pods {
+            link_local(&mut cells, proxy, &near, pod);
+            transparent(&mut cells, proxy, &near, pod, &far.pods[1][0].1);
         }
         proxy.remove(near.place).unwrap();
         proxy.remove(far.place).unwrap();
     }
-    for pods in &near.pods {
-        link_local(&mut cells, &near, &pods[0]);
-        transparent(&mut cells, &near, &pods[0], &far.pods[1][0].1);
+    if is_crowded() {
+        other_links(&mut cells, near.place, near_host);
     }
     for node in [&near, &far] {
         let shadows = node.place.enid("status").unwrap()["shadows"].clone();
@@ -193,47 +227,44 @@ fn every_cell_of_the_matrix() {
     }
     println!("{} cells passed, {} failed", cells.passed, cells.failed.len());
     assert!(cells.failed.is_empty(), "{:#?}", cells.failed);
+    assert_eq!(cells.passed, expected(), "cells were left out");
     let drops = lab.drops().unwrap();
     assert_eq!((drops.foreign_source, drops.inet_private), (0, 0), "the VPC dropped packets of a foreign source");
 }
 
-/// What listens on the node at link-local addresses: NodeLocal DNSCache, the pod identity agent.
-fn link_local(cells: &mut Cells, node: &Node<'_>, pod: &(String, String)) {
-    let _server = serve(node.place, &[]).unwrap();
-    for address in ["169.254.20.10", "169.254.170.23"] {
+/// What listens on the node at link-local addresses.
+fn link_local(cells: &mut Cells, beside: Proxy, node: &Node<'_>, pod: &(String, String)) {
+    for address in LINK_LOCAL {
         node.place.sh(&format!("ip addr replace {address}/32 dev lo")).unwrap();
-        cells.reaches(
-            &format!("{address} on the node from {}", pod.0),
-            node.pod(pod),
-            (address, PORT),
-            &[&pod.1],
-            address,
-        );
+        let what = format!("{beside:?}, {address} on the node from {}", pod.0);
+        cells.reaches(&what, node.pod(pod), (address, PORT), &[&pod.1], address);
     }
 }
 
 /// A proxy on the node that speaks to others under the pod's own address, as Cilium's and Envoy's do.
-fn transparent(cells: &mut Cells, node: &Node<'_>, pod: &(String, String), server: &str) {
-    let (from, program) = (
-        &pod.1,
-        "import socket, sys
-s = socket.socket()
-s.setsockopt(socket.SOL_IP, 19, 1)
-s.settimeout(3)
-s.bind((sys.argv[1], 0))
-s.connect((sys.argv[2], int(sys.argv[3])))
-s.send(b'proxy')
-s.shutdown(socket.SHUT_WR)
-print(s.recv(100).decode())
-",
-    );
+fn transparent(cells: &mut Cells, beside: Proxy, node: &Node<'_>, pod: &(String, String), server: &str) {
     node.place
         .sh("nft 'table ip proxy { chain pre { type filter hook prerouting priority -160;
              socket transparent 1 meta mark set 0x200; }; }'
              ip rule add pref 100 fwmark 0x200/0xf00 lookup 100; ip route add local default dev lo table 100")
         .unwrap();
-    let said = node.place.lab.run(node.place.name, "python3", &["-c", program, from, server, &PORT.to_string()]);
-    let ok = said.as_ref().is_ok_and(|said| said.trim() == format!("5 {from} {server}"));
-    cells.note(&format!("a transparent proxy in the name of {}", pod.0), ok, || format!("{said:?}"));
+    let answer = node.host().ask_as((&pod.1, 0), server, PORT);
+    let ok = answer.as_ref().is_ok_and(|answer| answer.expect(&pod.1, server).is_ok());
+    cells.note(&format!("{beside:?}, a transparent proxy in the name of {}", pod.0), ok, || format!("{answer:?}"));
     node.place.sh("nft delete table ip proxy; ip rule del pref 100; ip route flush table 100").unwrap();
+}
+
+/// An echo over each of the other links, after all: the VPC has the VLAN's other end for this.
+fn other_links(cells: &mut Cells, place: Place<'_>, address: &str) {
+    let vpc = Place { name: "vpc", ..place };
+    let port = vpc.sh(&format!("ip -o route get {address}")).unwrap();
+    let port = port.split("dev ").nth(1).and_then(|rest| rest.split_whitespace().next()).unwrap();
+    vpc.sh(&format!(
+        "ip link add link {port} name vlan5 type vlan id 5; ip addr add 192.168.5.2/24 dev vlan5; ip link set vlan5 up"
+    ))
+    .unwrap();
+    for (link, other) in OTHER_LINKS {
+        let said = place.sh(&format!("ping -n -q -c 1 -W 10 -I {link} {other}"));
+        cells.note(&format!("an echo over {link}"), said.is_ok(), || format!("{said:?}"));
+    }
 }

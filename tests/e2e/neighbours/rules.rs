@@ -1,16 +1,18 @@
 //! What kube-proxy puts on a node for two services, by hand, in each of the ways there are.
 //!
 //! Endpoint `k` has the cluster address 10.96.0.1k, the node port 3008k for which any node serves, and the node port
-//! 3009k for which only its own node serves, with the client's address. Marks and order are kube-proxy's (its 0x4000).
+//! 3009k for which only its own node serves, with the client's address. A policy rejects one of its ports with a reset,
+//! where anybody carries services. Marks and order are kube-proxy's (its 0x4000).
 
 use std::fmt::Write;
 
-use enid_tests::{Place, traffic::PORT};
+use enid_tests::{
+    Place,
+    traffic::{PORT, REJECTED},
+};
 
 /// An address of no endpoint: refused, as kube-proxy refuses a service without endpoints.
 pub const NOBODY: &str = "10.96.0.99";
-/// A port of every endpoint that a policy rejects with a reset.
-pub const REJECTED: u16 = 9999;
 
 /// Who carries services on the node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

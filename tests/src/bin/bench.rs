@@ -103,9 +103,12 @@ fn starts(place: Place<'_>, settings: &[(&str, &str)]) -> anyhow::Result<Table> 
     ))?;
     let mut lock = place.command("flock")?;
     let mut lock = lock.args(["/run/xtables.lock", "cat"]).stdin(Stdio::piped()).spawn().context("cannot run flock")?;
+    wait_until(Duration::from_secs(10), || place.sh("flock -n /run/xtables.lock true").is_err())
+        .context("nobody holds the xtables lock")?;
     let beside = started()?;
     drop(lock.stdin.take());
-    lock.wait().context("cannot wait for flock")?;
+    let ended = lock.wait().context("cannot wait for flock")?;
+    anyhow::ensure!(ended.success(), "flock ended with {ended}: the lock was not held all the time");
     let mut table = Table::new();
     table.load_style(NOTHING).set_header(["start to readiness", "starts", "p50 ms", "ratio"]);
     let rows = [

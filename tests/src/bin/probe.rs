@@ -1,6 +1,6 @@
-//! `probe serve [NETNS…]` answers every connection with the address it saw and its own; `probe ask ADDR:PORT` asks one;
-//! `probe flood ADDR:PORT MS` sends small datagrams as fast as it can and prints how many a second; `probe sink` takes
-//! them and does nothing about it.
+//! `probe serve [NETNS…]` answers every connection with the address and the port it saw and its own address; `probe ask
+//! ADDR:PORT` asks one; `probe flood ADDR:PORT MS` sends small datagrams as fast as it can and prints how many it has
+//! sent, and the seconds that it took; `probe sink` has a socket for them and does not read it.
 //!
 //! `probe stream ADDR:PORT` asks one and goes on asking on the same connection, a hundred times a second, until its
 //! input ends.
@@ -15,6 +15,7 @@ use std::{
 };
 
 use anyhow::{Context, bail};
+use enid_tests::traffic::{PORT, REJECTED};
 
 const LIMIT: Duration = Duration::from_secs(3);
 /// How long a stream may stand still: it outlives a repair, after which TCP waits for its next try.
@@ -88,26 +89,28 @@ fn flood(address: SocketAddr, ms: u64) -> anyhow::Result<()> {
             sent += u32::from(socket.send(&[7; 18]).is_ok());
         }
     }
-    println!("{:.0}", f64::from(sent) / started.elapsed().as_secs_f64());
+    println!("{sent} {}", started.elapsed().as_secs_f64());
     Ok(())
 }
 
 fn sink() -> anyhow::Result<()> {
-    let _socket = UdpSocket::bind(("0.0.0.0", enid_tests::traffic::PORT)).context("listen")?;
+    let _socket = UdpSocket::bind(("0.0.0.0", PORT)).context("listen")?;
     println!("ready");
     std::io::stdin().read_to_end(&mut Vec::new())?;
     Ok(())
 }
 
 fn serve() -> anyhow::Result<()> {
-    // Of both families: IPv4 callers have addresses that are mapped into IPv6.
-    let listener = TcpListener::bind(("::", enid_tests::traffic::PORT)).context("listen")?;
+    for port in [PORT, REJECTED] {
+        // Of both families: IPv4 callers have addresses that are mapped into IPv6.
+        let listener = TcpListener::bind(("::", port)).context("listen")?;
+        std::thread::spawn(move || {
+            for stream in listener.incoming().flatten() {
+                std::thread::spawn(move || answer(stream));
+            }
+        });
+    }
     println!("ready");
-    std::thread::spawn(move || {
-        for stream in listener.incoming().flatten() {
-            std::thread::spawn(move || answer(stream));
-        }
-    });
     // The end of the input is the word to end.
     std::io::stdin().read_to_end(&mut Vec::new())?;
     Ok(())
@@ -117,8 +120,8 @@ fn answer(mut stream: TcpStream) -> std::io::Result<()> {
     stream.set_read_timeout(Some(PATIENCE))?;
     let mut all = Vec::new();
     stream.read_to_end(&mut all)?;
-    let (peer, own) = (stream.peer_addr()?.ip().to_canonical(), stream.local_addr()?.ip().to_canonical());
-    stream.write_all(format!("{} {peer} {own}", all.len()).as_bytes())
+    let (peer, own) = (stream.peer_addr()?, stream.local_addr()?.ip().to_canonical());
+    stream.write_all(format!("{} {} {} {own}", all.len(), peer.ip().to_canonical(), peer.port()).as_bytes())
 }
 
 fn serve_in(namespaces: &[&str]) -> anyhow::Result<()> {
