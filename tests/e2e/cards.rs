@@ -6,6 +6,7 @@ use std::{sync::OnceLock, time::Duration};
 
 use enid_tests::{
     Backend, Daemon, Lab, LabConfig, Place, Pod, pod,
+    told::Told,
     traffic::{PORT, Spot, serve},
     wait_until,
 };
@@ -52,13 +53,16 @@ fn ips(result: &Value) -> Vec<String> {
 #[test]
 fn a_pod_gets_an_interface_on_every_card_and_speaks_from_each_by_its_own_eni() {
     let (here, there) = (Place::node(lab(), 0), Place::node(lab(), 1));
+    let efa = || here.sh("ip addr show dev eth301");
+    wait_until(BOUND, || efa().is_ok()).unwrap();
+    let untouched = efa().unwrap();
     let daemons = [here, there].map(|place| Daemon::start(place, SETTINGS).unwrap());
     for place in [here, there] {
         wait_until(BOUND, || cards(place) == [0, 1, 2]).unwrap_or_else(|_| panic!("{:?}", cards(place)));
     }
     // The EFA-only ENI is no link of ours, and its card is left alone.
-    let links = here.sh("ip -o link").unwrap();
-    assert!(links.contains("eth301") && !here.sh("ip rule").unwrap().contains("1030"), "{links}");
+    assert_eq!(efa().unwrap(), untouched);
+    assert!(!here.sh("ip rule").unwrap().contains("1030"));
     let announced = || here.sh("cat /etc/cni/net.d/05-enid.conflist");
     wait_until(BOUND, || announced().is_ok_and(|list| list.contains("io.kubernetes.cri.pod-annotations"))).unwrap();
     let before = here.snapshot().unwrap();
@@ -119,6 +123,7 @@ fn a_pod_gets_an_interface_on_every_card_and_speaks_from_each_by_its_own_eni() {
         text.lines().filter(pools).collect::<Vec<_>>().join("\n")
     };
     assert_eq!(without_pools(&here.snapshot().unwrap()), without_pools(&before));
+    assert_eq!(efa().unwrap(), untouched);
     a_lost_store_leaves_pods_their_enis(here, again, &server);
 }
 
@@ -136,15 +141,16 @@ fn a_lost_store_leaves_pods_their_enis(place: Place<'_>, daemon: Daemon, server:
     let rules = place.sh("ip rule").unwrap();
     daemon.kill().unwrap();
     place.sh("rm -rf /var/lib/enid/*").unwrap();
-    place.sh("timeout 60 ip -o monitor rule > /run/told.rules 2>&1 & echo $! > /run/told.pid").unwrap();
+    let told = Told::of(place).unwrap();
     let _again = Daemon::start(place, SETTINGS).unwrap();
     wait_until(BOUND, || slots() == before).unwrap_or_else(|_| panic!("{:?}, not {before:?}", slots()));
     for address in &addresses {
         place.sh(&format!("ip netns exec orphan ping -n -q -c 2 -W 2 -I {address} {server}")).unwrap();
     }
     // Nor did they lose them for the time until EC2 had told whose ENIs these are.
-    let told = place.sh("kill $(cat /run/told.pid); cat /run/told.rules").unwrap();
-    assert_eq!((place.sh("ip rule").unwrap().as_str(), told.as_str()), (rules.as_str(), ""));
+    let told = told.end().unwrap();
+    let of_rules: Vec<&str> = told.lines().filter(|line| line.contains("lookup")).collect();
+    assert_eq!((place.sh("ip rule").unwrap(), of_rules), (rules, vec![]));
     pod.remove_namespace(place).unwrap();
 }
 

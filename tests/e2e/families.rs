@@ -6,6 +6,7 @@ use std::{sync::OnceLock, time::Duration};
 
 use enid_tests::{
     Backend, Daemon, Lab, LabConfig, Place, Pod,
+    told::{Told, counted, state, was_read, whole_again},
     traffic::{PORT, Servers, Spot, serve},
     wait_until,
 };
@@ -55,17 +56,6 @@ fn outside() -> [Servers; 2] {
     ["inet", "peer"].map(|name| serve(Place { lab: lab(), name }, &[]).unwrap())
 }
 
-/// The host, as pods need it and as they leave it.
-fn state(place: Place<'_>) -> String {
-    place
-        .sh("ip -o link show | sed 's/^[0-9]*: //; s/@.*mtu/ mtu/' | sort; ip rule; ip -6 rule; ip route show table all proto static
-             ip -6 route show table all | grep -v -e 'proto kernel' -e multicast -e anycast -e ^local | sort
-             ip -6 -o addr show scope global; ip neigh show nud permanent | sort
-             sysctl net.ipv6.conf.all.forwarding
-             nft list ruleset | sed 's/packets [0-9]* bytes [0-9]*//'")
-        .unwrap()
-}
-
 fn no_drops_since(before: Drops) {
     assert_eq!(lab().drops().unwrap(), before, "the VPC dropped packets of a foreign source");
 }
@@ -86,7 +76,7 @@ fn a_pod_of_two_families_speaks_both_by_its_own_eni() {
     for place in [here, there] {
         wait_until(BOUND, || place.number("available").is_ok_and(|available| available >= 12)).unwrap();
     }
-    let before = state(here);
+    let before = state(here).unwrap();
     let near: Vec<Wired> = (0..11).map(|n| add(here, 0, &format!("near-{n}"))).collect();
     let far: Vec<Wired> = (0..11).map(|n| add(there, 1, &format!("far-{n}"))).collect();
     let third = add(beside, 2, "third");
@@ -128,27 +118,21 @@ fn a_pod_of_two_families_speaks_both_by_its_own_eni() {
     services_and_resets(there, &far[10].told[1], peer, inet);
     // The same node.
     spot(here, &near[10]).ask(&near[0].told[1], PORT).unwrap().expect(&near[10].told[1], &near[0].told[1]).unwrap();
+    // IPv4 leaves as the node, from a secondary ENI too.
+    let public = &lab().node(0).public_address;
+    spot(here, &near[10]).ask(INTERNET_SERVER, PORT).unwrap().expect(public, INTERNET_SERVER).unwrap();
     // Nothing has waited for neighbour discovery or for a double.
     assert_eq!(here.sh("ip netns exec near-10 ip -6 -o addr show scope global tentative").unwrap(), "");
     no_drops_since(dropped);
     // What is taken away comes back, of either family, under a stream. Without the tables a packet may take the
     // primary's way for a moment, where the VPC drops it; afterwards none does.
-    let whole = state(here);
+    let whole = state(here).unwrap();
     let stream = spot(here, &near[10]).stream(&far[10].told[1], PORT).unwrap();
     here.sh("nft flush ruleset; ip -6 rule flush; ip rule flush; ip -6 route flush table 2
              for link in $(ls /sys/class/net | grep ^eni); do ip -6 route flush dev $link proto static; ip -6 neigh flush nud permanent dev $link; done
              sysctl -q net.ipv6.conf.all.forwarding=0")
         .unwrap();
-    let mut seen = String::new();
-    let repaired = wait_until(BOUND, || {
-        seen = state(here);
-        seen == whole
-    });
-    repaired.unwrap_or_else(|_| {
-        let extra: Vec<&str> = seen.lines().filter(|line| !whole.contains(line)).collect();
-        let missing: Vec<&str> = whole.lines().filter(|line| !seen.contains(line)).collect();
-        panic!("there is {extra:#?}, there is not {missing:#?}: {}", daemon_here.log())
-    });
+    whole_again(here, &whole, BOUND).unwrap_or_else(|failure| panic!("{failure:#}: {}", daemon_here.log()));
     let dropped = lab().drops().unwrap();
     stream.end().unwrap().expect(&near[10].told[1], &far[10].told[1]).unwrap();
     for address in &far[10].told {
@@ -156,33 +140,17 @@ fn a_pod_of_two_families_speaks_both_by_its_own_eni() {
     }
     no_drops_since(dropped);
     near.iter().for_each(|pod| pod.pod.del(here).unwrap());
-    assert_eq!(state(here), before, "something is left of pods that have gone");
+    assert_eq!(state(here).unwrap(), before, "something is left of pods that have gone");
 }
 
-/// Neither family's links, addresses, routes, rules, link sysctls or tables change.
+/// Neither family's links, addresses, neighbours, routes, rules, link sysctls or tables change.
 fn nothing_is_written_by_a_restart(place: Place<'_>, daemon: Daemon) {
-    wait_until(BOUND, || place.sh("ip -6 -o addr show tentative").is_ok_and(|list| list.is_empty())).unwrap();
-    place
-        .sh("timeout 60 ip -o monitor link address route rule netconf > /run/told.ip 2>&1 & echo $! > /run/monitor
-             timeout 60 nft monitor > /run/told.nft 2>&1 & echo $! >> /run/monitor")
-        .unwrap();
-    let hears = |mark: &str| {
-        let change = format!(
-            "ip -6 rule add pref 9 lookup {mark}; ip -6 rule del pref 9; nft add table ip6 m{mark}; nft delete table ip6 m{mark}"
-        );
-        place.sh(&change).unwrap();
-        let told = place.sh("cat /run/told.ip /run/told.nft").unwrap();
-        told.contains(&format!("lookup {mark}")) && told.contains(&format!("m{mark}"))
-    };
-    wait_until(BOUND, || hears("7701")).unwrap();
+    let told = Told::of(place).unwrap();
     daemon.kill().unwrap();
     let _again = Daemon::start(place, DUAL).unwrap();
-    let read = |text: String| text.contains("\nenid_readings ") && !text.contains("\nenid_readings 0");
-    wait_until(BOUND, || place.metrics().is_ok_and(read)).unwrap();
-    wait_until(BOUND, || hears("7702")).unwrap();
-    let told = place.sh("kill $(cat /run/monitor) || true; cat /run/told.ip /run/told.nft").unwrap();
-    let ours = |line: &&str| !["lookup 770", "m770", "# new generation"].iter().any(|mark| line.contains(mark));
-    assert_eq!(told.lines().filter(ours).collect::<Vec<_>>(), [""; 0], "a restart with nothing changed writes");
+    was_read(place).unwrap();
+    assert_eq!(counted(place, "enid_repairs").unwrap(), 0, "a restart with nothing changed repairs");
+    assert_eq!(told.end().unwrap(), "", "a restart with nothing changed writes");
 }
 
 /// A node port for a pod on a secondary ENI, with the client's own address, and a port that a policy rejects: both
@@ -236,11 +204,12 @@ s = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_TCP)
 s.sendto(struct.pack('!HHIIBBHHH', 1000, 80, 0, 0, 0x50, 4, 0, 0, 0), ('198.51.100.10', 0))";
     here.sh(&format!("ip netns exec six-0 python3 -c \"{program}\"")).unwrap();
     // A restart finds what it left, and writes nothing of it anew.
-    let (whole, leases) = (state(here), here.leases().unwrap().len());
+    let (whole, leases) = (state(here).unwrap(), here.leases().unwrap().len());
     let [first, _second] = daemons;
     first.kill().unwrap();
     let _again = Daemon::start(here, V6).unwrap();
-    assert_eq!((state(here), here.leases().unwrap().len()), (whole, leases));
+    was_read(here).unwrap();
+    assert_eq!((state(here).unwrap(), here.leases().unwrap().len()), (whole, leases));
     // A firewall that drops IPv6 alone is found by an IPv6 packet.
     let cause = || here.enid("status").map_or(String::new(), |status| status["cause_message"].to_string());
     here.sh("nft 'table ip6 filter { chain FORWARD { type filter hook forward priority 0; policy drop; }; }'").unwrap();
@@ -257,13 +226,19 @@ s.sendto(struct.pack('!HHIIBBHHH', 1000, 80, 0, 0, 0x50, 4, 0, 0, 0), ('198.51.1
 fn ipv4_alone_leaves_by_ipv6_as_the_node() {
     let dropped = lab().drops().unwrap();
     let place = Place::node(lab(), 5);
-    let _daemon = Daemon::start(place, &[("ENABLE_V6_EGRESS", "true"), ("WARM_IP_TARGET", "2")]).unwrap();
-    let pod = add(place, 5, "four");
-    assert_eq!(pod.told.len(), 1, "what only the node knows is told to nobody");
+    let settings = [("ENABLE_V6_EGRESS", "true"), ("MINIMUM_IP_TARGET", "12"), ("WARM_IP_TARGET", "1")];
+    let _daemon = Daemon::start(place, &settings).unwrap();
+    wait_until(BOUND, || place.number("available").is_ok_and(|available| available >= 12)).unwrap();
+    let pods: Vec<Wired> = (0..11).map(|n| add(place, 5, &format!("four-{n}"))).collect();
+    assert_eq!([slot_of(place, &pods[0]), slot_of(place, &pods[10])], [0, 1]);
     let _outside = outside();
-    let own = lab().node(5).address_v6.clone().unwrap();
-    spot(place, &pod).ask(INTERNET_SERVER_V6, PORT).unwrap().expect(&own, INTERNET_SERVER_V6).unwrap();
-    spot(place, &pod).ask(INTERNET_SERVER, PORT).unwrap();
+    let node = lab().node(5);
+    let own = node.address_v6.clone().unwrap();
+    for pod in [&pods[0], &pods[10]] {
+        assert_eq!(pod.told.len(), 1, "what only the node knows is told to nobody");
+        spot(place, pod).ask(INTERNET_SERVER_V6, PORT).unwrap().expect(&own, INTERNET_SERVER_V6).unwrap();
+        spot(place, pod).ask(INTERNET_SERVER, PORT).unwrap().expect(&node.public_address, INTERNET_SERVER).unwrap();
+    }
     no_drops_since(dropped);
 }
 
@@ -285,11 +260,11 @@ fn the_second_family_comes_and_goes_under_running_pods() {
     old.pod.call(place, "CHECK").unwrap();
     daemon.kill().unwrap();
     // To IPv6 alone it does not go while they live, and nothing is touched.
-    let whole = state(place);
+    let whole = state(place).unwrap();
     let refused = Daemon::spawn(place, V6).unwrap();
     let said = || refused.log();
     wait_until(BOUND, || said().contains("2 pods on this node have addresses of the other family")).unwrap();
-    assert_eq!(state(place), whole);
+    assert_eq!(state(place).unwrap(), whole);
     drop(refused);
     let _daemon = Daemon::start(place, four).unwrap();
     let newest = add(place, 6, "newest");
