@@ -321,7 +321,10 @@ impl Brain {
 
     fn find(&self, key: &AttachmentKey) -> Option<Found> {
         let lease = self.core.lease(key)?;
-        Some(Found { lease: lease.clone(), fault: self.core.fault_under(lease), wanted: self.wanted() })
+        // What is only on its way into the kernel is no fault there.
+        let carries = self.applied != Wanted::default();
+        let wanted = if carries { self.applied.clone() } else { self.wanted() };
+        Some(Found { lease: lease.clone(), fault: self.core.fault_under(lease), wanted })
     }
 
     fn wanted(&self) -> Wanted {

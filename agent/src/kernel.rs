@@ -285,13 +285,13 @@ fn ensure_sysctl(key: &str, value: &str, changes: &mut Vec<Change>) -> anyhow::R
 }
 
 /// What host and table lack of what is wanted for pods on the ENI of this slot, one sentence each; nothing is changed.
-/// Other ENIs than the primary are none of its business.
 pub fn faults(wanted: &Wanted, slot: u32) -> anyhow::Result<Vec<String>> {
     let mut netlink = Netlink::open()?;
     let found = Found::read(&mut netlink, &wanted.policy.families())?;
-    let concerned = wanted.enis.iter().filter(|eni| eni.slot == slot || eni.slot == 0).cloned();
-    let (here, missing): (Vec<EniNet>, Vec<EniNet>) = concerned.partition(|eni| found.ifname_of(eni.mac).is_some());
-    let mut faults: Vec<String> = missing.iter().map(|eni| node::MissingLink(eni.mac).to_string()).collect();
+    let (here, missing): (Vec<EniNet>, Vec<EniNet>) =
+        wanted.enis.iter().cloned().partition(|eni| found.ifname_of(eni.mac).is_some());
+    let lacking = missing.iter().filter(|eni| eni.slot == slot || eni.slot == 0);
+    let mut faults: Vec<String> = lacking.map(|eni| node::MissingLink(eni.mac).to_string()).collect();
     let changes = node::changes(&here, &BTreeSet::new(), &wanted.pool(), &wanted.policy, &found)?;
     let needed = changes.iter().filter(|change| !change.is_rule_removal());
     faults.extend(needed.map(|change| format!("the host needs: {change}")));

@@ -98,7 +98,8 @@ impl Pod {
 
     /// ADD must be refused with this code and these words, and leave neither link nor lease; what it said.
     pub fn refused(&self, place: Place<'_>, code: u64, words: &[&str]) -> anyhow::Result<Value> {
-        let links = || place.sh("ip -o link | wc -l");
+        // ENIs may come meanwhile.
+        let links = || place.sh("ip -o link | grep -vc ': eth[0-9]'");
         let before = links()?;
         let (ok, error, _) = self.try_call(place, "ADD")?;
         ensure!(!ok, "ADD of {} is not refused: {error}", self.name);
