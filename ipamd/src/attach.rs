@@ -83,6 +83,7 @@ impl Core {
         let index = self.next_index(&key, pod.as_ref());
         let mut lease = Lease::remembered((address, second), eni, slot, pod, index);
         lease.ticket = Some(ticket);
+        effects.extend(lease.addresses().map(|address| Effect::Record(Write::Rest(address, None))));
         if !self.is_mutated(Mutation::OfferUnrecorded) {
             effects.push(Effect::Record(Write::Lease(key.clone(), Some(lease.clone()))));
         }

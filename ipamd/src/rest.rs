@@ -17,8 +17,8 @@ impl Core {
         });
     }
 
-    /// Ends the rests whose time has come. The store forgets them: a block of IPv6 is never counted out, and what is
-    /// kept of each address that was ever in use would be as many records.
+    /// Ends the rests whose time has come. The store forgets one when the address is given again: a record that is over
+    /// does no harm. A block of IPv6 is never counted out, though, and most of its addresses are given once only.
     pub(crate) fn end_rests(&mut self, now: Millis, effects: &mut Vec<Effect>) {
         let mut addresses = Vec::new();
         while let Some((until, address)) = self.rest_ends.get_min().copied()
@@ -30,7 +30,9 @@ impl Core {
                 block.resting -= 1;
                 block.give_back(address, now);
             });
-            effects.push(Effect::Record(Write::Rest(address, None)));
+            if address.is_ipv6() {
+                effects.push(Effect::Record(Write::Rest(address, None)));
+            }
             addresses.push(address);
         }
         if !addresses.is_empty() {

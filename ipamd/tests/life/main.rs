@@ -105,8 +105,6 @@ fn an_address_rests_before_it_is_given_again_and_rest_survives_a_restart() {
     assert!(world.ledger.resting.contains_key(&first));
     world.ask(2);
     assert_ne!(world.ledger.leases.get(&key(2)).map(|lease| lease.address), Some(first));
-    world.settle();
-    assert!(world.ledger.resting.is_empty(), "rests that are over are remembered for ever");
 }
 
 #[test]
@@ -227,4 +225,18 @@ fn nobody_is_given_an_address_while_the_host_cannot_forward() {
     world.core.hinder(Some(Refusal::new(Cause::ForwardDropped, "a firewall drops")));
     world.ask(2);
     assert_eq!(world.refused.last().map(|(_, cause)| *cause), Some(Cause::ForwardDropped));
+}
+
+#[test]
+fn rests_of_a_block_that_is_never_counted_out_are_forgotten() {
+    let v6 = Policy { kind: Kind::V6Prefix, beside: Beside::OfNode, ..policy() };
+    let mut world = World::with(v6, LIMITS);
+    world.settle();
+    world.ask(1);
+    world.wire(false);
+    let address = world.ledger.leases[&key(1)].address;
+    world.del(1, true);
+    assert!(world.ledger.resting.contains_key(&address));
+    world.settle();
+    assert!(!world.ledger.resting.contains_key(&address));
 }
