@@ -225,8 +225,7 @@ async fn serves_newest(settings: &Settings, list: &Value, before: bool) -> bool 
             Ok(versions) if versions.iter().any(|version| version == NEWEST) => {}
             Ok(_) => return false,
             Err(failure) => {
-                let only = if before { "as before" } else { "as {VERSION} only" };
-                warn!("{failure:#}: the network is offered {only}");
+                warn!("{failure:#}: the network is offered as {}", if before { NEWEST } else { VERSION });
                 return before;
             }
         }

@@ -51,8 +51,8 @@ impl Conntrack {
         let mut entries = Vec::new();
         for family in addresses.iter().map(family).collect::<BTreeSet<u8>>() {
             // What comes or goes meanwhile has come after the address was given back, or is gone.
-            let mut see = |_: u8, attributes: &[u8]| entries.extend(doomed(family, attributes, addresses));
-            self.netfilter.list("list connection tracking", GET, family, &mut see)?;
+            let see = |_: u8, attributes: &[u8]| entries.extend(doomed(family, attributes, addresses));
+            self.netfilter.list("list connection tracking", GET, family, see)?;
         }
         let mut gone = 0;
         let mut refusal = None;

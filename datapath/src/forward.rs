@@ -98,8 +98,8 @@ fn list_chains(of: Family) -> Result<Vec<String>, Error> {
     let mut netfilter = Netfilter::open()?;
     for _ in 0..DUMPS {
         let mut suspects = Vec::new();
-        let mut see = |family: u8, attributes: &[u8]| suspects.extend(suspect(of, family, attributes));
-        if netfilter.list(what, NFTABLES | NFT_GETCHAIN, 0, &mut see)? {
+        let see = |family: u8, attributes: &[u8]| suspects.extend(suspect(of, family, attributes));
+        if netfilter.list(what, NFTABLES | NFT_GETCHAIN, 0, see)? {
             return Ok(suspects);
         }
     }

@@ -232,6 +232,11 @@ fn a_name_whose_link_goes_meanwhile() {
     }
 }
 
+fn eni(slot: u32, last: u8, address: &str, table: u32) -> EniNet {
+    let (mac, primary) = (Mac([2, 0, 0, 0, 0, last]), address.parse().unwrap());
+    EniNet { slot, mac, primary, own_v6: None, table, mtu: 9001 }
+}
+
 #[test]
 fn enis_are_set_up_once_and_repaired() {
     let host = Space::new();
@@ -240,14 +245,6 @@ fn enis_are_set_up_once_and_repaired() {
          ip addr add 10.0.1.10/24 dev eth0; ip link set eth0 up; ip link set p0 up; ip link set p1 up
          ip route add default via 10.0.1.1
          ip addr add 10.0.1.77/24 dev eth1");
-    let eni = |slot: u32, last: u8, address: &str, table: u32| EniNet {
-        slot,
-        mac: Mac([2, 0, 0, 0, 0, last]),
-        primary: address.parse().unwrap(),
-        own_v6: None,
-        table,
-        mtu: 9001,
-    };
     let enis = [eni(0, 1, "10.0.1.10/24", 254), eni(1, 2, "10.0.1.11/24", marks::route_table(1, 0))];
     let mut netlink = host.netns().netlink().unwrap();
     let mut apply = |enis: &[EniNet]| {
@@ -290,14 +287,6 @@ fn an_eni_that_cannot_be_looked_at_keeps_its_rules_and_its_link_is_known_by_them
     host.sh("ip link add eth0 address 02:00:00:00:00:01 type veth peer name p0
          ip link add eth1 address 02:00:00:00:00:02 type veth peer name p1
          ip addr add 10.0.1.10/24 dev eth0; ip link set eth0 up; ip link set p0 up; ip link set p1 up");
-    let eni = |slot: u32, last: u8, address: &str, table: u32| EniNet {
-        slot,
-        mac: Mac([2, 0, 0, 0, 0, last]),
-        primary: address.parse().unwrap(),
-        own_v6: None,
-        table,
-        mtu: 9001,
-    };
     let enis = [eni(0, 1, "10.0.1.10/24", 254), eni(1, 2, "10.0.1.11/24", marks::route_table(1, 0))];
     let (mut netlink, policy) = (host.netns().netlink().unwrap(), Policy::default());
     let mut changes = |enis: &[EniNet], spared: &[u32]| {
@@ -323,12 +312,8 @@ fn enis_of_two_families_are_set_up_once_repaired_and_left_behind_clean() {
          ip -6 addr add 2001:db8:aa00:1::a/128 dev eth0 nodad; ip -6 route add default via fe80:ec2::1 dev eth0
          ip -6 addr add 2001:db8:aa00:1:7::5/80 dev eth1 nodad; ip -6 addr add 2001:db8:aa00:1:7::6/128 dev eth0 nodad");
     let eni = |slot: u32, last: u8, address: &str, own_v6: &str, table: u32| EniNet {
-        slot,
-        mac: Mac([2, 0, 0, 0, 0, last]),
-        primary: address.parse().unwrap(),
         own_v6: Some(own_v6.parse().unwrap()),
-        table,
-        mtu: 9001,
+        ..eni(slot, last, address, table)
     };
     let enis = [
         eni(0, 1, "10.0.1.10/24", "2001:db8:aa00:1::a", 254),
