@@ -91,43 +91,24 @@ impl Ruleset {
 
     /// Pods have addresses of the VPC.
     fn of_the_vpc(&self, family: Family, (packets, bytes): Unheld, text: &mut String) {
-        let (link, policy, ip) = (&self.primary_ifname, &self.policy, family.word());
-        let (kind, of_family) = match family {
-            Family::V4 => ("ipv4_addr", IpNet::V4(Ipv4Net::default())),
-            Family::V6 => ("ipv6_addr", IpNet::V6(ipnet::Ipv6Net::default())),
-        };
-        let owner: BTreeMap<u32, Vec<IpNet>> = self
-            .owner
-            .iter()
-            .map(|(slot, nets)| (*slot, nets.iter().copied().filter(|net| of_family.contains(net)).collect()))
-            .collect();
-        let (addresses, intervals) =
-            (format!("type {kind}; flags interval;"), format!("type {kind} : verdict; flags interval;"));
-        let texts = |nets: &[IpNet]| nets.iter().map(ToString::to_string).collect::<Vec<_>>();
+        let (link, policy) = (&self.primary_ifname, &self.policy);
+        let kind = kind(family);
         if family == Family::V4 {
             let mut native: Vec<Ipv4Net> = Ipv4Net::aggregate(&self.native);
             native.sort();
             // NAT decisions per connection: a set of destinations, merged so that none overlaps.
             let native: Vec<String> = native.iter().map(ToString::to_string).collect();
-            block(text, "set native", &addresses, &native);
+            block(text, "set native", &format!("type {kind}; flags interval;"), &native);
         }
-        let groups: Vec<String> =
-            owner.keys().map(|slot| format!("{:#x} : goto eni{slot}", marks::group(*slot))).collect();
-        let owners: Vec<String> = owner
-            .iter()
-            .flat_map(|(slot, nets)| nets.iter().map(move |net| format!("{net} : goto host{slot}")))
-            .collect();
-        let pool: Vec<String> = owner.values().flat_map(|nets| texts(nets)).collect();
-        let mut chains = String::new();
-        for slot in owner.keys() {
-            chains.push_str(&self.eni_chain(family, "eni", *slot));
-            chains.push_str(&self.eni_chain(family, "host", *slot));
-        }
+        let slots = || self.owner.keys().copied();
+        let groups: Vec<String> = slots().map(|slot| format!("{:#x} : goto eni{slot}", marks::group(slot))).collect();
         // A verdict map may only name chains that are known already.
-        text.push_str(&chains);
+        for slot in slots() {
+            text.push_str(&self.eni_chain(family, "eni", slot));
+            text.push_str(&self.eni_chain(family, "host", slot));
+        }
         block(text, "map eni", "type devgroup : verdict;", &groups);
-        block(text, "map owner", &intervals, &owners);
-        block(text, "set pool", &addresses, &pool);
+        let (leave, unheld) = self.of_the_pool(family, text);
         let _ = writeln!(text, "  counter unheld {{ packets {packets} bytes {bytes} }}");
         if policy.node_ports == NodePorts::SameWayBack {
             let bits = policy.marks.connmark();
@@ -135,9 +116,8 @@ impl Ruleset {
             chain(text, "arrive", "filter hook prerouting priority mangle", &[&rule]);
         }
         chain(text, "steer", "filter hook prerouting priority -50", &["iifgroup vmap @eni"]);
-        chain(text, "leave", "route hook output priority mangle", &[&format!("{ip} saddr vmap @owner")]);
-        let drop = format!("{ip} daddr @pool oifgroup 0 counter name unheld drop");
-        chain(text, "unheld", "filter hook forward priority filter", &[&drop]);
+        chain(text, "leave", "route hook output priority mangle", &leave);
+        chain(text, "unheld", "filter hook forward priority filter", &unheld);
         if family == Family::V4 {
             // The chain stays when nothing is translated any more: with the last one of its type the kernel would stop
             // translating what runs.
@@ -148,6 +128,31 @@ impl Ruleset {
             let rules: Vec<&str> = rules.iter().flatten().map(String::as_str).collect();
             chain(text, "egress", EGRESS, &rules);
         }
+    }
+
+    /// The pool's sets, and the rules that ask them: which ENI the host answers by in a pod's name, and which packets
+    /// nobody here takes. One hashed set for each length of prefix, which is one or two of them: every forwarded packet
+    /// asks, and a set of intervals is searched the longer the more there are.
+    fn of_the_pool(&self, family: Family, text: &mut String) -> (Vec<String>, Vec<String>) {
+        let (kind, ip) = (kind(family), family.word());
+        let nets = self.owner.iter().flat_map(|(slot, nets)| nets.iter().map(move |net| (*slot, *net)));
+        let mut by_len: BTreeMap<u8, Vec<(u32, IpNet)>> = BTreeMap::new();
+        for (slot, net) in nets.filter(|(_, net)| Family::of(net.addr()) == family) {
+            by_len.entry(net.prefix_len()).or_default().push((slot, net));
+        }
+        let (mut leave, mut unheld) = (Vec::new(), Vec::new());
+        for (len, nets) in by_len {
+            let owners: Vec<String> =
+                nets.iter().map(|(slot, net)| format!("{} : goto host{slot}", net.network())).collect();
+            let networks: Vec<String> = nets.iter().map(|(_, net)| net.network().to_string()).collect();
+            block(text, &format!("map owner{len}"), &format!("type {kind} : verdict; flags constant;"), &owners);
+            block(text, &format!("set pool{len}"), &format!("type {kind}; flags constant;"), &networks);
+            let mask = nets.iter().find(|(_, net)| len < net.max_prefix_len());
+            let mask = mask.map(|(_, net)| format!(" & {}", net.netmask())).unwrap_or_default();
+            leave.push(format!("{ip} saddr{mask} vmap @owner{len}"));
+            unheld.push(format!("oifgroup 0 {ip} daddr{mask} @pool{len} counter name unheld drop"));
+        }
+        (leave, unheld)
     }
 
     /// Pods have addresses that nobody but this node knows: whatever leaves does so as the node, and pods do not reach
@@ -233,11 +238,19 @@ impl Ruleset {
     }
 }
 
+/// nft's name for an address.
+fn kind(family: Family) -> &'static str {
+    match family {
+        Family::V4 => "ipv4_addr",
+        Family::V6 => "ipv6_addr",
+    }
+}
+
 /// A base chain that accepts what its rules leave alone.
-fn chain(text: &mut String, name: &str, hook: &str, rules: &[&str]) {
+fn chain(text: &mut String, name: &str, hook: &str, rules: &[impl AsRef<str>]) {
     let _ = writeln!(text, "  chain {name} {{\n    type {hook}; policy accept;");
     for rule in rules {
-        let _ = writeln!(text, "    {rule}");
+        let _ = writeln!(text, "    {}", rule.as_ref());
     }
     text.push_str("  }\n");
 }
@@ -318,6 +331,16 @@ mod tests {
     }
 
     #[test]
+    fn the_pool_is_asked_by_hash_once_for_each_length_of_prefix() {
+        let text = example().transaction(&BTreeMap::new());
+        assert!(text.contains("elements = { 10.0.1.13 : goto host0, 10.0.1.20 : goto host1 }"), "{text}");
+        assert!(text.contains("elements = { 10.0.2.0 }"), "{text}");
+        assert!(text.contains("oifgroup 0 ip daddr & 255.255.255.240 @pool28 counter"), "{text}");
+        assert!(text.contains("ip saddr & 255.255.255.240 vmap @owner28\n    ip saddr vmap @owner32"), "{text}");
+        assert_eq!(text.matches("flags interval").count(), 1, "only where to translate: {text}");
+    }
+
+    #[test]
     fn ipv6_is_never_translated_and_always_leaves_by_its_own_eni() {
         let policy = Policy { of_vpc: Family::ALL.into(), ..Policy::default() };
         let mut dual = Ruleset { policy, ..example() };
@@ -327,8 +350,8 @@ mod tests {
         let text = dual.transaction(&BTreeMap::new());
         let (v4, v6) = text.split_once("table ip6 enid {").unwrap();
         assert_eq!(example().text(Family::V4, "", (0, 0)), dual.text(Family::V4, "", (0, 0)), "IPv4 does not change");
-        assert!(v4.contains("10.0.2.0/28") && !v4.contains("2001:"), "{v4}");
-        assert!(v6.contains("2001:db8:0:1::/80 : goto host1") && !v6.contains("snat") && !v6.contains("10.0."), "{v6}");
+        assert!(v4.contains("10.0.2.0 : goto host1") && !v4.contains("2001:"), "{v4}");
+        assert!(v6.contains("2001:db8:0:1:: : goto host1") && !v6.contains("snat") && !v6.contains("10.0."), "{v6}");
         let eni1 = v6.split("chain eni1").nth(1).unwrap().split('}').next().unwrap();
         assert!(eni1.contains("| 0x41 return") && !eni1.contains("ip daddr"), "{eni1}");
         assert_eq!(dual.families(), Family::ALL);

@@ -429,7 +429,7 @@ fn the_table_is_taken_by_the_kernel_and_replaced_whole() {
         nets.push(format!("2001:db8:aa00:1:{slot}::/80").parse().unwrap());
     }
     load(&ruleset);
-    assert!(host.sh("nft list table ip6 enid").contains("2001:db8:aa00:1:63::/80 : goto host63"));
+    assert!(host.sh("nft list table ip6 enid").contains("2001:db8:aa00:1:63:: : goto host63"));
     // Ranges that only the node knows.
     ruleset.policy.of_node = ["fd00::ac:0/118".parse().unwrap()].into();
     ruleset.primary_v6 = Some("2001:db8:aa00:1::a".parse().unwrap());
