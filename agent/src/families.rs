@@ -47,3 +47,40 @@ pub fn settle(settings: &mut Settings, instance: &Instance, ledger: &Ledger) -> 
         .extend([LOCAL_V4, LOCAL_V6].into_iter().filter(|range| seconds().any(|second| range.contains(&second))));
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ipv6_is_refused_where_no_prefix_can_be_had() {
+        let read = |given: &[(&str, &str)]| {
+            let value = |name: &str| given.iter().find(|(key, _)| *key == name).map(|(_, value)| (*value).to_owned());
+            Settings::read(&|setting| value(setting.name)).unwrap()
+        };
+        let instance = Instance {
+            id: "i-1".to_owned(),
+            kind: "m4.large".to_owned(),
+            region: "us-east-1".to_owned(),
+            subnet_id: "subnet-1".to_owned(),
+            vpc_id: "vpc-1".to_owned(),
+            groups: Vec::new(),
+            vpc_cidrs: Vec::new(),
+            subnet_has_v6: true,
+            own_v6: None,
+        };
+        let v6 = read(&[("ENABLE_IPv6", "true"), ("ENABLE_IPv4", "false"), ("ENABLE_PREFIX_DELEGATION", "true")]);
+        let both = read(&[("ENABLE_IPv6", "true"), ("ENABLE_PREFIX_DELEGATION", "true")]);
+        let given = |prefixes| Limits::of_one_card(2, 10, prefixes);
+        for settings in [&v6, &both] {
+            let refused = check(settings, &given(false), &instance).unwrap_err().to_string();
+            assert!(refused.contains("ENABLE_IPv6") && refused.contains("m4.large"), "{refused}");
+            check(settings, &given(true), &instance).unwrap();
+        }
+        check(&read(&[]), &given(false), &instance).unwrap();
+        // Whatever metadata shows was given by somebody else, who knew.
+        let mut imds_only = both;
+        imds_only.policy.provisioning = Provisioning::ImdsOnly;
+        check(&imds_only, &given(false), &instance).unwrap();
+    }
+}

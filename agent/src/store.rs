@@ -350,6 +350,32 @@ mod tests {
     }
 
     #[test]
+    fn limits_of_before_there_were_cards_serve_and_say_that_they_are_old() {
+        let dir = folder("limits");
+        let (store, _) = Store::open(&dir, "boot-1", Millis(0), 30).unwrap();
+        let write = |value: &str| {
+            let written = store.with(|database| {
+                let txn = database.begin_write()?;
+                txn.open_table(META)?.insert("limits:m5.large", value)?;
+                Ok(txn.commit()?)
+            });
+            written.unwrap();
+        };
+        assert_eq!(store.limits("m5.large").unwrap(), None);
+        write("3 10 1");
+        assert_eq!(store.limits("m5.large").unwrap(), Some((Limits::of_one_card(3, 10, true), false)));
+        for damaged in ["", "3 10", "3 ten 1", "3 10 1 1"] {
+            write(damaged);
+            assert_eq!(store.limits("m5.large").unwrap(), None, "{damaged:?}");
+        }
+        let limits = Limits { further_cards: 3, enis_per_further_card: 15, ..Limits::of_one_card(15, 50, true) };
+        store.keep_limits("m5.large", limits).unwrap();
+        assert_eq!(store.limits("m5.large").unwrap(), Some((limits, true)));
+        drop(store);
+        fs::remove_dir_all(dir).unwrap();
+    }
+
+    #[test]
     fn a_store_of_schema_1_is_taken_over_and_one_from_the_future_refused() {
         let dir = folder("schema");
         written(&dir);

@@ -98,6 +98,16 @@ fn a_pod_gets_an_interface_on_every_card_and_speaks_from_each_by_its_own_eni() {
         from.ask(address, PORT).unwrap().expect(&server, address).unwrap();
     }
     assert_eq!(lab().drops().unwrap(), drops, "the VPC dropped packets of a foreign source");
+    // A further interface that the runtime asks for goes alone; eth0 is what takes the cards' along.
+    let further = Pod { ifname: "net1".to_owned(), config: pod::config("1.0.0", 30), ..ours.clone() };
+    further.call(here, "ADD").unwrap();
+    assert_eq!(here.leases().unwrap().len(), 5);
+    further.call(here, "DEL").unwrap();
+    assert_eq!(here.leases().unwrap().len(), 4);
+    assert!(here.sh("ip -n wide link show net1").is_err());
+    for address in &addresses {
+        here.sh(&format!("ip netns exec wide ping -n -q -c 1 -W 2 -I {address} {server}")).unwrap();
+    }
     // CHECK looks at all of them, GC keeps what the runtime does not know of, and DEL takes them together.
     let mut config: Value = serde_json::from_str(&ours.config).unwrap();
     config["prevResult"] = result.clone();

@@ -4,7 +4,7 @@
 
 use std::{path::Path, process::Command, time::Duration};
 
-use enid_tests::{Lab, LabConfig, Place, program, wait_until};
+use enid_tests::{Backend, Lab, LabConfig, Place, program, wait_until};
 use vpclab::{INTERNET_SERVER, State, ec2, folder};
 
 const BOUND: Duration = Duration::from_secs(10);
@@ -55,6 +55,44 @@ fn the_vpc_checks_sources_and_follows_ec2() {
     node.sh("touch /etc/cni/net.d/here /var/lib/enid/here").unwrap();
     assert!(other.sh("ls /etc/cni/net.d/here").is_err());
     assert!(!Path::new("/var/lib/enid/here").exists());
+}
+
+#[test]
+fn the_vpc_follows_an_address_from_eni_to_eni_and_makes_a_failed_round_again() {
+    let lab = Lab::up(&LabConfig { ec2: Backend::Model, ..LabConfig::default() }).unwrap();
+    let (node, other) = (Place::node(&lab, 0), Place::node(&lab, 1));
+    // A link in the way of the second: a round that makes the first fails at it, and so does the next, until it is gone.
+    node.sh("ip link add eth2 type veth peer name way").unwrap();
+    let create = || {
+        let created = lab.ec2("CreateNetworkInterface", &[("SubnetId", &lab.node(0).subnet_id)]).unwrap();
+        ec2::first(&created, "networkInterfaceId").unwrap()
+    };
+    let mut enis = [create(), create()];
+    enis.sort(); // as the lab goes through them
+    let [first, second] = enis;
+    for (eni, index) in [(&second, "2"), (&first, "1")] {
+        let instance = &lab.node(0).instance_id;
+        let attach = [("NetworkInterfaceId", eni.as_str()), ("InstanceId", instance), ("DeviceIndex", index)];
+        lab.ec2("AttachNetworkInterface", &attach).unwrap();
+    }
+    wait_until(BOUND, || node.sh("ip link show eth1").is_ok()).unwrap();
+    node.sh("ip link del eth2").unwrap();
+    wait_until(BOUND, || node.sh("ip link show eth2").is_ok()).unwrap();
+    // Both calls within one round, or not: the VPC carries the address where EC2 says in the end, and there alone.
+    node.sh("ip addr add 10.0.1.77/32 dev lo; ip link set eth1 up; ip link set eth2 up").unwrap();
+    node.sh("ip route add default via 10.0.1.1 dev eth2 onlink table 77; ip rule add from 10.0.1.77 lookup 77").unwrap();
+    let assign = |eni: &str| {
+        lab.ec2("AssignPrivateIpAddresses", &[("NetworkInterfaceId", eni), ("PrivateIpAddress.1", "10.0.1.77")])
+    };
+    let port = |eni: &str| format!("dev p-{}", &eni[eni.len() - 12..]);
+    let carried = |eni: &str| lab.run("vpc", "ip", &["route", "show", "10.0.1.77"]).unwrap().contains(&port(eni));
+    assign(&first).unwrap();
+    wait_until(BOUND, || carried(&first)).unwrap();
+    let unassign = [("NetworkInterfaceId", first.as_str()), ("PrivateIpAddress.1", "10.0.1.77")];
+    lab.ec2("UnassignPrivateIpAddresses", &unassign).unwrap();
+    assign(&second).unwrap();
+    wait_until(BOUND, || carried(&second) && !carried(&first)).unwrap();
+    wait_until(BOUND, || other.sh("ping -n -c1 -W1 10.0.1.77").is_ok()).unwrap();
 }
 
 #[test]
