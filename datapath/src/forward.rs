@@ -156,9 +156,7 @@ impl Space {
             unshare(CloneFlags::CLONE_NEWNET)?;
             Netns::open(Path::new("/proc/thread-self/ns/net"))
         };
-        // The thread ends in there: none of ours stays in a foreign namespace.
-        let made = thread::scope(|scope| scope.spawn(make).join());
-        let netns = made.unwrap_or_else(|panic| std::panic::resume_unwind(panic)).map_err(failed)?;
+        let netns = netns::aside(make).and_then(|made| made).map_err(failed)?;
         let link = PodLink {
             host_ifname: format!("probe-enid-{name}"),
             host_mac: identity::host_mac("enid-probe", name, "eth0"),

@@ -69,8 +69,8 @@ impl Netns {
 
     /// The same for whatever is opened there.
     pub(crate) fn within<T: Send>(&self, open: impl FnOnce() -> Result<T, Error> + Send) -> Result<T, Error> {
-        let entered = thread::scope(|scope| scope.spawn(|| self.enter().and_then(|()| open())).join());
-        entered.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        let failed = |source| Error::new(format!("enter namespace {}", self.path.display()), source);
+        aside(|| self.enter().and_then(|()| open())).map_err(failed)?
     }
 
     /// The same without a thread of its own, for a process that has only one and ends if it cannot come
@@ -106,4 +106,11 @@ pub fn allow_ipv6(ifname: &str) -> Result<(), Error> {
         return Ok(());
     }
     fs::write(&path, "0").map_err(failed)
+}
+
+/// Does this on a thread that ends with it: none of ours stays in a foreign namespace. An error where no thread is to be
+/// had.
+pub(crate) fn aside<T: Send>(act: impl FnOnce() -> T + Send) -> io::Result<T> {
+    let done = thread::scope(|scope| Ok::<_, io::Error>(thread::Builder::new().spawn_scoped(scope, act)?.join()))?;
+    Ok(done.unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
 }

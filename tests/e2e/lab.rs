@@ -80,7 +80,8 @@ fn the_vpc_follows_an_address_from_eni_to_eni_and_makes_a_failed_round_again() {
     wait_until(BOUND, || node.sh("ip link show eth2").is_ok()).unwrap();
     // Both calls within one round, or not: the VPC carries the address where EC2 says in the end, and there alone.
     node.sh("ip addr add 10.0.1.77/32 dev lo; ip link set eth1 up; ip link set eth2 up").unwrap();
-    node.sh("ip route add default via 10.0.1.1 dev eth2 onlink table 77; ip rule add from 10.0.1.77 lookup 77").unwrap();
+    node.sh("ip route add default via 10.0.1.1 dev eth2 onlink table 77; ip rule add from 10.0.1.77 lookup 77")
+        .unwrap();
     let assign = |eni: &str| {
         lab.ec2("AssignPrivateIpAddresses", &[("NetworkInterfaceId", eni), ("PrivateIpAddress.1", "10.0.1.77")])
     };
