@@ -166,9 +166,10 @@ impl Kernel {
                 let primary = wanted.enis.iter().find(|eni| eni.slot == 0)?;
                 forward::nobodys(primary.primary, vpc)
             }
+            // What is no block is a pod's.
             Family::V6 => wanted.owner.values().flatten().find_map(|net| match net {
-                IpNet::V6(net) => Some(forward::nobodys_v6(*net)),
-                IpNet::V4(_) => None,
+                IpNet::V6(net) if net.prefix_len() < 128 => Some(forward::nobodys_v6(*net)),
+                _ => None,
             }),
         };
         let families = Family::ALL.into_iter().filter(from_vpc);
@@ -358,15 +359,16 @@ pub fn remove_half_made(keys: &[AttachmentKey], families: &[Family]) -> anyhow::
 }
 
 /// One complete listing: the attachments among these whose link stands, and the addresses that are routed
-/// over pods' links.
-pub fn listing(keys: &[AttachmentKey], families: &[Family]) -> anyhow::Result<(Vec<AttachmentKey>, Vec<IpAddr>)> {
+/// over pods' links. `pods`: what each of the attachments should have.
+pub fn listing(
+    keys: &[AttachmentKey],
+    pods: &[PodNet],
+    families: &[Family],
+) -> anyhow::Result<(Vec<AttachmentKey>, Vec<IpAddr>)> {
     let mut netlink = Netlink::open()?;
     let links = netlink.links()?;
-    let by_mac: BTreeMap<Mac, &AttachmentKey> =
-        keys.iter().map(|key| (identity::host_mac(&key.network, &key.container, &key.ifname), key)).collect();
-    // The MAC says whose link it is, whatever has become of its device group.
-    let macs = links.iter().filter_map(link::mac);
-    let seen = macs.filter_map(|mac| by_mac.get(&mac).map(|key| (*key).clone())).collect();
+    let of_each = keys.iter().zip(pods::links_of(pods, &links));
+    let seen = of_each.filter(|(_, link)| link.is_some()).map(|(key, _)| key.clone()).collect();
     let ends = pods::pod_links(&links);
     let routed = if ends.is_empty() { Vec::new() } else { pods::used_over(&ends, &netlink.routes(families)?) };
     Ok((seen, routed))

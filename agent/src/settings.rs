@@ -330,8 +330,8 @@ mod tests {
 
     #[test]
     fn marks_that_meet_name_both_settings() {
-        let mistakes = read(&[("AWS_VPC_K8S_CNI_CONNMARK", "0x100"), ("ENID_ENI_MARK_MASK", "0x7f00")]).unwrap_err();
-        assert!(mistakes[0].contains("AWS_VPC_K8S_CNI_CONNMARK is \"0x100\"") && mistakes[0].contains("0x7f00"));
+        let mistakes = read(&[("AWS_VPC_K8S_CNI_CONNMARK", "0x100"), ("ENID_ENI_MARK_MASK", "0x1fc0")]).unwrap_err();
+        assert!(mistakes[0].contains("AWS_VPC_K8S_CNI_CONNMARK is \"0x100\"") && mistakes[0].contains("0x1fc0"));
         let mistakes = read(&[("ENID_ENI_MARK_MASK", "0xff")]).unwrap_err();
         assert!(mistakes[0].contains("seven bits side by side"), "{mistakes:?}");
         assert!(read(&[("AWS_VPC_K8S_CNI_CONNMARK", "128")]).is_ok());

@@ -7,6 +7,9 @@
 const ENI_BASE: u32 = 0x40;
 /// Bits that a slot and its base take.
 const ENI_BITS: u32 = 7;
+/// kube-proxy's bits (0x4000 to be masqueraded, 0x8000 to be dropped) and portmap's (0x2000): a packet that carries one
+/// of them for us would be translated or dropped by them, and we would take theirs away.
+const OF_OTHERS: u32 = 0xe000;
 
 /// Bits of the packet mark that are ours.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,14 +27,21 @@ impl Default for Marks {
 impl Marks {
     /// These bits, or what is wrong with them.
     pub fn new(connmark: u32, eni_mask: u32) -> Result<Self, &'static str> {
-        // An empty mask has 32 trailing zeros, which no shift can take.
-        if eni_mask == 0 || eni_mask >> eni_mask.trailing_zeros() != (1 << ENI_BITS) - 1 {
-            return Err("seven bits side by side, such as 0x7f or 0x7f00");
-        }
-        if connmark == 0 || connmark & eni_mask != 0 {
-            return Err("bits of the mark, none of them shared with the ENIs' mask");
+        Marks::check_eni_mask(eni_mask)?;
+        if connmark == 0 || connmark & (eni_mask | OF_OTHERS) != 0 {
+            return Err("bits of the mark, none of them of the ENIs' mask or of 0xe000, which are kube-proxy's and \
+                        portmap's");
         }
         Ok(Marks { connmark, eni_mask })
+    }
+
+    /// What is wrong with bits that are to name ENIs, if anything is.
+    pub fn check_eni_mask(eni_mask: u32) -> Result<(), &'static str> {
+        let fits = is_an_eni_mask(eni_mask) && eni_mask & OF_OTHERS == 0;
+        fits.then_some(()).ok_or(
+            "seven bits side by side, such as 0x7f or 0x7f0000, none of them of 0xe000, which are kube-proxy's and \
+             portmap's",
+        )
     }
 
     /// Packet came in by the primary ENI; its answers leave there (the peer's AWS_VPC_K8S_CNI_CONNMARK).
@@ -51,8 +61,13 @@ impl Marks {
 
     /// Whether a rule's mark and mask name an ENI, by these settings or by earlier ones.
     pub(crate) fn names_an_eni(mark: u32, mask: u32) -> bool {
-        Marks::new(!mask, mask).is_ok() && mark & !mask == 0 && (mark >> mask.trailing_zeros()) & ENI_BASE != 0
+        is_an_eni_mask(mask) && mark & !mask == 0 && (mark >> mask.trailing_zeros()) & ENI_BASE != 0
     }
+}
+
+fn is_an_eni_mask(mask: u32) -> bool {
+    // An empty one has 32 trailing zeros, which no shift can take.
+    mask != 0 && mask >> mask.trailing_zeros() == (1 << ENI_BITS) - 1
 }
 
 /// Device group of the pods behind slot 0 ("en" in ASCII, shifted).
@@ -102,11 +117,11 @@ mod tests {
 
     #[test]
     fn marks_stay_within_our_byte_and_groups_read_back() {
-        let (usual, other) = (Marks::default(), Marks::new(0x80, 0x7f00).unwrap());
+        let (usual, other) = (Marks::default(), Marks::new(0x80, 0x7f_0000).unwrap());
         for slot in 0..SLOTS {
-            assert_eq!((usual.eni(slot) & !0x7f, other.eni(slot) & !0x7f00), (0, 0));
+            assert_eq!((usual.eni(slot) & !0x7f, other.eni(slot) & !0x7f_0000), (0, 0));
             assert!(slot == 0 || usual.eni(slot) >= 0x41);
-            assert!(Marks::names_an_eni(usual.eni(slot), 0x7f) && Marks::names_an_eni(other.eni(slot), 0x7f00));
+            assert!(Marks::names_an_eni(usual.eni(slot), 0x7f) && Marks::names_an_eni(other.eni(slot), 0x7f_0000));
             assert_eq!(slot_of_group(group(slot)), Some(slot));
         }
         assert_eq!(slot_of_group(0), None);
@@ -127,10 +142,13 @@ mod tests {
 
     #[test]
     fn bits_that_cannot_be_ours_are_refused() {
-        for (connmark, mask) in [(0x80, 0xff), (0x80, 0x3f), (0x80, 0xbf), (0x80, 0), (0, 0x7f), (0x40, 0x7f)] {
+        let of_ours = [(0x80, 0xff), (0x80, 0x3f), (0x80, 0xbf), (0x80, 0), (0, 0x7f), (0x40, 0x7f)];
+        let of_others = [(0x80, 0x7f00), (0x80, 0xfe00), (0x80, 0x3f80), (0x4000, 0x7f), (0x2080, 0x7f)];
+        for (connmark, mask) in of_ours.into_iter().chain(of_others) {
             assert!(Marks::new(connmark, mask).is_err(), "{connmark:#x} {mask:#x}");
         }
         assert!(Marks::new(1, 0xfe00_0000).is_ok());
+        assert!(Marks::names_an_eni(0x4100, 0x7f00), "of earlier settings: its rule is taken back");
         assert!(!Marks::names_an_eni(0x1, 0x7f) && !Marks::names_an_eni(0x80, 0x80));
     }
 

@@ -121,7 +121,9 @@ impl Found {
 
     pub(crate) fn link_of(&self, mac: Mac) -> Option<&LinkMessage> {
         let nobodys = |link: &&LinkMessage| !pods::is_of_a_pod(group(link));
-        let by_mac = self.links.iter().filter(nobodys).find(|link| link::mac(link) == Some(mac));
+        // A VLAN or an ipvlan link on an ENI has its MAC, and came later. Kernels before 6.9 list links in no such order.
+        let of_mac = self.links.iter().filter(nobodys).filter(|link| link::mac(link) == Some(mac));
+        let by_mac = of_mac.min_by_key(|link| link.header.index);
         let before = self.before.get(&mac);
         by_mac.or_else(|| self.links.iter().filter(nobodys).find(|link| Some(&link.header.index) == before))
     }

@@ -92,7 +92,6 @@ pub struct Seen {
 /// address, while its former one is somebody else's by now. So a link is a pod's only if it says so itself: its alias
 /// names the pod's addresses, or the pod's route leads over it, or it is the very link that did so before.
 pub fn changes(pods: &[PodNet], seen: &mut BTreeMap<Mac, Seen>, found: &Found) -> Vec<Request> {
-    let links = by_mac(&found.links);
     let as_ours = |route: &RouteMessage| {
         let (to, index) = host_route(route)?;
         same_route(route, &message::link_route(TABLE_MAIN, to, index)).then_some((to, index))
@@ -103,8 +102,7 @@ pub fn changes(pods: &[PodNet], seen: &mut BTreeMap<Mac, Seen>, found: &Found) -
     let wanted: BTreeSet<Mac> = pods.iter().map(|pod| pod.host_mac).collect();
     seen.retain(|mac, _| wanted.contains(mac));
     let mut requests = Vec::new();
-    for pod in pods {
-        let link = links.get(&pod.host_mac).copied().or_else(|| renamed(pod, &wanted, &found.links));
+    for (pod, link) in pods.iter().zip(links_of(pods, &found.links)) {
         // Without a link there is nothing to repair: its lease ends, or its DEL is under way.
         let Some(link) = link.filter(|link| group(link) != marks::GROUP_GOING) else { continue };
         let index = link.header.index;
@@ -143,17 +141,18 @@ pub fn changes(pods: &[PodNet], seen: &mut BTreeMap<Mac, Seen>, found: &Found) -
     requests.into_iter().map(Request::unless_gone).collect()
 }
 
-fn by_mac(links: &[LinkMessage]) -> BTreeMap<Mac, &LinkMessage> {
-    links.iter().filter_map(|link| Some((mac(link)?, link))).collect()
-}
-
-/// The link that has lost its MAC: of a group of ours, of nobody else's MAC, and its alias names the pod's addresses.
-fn renamed<'a>(pod: &PodNet, wanted: &BTreeSet<Mac>, links: &'a [LinkMessage]) -> Option<&'a LinkMessage> {
-    links.iter().find(|link| {
-        marks::slot_of_group(group(link)).is_some()
-            && mac(link).is_none_or(|mac| !wanted.contains(&mac))
-            && named(link) == pod.addresses
-    })
+/// The link of each of these pods, in their order. The MAC says whose a link is, whatever has become of its device group;
+/// where it has lost that (systemd-networkd gives links MACs of its own when it starts), a link of a group of ours that is
+/// of nobody else's MAC and whose alias names the pod's addresses.
+pub fn links_of<'a>(pods: &[PodNet], links: &'a [LinkMessage]) -> Vec<Option<&'a LinkMessage>> {
+    let by_mac: BTreeMap<Mac, &LinkMessage> = links.iter().filter_map(|link| Some((mac(link)?, link))).collect();
+    let wanted: BTreeSet<Mac> = pods.iter().map(|pod| pod.host_mac).collect();
+    let of_nobody = |link: &LinkMessage| mac(link).is_none_or(|mac| !wanted.contains(&mac));
+    let is_ours = |link: &LinkMessage| marks::slot_of_group(group(link)).is_some();
+    let lost: Vec<(Vec<IpAddr>, &LinkMessage)> =
+        links.iter().filter(|link| is_ours(link) && of_nobody(link)).map(|link| (named(link), link)).collect();
+    let by_alias = |pod: &PodNet| lost.iter().find(|(named, _)| *named == pod.addresses).map(|(_, link)| *link);
+    pods.iter().map(|pod| by_mac.get(&pod.host_mac).copied().or_else(|| by_alias(pod))).collect()
 }
 
 #[cfg(test)]
@@ -202,6 +201,26 @@ mod tests {
         let named = words(&former, &mut seen, vec![link(7, None)]);
         assert!(named.iter().any(|words| words.contains("in the alias of eni1")), "{named:?}");
         assert!(words(&former, &mut BTreeMap::new(), vec![link(7, None)]).is_empty(), "nothing says that it is");
+    }
+
+    #[test]
+    fn a_link_that_lost_its_mac_is_known_by_its_alias_unless_it_is_anothers() {
+        let with_mac = |index: u32, last: u8, alias| {
+            let mut link = link(index, Some(alias));
+            link.attributes[1] = LinkAttribute::Address(vec![0x0a, 0, 0, 0, 0, last]);
+            link
+        };
+        let of = |links: &[LinkMessage]| {
+            let other = PodNet { host_mac: Mac([0x0a, 0, 0, 0, 0, 2]), ..pod("10.0.1.21") };
+            links_of(&[pod("10.0.1.20"), other], links)
+                .iter()
+                .map(|link| link.map(|link| link.header.index))
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(of(&[with_mac(7, 9, "10.0.1.20")]), [Some(7), None]);
+        assert_eq!(of(&[with_mac(7, 9, "10.0.1.20"), with_mac(8, 1, "10.0.1.20")]), [Some(8), None]);
+        assert_eq!(of(&[with_mac(7, 2, "10.0.1.20")]), [None, Some(7)], "the MAC says whose it is");
+        assert_eq!(of(&[with_mac(7, 9, "10.0.1.29")]), [None, None]);
     }
 
     #[test]

@@ -207,12 +207,17 @@ impl Ruleset {
                 let by_primary = format!("ct direction original ct reply ip daddr {}", self.primary_address);
                 rules.push(format!("{by_primary} {unmarked} return"));
             }
+            // By another link than the primary's: a network that this host alone knows, of containers or a VPN.
+            let elsewhere = format!(r#"fib daddr oifname != "{}" fib daddr oif exists"#, self.primary_ifname);
             match policy.translation {
                 // Opened towards the pod's own address, or towards the VPC: by the pod's ENI. The rest leaves by main,
                 // that is by the primary, and is translated there.
                 Translation::Here(_) if family == Family::V4 => {
-                    rules.push(format!("ct direction reply {to_eni} return"));
                     rules.push(format!("ip daddr @native {to_eni} return"));
+                    if who == "eni" {
+                        rules.push(format!("ct direction reply {elsewhere} {unmarked} return"));
+                    }
+                    rules.push(format!("ct direction reply {to_eni} return"));
                     // Began untranslated, by the settings or the VPC of that time, and would leave by the primary with
                     // an address that is not the primary's: it goes on as it began, too. The kernel answers which way
                     // a packet would leave (fib) only where packets come in.
@@ -224,9 +229,6 @@ impl Ruleset {
                 // Somebody behind the ENI translates, or nobody does.
                 _ => {
                     if family == Family::V6 && who == "eni" {
-                        // By another link than the primary's: a network that this host alone knows.
-                        let elsewhere =
-                            format!(r#"fib daddr oif exists fib daddr oifname != "{}""#, self.primary_ifname);
                         rules.push(format!("{elsewhere} {unmarked} return"));
                     }
                     rules.push(format!("{to_eni} return"));

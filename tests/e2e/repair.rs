@@ -114,7 +114,7 @@ fn rests(place: Place<'_>) {
 
 #[test]
 fn each_thing_that_is_taken_away_comes_back_by_itself() {
-    let stage = stage(0);
+    let mut stage = stage(0);
     let (place, address, link) = (stage.place, stage.address(), stage.link());
     let primary = place.sh("ip -4 -o addr show dev eth1").unwrap();
     let primary = primary.split_whitespace().nth(3).unwrap();
@@ -175,15 +175,20 @@ fn each_thing_that_is_taken_away_comes_back_by_itself() {
              for l in $(ls /sys/class/net | grep ^eni); do ip link set $l address 0e:$(od -An -tx1 -N5 /dev/urandom | tr -s ' ' : | cut -c2-); done"
         )),
     ];
+    let mut times = Vec::new();
     for (what, harm) in harms {
         rests(place);
         place.sh(&harm).unwrap();
         let took = whole_again(place, &whole, HEARD).unwrap_or_else(|failure| panic!("{what}: {failure:#}"));
+        times.push(took);
         println!("{what}: whole again when looked at {} ms later", took.as_millis());
         Spot { place, netns: None }.ask(address, PORT).unwrap_or_else(|failure| panic!("{what}: {failure:#}"));
         stage.speaks().unwrap_or_else(|failure| panic!("{what}: {failure:#}"));
     }
     assert_eq!(lab().drops().unwrap(), dropped, "dropped for a foreign source");
+    // So it is promised; of half of them at least a busy machine can be held to it.
+    times.sort();
+    assert!(times[times.len() / 2] < Duration::from_secs(1), "{times:?}");
     let metrics = place.metrics().unwrap();
     for kind in ["rule", "route", "neighbour", "address", "link", "sysctl", "table"] {
         assert!(metrics.contains(&format!("enid_repairs{{kind=\"{kind}\"}}")), "{kind}: {metrics}");
@@ -192,6 +197,19 @@ fn each_thing_that_is_taken_away_comes_back_by_itself() {
     let log = stage.daemon.log();
     let told = log.lines().find(|line| line.contains("repaired") && line.contains("kind=\"table\"")).unwrap();
     assert!(told.contains("nft (process "), "{told}");
+    // Links' MACs changed while no daemon runs: the pods are alive, and their links come right again.
+    let leases = place.leases().unwrap();
+    stage.daemon.kill().unwrap();
+    place
+        .sh("for l in $(ls /sys/class/net | grep ^eni); do
+                 ip link set $l address 0e:$(od -An -tx1 -N5 /dev/urandom | tr -s ' ' : | cut -c2-)
+             done")
+        .unwrap();
+    stage.daemon = Daemon::start(place, SETTINGS).unwrap();
+    whole_again(place, &whole, HEARD).unwrap();
+    assert_eq!(place.leases().unwrap(), leases);
+    Spot { place, netns: None }.ask(&stage.pods.last().unwrap().1, PORT).unwrap();
+    stage.speaks().unwrap();
 }
 
 /// All of it at once, and what is not ours too.

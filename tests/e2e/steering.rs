@@ -175,6 +175,15 @@ except e.HTTPError as x: print(x.code)";
              ip -n behind route add default via 192.0.2.1")
         .unwrap();
     let _behind = serve(stage.place, &["behind"]).unwrap();
+    // A client there hears pods of either ENI, though it is no part of the VPC: they answer where it is.
+    stage.restart(&[]);
+    let names = stage.pods.clone().map(|(name, _)| name);
+    let pods = serve(stage.place, &names.each_ref().map(String::as_str)).unwrap();
+    for (_, address) in &stage.pods {
+        let behind = Spot { place: stage.place, netns: Some("behind") };
+        behind.ask(address, PORT).unwrap().expect("192.0.2.10", address).unwrap();
+    }
+    drop(pods);
     let (own_way, by_main) = (("AWS_VPC_K8S_CNI_EXTERNALSNAT", "true"), "203.0.113.0/24,192.0.2.10/32");
     stage.restart(&[own_way]);
     stage.pod(1).ask("192.0.2.10", PORT).unwrap_err();

@@ -132,12 +132,12 @@ impl<'a> Reader<'a> {
     fn marks(&mut self) -> Marks {
         let (connmark, mask) = (self.bits("AWS_VPC_K8S_CNI_CONNMARK"), self.bits("ENID_ENI_MARK_MASK"));
         let (Some(connmark), Some(mask)) = (connmark, mask) else { return Marks::default() };
-        if let Err(allowed) = Marks::new(!mask, mask) {
+        if let Err(allowed) = Marks::check_eni_mask(mask) {
             self.mistake("ENID_ENI_MARK_MASK", &format!("{mask:#x}"), allowed);
             return Marks::default();
         }
-        Marks::new(connmark, mask).unwrap_or_else(|_| {
-            let allowed = format!("bits of which none is in ENID_ENI_MARK_MASK, which is {mask:#x}; one at least");
+        Marks::new(connmark, mask).unwrap_or_else(|allowed| {
+            let allowed = format!("{allowed}; the ENIs' mask, ENID_ENI_MARK_MASK, is {mask:#x}");
             self.mistake("AWS_VPC_K8S_CNI_CONNMARK", &format!("{connmark:#x}"), allowed);
             Marks::default()
         })
