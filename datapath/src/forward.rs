@@ -37,6 +37,9 @@ const NFTA_HOOK_HOOKNUM: u16 = 1;
 const FORWARD: u32 = 2;
 /// NF_DROP.
 const DROP: u32 = 0;
+/// The table of a firewall that accepts by policy and rejects by its last rule (firewalld's nftables backend). Of all
+/// others only the policy is looked at, since their rules may be many.
+const FIREWALLD: &str = "firewalld";
 /// NFPROTO_INET, NFPROTO_IPV4 and NFPROTO_IPV6.
 const FAMILIES: [(u8, &str); 3] = [(1, "inet"), (2, "ip"), (10, "ip6")];
 
@@ -46,7 +49,7 @@ const PORT: u16 = 9;
 const TRIES: u32 = 3;
 const PATIENCE: Duration = Duration::from_millis(300);
 
-/// Chains that drop packets of this family which they do not know at the forward hook, as `family table chain`. The
+/// Chains that may drop packets of this family which they do not know at the forward hook, as `family table chain`. The
 /// tables of the older iptables do not tell their policy: they are named if there is a filter among them.
 pub fn suspects(of: Family) -> Result<Vec<String>, Error> {
     let mut suspects = list_chains(of)?;
@@ -80,8 +83,9 @@ fn suspect(of: Family, family: u8, attributes: &[u8]) -> Option<String> {
             _ => {}
         }
     }
-    (hook == Some(FORWARD) && policy == Some(DROP))
-        .then(|| format!("{family} {} {}", table.unwrap_or_default(), name.unwrap_or_default()))
+    let table = table.unwrap_or_default();
+    (hook == Some(FORWARD) && (policy == Some(DROP) || table == FIREWALLD))
+        .then(|| format!("{family} {table} {}", name.unwrap_or_default()))
 }
 
 fn text(value: &[u8]) -> Option<String> {

@@ -6,7 +6,7 @@ use std::{sync::OnceLock, time::Duration};
 
 use enid_tests::{
     Backend, Daemon, Lab, LabConfig, Place, Pod,
-    told::{Told, counted, state, was_read, whole_again},
+    told::{HEARD, Told, counted, rests, state, was_read, whole_again},
     traffic::{PORT, Servers, Spot, serve},
     wait_until,
 };
@@ -127,12 +127,13 @@ fn a_pod_of_two_families_speaks_both_by_its_own_eni() {
     // What is taken away comes back, of either family, under a stream. Without the tables a packet may take the
     // primary's way for a moment, where the VPC drops it; afterwards none does.
     let whole = state(here).unwrap();
+    each_thing_of_ipv6_comes_back(here, &near[10].told[1], &whole);
     let stream = spot(here, &near[10]).stream(&far[10].told[1], PORT).unwrap();
     here.sh("nft flush ruleset; ip -6 rule flush; ip rule flush; ip -6 route flush table 2
              for link in $(ls /sys/class/net | grep ^eni); do ip -6 route flush dev $link proto static; ip -6 neigh flush nud permanent dev $link; done
              sysctl -q net.ipv6.conf.all.forwarding=0")
         .unwrap();
-    whole_again(here, &whole, BOUND).unwrap_or_else(|failure| panic!("{failure:#}: {}", daemon_here.log()));
+    whole_again(here, &whole, HEARD).unwrap_or_else(|failure| panic!("{failure:#}: {}", daemon_here.log()));
     let dropped = lab().drops().unwrap();
     stream.end().unwrap().expect(&near[10].told[1], &far[10].told[1]).unwrap();
     for address in &far[10].told {
@@ -141,6 +142,27 @@ fn a_pod_of_two_families_speaks_both_by_its_own_eni() {
     no_drops_since(dropped);
     near.iter().for_each(|pod| pod.pod.del(here).unwrap());
     assert_eq!(state(here).unwrap(), before, "something is left of pods that have gone");
+}
+
+/// One after the other, so that each is heard of for its own sake.
+fn each_thing_of_ipv6_comes_back(place: Place<'_>, pod: &str, whole: &str) {
+    let link = place.sh(&format!("ip -6 -o route show {pod}")).unwrap();
+    let link = link.split_whitespace().nth(2).unwrap();
+    for harm in [
+        "ip -6 rule del pref 1536",
+        "ip -6 route flush table 2",
+        "ip -6 route replace unreachable default table 2",
+        "sysctl -q net.ipv6.conf.all.forwarding=0",
+        "nft flush chain ip6 enid steer",
+        &format!("ip -6 route del {pod}"),
+        &format!("ip -6 neigh del {pod} dev {link}"),
+        &format!("ip -6 neigh replace {pod} dev {link} lladdr 02:00:00:00:00:01 nud stale"),
+    ] {
+        rests(place).unwrap();
+        place.sh(harm).unwrap();
+        let took = whole_again(place, whole, HEARD).unwrap_or_else(|failure| panic!("{harm}: {failure:#}"));
+        println!("{harm}: whole again when looked at {} ms later", took.as_millis());
+    }
 }
 
 /// Neither family's links, addresses, neighbours, routes, rules, link sysctls or tables change.
@@ -213,7 +235,7 @@ s.sendto(struct.pack('!HHIIBBHHH', 1000, 80, 0, 0, 0x50, 4, 0, 0, 0), ('198.51.1
     // A firewall that drops IPv6 alone is found by an IPv6 packet.
     let cause = || here.enid("status").map_or(String::new(), |status| status["cause_message"].to_string());
     here.sh("nft 'table ip6 filter { chain FORWARD { type filter hook forward priority 0; policy drop; }; }'").unwrap();
-    wait_until(BOUND, || cause().contains("drops IPv6 packets between pods")).unwrap();
+    wait_until(3 * HEARD, || cause().contains("drops IPv6 packets between pods")).unwrap();
     here.sh("nft delete table ip6 filter").unwrap();
     wait_until(BOUND, || here.enid("status").is_ok_and(|status| status["ready"] == true)).unwrap();
     // One block, however many pods.

@@ -7,6 +7,9 @@ use std::{sync::OnceLock, time::Duration};
 use enid_tests::{Daemon, Lab, LabConfig, Place, Pod, wait_until};
 
 const BOUND: Duration = Duration::from_secs(45);
+/// nftables tells of its chains at once, and a node that was ready is so for 5 s more; without a word it is probed after
+/// 30 s.
+const HEARD: Duration = Duration::from_secs(15);
 const CONFLIST: &str = "/etc/cni/net.d/05-enid.conflist";
 const NFT: &str = "nft 'table ip filter { chain FORWARD { type filter hook forward priority 0; policy drop; }; }'";
 
@@ -51,10 +54,20 @@ fn a_policy_that_drops_is_a_cause_and_serving_waits_for_its_end() {
     wait_until(BOUND, || is_ready(place)).unwrap_or_else(|_| panic!("{}", daemon.log()));
     wait_until(BOUND, || place.sh(&format!("test -e {CONFLIST}")).is_ok()).unwrap();
     place.sh("nft flush chain ip filter FORWARD; nft 'chain ip filter FORWARD { policy accept; }'").unwrap();
-    place.sh("nft 'chain ip filter FORWARD { policy drop; }'").unwrap();
-    wait_until(BOUND, || is_dropped(place)).unwrap_or_else(|_| panic!("{}", daemon.log()));
-    place.sh("nft delete table ip filter").unwrap();
-    wait_until(BOUND, || is_ready(place)).unwrap_or_else(|_| panic!("{}", daemon.log()));
+    // firewalld accepts by policy and rejects by its last rule.
+    let firewalld = "nft 'table inet firewalld { chain filter_FORWARD {
+            type filter hook forward priority 10; policy accept;
+            ct state established accept; reject with icmpx admin-prohibited; }; }'";
+    for (closes, words, opens) in [
+        ("nft 'chain ip filter FORWARD { policy drop; }'", "ip filter FORWARD", "nft delete table ip filter"),
+        (firewalld, "inet firewalld filter_FORWARD", "nft delete table inet firewalld"),
+    ] {
+        place.sh(closes).unwrap();
+        wait_until(HEARD, || is_dropped(place)).unwrap_or_else(|_| panic!("{}", daemon.log()));
+        assert!(cause(place).contains(words), "{}", cause(place));
+        place.sh(opens).unwrap();
+        wait_until(BOUND, || is_ready(place)).unwrap_or_else(|_| panic!("{}", daemon.log()));
+    }
     no_probe_is_left(place);
 }
 

@@ -6,17 +6,13 @@ use std::{sync::OnceLock, time::Duration};
 
 use enid_tests::{
     Daemon, Lab, LabConfig, Place, Pod,
-    told::{Told, counted, state, was_read, whole_again},
+    told::{HEARD, Told, counted, rests, state, was_read, whole_again},
     traffic::{PORT, Servers, Spot, serve},
     wait_until,
 };
 use vpclab::INTERNET_SERVER;
 
 const BOUND: Duration = Duration::from_secs(20);
-/// Long for a repair, and short beside the 30 s after which everything is read unasked: what the watch does not hear of
-/// is not put right in time.
-const HEARD: Duration = Duration::from_secs(5);
-
 fn lab() -> &'static Lab {
     static LAB: OnceLock<Lab> = OnceLock::new();
     LAB.get_or_init(|| Lab::up(&LabConfig { nodes: 6, ..LabConfig::default() }).unwrap())
@@ -102,16 +98,6 @@ fn far() -> &'static Stage {
     &FAR.get_or_init(up).0
 }
 
-/// Waits until nothing is read any more: what changes next is found for its own sake.
-fn rests(place: Place<'_>) {
-    let mut before = 0;
-    let rest = || {
-        let now = counted(place, "enid_readings").unwrap();
-        std::mem::replace(&mut before, now) == now
-    };
-    wait_until(BOUND, rest).unwrap();
-}
-
 #[test]
 fn each_thing_that_is_taken_away_comes_back_by_itself() {
     let mut stage = stage(0);
@@ -177,7 +163,7 @@ fn each_thing_that_is_taken_away_comes_back_by_itself() {
     ];
     let mut times = Vec::new();
     for (what, harm) in harms {
-        rests(place);
+        rests(place).unwrap();
         place.sh(&harm).unwrap();
         let took = whole_again(place, &whole, HEARD).unwrap_or_else(|failure| panic!("{what}: {failure:#}"));
         times.push(took);
@@ -274,7 +260,7 @@ fn when_more_changed_than_can_be_told_everything_is_read_again() {
     let place = stage.place;
     let whole = state(place).unwrap();
     let overruns = || counted(place, "enid_watch_overruns").unwrap();
-    rests(place);
+    rests(place).unwrap();
     let before = overruns();
     stage.daemon.hang(true).unwrap();
     // What is told waits in a buffer of one megabyte, and what comes after that is lost: of the rule nothing is told.

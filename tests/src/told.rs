@@ -10,6 +10,10 @@ use vpclab::wait_until;
 
 use crate::{node::Place, traffic};
 
+/// Long for a repair, and short beside the 30 s after which everything is read unasked: what the watch does not hear of
+/// is not put right in time.
+pub const HEARD: Duration = Duration::from_secs(5);
+
 /// A change that is made to be heard is heard within this time.
 const BOUND: Duration = Duration::from_secs(20);
 
@@ -55,6 +59,16 @@ pub fn counted(place: Place<'_>, name: &str) -> anyhow::Result<u64> {
 /// Waits until this life of the daemon has read all of ours in the kernel, and put right what differed.
 pub fn was_read(place: Place<'_>) -> anyhow::Result<()> {
     wait_until(BOUND, || counted(place, "enid_readings").is_ok_and(|readings| readings > 0)).context("no reading")
+}
+
+/// Waits until nothing is read any more: what changes next is found for its own sake.
+pub fn rests(place: Place<'_>) -> anyhow::Result<()> {
+    let mut before = None;
+    let rest = || {
+        let now = counted(place, "enid_readings").ok();
+        now.is_some() && std::mem::replace(&mut before, now) == now
+    };
+    wait_until(BOUND, rest).context("it reads again and again")
 }
 
 /// What the kernel tells of changes: all but neighbours that come and go by themselves.
