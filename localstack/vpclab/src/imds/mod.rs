@@ -7,7 +7,7 @@
 use std::{
     collections::{BTreeMap, VecDeque},
     fs,
-    io::{BufRead, BufReader, Read, Write},
+    io::{BufReader, Write},
     net::{IpAddr, TcpListener, TcpStream},
     sync::{Arc, Mutex},
     thread,
@@ -18,7 +18,10 @@ use anyhow::Context;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
+use self::http::{Answer, Request};
 use crate::{fabric, fabric6, state};
+
+mod http;
 
 const TOKEN_MAX_SECONDS: u64 = 21_600;
 const TTL: u32 = 64;
@@ -304,75 +307,6 @@ fn listing<'a>(names: impl Iterator<Item = &'a str>, folder: &str) -> Option<Str
     lines.sort();
     lines.dedup();
     (!lines.is_empty()).then(|| lines.join("\n"))
-}
-
-struct Request {
-    method: String,
-    path: String,
-    headers: Vec<(String, String)>,
-}
-
-impl Request {
-    /// The next request of a connection; `None` at its end.
-    fn read(reader: &mut impl BufRead) -> std::io::Result<Option<Self>> {
-        let mut line = String::new();
-        if reader.read_line(&mut line)? == 0 {
-            return Ok(None);
-        }
-        let mut words = line.split_whitespace();
-        let (method, path) = (words.next().unwrap_or_default().to_owned(), words.next().unwrap_or_default().to_owned());
-        let mut headers = Vec::new();
-        loop {
-            let mut line = String::new();
-            if reader.read_line(&mut line)? == 0 || line.trim().is_empty() {
-                break;
-            }
-            if let Some((name, value)) = line.split_once(':') {
-                headers.push((name.trim().to_ascii_lowercase(), value.trim().to_owned()));
-            }
-        }
-        let request = Request { method, path, headers };
-        let length = request.header("content-length").and_then(|length| length.parse().ok()).unwrap_or(0);
-        std::io::copy(&mut reader.take(length), &mut std::io::sink())?;
-        Ok(Some(request))
-    }
-
-    fn header(&self, wanted: &str) -> Option<&str> {
-        self.headers.iter().find(|(name, _)| name == wanted).map(|(_, value)| value.as_str())
-    }
-}
-
-struct Answer {
-    status: u16,
-    body: String,
-    ttl: Option<u64>,
-}
-
-impl Answer {
-    fn status(status: u16) -> Self {
-        Answer { status, body: String::new(), ttl: None }
-    }
-
-    fn found(body: String) -> Self {
-        Answer { status: 200, body, ttl: None }
-    }
-
-    fn render(&self) -> String {
-        let reason = match self.status {
-            200 => "OK",
-            400 => "Bad Request",
-            401 => "Unauthorized",
-            403 => "Forbidden",
-            404 => "Not Found",
-            _ => "Method Not Allowed",
-        };
-        let ttl = self.ttl.map(|ttl| format!("X-Aws-Ec2-Metadata-Token-Ttl-Seconds: {ttl}\r\n")).unwrap_or_default();
-        let Answer { status, body, .. } = self;
-        format!(
-            "HTTP/1.1 {status} {reason}\r\nContent-Type: text/plain\r\n{ttl}Content-Length: {}\r\n\r\n{body}",
-            body.len()
-        )
-    }
 }
 
 /// Changes the faults of a lab; its server reads them at every request.
