@@ -20,7 +20,7 @@ const BOUND: Duration = Duration::from_secs(20);
 /// The host of either family, as pods need it and as they leave it: what a repair has to bring back, to the letter.
 /// Counters and what the kernel does by itself for IPv6 are left out.
 pub fn state(place: Place<'_>) -> anyhow::Result<String> {
-    place.sh("ip -o link show | sed 's/^[0-9]*: //' | sort; ip rule; ip -6 rule; ip -4 route show table all | sort
+    place.sh("ip -o link show | sed 's/^[0-9]*: //' | sort; ip rule | sort; ip -6 rule | sort; ip -4 route show table all | sort
         ip -6 route show table all | grep -v -e 'proto kernel' -e multicast -e anycast -e ^local | sort
         ip -4 -o addr; ip -6 -o addr show scope global; ip neigh show nud permanent | sort
         sysctl net.ipv4.ip_forward net.ipv6.conf.all.forwarding
