@@ -15,6 +15,7 @@ mod fabric;
 mod fabric6;
 pub mod hold;
 mod hotplug;
+mod http;
 mod imds;
 mod localstack;
 pub mod model;

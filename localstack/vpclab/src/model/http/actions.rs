@@ -4,10 +4,9 @@ use super::{
     super::{Answer, ApiError, Model, Outcome, Request},
     TRUTH_HEADER,
     params::Params,
-    set_up,
-    wire::Asked,
-    xml,
+    set_up, xml,
 };
+use crate::http::Asked;
 
 /// What a call comes to. No body: the answer is lost.
 pub(super) struct Heard {
@@ -35,7 +34,7 @@ pub(super) fn hear(model: &mut Model, now: u64, asked: &Asked) -> Heard {
         let body = xml::answer(&action, &request_id, &xml::body(&request, &truth));
         return immediate(request_id, Ok(body));
     }
-    let reply = model.call(now, asked.caller(), &request);
+    let reply = model.call(now, caller(asked), &request);
     let body = match reply.outcome {
         Outcome::Answer(answer) => Some(Ok(xml::answer(&action, &reply.request_id, &xml::body(&request, &answer)))),
         Outcome::Error(error) => Some(Err(error)),
@@ -118,4 +117,10 @@ fn request(action: &str, params: &mut Params) -> Result<Request, ApiError> {
 fn parsed_required<T: std::str::FromStr>(params: &mut Params, name: &str) -> Result<T, ApiError> {
     let missing = ApiError::new("MissingParameter", format!("The request must contain the parameter {name}"));
     params.parsed(name)?.ok_or(missing)
+}
+
+/// The access key of the signature.
+fn caller(asked: &Asked) -> &str {
+    let credential = asked.header("authorization").and_then(|text| text.split("Credential=").nth(1));
+    credential.and_then(|text| text.split('/').next()).unwrap_or("operator")
 }

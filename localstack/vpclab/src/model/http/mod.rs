@@ -16,7 +16,6 @@
 mod actions;
 mod params;
 mod set_up;
-mod wire;
 mod xml;
 
 use std::{
@@ -31,9 +30,11 @@ use std::{
 use serde::Deserialize;
 
 use super::{Faults, Model};
-use crate::wait;
+use crate::{
+    http::{Answer, Asked},
+    wait,
+};
 use actions::Heard;
-use wire::{Answer, Asked};
 
 /// A request with this header hears the truth: it is not counted, limited or subject to faults. The lab's
 /// network follows EC2 by it, since on EC2 the network does not ask the API.
@@ -101,25 +102,25 @@ impl Face {
     fn answer(&self, asked: &Asked) -> Option<Answer> {
         let (mut model, now) = self.model();
         Some(match (asked.method.as_str(), asked.path.as_str()) {
-            ("GET", "/health" | "/_localstack/health") => Answer::json(200, "{\"services\": {\"ec2\": \"running\"}}"),
-            ("GET", "/faults") => Answer::json(200, &serde_json::json!(model.faults_mut()).to_string()),
+            ("GET", "/health" | "/_localstack/health") => json(200, "{\"services\": {\"ec2\": \"running\"}}"),
+            ("GET", "/faults") => json(200, &serde_json::json!(model.faults_mut()).to_string()),
             ("POST", "/faults") => match serde_json::from_slice::<Faults>(&asked.body) {
                 Ok(faults) => {
                     *model.faults_mut() = faults;
-                    Answer::json(200, "{}")
+                    json(200, "{}")
                 }
-                Err(error) => Answer::bad(&error.to_string()),
+                Err(error) => bad(&error.to_string()),
             },
             ("POST", path @ ("/occupy" | "/vacate")) => match serde_json::from_slice::<Taken>(&asked.body) {
                 Ok(Taken { subnet, addresses }) if path == "/occupy" => {
                     model.occupy(&subnet, addresses);
-                    Answer::json(200, "{}")
+                    json(200, "{}")
                 }
                 Ok(Taken { subnet, addresses }) => {
                     model.vacate(&subnet, addresses);
-                    Answer::json(200, "{}")
+                    json(200, "{}")
                 }
-                Err(error) => Answer::bad(&error.to_string()),
+                Err(error) => bad(&error.to_string()),
             },
             ("GET", "/counts") => {
                 let counts: BTreeMap<_, _> = model
@@ -127,14 +128,14 @@ impl Face {
                     .iter()
                     .map(|(action, n)| (action, [n.calls, n.throttled, n.failed, n.lost]))
                     .collect();
-                Answer::json(200, &serde_json::json!(counts).to_string())
+                json(200, &serde_json::json!(counts).to_string())
             }
             ("POST", "/") => {
                 let heard = actions::hear(&mut model, now, asked);
                 drop(model);
                 return self.tell(heard);
             }
-            _ => Answer { status: 404, kind: "text/plain", request_id: None, body: String::new() },
+            _ => Answer::status(404),
         })
     }
 
@@ -147,6 +148,17 @@ impl Face {
             Ok(body) => (200, body),
             Err(error) => (error.status, xml::error(&error, &request_id)),
         };
-        Some(Answer { status, kind: "text/xml;charset=UTF-8", request_id: Some(request_id), body })
+        // SDKs read EC2's id of the request from here, not from the body.
+        let header = Some(("x-amzn-RequestId", request_id));
+        Some(Answer { status, kind: "text/xml;charset=UTF-8", header, body })
     }
+}
+
+fn json(status: u16, body: &str) -> Answer {
+    Answer { kind: "application/json", body: body.to_owned(), ..Answer::status(status) }
+}
+
+/// A body that cannot be used.
+fn bad(why: &str) -> Answer {
+    json(400, &serde_json::json!({ "error": why }).to_string())
 }

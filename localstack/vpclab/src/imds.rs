@@ -18,10 +18,11 @@ use anyhow::Context;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use self::http::{Answer, Request};
-use crate::{fabric, fabric6, state};
-
-mod http;
+use crate::{
+    fabric, fabric6,
+    http::{Answer, Asked},
+    state,
+};
 
 const TOKEN_MAX_SECONDS: u64 = 21_600;
 const TTL: u32 = 64;
@@ -157,7 +158,7 @@ impl Metadata {
         stream.set_nodelay(true)?;
         let peer = stream.peer_addr()?.ip();
         let mut reader = BufReader::new(stream.try_clone()?);
-        while let Some(request) = Request::read(&mut reader)? {
+        while let Some(request) = Asked::read(&mut reader)? {
             let faults = read_faults(&self.name);
             if faults.down {
                 return Ok(());
@@ -183,7 +184,7 @@ impl Metadata {
         self.view(lag).into_iter().find(|node| node.instance_id == now.instance_id)
     }
 
-    fn answer(&self, request: &Request, node: Option<&NodeView>) -> Answer {
+    fn answer(&self, request: &Asked, node: Option<&NodeView>) -> Answer {
         let Some(node) = node else { return Answer::status(404) };
         match request.method.as_str() {
             "PUT" if request.path == "/latest/api/token" => self.grant(request, node),
@@ -192,14 +193,14 @@ impl Metadata {
                 if !known {
                     return Answer::status(401);
                 }
-                document(node, &request.path).map_or_else(|| Answer::status(404), Answer::found)
+                document(node, &request.path).map_or_else(|| Answer::status(404), found)
             }
             "PUT" => Answer::status(404),
             _ => Answer::status(405),
         }
     }
 
-    fn grant(&self, request: &Request, node: &NodeView) -> Answer {
+    fn grant(&self, request: &Asked, node: &NodeView) -> Answer {
         if request.header("x-forwarded-for").is_some() {
             return Answer::status(403);
         }
@@ -209,7 +210,7 @@ impl Metadata {
         tokens.retain(|_, (_, until)| *until > Instant::now());
         let token = format!("{}-{:x}-{}", node.instance_id, nanos(), tokens.len());
         tokens.insert(token.clone(), (node.instance_id.clone(), Instant::now() + Duration::from_secs(ttl)));
-        Answer { ttl: Some(ttl), ..Answer::found(token) }
+        Answer { header: Some(("X-Aws-Ec2-Metadata-Token-Ttl-Seconds", ttl.to_string())), ..found(token) }
     }
 
     fn knows(&self, token: &str, node: &NodeView) -> bool {
@@ -217,6 +218,10 @@ impl Metadata {
             .get(token)
             .is_some_and(|(owner, until)| *owner == node.instance_id && *until > Instant::now())
     }
+}
+
+fn found(body: String) -> Answer {
+    Answer { body, ..Answer::status(200) }
 }
 
 /// What a path says about a node; `None` is 404.
@@ -415,13 +420,14 @@ mod tests {
     #[test]
     fn a_token_is_needed_and_belongs_to_its_node() {
         let metadata = Metadata::new("test");
-        let request = |method: &str, path: &str, headers: &[(&str, &str)]| Request {
+        let request = |method: &str, path: &str, headers: &[(&str, &str)]| Asked {
             method: method.to_owned(),
             path: path.to_owned(),
             headers: headers.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect(),
+            ..Asked::default()
         };
         let node = node();
-        let ask = |request: &Request| metadata.answer(request, Some(&node));
+        let ask = |request: &Asked| metadata.answer(request, Some(&node));
         let path = "/latest/meta-data/mac";
         assert_eq!(ask(&request("GET", path, &[])).status, 401);
         assert_eq!(ask(&request("PUT", "/latest/api/token", &[])).status, 400);

@@ -1,18 +1,19 @@
-//! HTTP/1.1 as far as SDKs speak it: bodies of known length, connections that stay.
+//! HTTP/1.1 as far as SDKs speak it, for EC2 and for metadata: bodies of known length, connections that stay. A server out
+//! of a library hands out neither the socket, whose TTL is part of metadata's answers, nor a connection that hears nothing.
 
 use std::io::{BufRead, Error, ErrorKind, Read, Result};
 
-/// Nothing that EC2 takes is longer, in bytes.
+/// Nothing that either takes is longer, in bytes.
 const LONGEST_BODY: u64 = 1 << 20;
 
 /// One request.
 #[derive(Debug, Default)]
-pub(super) struct Asked {
+pub(crate) struct Asked {
     pub method: String,
     /// Without its query.
     pub path: String,
     /// Names in lower case.
-    headers: Vec<(String, String)>,
+    pub headers: Vec<(String, String)>,
     pub body: Vec<u8>,
 }
 
@@ -52,46 +53,39 @@ impl Asked {
     pub fn header(&self, wanted: &str) -> Option<&str> {
         self.headers.iter().find(|(name, _)| name == wanted).map(|(_, value)| value.as_str())
     }
-
-    /// The access key of the signature.
-    pub fn caller(&self) -> &str {
-        let credential = self.header("authorization").and_then(|text| text.split("Credential=").nth(1));
-        credential.and_then(|text| text.split('/').next()).unwrap_or("operator")
-    }
 }
 
 /// One answer.
-pub(super) struct Answer {
+#[derive(Debug, Default)]
+pub(crate) struct Answer {
     pub status: u16,
     /// Its content type.
     pub kind: &'static str,
-    /// EC2's id of the request: SDKs read it from the header x-amzn-RequestId, not from the body.
-    pub request_id: Option<String>,
+    /// A header of its own: name, value.
+    pub header: Option<(&'static str, String)>,
     pub body: String,
 }
 
 impl Answer {
-    pub fn json(status: u16, body: &str) -> Self {
-        Answer { status, kind: "application/json", request_id: None, body: body.to_owned() }
-    }
-
-    /// A body that cannot be used.
-    pub fn bad(why: &str) -> Self {
-        Answer::json(400, &serde_json::json!({ "error": why }).to_string())
+    /// Without a body.
+    pub fn status(status: u16) -> Self {
+        Answer { status, kind: "text/plain", ..Answer::default() }
     }
 
     pub fn render(&self) -> String {
         let reason = match self.status {
             200 => "OK",
             400 => "Bad Request",
+            401 => "Unauthorized",
             403 => "Forbidden",
             404 => "Not Found",
+            405 => "Method Not Allowed",
             503 => "Service Unavailable",
             _ => "Internal Server Error",
         };
-        let Answer { status, kind, request_id, body } = self;
-        let id = request_id.as_ref().map(|id| format!("x-amzn-RequestId: {id}\r\n")).unwrap_or_default();
+        let Answer { status, kind, header, body } = self;
+        let header = header.as_ref().map(|(name, value)| format!("{name}: {value}\r\n")).unwrap_or_default();
         let length = body.len();
-        format!("HTTP/1.1 {status} {reason}\r\nContent-Type: {kind}\r\n{id}Content-Length: {length}\r\n\r\n{body}")
+        format!("HTTP/1.1 {status} {reason}\r\nContent-Type: {kind}\r\n{header}Content-Length: {length}\r\n\r\n{body}")
     }
 }
