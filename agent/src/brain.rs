@@ -433,12 +433,11 @@ pub async fn list_links(
 ) -> anyhow::Result<()> {
     let view = handle.view().await.context("the daemon is ending")?;
     let keys: Vec<AttachmentKey> = view.leases.keys().cloned().collect();
-    let pods = kernel::pod_nets(view.leases.iter());
     let families = handle.families.clone();
     let asked = keys.clone();
     let list = move || {
         before(&keys, &families)?;
-        kernel::listing(&keys, &pods, &families)
+        kernel::listing(view.leases.iter(), &families)
     };
     let (seen, routed) = tokio::task::spawn_blocking(list).await.context("the listing ended without an answer")??;
     handle.tell(Event::Links { asked, seen, routed }).await;

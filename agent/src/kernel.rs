@@ -358,17 +358,17 @@ pub fn remove_half_made(keys: &[AttachmentKey], families: &[Family]) -> anyhow::
     Ok(())
 }
 
-/// One complete listing: the attachments among these whose link stands, and the addresses that are routed
-/// over pods' links. `pods`: what each of the attachments should have.
-pub fn listing(
-    keys: &[AttachmentKey],
-    pods: &[PodNet],
+/// One complete listing: the attachments among these leases whose link stands, and the addresses that are routed over
+/// pods' links.
+pub fn listing<'a>(
+    leases: impl Iterator<Item = (&'a AttachmentKey, &'a Lease)> + Clone,
     families: &[Family],
 ) -> anyhow::Result<(Vec<AttachmentKey>, Vec<IpAddr>)> {
     let mut netlink = Netlink::open()?;
     let links = netlink.links()?;
-    let of_each = keys.iter().zip(pods::links_of(pods, &links));
-    let seen = of_each.filter(|(_, link)| link.is_some()).map(|(key, _)| key.clone()).collect();
+    let pods = pod_nets(leases.clone());
+    let of_each = leases.zip(pods::links_of(&pods, &links));
+    let seen = of_each.filter(|(_, link)| link.is_some()).map(|((key, _), _)| key.clone()).collect();
     let ends = pods::pod_links(&links);
     let routed = if ends.is_empty() { Vec::new() } else { pods::used_over(&ends, &netlink.routes(families)?) };
     Ok((seen, routed))

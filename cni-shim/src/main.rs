@@ -27,7 +27,7 @@ use std::{
 
 use crate::{config::Config, env::Env, error::Error};
 
-/// musl's own takes memory from the kernel, and gives it back, piece by piece: a tenth of an ADD.
+/// musl's own takes memory from the kernel and gives it back piece by piece, which an ADD feels (docs/benchmarks.md).
 #[global_allocator]
 static ALLOCATOR: dlmalloc::GlobalDlmalloc = dlmalloc::GlobalDlmalloc;
 

@@ -13,6 +13,7 @@ use enid_tests::{
 use vpclab::INTERNET_SERVER;
 
 const BOUND: Duration = Duration::from_secs(20);
+
 fn lab() -> &'static Lab {
     static LAB: OnceLock<Lab> = OnceLock::new();
     LAB.get_or_init(|| Lab::up(&LabConfig { nodes: 6, ..LabConfig::default() }).unwrap())
