@@ -16,24 +16,26 @@ use tonic::transport::Server;
 use tracing::{info, warn};
 
 use crate::{
-    brain::{Brain, Parts},
-    clock, conflist,
-    deletion::Deletion,
-    ec2::Ec2,
+    aws::ec2::Ec2,
+    aws::imds::{Imds, Instance},
+    aws::limits,
+    clock,
+    core::handle::Handle,
+    core::readiness::Readiness,
+    core::task::{Brain, Parts},
     families,
-    forward::Forward,
-    handle::Handle,
-    imds::{Imds, Instance},
-    kernel::{self, Kernel},
-    limits,
-    metrics::{self, Counters},
-    nft,
-    readiness::Readiness,
-    repair::Repair,
-    serve_cni::CniService,
-    serve_debug::DebugService,
+    host::deletion::Deletion,
+    host::kernel::{self, Kernel},
+    host::nft,
+    metrics::Counters,
+    reconcile::repair::Repair,
+    reconcile::{forward::Forward, links},
+    runtime::conflist,
+    serve::cni::CniService,
+    serve::debug::DebugService,
+    serve::metrics,
+    serve::sockets,
     settings::Settings,
-    sockets,
     store::{self, Store},
 };
 
@@ -171,7 +173,8 @@ async fn serve(mut settings: Settings, elsewhere: runtime::Handle) -> anyhow::Re
         ended = tokio::spawn(plugins) => ended?.context("the plugin's server ended"),
         ended = elsewhere.spawn(operators) => ended?.context("the debug server ended"),
         ended = elsewhere.spawn(metrics_server) => ended?,
-        ended = elsewhere.spawn(read_metadata(imds, handle, hurries)) => { ended?; anyhow::bail!("the metadata reader ended") }
+        ended = elsewhere.spawn(read_metadata(imds, handle.clone(), hurries)) => { ended?; anyhow::bail!("the metadata reader ended") }
+        ended = elsewhere.spawn(links::run(handle.clone())) => { ended?; anyhow::bail!("the listing of links ended") }
         ended = elsewhere.spawn(repair.run()) => { ended??; anyhow::bail!("the repair ended") }
         ended = elsewhere.spawn(forward) => ended?,
         ended = elsewhere.spawn(announce(settings, readiness, health)) => ended?,

@@ -5,7 +5,7 @@ use enid_datapath::Family;
 use enid_ipamd::{Beside, Kind, LOCAL_V4, LOCAL_V6, Lease, Ledger, Limits, Provisioning};
 use tracing::warn;
 
-use crate::{imds::Instance, settings::Settings};
+use crate::{aws::imds::Instance, settings::Settings};
 
 /// IPv6 comes in prefixes, which the hypervisors before Nitro do not know (Amazon EC2 User Guide, prefix delegation).
 pub fn check(settings: &Settings, limits: &Limits, instance: &Instance) -> anyhow::Result<()> {

@@ -9,7 +9,7 @@ use aws_sdk_ec2::types::{
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
-use crate::{conflist, ec2, imds};
+use crate::{aws::ec2, aws::imds, runtime::conflist};
 
 /// Texts that look right, nearly right, and not at all.
 fn text() -> impl Strategy<Value = String> {

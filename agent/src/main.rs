@@ -1,30 +1,19 @@
 //! `enid`: the node daemon, its installer and the operator's commands.
 
-mod brain;
+mod aws;
 mod clock;
 mod commands;
-mod conflist;
+mod core;
 mod daemon;
-mod deletion;
-mod ec2;
 mod families;
-mod forget;
-mod forward;
 #[cfg(test)]
 mod fuzz;
-mod handle;
-mod imds;
-mod install;
-mod kernel;
-mod limits;
+mod host;
 mod metrics;
-mod nft;
-mod readiness;
-mod repair;
-mod serve_cni;
-mod serve_debug;
+mod reconcile;
+mod runtime;
+mod serve;
 mod settings;
-mod sockets;
 mod store;
 
 use std::process::ExitCode;
@@ -55,7 +44,7 @@ fn run(matches: &ArgMatches) -> anyhow::Result<()> {
     .map_err(|mistakes| anyhow::anyhow!("{}", mistakes.join("\n      ")))?;
     match name {
         "agent" => daemon::run(settings),
-        "init" => install::plugins(&settings),
+        "init" => runtime::install::plugins(&settings),
         _ => {
             let as_json = matches.get_one::<String>("output").is_some_and(|output| output == "json");
             let ready = name == "health" && matches.get_flag("ready");

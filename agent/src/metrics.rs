@@ -1,23 +1,12 @@
-//! `/metrics`: the peer's names and meanings. Gauges are read from the core's state when asked; only
-//! what happens is counted here.
+//! What happens is counted here, under the peer's names where it has them; `/metrics` shows it.
 
-use std::{
-    net::{SocketAddr, TcpListener},
-    sync::Arc,
-    time::Duration,
-};
+use std::time::Duration;
 
-use anyhow::Context;
-use axum::{Router, http::StatusCode, routing::get};
 use enid_datapath::watch::Kind;
-use enid_ipamd::{CallError, Cause, View};
+use enid_ipamd::{CallError, Cause};
 use prometheus::{
-    Encoder, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
+    HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGaugeVec, Opts, Registry, proto::MetricFamily,
 };
-
-use tokio::sync::watch;
-
-use crate::{handle::Handle, readiness::Readiness};
 
 /// What is counted.
 pub struct Counters {
@@ -125,76 +114,12 @@ impl Counters {
         }
     }
 
-    /// All of it as text.
-    fn text(&self, view: &View, readiness: &Readiness) -> anyhow::Result<String> {
-        let gauges = Registry::new();
-        let gauge = |name: &str, help: &str, value: u64| -> anyhow::Result<()> {
-            let gauge = IntGauge::new(name, help)?;
-            gauge.set(i64::try_from(value)?);
-            Ok(gauges.register(Box::new(gauge))?)
-        };
-        let length = |value: usize| u64::try_from(value).unwrap_or(u64::MAX);
-        let counts = view.counts;
-        gauge("awscni_eni_max", "ENIs this node may have", u64::from(view.eni_max))?;
-        gauge("awscni_ip_max", "Addresses for pods this node could hold", view.address_max)?;
-        gauge("awscni_eni_allocated", "ENIs of this node", length(view.enis.len()))?;
-        gauge("awscni_total_ip_addresses", "Addresses held for pods", counts.total)?;
-        gauge("awscni_assigned_ip_addresses", "Addresses in the hands of pods", counts.held)?;
-        gauge("awscni_total_ipv4_prefixes", "IPv4 prefixes held", counts.prefixes)?;
-        gauge("enid_resting_ip_addresses", "Addresses that rest after use", counts.resting)?;
-        let ready =
-            IntGaugeVec::new(Opts::new("enid_ready", "1 if STATUS says yes, by the cause if not"), &["cause", "risk"])?;
-        let name = |cause: Option<Cause>| cause.map_or("", Cause::name);
-        let (obstacle, risk) = readiness.causes();
-        ready.with_label_values(&[name(obstacle), name(risk)]).set(i64::from(readiness.is_ready()));
-        gauges.register(Box::new(ready))?;
-        gauge("enid_waiting_adds", "ADD requests that wait for an address", counts.waiting)?;
-        gauge(
-            "enid_invariants_broken",
-            "Steps refused because they would have broken an invariant",
-            length(view.broken.len()),
-        )?;
-        let per_eni = IntGaugeVec::new(Opts::new("awscni_assigned_ip_per_eni", "Addresses given, by ENI"), &["eni"])?;
-        for (id, eni) in &view.enis {
-            per_eni.with_label_values(&[id.0.as_str()]).set(i64::try_from(eni.sums.held)?);
-        }
-        gauges.register(Box::new(per_eni))?;
-        let mut text = Vec::new();
-        TextEncoder::new().encode(&gauges.gather(), &mut text)?;
-        TextEncoder::new().encode(&self.registry.gather(), &mut text)?;
-        Ok(String::from_utf8(text)?)
+    /// What has been counted, for `/metrics`.
+    pub fn gather(&self) -> Vec<MetricFamily> {
+        self.registry.gather()
     }
 }
 
 fn vec(labels: &[&str], name: &str, help: &str) -> prometheus::Result<IntCounterVec> {
     IntCounterVec::new(Opts::new(name, help), labels)
-}
-
-/// Takes the address.
-pub fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
-    let bind = || {
-        let listener = TcpListener::bind(address)?;
-        listener.set_nonblocking(true)?;
-        Ok::<_, std::io::Error>(listener)
-    };
-    bind().with_context(|| format!("cannot serve metrics on {address} (ENID_METRICS_ADDRESS)"))
-}
-
-/// Serves until the task is dropped.
-pub async fn serve(
-    listener: TcpListener,
-    handle: Handle,
-    readiness: watch::Receiver<Readiness>,
-    counters: Arc<Counters>,
-) -> anyhow::Result<()> {
-    let listener = tokio::net::TcpListener::from_std(listener).context("cannot serve metrics")?;
-    let answer = move || {
-        let (handle, readiness, counters) = (handle.clone(), readiness.clone(), counters.clone());
-        async move {
-            let view = handle.view().await.ok_or(StatusCode::SERVICE_UNAVAILABLE)?;
-            let readiness = readiness.borrow().clone();
-            counters.text(&view, &readiness).map_err(|_| StatusCode::INTERNAL_SERVER_ERROR)
-        }
-    };
-    axum::serve(listener, Router::new().route("/metrics", get(answer))).await.context("the metrics server ended")
 }

@@ -16,7 +16,7 @@ use enid_datapath::Family;
 use enid_ipamd::{Beside, Kind, LOCAL_V4, LOCAL_V6, Provisioning};
 use ipnet::IpNet;
 
-use crate::kernel::Steering;
+use crate::host::kernel::Steering;
 use read::{Reader, URLS, is_url};
 
 /// One setting.

@@ -12,7 +12,7 @@ use tonic::transport::{Channel, Endpoint};
 use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient};
 use tower::service_fn;
 
-use crate::{settings::Settings, sockets};
+use crate::{serve::sockets, settings::Settings};
 
 /// How long an operator waits for a daemon that hangs.
 const PATIENCE: Duration = Duration::from_secs(5);

@@ -5,13 +5,11 @@
 //! one disk write. An offer alone goes ahead of the disk: the plugin wires while the lease is written,
 //! and the verdict, without which it prints nothing, waits for the disk. EC2 calls and kernel work run
 //! beside it and report back as events; a verdict also waits until connection tracking has forgotten the
-//! address ([`crate::forget`]).
+//! address ([`crate::host::conntrack`]).
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-use anyhow::Context;
-use enid_datapath::Family;
-use enid_ipamd::{AttachmentKey, CallError, Cause, Core, Effect, Event, Millis, Refusal, Ticket, View, Write};
+use enid_ipamd::{AttachmentKey, CallError, Cause, Core, Effect, Event, Millis, Refusal, Ticket, Write};
 use ipnet::Ipv4Net;
 use tokio::{
     runtime,
@@ -21,20 +19,20 @@ use tokio::{
 use tracing::{debug, info, warn};
 
 use crate::{
+    aws::ec2::Ec2,
     clock::now,
-    ec2::Ec2,
-    forget::{Forgetting, Offered},
-    handle::{Answer, Found, Handle, Message},
-    kernel::{self, Kernel, Steering, Wanted},
+    core::handle::{Answer, Found, Handle, Message},
+    core::readiness::{Readiness, Rule},
+    host::conntrack::{Forgetting, Offered},
+    host::kernel::{Kernel, Steering, Wanted},
     metrics::Counters,
-    readiness::{Readiness, Rule},
     store::Store,
 };
 
 /// Messages stepped together.
 const BATCH: usize = 256;
-/// How often the kernel's links are listed.
-const LISTING: Duration = Duration::from_secs(5);
+/// The core is stepped at least this often.
+const PERIOD: Duration = Duration::from_secs(5);
 
 /// Who has an open request.
 struct Caller {
@@ -139,7 +137,6 @@ impl Brain {
 
     /// Runs until every handle has gone, which is when the daemon ends.
     pub async fn run(mut self) {
-        let listing = self.list_links();
         loop {
             let messages = self.wait().await;
             let mut effects = Vec::new();
@@ -155,12 +152,11 @@ impl Brain {
                 break;
             }
         }
-        listing.abort();
     }
 
     async fn wait(&mut self) -> Vec<Message> {
         let at = now();
-        let due = self.core.next_due(at).map_or(LISTING, |due| Duration::from_millis(due.since(at).max(1)));
+        let due = self.core.next_due(at).map_or(PERIOD, |due| Duration::from_millis(due.since(at).max(1)));
         // A link that has not shown up yet is looked for soon.
         let due = self.look_again.map_or(due, |again| due.min(Duration::from_millis(again.since(at).max(1))));
         let due = if *self.hurry.borrow() { due.min(Duration::from_millis(100)) } else { due };
@@ -407,48 +403,8 @@ impl Brain {
         let refused = self.kernel_failure.as_ref().filter(|_| self.core.counts().held > 0);
         self.core.risk().or_else(|| refused.map(|words| refused_by_kernel(words)))
     }
-
-    /// Lists the kernel's links at start and every few seconds: who is alive is the kernel's to say.
-    fn list_links(&self) -> tokio::task::JoinHandle<()> {
-        let handle = self.handle.clone();
-        self.elsewhere.spawn(async move {
-            let mut period = tokio::time::interval(LISTING);
-            let mut first = true;
-            loop {
-                period.tick().await;
-                let before = if first { kernel::remove_half_made } else { |_: &[AttachmentKey], _: &[Family]| Ok(()) };
-                match list_links(&handle, before).await {
-                    Ok(()) => first = false,
-                    Err(failure) => warn!("cannot list the links: {failure:#}"),
-                }
-            }
-        })
-    }
-}
-
-/// Tells the brain which of its leases have a link in the kernel, after `before` has seen the leases.
-pub async fn list_links(
-    handle: &Handle,
-    before: impl FnOnce(&[AttachmentKey], &[Family]) -> anyhow::Result<()> + Send + 'static,
-) -> anyhow::Result<()> {
-    let view = handle.view().await.context("the daemon is ending")?;
-    let keys: Vec<AttachmentKey> = view.leases.keys().cloned().collect();
-    let families = handle.families.clone();
-    let asked = keys.clone();
-    let list = move || {
-        before(&keys, &families)?;
-        kernel::listing(view.leases.iter(), &families)
-    };
-    let (seen, routed) = tokio::task::spawn_blocking(list).await.context("the listing ended without an answer")??;
-    handle.tell(Event::Links { asked, seen, routed }).await;
-    Ok(())
 }
 
 fn refused_by_kernel(words: &str) -> Refusal {
     Refusal::new(Cause::KernelRefused, format!("the kernel refused: {words}"))
-}
-
-/// So that other files need not know the core's clock.
-pub fn since(view: &View, at: Millis) -> u64 {
-    at.since(view.now)
 }

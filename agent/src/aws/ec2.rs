@@ -20,7 +20,7 @@ use enid_ipamd::{
 };
 use ipnet::IpNet;
 
-use crate::{imds::Instance, settings::Settings};
+use crate::{aws::imds::Instance, settings::Settings};
 
 /// Whose ENI it is: the peer's tag, so that its clean-up on other nodes understands ours.
 const TAG_INSTANCE: &str = "node.k8s.amazonaws.com/instance_id";

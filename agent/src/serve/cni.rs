@@ -16,12 +16,12 @@ use tonic::{Request, Response, Status, Streaming};
 use tracing::{info, warn};
 
 use crate::{
-    brain,
-    deletion::Deletion,
-    handle::{self, Answer, Found, Handle},
-    kernel,
+    core::handle::{self, Answer, Found, Handle},
+    core::readiness::Readiness,
+    host::deletion::Deletion,
+    host::kernel,
     metrics::Counters,
-    readiness::Readiness,
+    reconcile::links,
 };
 
 /// The service.
@@ -177,7 +177,7 @@ impl Cni for CniService {
                 .collect()
         };
         self.handle.tell(Event::Collect { network, alive }).await;
-        brain::list_links(&self.handle, |_, _| Ok(())).await.map_err(|failure| {
+        links::list(&self.handle, |_, _| Ok(())).await.map_err(|failure| {
             Status::internal(format!("nothing is released, since the links cannot be listed: {failure:#}"))
         })?;
         let after = self.handle.view().await.ok_or_else(ending)?.leases;

@@ -20,8 +20,8 @@ use tokio::{
 use tracing::{debug, warn};
 
 use crate::{
-    handle::Handle,
-    kernel::{self, Applied, Kernel},
+    core::handle::Handle,
+    host::kernel::{self, Applied, Kernel},
     metrics::Counters,
 };
 

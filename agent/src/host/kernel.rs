@@ -29,7 +29,7 @@ use ipnet::{IpNet, Ipv4Net};
 use tokio::sync::watch;
 use tracing::warn;
 
-use crate::nft::{self, Table};
+use crate::host::nft::{self, Table};
 
 /// What the settings say of ENIs and of pods' packets.
 #[derive(Clone, Debug, Default)]
@@ -80,7 +80,7 @@ impl Wanted {
     }
 }
 
-/// The kernel of this node, and what it was last made to carry. The brain sets up, [`crate::repair`] restores: one
+/// The kernel of this node, and what it was last made to carry. The brain sets up, [`crate::reconcile::repair`] restores: one
 /// after the other, and whoever restores goes by what was wanted last.
 #[derive(Clone)]
 pub struct Kernel {

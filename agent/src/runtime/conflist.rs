@@ -18,9 +18,10 @@ use tokio::io::AsyncWriteExt;
 use tracing::warn;
 
 use crate::{
-    install::{PLUGIN, put},
+    runtime::install::{PLUGIN, put},
+    serve::sockets,
     settings::Settings,
-    sockets, store,
+    store,
 };
 
 /// Sorted before the peer's 10-aws.conflist, which a runtime would load otherwise.

@@ -13,7 +13,7 @@ use enid_ipamd::{AttachmentKey, Event, Lease, PodRef, Refusal, Ticket, View};
 use ipnet::Ipv4Net;
 use tokio::sync::{mpsc, oneshot};
 
-use crate::kernel::Wanted;
+use crate::host::kernel::Wanted;
 
 /// What a request hears.
 #[derive(Debug)]

@@ -10,11 +10,10 @@ use tokio::sync::watch;
 use tonic::{Request, Response, Status};
 
 use crate::{
-    brain::since,
-    handle::Handle,
-    imds::Instance,
-    kernel::{self, route_table},
-    readiness::Readiness,
+    aws::imds::Instance,
+    core::handle::Handle,
+    core::readiness::Readiness,
+    host::kernel::{self, route_table},
 };
 
 /// The service.
@@ -67,7 +66,7 @@ impl Debug for DebugService {
             shadows: self.shadows.borrow().clone(),
             calls: view.calls.iter().map(|action| (*action).to_owned()).collect(),
             pause: pause.map(|(.., refusal)| refusal.message.clone()).unwrap_or_default(),
-            pause_ms: pause.map_or(0, |(_, until, _)| since(&view, *until)),
+            pause_ms: pause.map_or(0, |(_, until, _)| until.since(view.now)),
             version: env!("CARGO_PKG_VERSION").to_owned(),
         }))
     }
@@ -104,7 +103,7 @@ impl Debug for DebugService {
         let addresses = view.addresses().into_iter().map(|seen| {
             let (state, rests_ms) = match seen.state {
                 AddressState::Assigned => ("assigned", 0),
-                AddressState::Resting(until) => ("resting", since(&view, until)),
+                AddressState::Resting(until) => ("resting", until.since(view.now)),
                 AddressState::Available => ("available", 0),
                 AddressState::Withheld => ("withheld", 0),
             };

@@ -9,7 +9,7 @@ use ipnet::Ipv4Net;
 use tokio::{sync::Notify, time::timeout};
 use tracing::warn;
 
-use crate::{handle::Handle, kernel::Kernel};
+use crate::{core::handle::Handle, host::kernel::Kernel};
 
 /// The older iptables tells nobody of its changes.
 const PERIOD: Duration = Duration::from_secs(30);

@@ -1,0 +1,4 @@
+//! What the container runtime finds on disk: the network configuration list and the plugin's binary.
+
+pub mod conflist;
+pub mod install;
