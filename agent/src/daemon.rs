@@ -77,7 +77,7 @@ async fn serve(mut settings: Settings, elsewhere: runtime::Handle) -> anyhow::Re
     };
     conflist::hide_stale(&settings)?;
     let boot = store::boot_id()?;
-    let (store, ledger) = Store::open(&settings.store_dir, &boot, clock::now(), settings.policy.rest_ms)?;
+    let (store, ledger) = Store::open(&settings.store_dir, &boot, clock::now(), settings.policy.cooldown_ms)?;
     let store = Arc::new(store);
     let imds = Imds::new();
     let instance = instance(&imds, settings.start_wait).await?;
@@ -240,7 +240,7 @@ async fn read_metadata(imds: Imds, handle: Handle, mut hurries: watch::Receiver<
         match imds.enis().await {
             Ok((enis, bare)) => {
                 handle.tell(Event::Wall { ms: clock::wall_ms() }).await;
-                handle.tell(Event::Imds { enis, bare }).await;
+                handle.tell(Event::Imds { enis, addressless: bare }).await;
             }
             Err(failure) => warn!("instance metadata: {failure:#}"),
         }

@@ -2,7 +2,7 @@
 
 use anyhow::ensure;
 use enid_datapath::Family;
-use enid_ipamd::{Beside, Kind, LOCAL_V4, LOCAL_V6, Lease, Ledger, Limits, Provisioning};
+use enid_ipamd::{Kind, LOCAL_V4, LOCAL_V6, Lease, Ledger, Limits, Provisioning, Second};
 use tracing::warn;
 
 use crate::{aws::imds::Instance, settings::Settings};
@@ -37,7 +37,7 @@ pub fn settle(settings: &mut Settings, instance: &Instance, ledger: &Ledger) -> 
             "ENABLE_V6_EGRESS is true, and this instance has no IPv6 address that pods could leave with: it is off here"
         );
         policy.of_node.remove(&LOCAL_V6);
-        settings.policy.beside = Beside::Nothing;
+        settings.policy.second = Second::None;
     }
     // What pods have by earlier settings is carried until a start after the last of them has gone.
     let seconds = || ledger.leases.values().filter_map(|lease| lease.second);

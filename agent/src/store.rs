@@ -49,7 +49,7 @@ pub struct Store {
 
 impl Store {
     /// Opens or makes the file, and reads what it remembers.
-    pub fn open(dir: &Path, boot_id: &str, now: Millis, rest_ms: u64) -> anyhow::Result<(Self, Ledger)> {
+    pub fn open(dir: &Path, boot_id: &str, now: Millis, cooldown_ms: u64) -> anyhow::Result<(Self, Ledger)> {
         fs::DirBuilder::new()
             .recursive(true)
             .mode(0o700)
@@ -67,13 +67,14 @@ impl Store {
             }
         };
         let store = Store { path: path.clone(), database: Mutex::new(Some(database)) };
-        let ledger =
-            store.read(boot_id, now, rest_ms).with_context(|| format!("cannot read the store {}", path.display()))?;
+        let ledger = store
+            .read(boot_id, now, cooldown_ms)
+            .with_context(|| format!("cannot read the store {}", path.display()))?;
         Ok((store, ledger))
     }
 
-    fn read(&self, boot_id: &str, now: Millis, rest_ms: u64) -> anyhow::Result<Ledger> {
-        self.with(|database| Self::read_from(database, boot_id, now, rest_ms))
+    fn read(&self, boot_id: &str, now: Millis, cooldown_ms: u64) -> anyhow::Result<Ledger> {
+        self.with(|database| Self::read_from(database, boot_id, now, cooldown_ms))
     }
 
     /// Works on the open file, and opens it again if the last write failed.
@@ -90,7 +91,7 @@ impl Store {
         Ok(done)
     }
 
-    fn read_from(database: &Database, boot_id: &str, now: Millis, rest_ms: u64) -> anyhow::Result<Ledger> {
+    fn read_from(database: &Database, boot_id: &str, now: Millis, cooldown_ms: u64) -> anyhow::Result<Ledger> {
         let txn = database.begin_write()?;
         let mut ledger = Ledger::default();
         {
@@ -114,17 +115,17 @@ impl Store {
             }
             for entry in rests.iter()? {
                 let (address, until) = entry?;
-                ledger.resting.insert(address.value().parse()?, Millis(until.value()));
+                ledger.cooling.insert(address.value().parse()?, Millis(until.value()));
             }
             if !same_boot {
                 // The clock began anew, and the pods are gone: whatever rested or was held rests now.
-                let until = now.plus(rest_ms);
-                ledger.resting.values_mut().for_each(|at| *at = until);
+                let until = now.plus(cooldown_ms);
+                ledger.cooling.values_mut().for_each(|at| *at = until);
                 for lease in std::mem::take(&mut ledger.leases).into_values() {
-                    ledger.resting.extend(lease.addresses().map(|address| (address, until)));
+                    ledger.cooling.extend(lease.addresses().map(|address| (address, until)));
                 }
                 leases.retain(|_, _| false)?;
-                for (address, until) in &ledger.resting {
+                for (address, until) in &ledger.cooling {
                     rests.insert(address.to_string().as_str(), until.0)?;
                 }
             }
@@ -161,8 +162,8 @@ impl Store {
                         leases.insert(key.as_str(), value.as_str())?;
                     }
                     Write::Lease(key, None) => drop(leases.remove(serde_json::to_string(key)?.as_str())?),
-                    Write::Rest(address, Some(until)) => drop(rests.insert(address.to_string().as_str(), until.0)?),
-                    Write::Rest(address, None) => drop(rests.remove(address.to_string().as_str())?),
+                    Write::Cooldown(address, Some(until)) => drop(rests.insert(address.to_string().as_str(), until.0)?),
+                    Write::Cooldown(address, None) => drop(rests.remove(address.to_string().as_str())?),
                     Write::Slot(eni, Some(slot)) => drop(slots.insert(eni.0.as_str(), slot)?),
                     Write::Slot(eni, None) => drop(slots.remove(eni.0.as_str())?),
                     Write::Intent(token, Some(intent)) => {
@@ -299,9 +300,9 @@ mod tests {
         store
             .write(&[
                 Write::Lease(key(), Some(lease)),
-                Write::Rest(address(21), Some(Millis(99))),
+                Write::Cooldown(address(21), Some(Millis(99))),
                 Write::Slot(EniId("eni-1".into()), Some(1)),
-                Write::Intent("token".into(), Some(Intent::Leave(EniId("eni-9".into())))),
+                Write::Intent("token".into(), Some(Intent::Delete(EniId("eni-9".into())))),
             ])
             .unwrap();
         drop(store);
@@ -330,9 +331,9 @@ mod tests {
         let ledger = written(&dir);
         let held: Vec<IpAddr> = ledger.leases[&key()].addresses().collect();
         assert_eq!(held, [address(20), "2001:db8::20".parse().unwrap()]);
-        assert_eq!(ledger.resting[&address(21)], Millis(99));
+        assert_eq!(ledger.cooling[&address(21)], Millis(99));
         assert_eq!(ledger.slots[&EniId("eni-1".into())], 1);
-        assert_eq!(ledger.intents["token"], Intent::Leave(EniId("eni-9".into())));
+        assert_eq!(ledger.intents["token"], Intent::Delete(EniId("eni-9".into())));
         fs::remove_dir_all(dir).unwrap();
     }
 
@@ -342,9 +343,9 @@ mod tests {
         written(&dir);
         let (_, ledger) = Store::open(&dir, "boot-2", Millis(7), 30).unwrap();
         assert!(ledger.leases.is_empty());
-        assert_eq!(ledger.resting[&address(20)], Millis(37));
-        assert_eq!(ledger.resting[&address(21)], Millis(37));
-        assert_eq!(ledger.resting.len(), 3, "both addresses of the lease rest");
+        assert_eq!(ledger.cooling[&address(20)], Millis(37));
+        assert_eq!(ledger.cooling[&address(21)], Millis(37));
+        assert_eq!(ledger.cooling.len(), 3, "both addresses of the lease rest");
         assert_eq!(ledger.slots.len(), 1);
         fs::remove_dir_all(dir).unwrap();
     }

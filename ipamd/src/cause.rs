@@ -13,8 +13,8 @@ pub enum Cause {
     SubnetFull,
     /// The subnet has no free /28, and no single address either.
     NoPrefix,
-    /// Every free address rests after use, and the node can get no further one.
-    Resting,
+    /// Every free address is in its cooldown, and the node can get no further one.
+    Cooldown,
     /// The settings forbid to ask EC2 for addresses.
     ProvisioningOff,
     /// EC2 refused for lack of rights.
@@ -25,11 +25,11 @@ pub enum Cause {
     Ec2Unreachable,
     /// EC2 refused for another reason.
     Ec2Error,
-    /// Growth was under way when the plugin's patience ended.
+    /// Addresses were on their way from EC2 when the ADD's timeout ended.
     StillGrowing,
     /// A newer request for the same attachment, or its DEL, came in between.
     Superseded,
-    /// An ENI that pods live on is not attached any more, as EC2 and metadata say.
+    /// An ENI that carries addresses of running pods is not attached any more, as EC2 and metadata say.
     EniLost,
     /// The kernel refused what the ENIs need: links, routes, rules or the table.
     KernelRefused,
@@ -47,7 +47,7 @@ impl Cause {
             Cause::EniLimit => "eni_limit",
             Cause::SubnetFull => "subnet_full",
             Cause::NoPrefix => "no_prefix",
-            Cause::Resting => "resting",
+            Cause::Cooldown => "cooldown",
             Cause::ProvisioningOff => "provisioning_off",
             Cause::Denied => "denied",
             Cause::Throttled => "throttled",
@@ -62,11 +62,11 @@ impl Cause {
         }
     }
 
-    /// Whether waiting for the next try within one ADD makes sense.
-    pub fn passes(self) -> bool {
+    /// Whether it can end by itself within the timeout of one ADD.
+    pub fn is_temporary(self) -> bool {
         matches!(
             self,
-            Cause::Starting | Cause::Throttled | Cause::Ec2Unreachable | Cause::StillGrowing | Cause::Resting
+            Cause::Starting | Cause::Throttled | Cause::Ec2Unreachable | Cause::StillGrowing | Cause::Cooldown
         )
     }
 }

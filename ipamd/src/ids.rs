@@ -1,4 +1,4 @@
-//! Names of things, each a type of its own.
+//! Names and numbers, each a type of its own.
 
 use std::fmt;
 
@@ -15,7 +15,7 @@ impl fmt::Display for EniId {
 }
 
 /// One interface of one container in one network: the key of an attachment (CNI spec 1.1.0, section 2,
-/// "Parameters"). Ordered so that the interfaces of one container stand side by side.
+/// "Parameters"). Ordered so that the interfaces of one container are neighbours.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct AttachmentKey {
     /// Name of the network configuration.
@@ -35,6 +35,23 @@ pub struct PodRef {
     pub name: String,
 }
 
+/// One request of a plugin, from its question to its end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Ticket(pub u64);
+
+/// One EC2 call in flight.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct CallId(pub u64);
+
+/// Where an ENI is attached: device indices repeat over network cards.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Place {
+    /// Network card.
+    pub card: u32,
+    /// Device index on it.
+    pub device_index: u32,
+}
+
 /// Milliseconds on a clock that starts with the machine and goes on in sleep (CLOCK_BOOTTIME).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Millis(pub u64);
@@ -50,4 +67,9 @@ impl Millis {
     pub fn since(self, earlier: Millis) -> u64 {
         self.0.saturating_sub(earlier.0)
     }
+}
+
+/// Lengths in this crate are bounded by EC2's limits, far below 2^32.
+pub(crate) fn count(length: usize) -> u32 {
+    u32::try_from(length).unwrap_or(u32::MAX)
 }

@@ -6,7 +6,12 @@ use imbl::OrdMap;
 use ipnet::IpNet;
 
 use crate::{
-    AttachmentKey, Block, BlockState, Cause, Core, Counts, Eni, EniId, Learnt, Lease, Millis, Refusal, block, supply,
+    cause::Refusal,
+    ids::{AttachmentKey, EniId, Millis},
+    lease::Lease,
+    plan::Plan,
+    pool::{Block, BlockState, Eni},
+    supply::{Counts, Learned, kind},
 };
 
 /// Everything at one moment. It shares what it shows with the core, so that taking one costs little.
@@ -14,32 +19,54 @@ use crate::{
 pub struct View {
     /// When it was taken.
     pub now: Millis,
-    /// Addresses held, free, asked for.
+    /// Addresses assigned, available, asked for.
     pub counts: Counts,
     /// What `auto` goes by.
-    pub learnt: Learnt,
-    /// ENIs this node may have.
-    pub eni_max: u32,
-    /// The network cards that are managed.
-    pub cards: Vec<u32>,
-    /// Addresses for pods that this node could hold.
-    pub address_max: u64,
+    pub learned: Learned,
+    /// What the node may have.
+    pub capacity: Capacity,
     /// The ENIs.
     pub enis: OrdMap<EniId, Eni>,
     /// The blocks on them.
     pub blocks: OrdMap<IpNet, Block>,
     /// The leases.
     pub leases: OrdMap<AttachmentKey, Lease>,
-    holders: OrdMap<IpAddr, AttachmentKey>,
-    resting: OrdMap<IpAddr, Millis>,
-    /// EC2 actions on their way.
-    pub calls: Vec<&'static str>,
+    pub(crate) holders: OrdMap<IpAddr, AttachmentKey>,
+    pub(crate) cooling: OrdMap<IpAddr, Millis>,
+    /// EC2 calls in flight.
+    pub in_flight: Vec<InFlight>,
+    /// What is to be done, and what is waited for.
+    pub plan: Plan,
     /// Why an ADD would not succeed at once; `None` if it would.
-    pub obstacle: Option<Refusal>,
+    pub blocked: Option<Refusal>,
     /// Actions that wait after a refusal, until when, and why.
     pub pauses: Vec<(&'static str, Millis, Refusal)>,
     /// Invariants that steps would have broken, in words.
     pub broken: Vec<String>,
+}
+
+/// What the node may have.
+#[derive(Clone, Debug)]
+pub struct Capacity {
+    /// ENIs, over all network cards.
+    pub enis: u32,
+    /// Addresses for pods.
+    pub addresses: u64,
+    /// The network cards that are managed.
+    pub cards: Vec<u32>,
+}
+
+/// An EC2 call in flight.
+#[derive(Clone, Debug)]
+pub struct InFlight {
+    /// EC2's name of the action.
+    pub action: &'static str,
+    /// The ENI that it is about, if it is about one.
+    pub eni: Option<EniId>,
+    /// When it was sent.
+    pub since: Millis,
+    /// Why, one sentence.
+    pub reason: String,
 }
 
 /// One address.
@@ -60,11 +87,12 @@ pub struct AddressView {
 pub enum AddressState {
     /// A pod holds it.
     Assigned,
-    /// It was given back and rests until then.
-    Resting(Millis),
-    /// It can be given.
+    /// It is in its cooldown until then.
+    Cooling(Millis),
+    /// It can be assigned.
     Available,
-    /// It is free, and not given: metadata does not show it, or it is going back to EC2.
+    /// It is neither assigned nor cooling, and not assigned to anybody: metadata does not show it, or it is being
+    /// unassigned.
     Withheld,
 }
 
@@ -79,19 +107,19 @@ impl View {
 
     /// The IPv4 addresses for pods, one by one.
     pub fn addresses(&self) -> Vec<AddressView> {
-        let blocks = self.blocks.values().filter(|block| matches!(block.net, IpNet::V4(_)));
+        let blocks = self.blocks.values().filter(|block| matches!(block.net(), IpNet::V4(_)));
         let each = |block: &Block| {
-            let (net, eni) = (block.net, block.eni.clone());
-            let withheld = block.state != BlockState::Open;
-            let (first, last) = block::ends(&net);
+            let (net, eni) = (block.net(), block.eni().clone());
+            let withheld = block.state() != BlockState::Usable;
+            let (first, last) = kind::ends(&net);
             let (IpAddr::V4(first), IpAddr::V4(last)) = (first, last) else { return Vec::new() };
             let numbers = u32::from(first)..=u32::from(last);
             numbers
                 .map(|number| {
                     let address = IpAddr::V4(number.into());
-                    let state = match self.resting.get(&address) {
+                    let state = match self.cooling.get(&address) {
                         _ if self.holders.contains_key(&address) => AddressState::Assigned,
-                        Some(until) => AddressState::Resting(*until),
+                        Some(until) => AddressState::Cooling(*until),
                         None if withheld => AddressState::Withheld,
                         None => AddressState::Available,
                     };
@@ -100,79 +128,5 @@ impl View {
                 .collect::<Vec<_>>()
         };
         blocks.flat_map(each).collect()
-    }
-}
-
-impl Core {
-    /// The state at this moment.
-    pub fn view(&self, now: Millis) -> View {
-        let eni_max = self.cards().into_iter().map(|card| self.node.policy.eni_max(self.node.limits, card)).sum();
-        let size = self.node.policy.kind(self.node.limits).size();
-        View {
-            now,
-            counts: self.counts(),
-            learnt: self.learnt(now),
-            eni_max,
-            cards: self.cards(),
-            address_max: u64::from(eni_max) * supply::per_eni(self.node.limits) * size,
-            enis: self.enis.clone(),
-            blocks: self.blocks.clone(),
-            leases: self.leases.clone(),
-            holders: self.holders.clone(),
-            resting: self.resting.clone(),
-            calls: self.calls.values().map(|flight| flight.call.action()).collect(),
-            obstacle: self.obstacle(now),
-            pauses: self.pace.pauses().map(|(action, pause)| (action, pause.until, pause.refusal.clone())).collect(),
-            broken: self.broken.iter().map(ToString::to_string).collect(),
-        }
-    }
-
-    /// Why an ADD would not succeed at once; `None` if it would.
-    pub fn obstacle(&self, now: Millis) -> Option<Refusal> {
-        if let Some(broken) = self.broken.front() {
-            let message = format!("a step would have broken an invariant, and nothing is given back since: {broken}");
-            return Some(Refusal::new(Cause::Internal, message));
-        }
-        let ready = self.hindrance.is_none() && self.links_listed.is_some() && self.pick(None).is_some();
-        (!ready).then(|| self.why_waiting(now, 0))
-    }
-
-    /// Why pods that run may have lost their network; `None` as far as is known they have not.
-    pub fn risk(&self) -> Option<Refusal> {
-        let eni = self.lost.get_min()?;
-        let message = format!("{eni} is not attached to this instance any more, and pods live on its addresses");
-        Some(Refusal::new(Cause::EniLost, message))
-    }
-
-    /// The lease of an attachment.
-    pub fn lease(&self, key: &AttachmentKey) -> Option<&Lease> {
-        self.leases.get(key)
-    }
-
-    /// What is wrong with the ENI or the address under a lease, one sentence; `None` as far as is known nothing is.
-    pub fn fault_under(&self, lease: &Lease) -> Option<String> {
-        let Some(carrier) = self.enis.get(&lease.eni) else {
-            return Some(format!("{} is not attached to this instance", lease.eni));
-        };
-        let eni = &lease.eni;
-        if carrier.doubted {
-            return Some(format!("instance metadata does not show {eni} any more"));
-        }
-        let shown = |address: &IpAddr| {
-            let block = carrier.blocks.iter().find(|net| net.contains(address)).and_then(|net| self.blocks.get(net));
-            block.is_some_and(|block| block.state != BlockState::Doubted)
-        };
-        let mut of_vpc = [Some(lease.address), lease.second_of_vpc()].into_iter().flatten();
-        of_vpc.find(|address| !shown(address)).map(|address| format!("EC2 does not show {address} on {eni} any more"))
-    }
-
-    /// All leases, for matching them with the kernel's links.
-    pub fn leases(&self) -> OrdMap<AttachmentKey, Lease> {
-        self.leases.clone()
-    }
-
-    /// Whether something is on its way that instance metadata will show.
-    pub fn expects_imds(&self) -> bool {
-        self.expected.values().any(|expected| expected.since.is_some()) || self.enis.is_empty()
     }
 }

@@ -16,7 +16,7 @@ use aws_sdk_ec2::{
 };
 use aws_smithy_types::{DateTime, date_time::Format};
 use enid_ipamd::{
-    AuditedEni, Call, CallError, Cause, Creation, Done, EniId, Kind, Limits, LooseEni, Order, Place, Scope,
+    AuditedEni, Call, CallError, Cause, Creation, Ec2Answer, EniId, Kind, Limits, Order, Place, Scope, UnattachedEni,
 };
 use ipnet::IpNet;
 
@@ -100,14 +100,14 @@ impl Ec2 {
     }
 
     /// Carries out one call of the core.
-    pub async fn call(&self, call: &Call) -> Result<Done, CallError> {
+    pub async fn call(&self, call: &Call) -> Result<Ec2Answer, CallError> {
         let action = call.action();
         match call {
             Call::Audit { scope } => self.audit(*scope).await,
             Call::Tag { eni } => {
                 let tags = self.tags.iter().map(|(key, value)| tag(key, value)).collect();
                 let sent = self.client.create_tags().resources(&eni.0).set_tags(Some(tags)).send().await;
-                sent.map(|_| Done::Fine).map_err(|error| classify(action, error))
+                sent.map(|_| Ec2Answer::Done).map_err(|error| classify(action, error))
             }
             Call::Create { token, creation } => self.create(token, *creation).await,
             Call::Attach { eni, place } => {
@@ -117,30 +117,30 @@ impl Ec2 {
                 let request = request.set_network_card_index(card);
                 let answer = request.send().await.map_err(|error| classify(action, error))?;
                 let attachment = answer.attachment_id().ok_or_else(|| odd(action, "it names no attachment"))?;
-                Ok(Done::Attached { attachment: attachment.to_owned() })
+                Ok(Ec2Answer::Attached { attachment: attachment.to_owned() })
             }
-            Call::Protect { eni, attachment } => {
+            Call::DeleteOnTermination { eni, attachment } => {
                 let change =
                     NetworkInterfaceAttachmentChanges::builder().attachment_id(attachment).delete_on_termination(true);
                 let request = self.client.modify_network_interface_attribute().network_interface_id(&eni.0);
                 let sent = request.attachment(change.build()).send().await;
-                sent.map(|_| Done::Fine).map_err(|error| classify(action, error))
+                sent.map(|_| Ec2Answer::Done).map_err(|error| classify(action, error))
             }
             Call::Assign { eni, order } => self.assign(eni, *order).await,
             Call::Unassign { eni, blocks } => self.unassign(eni, blocks).await,
             Call::FindLeaked => self.find_leaked().await,
             Call::Detach { attachment, .. } => {
                 let sent = self.client.detach_network_interface().attachment_id(attachment).send().await;
-                sent.map(|_| Done::Fine).map_err(|error| classify(action, error))
+                sent.map(|_| Ec2Answer::Done).map_err(|error| classify(action, error))
             }
             Call::Delete { eni } => {
                 let sent = self.client.delete_network_interface().network_interface_id(&eni.0).send().await;
-                sent.map(|_| Done::Fine).map_err(|error| classify(action, error))
+                sent.map(|_| Ec2Answer::Done).map_err(|error| classify(action, error))
             }
         }
     }
 
-    async fn create(&self, token: &str, creation: Creation) -> Result<Done, CallError> {
+    async fn create(&self, token: &str, creation: Creation) -> Result<Ec2Answer, CallError> {
         let action = "CreateNetworkInterface";
         // No moment among the tags: a creation that is asked for again under its token has to be the same.
         let own = tag(TAG_TOKEN, token);
@@ -165,16 +165,16 @@ impl Ec2 {
         let answer = request.send().await.map_err(|error| classify(action, error))?;
         let eni = answer.network_interface().ok_or_else(|| odd(action, "it describes no ENI"))?;
         let id = eni.network_interface_id().ok_or_else(|| odd(action, "it names no ENI"))?;
-        Ok(Done::Created { eni: EniId(id.to_owned()), blocks: blocks(eni).collect() })
+        Ok(Ec2Answer::Created { eni: EniId(id.to_owned()), blocks: blocks(eni).collect() })
     }
 
-    async fn assign(&self, eni: &EniId, order: Order) -> Result<Done, CallError> {
+    async fn assign(&self, eni: &EniId, order: Order) -> Result<Ec2Answer, CallError> {
         let count = signed(order.count);
         if order.kind == Kind::V6Prefix {
             let request = self.client.assign_ipv6_addresses().network_interface_id(&eni.0).ipv6_prefix_count(count);
             let answer = request.send().await.map_err(|error| classify("AssignIpv6Addresses", error))?;
             let blocks = answer.assigned_ipv6_prefixes().iter().filter_map(|net| net.parse().ok()).collect();
-            return Ok(Done::Assigned { blocks });
+            return Ok(Ec2Answer::Assigned { blocks });
         }
         let request = self.client.assign_private_ip_addresses().network_interface_id(&eni.0);
         let request = match order.kind {
@@ -185,16 +185,16 @@ impl Ec2 {
         let singles =
             answer.assigned_private_ip_addresses().iter().filter_map(|item| single(item.private_ip_address()?));
         let prefixes = answer.assigned_ipv4_prefixes().iter().filter_map(|item| item.ipv4_prefix()?.parse().ok());
-        Ok(Done::Assigned { blocks: singles.chain(prefixes).collect() })
+        Ok(Ec2Answer::Assigned { blocks: singles.chain(prefixes).collect() })
     }
 
-    async fn unassign(&self, eni: &EniId, blocks: &[IpNet]) -> Result<Done, CallError> {
+    async fn unassign(&self, eni: &EniId, blocks: &[IpNet]) -> Result<Ec2Answer, CallError> {
         let v6: Vec<String> =
             blocks.iter().filter(|net| matches!(net, IpNet::V6(_))).map(ToString::to_string).collect();
         if !v6.is_empty() {
             let request = self.client.unassign_ipv6_addresses().network_interface_id(&eni.0);
             let sent = request.set_ipv6_prefixes(Some(v6)).send().await;
-            return sent.map(|_| Done::Fine).map_err(|error| classify("UnassignIpv6Addresses", error));
+            return sent.map(|_| Ec2Answer::Done).map_err(|error| classify("UnassignIpv6Addresses", error));
         }
         let (singles, prefixes): (Vec<&IpNet>, Vec<&IpNet>) = blocks.iter().partition(|net| net.prefix_len() == 32);
         let singles: Vec<String> = singles.iter().map(|net| net.addr().to_string()).collect();
@@ -202,10 +202,10 @@ impl Ec2 {
         let request = self.client.unassign_private_ip_addresses().network_interface_id(&eni.0);
         let request = request.set_private_ip_addresses(Some(singles).filter(|list| !list.is_empty()));
         let sent = request.set_ipv4_prefixes(Some(prefixes).filter(|list| !list.is_empty())).send().await;
-        sent.map(|_| Done::Fine).map_err(|error| classify("UnassignPrivateIpAddresses", error))
+        sent.map(|_| Ec2Answer::Done).map_err(|error| classify("UnassignPrivateIpAddresses", error))
     }
 
-    async fn audit(&self, scope: Scope) -> Result<Done, CallError> {
+    async fn audit(&self, scope: Scope) -> Result<Ec2Answer, CallError> {
         let filter = match scope {
             Scope::Ours => format!("tag:{TAG_INSTANCE}"),
             Scope::Attached => "attachment.instance-id".to_owned(),
@@ -218,21 +218,21 @@ impl Ec2 {
         let (attached, rest): (Vec<_>, Vec<_>) = found.iter().partition(here);
         let loose = rest.into_iter().filter(|eni| eni.attachment().is_none_or(|it| it.attachment_id().is_none()));
         let loose = loose.filter_map(|eni| {
-            Some(LooseEni {
+            Some(UnattachedEni {
                 id: EniId(eni.network_interface_id()?.to_owned()),
                 token: tag_value(eni, TAG_TOKEN).map(str::to_owned),
             })
         });
-        Ok(Done::Audited {
+        Ok(Ec2Answer::Audited {
             attached: attached.into_iter().filter_map(|eni| audited(eni, &self.instance.id)).collect(),
             unattached: loose.collect(),
         })
     }
 
     /// ENIs of this cluster, made by one of our kind minutes ago, that hang nowhere.
-    async fn find_leaked(&self) -> Result<Done, CallError> {
+    async fn find_leaked(&self) -> Result<Ec2Answer, CallError> {
         let Some((_, cluster)) = self.tags.iter().find(|(key, _)| key == TAG_CLUSTER) else {
-            return Ok(Done::Leaked { enis: Vec::new() });
+            return Ok(Ec2Answer::Leaked { enis: Vec::new() });
         };
         let by_cluster = format!("tag:{TAG_CLUSTER}");
         let filters = [
@@ -250,7 +250,7 @@ impl Ec2 {
             described && (created.is_none() || age.is_some_and(|age| age > LEAKED_AGE))
         };
         let enis = found.iter().filter(old).filter_map(|eni| Some(EniId(eni.network_interface_id()?.to_owned())));
-        Ok(Done::Leaked { enis: enis.collect() })
+        Ok(Ec2Answer::Leaked { enis: enis.collect() })
     }
 
     async fn describe(&self, filters: &[(&str, &str)]) -> Result<Vec<NetworkInterface>, CallError> {

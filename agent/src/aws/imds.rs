@@ -10,7 +10,7 @@ use std::{
 use anyhow::{Context, bail};
 use aws_config::imds::client::{Client, error::ImdsError};
 use enid_datapath::Mac;
-use enid_ipamd::{BareEni, EniFacts, EniId, Place};
+use enid_ipamd::{AddresslessEni, EniFacts, EniId, Place};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 /// What does not change while the instance lives.
@@ -90,7 +90,7 @@ impl Imds {
 
     /// All ENIs with their addresses, and those without any. An ENI of which only a part shows is left out until all of
     /// it does.
-    pub async fn enis(&self) -> anyhow::Result<(Vec<EniFacts>, Vec<BareEni>)> {
+    pub async fn enis(&self) -> anyhow::Result<(Vec<EniFacts>, Vec<AddresslessEni>)> {
         let (mut enis, mut bare) = (Vec::new(), Vec::new());
         for mac in lines(&self.get("network/interfaces/macs/").await?) {
             match self.eni(mac.trim_end_matches('/')).await? {
@@ -159,7 +159,7 @@ pub enum Shown {
     /// All that is needed.
     Whole(Box<EniFacts>),
     /// It has no IPv4 address: it is EFA-only, or that is still to come.
-    Bare(BareEni),
+    Bare(AddresslessEni),
     /// Too little.
     InPart,
 }
@@ -174,10 +174,10 @@ pub fn facts(mac: &str, texts: &Texts) -> anyhow::Result<Shown> {
     let (Some(addresses), Some(subnet_id), Some(subnet)) =
         (text("local-ipv4s"), text("subnet-id"), text("subnet-ipv4-cidr-block"))
     else {
-        return Ok(Shown::Bare(BareEni { id, place }));
+        return Ok(Shown::Bare(AddresslessEni { id, place }));
     };
     let mut addresses = parse_lines::<Ipv4Addr>("local-ipv4s", addresses)?.into_iter();
-    let Some(primary) = addresses.next() else { return Ok(Shown::Bare(BareEni { id, place })) };
+    let Some(primary) = addresses.next() else { return Ok(Shown::Bare(AddresslessEni { id, place })) };
     let own_v6 = parse_lines::<Ipv6Addr>("ipv6s", text("ipv6s").unwrap_or_default())?.into_iter().next();
     let subnet: Ipv4Net = parse("subnet-ipv4-cidr-block", subnet)?;
     let prefixes = parse_lines::<Ipv4Net>("ipv4-prefix", text("ipv4-prefix").unwrap_or_default())?;

@@ -111,7 +111,7 @@ impl Handle {
 
     /// Network cards that pods may have interfaces on, beside the first.
     pub async fn further_cards(&self) -> Option<Vec<u32>> {
-        Some(self.view().await?.cards.into_iter().filter(|card| *card > 0).collect())
+        Some(self.view().await?.capacity.cards.into_iter().filter(|card| *card > 0).collect())
     }
 
     /// The state at this moment.
@@ -124,8 +124,8 @@ impl Handle {
 
 impl Request {
     /// ADD's question; `card`: the address has to be on that network card.
-    pub async fn ask(&self, key: AttachmentKey, pod: Option<PodRef>, patience: u64, card: Option<u32>) {
-        self.handle.tell(Event::Ask { ticket: self.ticket, key, pod, patience, card }).await;
+    pub async fn ask(&self, key: AttachmentKey, pod: Option<PodRef>, timeout_ms: u64, card: Option<u32>) {
+        self.handle.tell(Event::Ask { ticket: self.ticket, key, pod, timeout_ms, card }).await;
     }
 
     /// The next answer; `None` when the daemon is ending.
@@ -137,6 +137,6 @@ impl Request {
 impl Drop for Request {
     fn drop(&mut self) {
         let (handle, ticket) = (self.handle.clone(), self.ticket);
-        tokio::spawn(async move { handle.tell(Event::Gone { ticket }).await });
+        tokio::spawn(async move { handle.tell(Event::Closed { ticket }).await });
     }
 }

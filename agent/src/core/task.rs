@@ -107,7 +107,7 @@ impl Brain {
             async move { drop(told.sender.send(Message::Forgotten(addresses)).await) }
         });
         if probes {
-            core.hinder(Some(Refusal::new(Cause::Starting, "it is not known yet whether the host forwards")));
+            core.set_blocked(Some(Refusal::new(Cause::Starting, "it is not known yet whether the host forwards")));
         }
         let brain = Brain {
             core,
@@ -168,7 +168,7 @@ impl Brain {
     fn take(&mut self, message: Message, effects: &mut Vec<Effect>) {
         match message {
             Message::Event(event) => {
-                if let Event::Gone { ticket } = &event {
+                if let Event::Closed { ticket } = &event {
                     self.open.remove(ticket);
                 }
                 effects.extend(self.core.step(now(), event));
@@ -177,7 +177,7 @@ impl Brain {
             Message::Lookup(key, reply) => drop(reply.send(self.find(&key))),
             Message::View(reply) => {
                 let mut view = self.core.view(now());
-                view.obstacle = self.obstacle();
+                view.blocked = self.obstacle();
                 drop(reply.send(view));
             }
             Message::KernelFailed(failure) => self.kernel_failed(failure),
@@ -188,7 +188,7 @@ impl Brain {
             }
             Message::Vpc(_) => {}
             Message::Forwarding(dropped) => {
-                self.core.hinder(dropped.map(|words| Refusal::new(Cause::ForwardDropped, words)));
+                self.core.set_blocked(dropped.map(|words| Refusal::new(Cause::ForwardDropped, words)));
             }
             Message::Forgotten(addresses) => {
                 for (ticket, (key, offered)) in self.forgetting.end(&addresses) {
@@ -254,7 +254,7 @@ impl Brain {
             let refusal = Refusal::new(Cause::Internal, format!("the store cannot be written: {failure}"));
             self.answer(ticket, Answer::Refused(refusal));
             let handle = self.handle.clone();
-            tokio::spawn(async move { handle.tell(Event::Gone { ticket }).await });
+            tokio::spawn(async move { handle.tell(Event::Closed { ticket }).await });
         }
         for effect in effects {
             let Effect::Call { id, call, .. } = effect else {
@@ -265,7 +265,7 @@ impl Brain {
             let message = format!("{} was not sent: the store cannot be written: {failure}", call.action());
             let error = CallError { cause: Cause::Internal, message, request_id: None, not_found: false };
             let handle = self.handle.clone();
-            tokio::spawn(async move { handle.tell(Event::Done { id, answer: Err(error) }).await });
+            tokio::spawn(async move { handle.tell(Event::Answered { id, answer: Err(error) }).await });
         }
     }
 
@@ -277,7 +277,7 @@ impl Brain {
         }
         let topology = self.core.topology();
         let wanted = self.wanted();
-        if (wanted == self.applied && joining.is_empty()) || self.core.carried().next().is_none() {
+        if (wanted == self.applied && joining.is_empty()) || self.core.host_enis().next().is_none() {
             self.carried = Some(topology);
             return;
         }
@@ -300,7 +300,7 @@ impl Brain {
                 for (eni, slot) in up {
                     info!(%eni, slot, "ENI is up");
                     // It may serve those who wait.
-                    let effects = self.core.step(now(), Event::EniUp { eni });
+                    let effects = self.core.step(now(), Event::EniConfigured { eni });
                     self.perform(effects).await;
                 }
             }
@@ -320,7 +320,7 @@ impl Brain {
         // What is only on its way into the kernel is no fault there.
         let carries = self.applied != Wanted::default();
         let wanted = if carries { self.applied.clone() } else { self.wanted() };
-        Some(Found { lease: lease.clone(), fault: self.core.fault_under(lease), wanted })
+        Some(Found { lease: lease.clone(), fault: self.core.lease_fault(lease), wanted })
     }
 
     fn wanted(&self) -> Wanted {
@@ -329,9 +329,9 @@ impl Brain {
 
     fn joining(&self) -> Vec<(enid_ipamd::EniId, u32)> {
         let joining = |(eni, slot): (&enid_ipamd::Eni, u32)| {
-            (eni.state == enid_ipamd::EniState::Joining).then(|| (eni.facts.id.clone(), slot))
+            (eni.state == enid_ipamd::EniState::Configuring).then(|| (eni.facts.id.clone(), slot))
         };
-        self.core.carried().filter_map(joining).collect()
+        self.core.host_enis().filter_map(joining).collect()
     }
 
     fn act(&mut self, effect: Effect) {
@@ -345,7 +345,7 @@ impl Brain {
                 }
             }
             Effect::Released { ticket, address } => self.answer(ticket, Answer::Released(address)),
-            Effect::Forget { addresses } => self.forgetting.begin(addresses),
+            Effect::ForgetConnections { addresses } => self.forgetting.begin(addresses),
             Effect::Call { id, call, .. } => {
                 let (ec2, handle, counters) = (self.ec2.clone(), self.handle.clone(), self.counters.clone());
                 info!(action = call.action(), "EC2 call");
@@ -355,7 +355,7 @@ impl Brain {
                     if let Err(failure) = &answer {
                         warn!(cause = %failure.cause, request_id = failure.request_id.as_deref(), "{}", failure.message);
                     }
-                    handle.tell(Event::Done { id, answer }).await;
+                    handle.tell(Event::Answered { id, answer }).await;
                 });
             }
         }
@@ -371,7 +371,7 @@ impl Brain {
     fn obstacle(&self) -> Option<Refusal> {
         let of_store =
             |failure: &String| Refusal::new(Cause::Internal, format!("the store cannot be written: {failure}"));
-        let of_core = || self.core.obstacle(now()).map(|refusal| self.in_full(refusal));
+        let of_core = || self.core.blocked(now()).map(|refusal| self.in_full(refusal));
         self.store_failure.as_ref().map(of_store).or_else(of_core)
     }
 
@@ -382,7 +382,7 @@ impl Brain {
     }
 
     fn publish(&mut self) {
-        let expects = self.core.expects_imds() || !self.joining().is_empty();
+        let expects = self.core.awaits_metadata() || !self.joining().is_empty();
         self.hurry.send_if_modified(|hurry| std::mem::replace(hurry, expects) != expects);
         let seen = Readiness { obstacle: self.obstacle(), risk: self.risk() };
         let (said, look_again) = self.rule.look(now(), seen);
@@ -400,8 +400,8 @@ impl Brain {
 
     /// Why pods that run may have no network.
     fn risk(&self) -> Option<Refusal> {
-        let refused = self.kernel_failure.as_ref().filter(|_| self.core.counts().held > 0);
-        self.core.risk().or_else(|| refused.map(|words| refused_by_kernel(words)))
+        let refused = self.kernel_failure.as_ref().filter(|_| self.core.counts().assigned > 0);
+        self.core.pods_at_risk().or_else(|| refused.map(|words| refused_by_kernel(words)))
     }
 }
 

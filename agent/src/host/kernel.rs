@@ -59,7 +59,7 @@ impl Wanted {
         let Steering { policy, native, eni_mtu: mtu } = settings.clone();
         let native = vpc.iter().copied().chain(native).collect();
         let mut wanted = Wanted { native, policy, ..Wanted::default() };
-        for (eni, slot) in core.carried() {
+        for (eni, slot) in core.host_enis() {
             let facts = &eni.facts;
             let (mac, table) = (Mac(facts.mac), route_table(eni, slot));
             wanted.enis.push(EniNet { slot, mac, primary: facts.primary, own_v6: facts.own_v6, table, mtu });
@@ -67,7 +67,7 @@ impl Wanted {
             let ours = |net: &&IpNet| wanted.policy.of_vpc.contains(&Family::of(net.addr()));
             wanted.owner.insert(slot, eni.blocks.iter().filter(ours).copied().collect());
         }
-        for (slot, address) in core.spared() {
+        for (slot, address) in core.retained_slots() {
             wanted.spared.insert(slot);
             wanted.owner.entry(slot).or_default().push(address.into());
         }

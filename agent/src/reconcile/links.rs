@@ -7,7 +7,7 @@ use enid_datapath::Family;
 use enid_ipamd::{AttachmentKey, Event};
 use tracing::warn;
 
-use crate::{core::handle::Handle, host::kernel};
+use crate::{clock, core::handle::Handle, host::kernel};
 
 /// How often the kernel's links are listed.
 const PERIOD: Duration = Duration::from_secs(5);
@@ -31,6 +31,7 @@ pub async fn list(
     handle: &Handle,
     before: impl FnOnce(&[AttachmentKey], &[Family]) -> anyhow::Result<()> + Send + 'static,
 ) -> anyhow::Result<()> {
+    let begun = clock::now();
     let view = handle.view().await.context("the daemon is ending")?;
     let keys: Vec<AttachmentKey> = view.leases.keys().cloned().collect();
     let families = handle.families.clone();
@@ -39,7 +40,7 @@ pub async fn list(
         before(&keys, &families)?;
         kernel::listing(view.leases.iter(), &families)
     };
-    let (seen, routed) = tokio::task::spawn_blocking(list).await.context("the listing ended without an answer")??;
-    handle.tell(Event::Links { asked, seen, routed }).await;
+    let (seen, used) = tokio::task::spawn_blocking(list).await.context("the listing ended without an answer")??;
+    handle.tell(Event::Links { begun, asked, seen, used }).await;
     Ok(())
 }

@@ -102,8 +102,8 @@ impl Repair {
     /// Reads everything once and puts it right; whether all leases are known to have a link or none.
     async fn look(&self, table: bool) -> anyhow::Result<Option<(anyhow::Result<Applied>, bool)>> {
         let Some(view) = self.handle.view().await else { return Ok(None) };
-        let settled = view.leases.values().all(|lease| lease.wired || lease.is_under_way());
-        let wired = view.leases.iter().filter(|(_, lease)| lease.wired && !lease.is_under_way());
+        let settled = view.leases.values().all(|lease| lease.wired || lease.is_being_wired());
+        let wired = view.leases.iter().filter(|(_, lease)| lease.wired && !lease.is_being_wired());
         let pods = kernel::pod_nets(wired);
         let kernel = self.kernel.clone();
         let repaired = tokio::task::spawn_blocking(move || kernel.repair(&pods, table)).await;

@@ -176,7 +176,7 @@ impl Cni for CniService {
                 .filter(|key| key.network == network && !alive.contains(key))
                 .collect()
         };
-        self.handle.tell(Event::Collect { network, alive }).await;
+        self.handle.tell(Event::Gc { network, alive }).await;
         links::list(&self.handle, |_, _| Ok(())).await.map_err(|failure| {
             Status::internal(format!("nothing is released, since the links cannot be listed: {failure:#}"))
         })?;

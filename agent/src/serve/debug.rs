@@ -41,7 +41,7 @@ impl Debug for DebugService {
     async fn get_pool(&self, _: Request<GetPoolRequest>) -> Result<Response<Pool>, Status> {
         let view = self.view().await?;
         let readiness = self.readiness.borrow().clone();
-        let (cause, cause_message) = match view.obstacle.as_ref().or(readiness.risk.as_ref()) {
+        let (cause, cause_message) = match view.blocked.as_ref().or(readiness.risk.as_ref()) {
             Some(refusal) => (refusal.cause.to_string(), refusal.message.clone()),
             None => Default::default(),
         };
@@ -56,15 +56,15 @@ impl Debug for DebugService {
             cause,
             cause_message,
             enis: u32::try_from(view.enis.len()).unwrap_or(u32::MAX),
-            eni_max: view.eni_max,
+            eni_max: view.capacity.enis,
             total: number(counts.total),
-            assigned: number(counts.held),
-            resting: number(counts.resting),
+            assigned: number(counts.assigned),
+            resting: number(counts.cooling),
             available: number(counts.available),
             waiting: number(counts.waiting),
             prefixes: number(counts.prefixes),
             shadows: self.shadows.borrow().clone(),
-            calls: view.calls.iter().map(|action| (*action).to_owned()).collect(),
+            calls: view.in_flight.iter().map(|call| call.action.to_owned()).collect(),
             pause: pause.map(|(.., refusal)| refusal.message.clone()).unwrap_or_default(),
             pause_ms: pause.map_or(0, |(_, until, _)| until.since(view.now)),
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -87,7 +87,7 @@ impl Debug for DebugService {
                 subnet_id: facts.subnet_id.clone(),
                 state: state(&eni).to_owned(),
                 addresses: number(eni.sums.total),
-                assigned: number(eni.sums.held),
+                assigned: number(eni.sums.assigned),
                 blocks: eni.blocks.iter().map(ToString::to_string).collect(),
                 route_table: route_table(&eni, slot),
             }
@@ -103,7 +103,7 @@ impl Debug for DebugService {
         let addresses = view.addresses().into_iter().map(|seen| {
             let (state, rests_ms) = match seen.state {
                 AddressState::Assigned => ("assigned", 0),
-                AddressState::Resting(until) => ("resting", until.since(view.now)),
+                AddressState::Cooling(until) => ("resting", until.since(view.now)),
                 AddressState::Available => ("available", 0),
                 AddressState::Withheld => ("withheld", 0),
             };
@@ -142,11 +142,11 @@ impl Debug for DebugService {
 
 fn state(eni: &enid_ipamd::Eni) -> &'static str {
     match eni.state {
-        _ if eni.doubted => "doubted",
+        _ if eni.unconfirmed => "doubted",
         EniState::Unknown => "unknown",
-        EniState::Joining => "joining",
+        EniState::Configuring => "joining",
         EniState::Ready => "ready",
-        EniState::Leaving(_) => "leaving",
-        EniState::Foreign => "foreign",
+        EniState::Detaching(_) => "leaving",
+        EniState::Unmanaged => "foreign",
     }
 }

@@ -55,13 +55,13 @@ fn text(counters: &Counters, view: &View, readiness: &Readiness) -> anyhow::Resu
     };
     let length = |value: usize| u64::try_from(value).unwrap_or(u64::MAX);
     let counts = view.counts;
-    gauge("awscni_eni_max", "ENIs this node may have", u64::from(view.eni_max))?;
-    gauge("awscni_ip_max", "Addresses for pods this node could hold", view.address_max)?;
+    gauge("awscni_eni_max", "ENIs this node may have", u64::from(view.capacity.enis))?;
+    gauge("awscni_ip_max", "Addresses for pods this node could hold", view.capacity.addresses)?;
     gauge("awscni_eni_allocated", "ENIs of this node", length(view.enis.len()))?;
     gauge("awscni_total_ip_addresses", "Addresses held for pods", counts.total)?;
-    gauge("awscni_assigned_ip_addresses", "Addresses in the hands of pods", counts.held)?;
+    gauge("awscni_assigned_ip_addresses", "Addresses in the hands of pods", counts.assigned)?;
     gauge("awscni_total_ipv4_prefixes", "IPv4 prefixes held", counts.prefixes)?;
-    gauge("enid_resting_ip_addresses", "Addresses that rest after use", counts.resting)?;
+    gauge("enid_resting_ip_addresses", "Addresses that rest after use", counts.cooling)?;
     let ready =
         IntGaugeVec::new(Opts::new("enid_ready", "1 if STATUS says yes, by the cause if not"), &["cause", "risk"])?;
     let name = |cause: Option<Cause>| cause.map_or("", Cause::name);
@@ -76,7 +76,7 @@ fn text(counters: &Counters, view: &View, readiness: &Readiness) -> anyhow::Resu
     )?;
     let per_eni = IntGaugeVec::new(Opts::new("awscni_assigned_ip_per_eni", "Addresses given, by ENI"), &["eni"])?;
     for (id, eni) in &view.enis {
-        per_eni.with_label_values(&[id.0.as_str()]).set(i64::try_from(eni.sums.held)?);
+        per_eni.with_label_values(&[id.0.as_str()]).set(i64::try_from(eni.sums.assigned)?);
     }
     gauges.register(Box::new(per_eni))?;
     let mut text = Vec::new();

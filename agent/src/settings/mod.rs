@@ -13,7 +13,7 @@ use std::{
 };
 
 use enid_datapath::Family;
-use enid_ipamd::{Beside, Kind, LOCAL_V4, LOCAL_V6, Provisioning};
+use enid_ipamd::{Kind, LOCAL_V4, LOCAL_V6, Provisioning, Second};
 use ipnet::IpNet;
 
 use crate::host::kernel::Steering;
@@ -151,11 +151,11 @@ impl Settings {
                     (_, true) => Kind::Prefix,
                     (_, false) => Kind::Single,
                 },
-                beside: stack.beside(),
+                second: stack.second(),
                 multi_card: read.switch("ENABLE_MULTI_NIC"),
                 max_enis: read.number("MAX_ENI", 0, 1000),
                 max_pods: read.number("MAX_PODS", 1, 100_000),
-                rest_ms: u64::from(read.number("IP_COOLDOWN_PERIOD", 0, 86_400).unwrap_or(30)) * 1000,
+                cooldown_ms: u64::from(read.number("IP_COOLDOWN_PERIOD", 0, 86_400).unwrap_or(30)) * 1000,
                 manage_untagged: read.switch("MANAGE_UNTAGGED_ENI"),
                 provisioning: match (
                     read.switch("ENABLE_IMDS_ONLY_MODE"),
@@ -226,11 +226,11 @@ impl Stack {
         self != Stack::V4 { v6_egress: false }
     }
 
-    fn beside(self) -> Beside {
+    fn second(self) -> Second {
         match self {
-            Stack::Dual => Beside::V6OfEni,
-            Stack::V4 { v6_egress: true } | Stack::V6 { v4_egress: true } => Beside::OfNode,
-            Stack::V4 { .. } | Stack::V6 { .. } => Beside::Nothing,
+            Stack::Dual => Second::V6OfEni,
+            Stack::V4 { v6_egress: true } | Stack::V6 { v4_egress: true } => Second::NodeLocal,
+            Stack::V4 { .. } | Stack::V6 { .. } => Second::None,
         }
     }
 
@@ -271,7 +271,7 @@ mod tests {
     fn the_defaults_are_allowed() {
         let settings = read(&[]).unwrap();
         assert_eq!((settings.policy.target, settings.steering.eni_mtu, settings.pod_mtu), (Target::Auto, 9001, 9001));
-        assert_eq!(settings.policy.rest_ms, 30_000);
+        assert_eq!(settings.policy.cooldown_ms, 30_000);
     }
 
     #[test]
@@ -312,13 +312,13 @@ mod tests {
             let settings = read(given).unwrap();
             let policy = settings.steering.policy;
             let list = |ranges: BTreeSet<IpNet>| ranges.into_iter().collect::<Vec<_>>();
-            (settings.policy.kind, settings.policy.beside, Vec::from_iter(policy.of_vpc), list(policy.of_node))
+            (settings.policy.kind, settings.policy.second, Vec::from_iter(policy.of_vpc), list(policy.of_node))
         };
         let both = Family::ALL.to_vec();
         let v6 = [("ENABLE_IPv4", "false"), ("ENABLE_IPv6", "true")];
-        assert_eq!(policy(&[]), (Kind::Single, Beside::Nothing, vec![Family::V4], vec![]));
-        assert_eq!(policy(&v6), (Kind::V6Prefix, Beside::OfNode, vec![Family::V6], vec![LOCAL_V4]));
-        assert_eq!(policy(&[("ENABLE_IPv6", "true")]), (Kind::Single, Beside::V6OfEni, both, vec![]));
+        assert_eq!(policy(&[]), (Kind::Single, Second::None, vec![Family::V4], vec![]));
+        assert_eq!(policy(&v6), (Kind::V6Prefix, Second::NodeLocal, vec![Family::V6], vec![LOCAL_V4]));
+        assert_eq!(policy(&[("ENABLE_IPv6", "true")]), (Kind::Single, Second::V6OfEni, both, vec![]));
         assert_eq!(policy(&[("ENABLE_V6_EGRESS", "true")]).3, [LOCAL_V6]);
         let garbled = read(&[("ENABLE_IPv4", "maybe")]).unwrap_err();
         assert_eq!(garbled.len(), 1, "{garbled:?}");

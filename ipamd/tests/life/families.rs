@@ -2,13 +2,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use enid_ipamd::{BareEni, Beside, Cause, EniId, Kind, Ledger, Place, Policy};
+use enid_ipamd::{AddresslessEni, Cause, EniId, Kind, Ledger, Place, Policy, Second};
 
 use crate::world::{Cloud, LIMITS, THREE_CARDS, World, key, policy};
 
 #[test]
 fn a_pod_of_two_families_gets_both_from_one_eni_and_a_new_eni_comes_with_both() {
-    let mut world = World::with(Policy { beside: Beside::V6OfEni, ..policy() }, LIMITS);
+    let mut world = World::with(Policy { second: Second::V6OfEni, ..policy() }, LIMITS);
     (0..5).for_each(|pod| world.ask(pod));
     world.settle();
     assert_eq!(world.ledger.leases.len(), 5);
@@ -18,7 +18,7 @@ fn a_pod_of_two_families_gets_both_from_one_eni_and_a_new_eni_comes_with_both() 
     assert_eq!(world.sent.iter().filter(|action| **action == "AssignIpv6Addresses").count(), 1, "{:?}", world.sent);
     let lease = world.ledger.leases[&key(1)].clone();
     world.del(1, true);
-    assert!(lease.addresses().all(|address| world.ledger.resting.contains_key(&address)), "both rest");
+    assert!(lease.addresses().all(|address| world.ledger.cooling.contains_key(&address)), "both rest");
 }
 
 #[test]
@@ -27,14 +27,14 @@ fn pods_of_one_family_live_on_when_the_second_comes() {
     world.ask(1);
     world.settle();
     let before = world.ledger.leases[&key(1)].clone();
-    world.node.policy.beside = Beside::V6OfEni;
+    world.node.policy.second = Second::V6OfEni;
     world.restart(true);
     world.ask(2);
     world.settle();
     assert_eq!(world.ledger.leases[&key(1)].addresses().collect::<Vec<_>>(), [before.address]);
     assert!(world.ledger.leases[&key(2)].second.is_some());
     // And back again: who has two keeps two.
-    world.node.policy.beside = Beside::Nothing;
+    world.node.policy.second = Second::None;
     world.restart(true);
     world.ask(3);
     world.settle();
@@ -43,7 +43,7 @@ fn pods_of_one_family_live_on_when_the_second_comes() {
 
 #[test]
 fn a_node_of_ipv6_asks_for_one_block_and_never_again() {
-    let policy = Policy { kind: Kind::V6Prefix, beside: Beside::OfNode, ..policy() };
+    let policy = Policy { kind: Kind::V6Prefix, second: Second::NodeLocal, ..policy() };
     let mut world = World::with(policy, LIMITS);
     (0..40).for_each(|pod| world.ask(pod));
     world.settle();
@@ -54,7 +54,7 @@ fn a_node_of_ipv6_asks_for_one_block_and_never_again() {
 
 #[test]
 fn each_card_has_its_own_pool_and_one_with_nothing_but_an_efa_is_left_alone() {
-    let bare = |card| BareEni { id: EniId(format!("efa-{card}")), place: Place { card, device_index: 1 } };
+    let bare = |card| AddresslessEni { id: EniId(format!("efa-{card}")), place: Place { card, device_index: 1 } };
     let multi = Policy { multi_card: true, ..policy() };
     let mut world = World::beside(multi.clone(), THREE_CARDS, vec![bare(2)]);
     world.settle();
@@ -97,7 +97,8 @@ fn a_lost_store_gives_every_eni_the_slot_that_the_kernel_has_for_it() {
     let mut world = World::new();
     (0..8).for_each(|pod| world.ask(pod));
     world.settle();
-    let macs: Vec<[u8; 6]> = world.core.carried().filter(|(_, slot)| *slot > 0).map(|(eni, _)| eni.facts.mac).collect();
+    let macs: Vec<[u8; 6]> =
+        world.core.host_enis().filter(|(_, slot)| *slot > 0).map(|(eni, _)| eni.facts.mac).collect();
     assert_eq!(macs.len(), 2);
     // Another order than that of their ids, and one that no ENI has any more.
     let kernel_slots = BTreeMap::from([(macs[0], 2), (macs[1], 1), ([2, 0, 0, 0, 0, 99], 3)]);
@@ -106,15 +107,15 @@ fn a_lost_store_gives_every_eni_the_slot_that_the_kernel_has_for_it() {
     world.restart(true);
     // The host goes on with what it has, before EC2 has told whose ENIs these are.
     world.metadata();
-    let carried: BTreeMap<[u8; 6], u32> = world.core.carried().map(|(eni, slot)| (eni.facts.mac, slot)).collect();
+    let carried: BTreeMap<[u8; 6], u32> = world.core.host_enis().map(|(eni, slot)| (eni.facts.mac, slot)).collect();
     assert_eq!((carried[&macs[0]], carried[&macs[1]]), (2, 1));
     (0..60).for_each(|_| world.calm());
-    let slots: BTreeMap<[u8; 6], u32> = world.core.carried().map(|(eni, slot)| (eni.facts.mac, slot)).collect();
+    let slots: BTreeMap<[u8; 6], u32> = world.core.host_enis().map(|(eni, slot)| (eni.facts.mac, slot)).collect();
     assert_eq!((slots[&macs[0]], slots[&macs[1]]), (2, 1));
     // What comes anew takes neither a live slot nor one that the kernel still has.
     world.ledger = Ledger { kernel_slots: BTreeMap::from([(macs[0], 1)]), ..Ledger::default() };
     world.restart(true);
     (0..60).for_each(|_| world.calm());
-    let slots: BTreeMap<[u8; 6], u32> = world.core.carried().map(|(eni, slot)| (eni.facts.mac, slot)).collect();
+    let slots: BTreeMap<[u8; 6], u32> = world.core.host_enis().map(|(eni, slot)| (eni.facts.mac, slot)).collect();
     assert_eq!((slots[&macs[0]], slots[&macs[1]]), (1, 2));
 }

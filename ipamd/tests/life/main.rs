@@ -8,7 +8,7 @@ mod world;
 
 use std::collections::BTreeSet;
 
-use enid_ipamd::{Beside, Call, Cause, EniFacts, Event, Intent, Kind, Policy, Refusal, Target};
+use enid_ipamd::{Call, Cause, EniFacts, Event, Intent, Kind, Policy, Refusal, Second, Target};
 use proptest::prelude::*;
 use world::{LIMITS, Move, THREE_CARDS, World, key, moves, policy};
 
@@ -17,11 +17,11 @@ proptest! {
 
     #[test]
     fn any_life_keeps_the_invariants_and_comes_to_rest(moves in moves(), mode in 0..5_usize) {
-        let v6 = Policy { kind: Kind::V6Prefix, beside: Beside::OfNode, ..policy() };
-        let dual = Policy { beside: Beside::V6OfEni, ..policy() };
+        let v6 = Policy { kind: Kind::V6Prefix, second: Second::NodeLocal, ..policy() };
+        let dual = Policy { second: Second::V6OfEni, ..policy() };
         let modes = [
             (policy(), LIMITS),
-            (Policy { beside: Beside::OfNode, ..policy() }, LIMITS),
+            (Policy { second: Second::NodeLocal, ..policy() }, LIMITS),
             (v6, LIMITS),
             (dual.clone(), LIMITS),
             (Policy { multi_card: true, ..dual }, THREE_CARDS),
@@ -39,7 +39,7 @@ proptest! {
         prop_assert!(world.asked.is_empty(), "{:?} still wait", world.asked);
         let held: BTreeSet<_> = world.ledger.leases.keys().cloned().collect();
         prop_assert_eq!(&held, &world.links);
-        let unfinished = |intent: &Intent| matches!(intent, Intent::Create(_) | Intent::Leave(_));
+        let unfinished = |intent: &Intent| matches!(intent, Intent::Create(_) | Intent::Delete(_));
         prop_assert!(!world.ledger.intents.values().any(unfinished), "{:?}", world.ledger.intents);
         prop_assert!(world.enis.values().all(|eni| eni.place.is_some() && eni.protected), "{:?}", world.enis);
     }
@@ -52,12 +52,12 @@ fn a_listing_older_than_a_lease_does_not_end_it() {
     world.settle();
     world.ask(1);
     world.wire(false);
-    let old = Event::Links { asked: Vec::new(), seen: Vec::new(), routed: Vec::new() };
-    world.step(Event::Collect { network: key(1).network, alive: Vec::new() });
+    let old = Event::Links { begun: world.now, asked: Vec::new(), seen: Vec::new(), used: Vec::new() };
+    world.step(Event::Gc { network: key(1).network, alive: Vec::new() });
     world.step(old);
     assert!(world.core.leases().contains_key(&key(1)), "the lease of a live pod has ended");
     world.links.clear();
-    world.step(Event::Collect { network: key(1).network, alive: Vec::new() });
+    world.step(Event::Gc { network: key(1).network, alive: Vec::new() });
     world.listing();
     assert!(!world.core.leases().contains_key(&key(1)), "neither runtime nor kernel know it");
 }
@@ -102,7 +102,7 @@ fn an_address_rests_before_it_is_given_again_and_rest_survives_a_restart() {
     let first = world.ledger.leases[&key(1)].address;
     world.del(1, true);
     world.restart(true);
-    assert!(world.ledger.resting.contains_key(&first));
+    assert!(world.ledger.cooling.contains_key(&first));
     world.ask(2);
     assert_ne!(world.ledger.leases.get(&key(2)).map(|lease| lease.address), Some(first));
 }
@@ -185,29 +185,29 @@ fn what_leases_name_is_spared_until_metadata_shows_it() {
     let second =
         world.ledger.leases.values().find(|lease| lease.slot != 0).cloned().expect("more than one ENI's worth");
     let behind = world.ledger.leases.values().filter(|lease| lease.slot == second.slot).count();
-    assert!(world.core.spared().is_empty());
+    assert!(world.core.retained_slots().is_empty());
     let place = world.enis.get_mut(&second.eni).and_then(|eni| eni.place.take());
     world.restart(false);
-    assert_eq!(world.core.spared().len(), behind);
-    assert!(world.core.spared().contains(&(second.slot, second.address)));
-    let (carried, topology) = (world.core.carried().count(), world.core.topology());
+    assert_eq!(world.core.retained_slots().len(), behind);
+    assert!(world.core.retained_slots().contains(&(second.slot, second.address)));
+    let (carried, topology) = (world.core.host_enis().count(), world.core.topology());
     world.enis.get_mut(&second.eni).expect("known").place = place;
     world.metadata();
-    assert!(world.core.spared().is_empty() && world.core.topology() != topology);
-    assert_eq!(world.core.carried().count(), carried + 1);
+    assert!(world.core.retained_slots().is_empty() && world.core.topology() != topology);
+    assert_eq!(world.core.host_enis().count(), carried + 1);
 }
 
 #[test]
 fn what_metadata_says_of_a_known_eni_is_news_for_the_kernel() {
     let mut world = World::new();
     world.settle();
-    let facts = |world: &World| world.core.carried().map(|(eni, _)| eni.facts.clone()).collect::<Vec<_>>();
+    let facts = |world: &World| world.core.host_enis().map(|(eni, _)| eni.facts.clone()).collect::<Vec<_>>();
     let before = world.core.topology();
     let same = facts(&world);
-    world.step(Event::Imds { enis: same.clone(), bare: Vec::new() });
+    world.step(Event::Imds { enis: same.clone(), addressless: Vec::new() });
     assert_eq!(world.core.topology(), before);
     let other = same.into_iter().map(|eni| EniFacts { own_v6: "2001:db8::7".parse().ok(), ..eni }).collect();
-    world.step(Event::Imds { enis: other, bare: Vec::new() });
+    world.step(Event::Imds { enis: other, addressless: Vec::new() });
     assert_ne!(world.core.topology(), before);
 }
 
@@ -215,28 +215,28 @@ fn what_metadata_says_of_a_known_eni_is_news_for_the_kernel() {
 fn nobody_is_given_an_address_while_the_host_cannot_forward() {
     let mut world = World::new();
     world.settle();
-    world.core.hinder(Some(Refusal::new(Cause::Starting, "it is not known yet")));
+    world.core.set_blocked(Some(Refusal::new(Cause::Starting, "it is not known yet")));
     world.ask(1);
     world.listing();
     assert!(world.ledger.leases.is_empty() && world.refused.is_empty(), "it waits");
-    world.core.hinder(None);
+    world.core.set_blocked(None);
     world.step(Event::Tick);
     assert_eq!(world.ledger.leases.len(), 1);
-    world.core.hinder(Some(Refusal::new(Cause::ForwardDropped, "a firewall drops")));
+    world.core.set_blocked(Some(Refusal::new(Cause::ForwardDropped, "a firewall drops")));
     world.ask(2);
     assert_eq!(world.refused.last().map(|(_, cause)| *cause), Some(Cause::ForwardDropped));
 }
 
 #[test]
 fn rests_of_a_block_that_is_never_counted_out_are_forgotten() {
-    let v6 = Policy { kind: Kind::V6Prefix, beside: Beside::OfNode, ..policy() };
+    let v6 = Policy { kind: Kind::V6Prefix, second: Second::NodeLocal, ..policy() };
     let mut world = World::with(v6, LIMITS);
     world.settle();
     world.ask(1);
     world.wire(false);
     let address = world.ledger.leases[&key(1)].address;
     world.del(1, true);
-    assert!(world.ledger.resting.contains_key(&address));
+    assert!(world.ledger.cooling.contains_key(&address));
     world.settle();
-    assert!(!world.ledger.resting.contains_key(&address));
+    assert!(!world.ledger.cooling.contains_key(&address));
 }

@@ -6,9 +6,9 @@ use std::{
 };
 
 use enid_ipamd::{
-    AttachmentKey, AuditedEni, BareEni, Beside, Call, CallError, CallId, Cause, Core, Done, Effect, EniFacts, EniId,
-    EniState, Event, Intent, Kind, LOCAL_V4, LOCAL_V6, Lease, Ledger, Limits, LooseEni, Millis, Node, Order, Place,
-    PodRef, Policy, Provisioning, Scope, Target, Ticket, Write,
+    AddresslessEni, AttachmentKey, AuditedEni, Call, CallError, CallId, Cause, Core, Ec2Answer, Effect, EniFacts,
+    EniId, EniState, Event, Intent, Kind, LOCAL_V4, LOCAL_V6, Lease, Ledger, Limits, Millis, Node, Order, Place,
+    PodRef, Policy, Provisioning, Scope, Second, Target, Ticket, UnattachedEni, Write,
 };
 use ipnet::{IpNet, Ipv6Net};
 use proptest::prelude::*;
@@ -21,11 +21,11 @@ pub fn policy() -> Policy {
     Policy {
         target: Target::Warm { enis: 0, addresses: 1, minimum: 0, prefixes: 0 },
         kind: Kind::Single,
-        beside: Beside::Nothing,
+        second: Second::None,
         multi_card: false,
         max_enis: None,
         max_pods: None,
-        rest_ms: 1_000,
+        cooldown_ms: 1_000,
         manage_untagged: true,
         provisioning: Provisioning::On,
         clean_leaked: false,
@@ -49,7 +49,7 @@ pub struct World {
     pub lives: u64,
     pub core: Core,
     /// EFA-only ENIs.
-    pub bare: Vec<BareEni>,
+    pub bare: Vec<AddresslessEni>,
     pub now: Millis,
     pub enis: BTreeMap<EniId, Cloud>,
     pub next: u8,
@@ -82,7 +82,7 @@ impl World {
         World::beside(policy, limits, Vec::new())
     }
 
-    pub fn beside(policy: Policy, limits: Limits, bare: Vec<BareEni>) -> Self {
+    pub fn beside(policy: Policy, limits: Limits, bare: Vec<AddresslessEni>) -> Self {
         let primary = Cloud { place: Some(Place::default()), protected: true, ..Cloud::default() };
         let node = Node { instance_id: "i-1".into(), limits, policy, token_seed: "t".into() };
         let mut world = World {
@@ -115,7 +115,17 @@ impl World {
     }
 
     pub fn step(&mut self, event: Event) {
-        for effect in self.core.step(self.now, event) {
+        let is_in_batch = matches!(event, Event::Ask { .. });
+        let (effects, plan) = self.core.step_and_plan(self.now, event);
+        let again = self.core.plan(self.now);
+        // With the plan's actions in flight and no answer yet there is nothing more to do, and the same is waited for;
+        // who is refused waits no more.
+        let refused = effects.iter().any(|effect| matches!(effect, Effect::Refuse { .. }));
+        if !is_in_batch {
+            assert_eq!(again.actions, [], "planned twice");
+            assert!(refused || again.waits == plan.waits, "{:?}, then {:?}", plan.waits, again.waits);
+        }
+        for effect in effects {
             match effect {
                 Effect::Record(write) => self.record(write),
                 Effect::Call { id, call, .. } => {
@@ -131,7 +141,7 @@ impl World {
                 Effect::Offer { ticket, key, lease } => {
                     let recorded = self.ledger.leases.get(&key).expect("the record goes with the offer");
                     assert!(recorded.addresses().eq(lease.addresses()));
-                    assert!(lease.addresses().all(|address| !self.ledger.resting.contains_key(&address)), "it rests");
+                    assert!(lease.addresses().all(|address| !self.ledger.cooling.contains_key(&address)), "it rests");
                     self.is_whole(&lease);
                     self.asked.remove(&ticket);
                     self.offered.insert(ticket, (key, lease));
@@ -141,10 +151,10 @@ impl World {
                     self.refused.push((ticket, refusal.cause));
                 }
                 Effect::Verdict { mine, .. } => self.mine = mine,
-                Effect::Released { .. } | Effect::Forget { .. } => {}
+                Effect::Released { .. } | Effect::ForgetConnections { .. } => {}
             }
         }
-        assert_eq!(self.core.view(self.now).broken, Vec::<String>::new());
+        assert_eq!(self.core.broken(), None);
         let held: Vec<IpAddr> = self.ledger.leases.values().flat_map(Lease::addresses).collect();
         assert_eq!(held.iter().collect::<BTreeSet<_>>().len(), held.len(), "two owners in the store");
     }
@@ -154,14 +164,14 @@ impl World {
         let eni = &self.enis[&lease.eni];
         let on_it = |address: IpAddr| eni.blocks.iter().any(|net| net.contains(&address));
         assert!(on_it(lease.address), "{lease:?} is not on its ENI");
-        match self.node.policy.beside {
-            Beside::Nothing => assert_eq!(lease.second, None),
-            Beside::V6OfEni => {
+        match self.node.policy.second {
+            Second::None => assert_eq!(lease.second, None),
+            Second::V6OfEni => {
                 assert!(
                     lease.address.is_ipv4() && lease.second.is_some_and(|second| second.is_ipv6() && on_it(second))
                 );
             }
-            Beside::OfNode => {
+            Second::NodeLocal => {
                 let range = if lease.address.is_ipv4() { LOCAL_V6 } else { LOCAL_V4 };
                 assert!(lease.local().is_some_and(|local| range.contains(&local)));
             }
@@ -172,8 +182,8 @@ impl World {
         match write {
             Write::Lease(key, Some(lease)) => drop(self.ledger.leases.insert(key, lease)),
             Write::Lease(key, None) => drop(self.ledger.leases.remove(&key)),
-            Write::Rest(address, Some(until)) => drop(self.ledger.resting.insert(address, until)),
-            Write::Rest(address, None) => drop(self.ledger.resting.remove(&address)),
+            Write::Cooldown(address, Some(until)) => drop(self.ledger.cooling.insert(address, until)),
+            Write::Cooldown(address, None) => drop(self.ledger.cooling.remove(&address)),
             Write::Slot(eni, Some(slot)) => drop(self.ledger.slots.insert(eni, slot)),
             Write::Slot(eni, None) => drop(self.ledger.slots.remove(&eni)),
             Write::Intent(token, Some(intent)) => drop(self.ledger.intents.insert(token, intent)),
@@ -190,7 +200,7 @@ impl World {
             Some(cause) => Err(CallError { cause, message: "no".into(), request_id: None, not_found: false }),
             None => Ok(self.carry_out(&call)),
         };
-        self.step(Event::Done { id, answer });
+        self.step(Event::Answered { id, answer });
     }
 
     pub fn blocks(&mut self, order: Order) -> BTreeSet<IpNet> {
@@ -214,7 +224,7 @@ impl World {
         assert!(v4 < 4 && eni.blocks.len() - v4 <= 1, "more than an ENI carries or needs: {eni:?}");
     }
 
-    pub fn carry_out(&mut self, call: &Call) -> Done {
+    pub fn carry_out(&mut self, call: &Call) -> Ec2Answer {
         match call {
             Call::Audit { scope } => {
                 let attached = self.enis.iter().filter(|(_, eni)| eni.place.is_some());
@@ -230,16 +240,17 @@ impl World {
                     blocks: eni.blocks.clone(),
                 };
                 let loose = self.enis.iter().filter(|(_, eni)| eni.place.is_none());
-                let unattached = loose.map(|(id, eni)| LooseEni { id: id.clone(), token: eni.token.clone() }).collect();
-                Done::Audited { attached: attached.map(audited).collect(), unattached }
+                let unattached =
+                    loose.map(|(id, eni)| UnattachedEni { id: id.clone(), token: eni.token.clone() }).collect();
+                Ec2Answer::Audited { attached: attached.map(audited).collect(), unattached }
             }
             Call::Tag { eni } => {
                 self.enis.get_mut(eni).expect("known").tagged = true;
-                Done::Fine
+                Ec2Answer::Done
             }
             Call::Create { creation, token } => {
                 if let Some((id, eni)) = self.enis.iter().find(|(_, eni)| eni.token.as_ref() == Some(token)) {
-                    return Done::Created { eni: id.clone(), blocks: eni.blocks.iter().copied().collect() };
+                    return Ec2Answer::Created { eni: id.clone(), blocks: eni.blocks.iter().copied().collect() };
                 }
                 let id = EniId(format!("eni-{}", self.next));
                 assert!(creation.order.count < LIMITS.addresses_per_eni, "more than an ENI carries");
@@ -250,7 +261,7 @@ impl World {
                 let created = blocks.iter().copied().collect();
                 let token = Some(token.clone());
                 self.enis.insert(id.clone(), Cloud { tagged: true, blocks, token, ..Cloud::default() });
-                Done::Created { eni: id, blocks: created }
+                Ec2Answer::Created { eni: id, blocks: created }
             }
             Call::Attach { eni, place } => {
                 let bare = self.bare.iter().map(|eni| eni.place);
@@ -259,11 +270,11 @@ impl World {
                 let there = attached.iter().filter(|other| other.card == place.card).count();
                 assert!(there < if place.card == 0 { 3 } else { 2 }, "more ENIs than the card carries");
                 self.enis.get_mut(eni).expect("known").place = Some(*place);
-                Done::Attached { attachment: format!("att-{eni}") }
+                Ec2Answer::Attached { attachment: format!("att-{eni}") }
             }
-            Call::Protect { eni, .. } => {
+            Call::DeleteOnTermination { eni, .. } => {
                 self.enis.get_mut(eni).expect("known").protected = true;
-                Done::Fine
+                Ec2Answer::Done
             }
             Call::Assign { eni, order } => {
                 let new = self.blocks(*order);
@@ -271,7 +282,7 @@ impl World {
                 assert!(eni.tagged, "changed before it was ours");
                 eni.blocks.extend(&new);
                 Self::fits(eni);
-                Done::Assigned { blocks: new.into_iter().collect() }
+                Ec2Answer::Assigned { blocks: new.into_iter().collect() }
             }
             Call::Unassign { eni, blocks } => {
                 let cloud = self.enis.get_mut(eni).expect("known");
@@ -280,17 +291,17 @@ impl World {
                     assert!(!self.ledger.leases.values().any(used), "an address in use goes back");
                     cloud.blocks.remove(net);
                 }
-                Done::Fine
+                Ec2Answer::Done
             }
-            Call::FindLeaked => Done::Leaked { enis: Vec::new() },
+            Call::FindLeaked => Ec2Answer::Leaked { enis: Vec::new() },
             Call::Detach { eni, .. } => {
                 self.enis.get_mut(eni).expect("known").place = None;
-                Done::Fine
+                Ec2Answer::Done
             }
             Call::Delete { eni } => {
                 let gone = self.enis.remove(eni).expect("known");
                 assert!(gone.place.is_none() && self.ledger.leases.values().all(|lease| lease.eni != *eni));
-                Done::Fine
+                Ec2Answer::Done
             }
         }
     }
@@ -310,19 +321,19 @@ impl World {
             })
         });
         let enis = shown.collect();
-        self.step(Event::Imds { enis, bare: self.bare.clone() });
-        let joining = self.core.carried().filter(|(eni, _)| eni.state == EniState::Joining);
+        self.step(Event::Imds { enis, addressless: self.bare.clone() });
+        let joining = self.core.host_enis().filter(|(eni, _)| eni.state == EniState::Configuring);
         let joined: Vec<EniId> = joining.map(|(eni, _)| eni.facts.id.clone()).collect();
         for eni in joined {
             assert!(self.enis[&eni].protected, "an ENI that outlives its instance serves pods");
-            self.step(Event::EniUp { eni });
+            self.step(Event::EniConfigured { eni });
         }
     }
 
     pub fn listing(&mut self) {
         let asked = self.core.leases().keys().cloned().collect();
         let seen = self.links.iter().cloned().collect();
-        self.step(Event::Links { asked, seen, routed: Vec::new() });
+        self.step(Event::Links { begun: self.now, asked, seen, used: Vec::new() });
     }
 
     pub fn ask(&mut self, pod: u8) {
@@ -334,7 +345,7 @@ impl World {
         let ticket = Ticket(self.tickets);
         self.asked.insert(ticket);
         let pod_ref = PodRef { namespace: "default".into(), name: format!("p{pod}") };
-        self.step(Event::Ask { ticket, key: key(pod), pod: Some(pod_ref), patience: 60_000, card });
+        self.step(Event::Ask { ticket, key: key(pod), pod: Some(pod_ref), timeout_ms: 60_000, card });
     }
 
     /// Each plugin that was offered an address wires its link, or dies before it could.
@@ -348,7 +359,7 @@ impl World {
                     self.links.remove(&key);
                 }
             }
-            self.step(Event::Gone { ticket });
+            self.step(Event::Closed { ticket });
         }
     }
 
@@ -402,7 +413,7 @@ impl World {
         (0..400).for_each(|_| self.calm());
         // An ENI that nobody has missed for a minute may be on its way out just now.
         for _ in 0..100 {
-            if self.calls.is_empty() && !self.ledger.intents.values().any(|it| matches!(it, Intent::Leave(_))) {
+            if self.calls.is_empty() && !self.ledger.intents.values().any(|it| matches!(it, Intent::Delete(_))) {
                 break;
             }
             self.calm();

@@ -3,7 +3,8 @@
 use std::{collections::BTreeMap, net::IpAddr};
 
 use enid_ipamd::{
-    AuditedEni, Call, CallError, Cause, Creation, Done, EniFacts, EniId, Kind, Limits, LooseEni, Order, Place, Scope,
+    AuditedEni, Call, CallError, Cause, Creation, Ec2Answer, EniFacts, EniId, Kind, Limits, Order, Place, Scope,
+    UnattachedEni,
 };
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use vpclab::model::{Answer, ApiError, Counted, EniTruth, Faults, InterfaceType, Model, Options, Outcome, Request};
@@ -23,7 +24,7 @@ pub struct Reply {
     /// Milliseconds until the answer is there.
     pub takes_ms: u64,
     /// The answer.
-    pub answer: Result<Done, CallError>,
+    pub answer: Result<Ec2Answer, CallError>,
 }
 
 impl Cloud {
@@ -163,7 +164,7 @@ impl Cloud {
                 device_index: place.device_index,
                 card: place.card,
             },
-            Call::Protect { eni, attachment } => Request::ModifyNetworkInterfaceAttribute {
+            Call::DeleteOnTermination { eni, attachment } => Request::ModifyNetworkInterfaceAttribute {
                 eni: eni.0.clone(),
                 attachment: Some(attachment.clone()),
                 delete_on_termination: Some(true),
@@ -195,29 +196,29 @@ impl Cloud {
     }
 }
 
-fn done(instance: &str, call: &Call, answer: Answer) -> Done {
+fn done(instance: &str, call: &Call, answer: Answer) -> Ec2Answer {
     match (call, answer) {
         (Call::Audit { .. }, Answer::Interfaces { list, .. }) => {
             let (here, rest): (Vec<_>, Vec<_>) = list.into_iter().partition(|eni| eni.instance() == Some(instance));
             let loose = rest.into_iter().filter(|eni| eni.attachment.is_none());
-            Done::Audited {
+            Ec2Answer::Audited {
                 attached: here.iter().map(|eni| audited(instance, eni)).collect(),
                 unattached: loose
-                    .map(|eni| LooseEni { token: eni.tags.get(TAG_TOKEN).cloned(), id: EniId(eni.id) })
+                    .map(|eni| UnattachedEni { token: eni.tags.get(TAG_TOKEN).cloned(), id: EniId(eni.id) })
                     .collect(),
             }
         }
         (Call::FindLeaked, Answer::Interfaces { list, .. }) => {
-            Done::Leaked { enis: list.into_iter().map(|eni| EniId(eni.id)).collect() }
+            Ec2Answer::Leaked { enis: list.into_iter().map(|eni| EniId(eni.id)).collect() }
         }
-        (_, Answer::Interface(eni)) => Done::Created { blocks: blocks(&eni), eni: EniId(eni.id) },
-        (_, Answer::Attached { attachment }) => Done::Attached { attachment },
+        (_, Answer::Interface(eni)) => Ec2Answer::Created { blocks: blocks(&eni), eni: EniId(eni.id) },
+        (_, Answer::Attached { attachment }) => Ec2Answer::Attached { attachment },
         (_, Answer::Assigned { addresses, prefixes, ipv6_prefixes, .. }) => {
             let singles = addresses.into_iter().map(|address| IpNet::from(IpAddr::V4(address)));
             let prefixes = prefixes.into_iter().map(IpNet::V4).chain(ipv6_prefixes.into_iter().map(IpNet::V6));
-            Done::Assigned { blocks: singles.chain(prefixes).collect() }
+            Ec2Answer::Assigned { blocks: singles.chain(prefixes).collect() }
         }
-        _ => Done::Fine,
+        _ => Ec2Answer::Done,
     }
 }
 

@@ -27,7 +27,7 @@ use std::{
 
 use anyhow::Context;
 use comfy_table::{Table, presets::NOTHING};
-use enid_ipamd::{Beside, Mutation};
+use enid_ipamd::{Mutation, Second};
 use vpclab::model::Options;
 
 use crate::{
@@ -97,7 +97,7 @@ fn options(seed: u64) -> Options {
 pub fn play(seed: u64, story: &[Move], mutation: Option<Mutation>) -> (Option<String>, Tally) {
     let mut first = settings(u8::try_from(seed % 8).unwrap_or(0));
     if seed % 5 == 3 {
-        first.beside = Beside::V6OfEni; // pods of both families
+        first.second = Second::V6OfEni; // pods of both families
     }
     let Ok(mut world) = World::new(options(seed), first, mutation) else {
         return (Some("the instance does not start".to_owned()), Tally::default());

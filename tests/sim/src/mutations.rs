@@ -6,17 +6,18 @@ use enid_ipamd::Mutation;
 use crate::{MOVES, play, story};
 
 /// Every guard, and the invariant (design) that it stands for.
-const GUARDS: [(Mutation, &str); 10] = [
-    (Mutation::GiveTwice, "1: an address has one owner"),
-    (Mutation::IgnoreStrangers, "1: a link that no lease explains owns its address"),
-    (Mutation::UnassignHeld, "2: nothing that a live pod uses is unassigned"),
-    (Mutation::DetachHeld, "2: nothing that a live pod uses is detached"),
-    (Mutation::BelieveMetadata, "2: metadata alone takes nothing away"),
+const GUARDS: [(Mutation, &str); 11] = [
+    (Mutation::AssignTwice, "1: an address has one owner"),
+    (Mutation::IgnoreOrphans, "1: a link that no lease explains owns its address"),
+    (Mutation::UnassignInUse, "2: nothing that a live pod uses is unassigned"),
+    (Mutation::DetachInUse, "2: nothing that a live pod uses is detached"),
+    (Mutation::IgnoreKernel, "2: a listing of the kernel after the decision stands before every release"),
+    (Mutation::TrustMetadata, "2: metadata alone takes nothing away"),
     (Mutation::OfferUnrecorded, "3: a lease is durable before its ADD is answered"),
     (Mutation::CreateUnrecorded, "4: a creation is written down before it is sent"),
-    (Mutation::ChangeForeign, "5: an ENI is changed only if it is ours"),
+    (Mutation::ChangeUnmanaged, "5: an ENI is changed only if it is ours"),
     (Mutation::ServeUnprotected, "an ENI serves only after delete-on-termination"),
-    (Mutation::NoRest, "addresses rest before they are given again"),
+    (Mutation::NoCooldown, "addresses rest before they are given again"),
 ];
 
 /// Seeds that are tried before a mutation counts as unseen.

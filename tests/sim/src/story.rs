@@ -58,7 +58,13 @@ pub enum Move {
     Clock(i32),
     /// So many pods are bound to the node and on their way.
     Bound(u32),
+    /// A pod that no lease explains appears just before the pool gives its address up.
+    Orphan,
 }
+
+/// One seed in so many has orphaned links, so many of them.
+const ORPHANS_IN: u64 = 4;
+const ORPHANS: usize = 8;
 
 /// Where a kill hits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -76,7 +82,11 @@ pub fn draw(seed: u64, moves: usize) -> Vec<Move> {
     let mut rng = fastrand::Rng::with_seed(seed);
     // Each story has its own weather: some are calm, some are not.
     let storm = rng.u8(0..4);
-    (0..moves).map(|_| one(&mut rng, storm)).collect()
+    let mut story: Vec<Move> = (0..moves).map(|_| one(&mut rng, storm)).collect();
+    if seed.is_multiple_of(ORPHANS_IN) {
+        (0..ORPHANS).for_each(|_| story.insert(rng.usize(0..story.len().max(1)), Move::Orphan));
+    }
+    story
 }
 
 fn one(rng: &mut fastrand::Rng, storm: u8) -> Move {

@@ -48,7 +48,7 @@ fn setting(crowd: &Crowd, charge_refused: bool, others_share: f64) -> Setting {
     };
     let mut policy = settings(0);
     policy.target = Target::Auto;
-    policy.rest_ms = 30_000;
+    policy.cooldown_ms = 30_000;
     Setting { kind: crowd.kind, policy, options, listing_ms: 60_000, knows_bound: true, subnet: 9 }
 }
 

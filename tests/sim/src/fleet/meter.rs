@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use enid_ipamd::{CallError, Cause, Done};
+use enid_ipamd::{CallError, Cause, Ec2Answer};
 use vpclab::model::{Options, bucket};
 
 use super::float;
@@ -51,7 +51,7 @@ impl Meter {
         now: u64,
         node: usize,
         action: &'static str,
-        answer: &Result<Done, CallError>,
+        answer: &Result<Ec2Answer, CallError>,
         waits: bool,
     ) {
         let used = self.actions.entry(action).or_default();

@@ -12,7 +12,7 @@ pub mod waste;
 
 use std::collections::BTreeMap;
 
-use enid_ipamd::{Call, CallError, CallId, Class, Done, Effect, Event, Limits, Millis, Policy, Ticket};
+use enid_ipamd::{Call, CallError, CallId, Class, Ec2Answer, Effect, Event, Limits, Millis, Policy, Ticket};
 use vpclab::model::{Counted, Options};
 
 use crate::cloud::Cloud;
@@ -65,7 +65,7 @@ enum What {
     /// A call reaches EC2; whether a pod waits for it.
     Arrives(CallId, Call, bool),
     /// Its answer reaches the node.
-    Answered(CallId, Box<Result<Done, CallError>>),
+    Answered(CallId, Box<Result<Ec2Answer, CallError>>),
     /// A pod is created, by its number.
     Start(u64),
     /// It is deleted.
@@ -182,7 +182,7 @@ impl Fleet {
             }
             What::Metadata => self.read_metadata(node),
             What::Links => {
-                if let Some(event) = self.nodes[node].links() {
+                if let Some(event) = self.nodes[node].links(self.now) {
                     self.plan(self.now + self.setting.listing_ms, node, What::Links);
                     self.tell(node, event);
                 }
@@ -194,7 +194,7 @@ impl Fleet {
                 let back = self.now + reply.takes_ms;
                 self.plan(back, node, What::Answered(id, Box::new(reply.answer)));
             }
-            What::Answered(id, answer) => self.tell(node, Event::Done { id, answer: *answer }),
+            What::Answered(id, answer) => self.tell(node, Event::Answered { id, answer: *answer }),
             What::Start(pod) => {
                 let since = self.now;
                 if let Some(event) = self.nodes[node].ask(pod, since, PATIENCE_MS) {
@@ -239,7 +239,7 @@ impl Fleet {
         }
         // What the core wants carried the host can take on at once.
         for eni in self.nodes[node].joining() {
-            self.tell(node, Event::EniUp { eni });
+            self.tell(node, Event::EniConfigured { eni });
         }
         self.wake(node, if batch { Some(self.now + 1) } else { None });
     }
@@ -259,13 +259,13 @@ impl Fleet {
                     } else {
                         self.plan(self.now + RETRY_MS, node, What::Start(pod));
                     }
-                    self.tell(node, Event::Gone { ticket });
+                    self.tell(node, Event::Closed { ticket });
                 }
             }
             Effect::Refuse { ticket, .. } => {
                 if let Some(pod) = self.nodes[node].refused(ticket) {
                     self.plan(self.now + RETRY_MS, node, What::Start(pod));
-                    self.tell(node, Event::Gone { ticket });
+                    self.tell(node, Event::Closed { ticket });
                 }
             }
             Effect::Call { id, call, class } => {
@@ -273,7 +273,7 @@ impl Fleet {
                 let takes = self.rng.u64(ON_THE_WAY_MS.0..=ON_THE_WAY_MS.1);
                 self.plan(self.now + takes, node, What::Arrives(id, call, waits));
             }
-            Effect::Record(_) | Effect::Released { .. } | Effect::Forget { .. } => {}
+            Effect::Record(_) | Effect::Released { .. } | Effect::ForgetConnections { .. } => {}
         }
     }
 
@@ -281,7 +281,7 @@ impl Fleet {
         self.nodes[node].reads_at = None;
         let instance = self.nodes[node].instance.clone();
         let enis = self.cloud.imds(self.now, &instance);
-        self.tell(node, Event::Imds { enis, bare: Vec::new() });
+        self.tell(node, Event::Imds { enis, addressless: Vec::new() });
     }
 
     /// Plans when the node is to be woken, and when it reads metadata.

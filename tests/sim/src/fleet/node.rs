@@ -78,8 +78,8 @@ impl Node {
         let Some(core) = &self.core else { return };
         let counts = core.counts();
         // A secondary ENI's own address is taken from the subnet as well.
-        let own = u64::try_from(core.carried().count().saturating_sub(1)).unwrap_or(0);
-        self.idle_ms += (counts.total - counts.held + own) * (now - self.accounted);
+        let own = u64::try_from(core.host_enis().count().saturating_sub(1)).unwrap_or(0);
+        self.idle_ms += (counts.total - counts.assigned + own) * (now - self.accounted);
         self.accounted = now;
     }
 
@@ -90,27 +90,27 @@ impl Node {
     /// When the core wants to be woken, and whether it expects something of metadata.
     pub fn due(&self, now: u64) -> (Option<u64>, bool) {
         let Some(core) = &self.core else { return (None, false) };
-        (core.next_due(Millis(now)).map(|due| due.0), core.expects_imds())
+        (core.next_due(Millis(now)).map(|due| due.0), core.awaits_metadata())
     }
 
     /// All links are there, and nobody else's.
-    pub fn links(&self) -> Option<Event> {
+    pub fn links(&self, now: u64) -> Option<Event> {
         let core = self.core.as_ref()?;
         let running: BTreeSet<AttachmentKey> =
             self.pods.iter().filter(|(_, pod)| pod.runs).map(|(pod, _)| key(*pod)).collect();
-        let routed: Vec<IpAddr> = running.iter().filter_map(|key| Some(core.lease(key)?.address)).collect();
+        let used: Vec<IpAddr> = running.iter().filter_map(|key| Some(core.lease(key)?.address)).collect();
         let asked = core.leases().keys().cloned().collect();
-        Some(Event::Links { asked, seen: running.into_iter().collect(), routed })
+        Some(Event::Links { begun: Millis(now), asked, seen: running.into_iter().collect(), used })
     }
 
     pub fn joining(&self) -> Vec<EniId> {
         let Some(core) = &self.core else { return Vec::new() };
-        let joining = core.carried().filter(|(eni, _)| eni.state == EniState::Joining);
+        let joining = core.host_enis().filter(|(eni, _)| eni.state == EniState::Configuring);
         joining.map(|(eni, _)| eni.facts.id.clone()).collect()
     }
 
     /// ADD of a pod, the first or one more.
-    pub fn ask(&mut self, pod: u64, now: u64, patience: u64) -> Option<Event> {
+    pub fn ask(&mut self, pod: u64, now: u64, timeout_ms: u64) -> Option<Event> {
         self.core.as_ref()?;
         let ticket = Ticket(self.tickets);
         let known = self.pods.entry(pod).or_insert(Pod { since: now, ticket: None, runs: false });
@@ -120,7 +120,7 @@ impl Node {
         self.tickets += 1;
         known.ticket = Some(ticket);
         let reference = PodRef { namespace: "default".into(), name: format!("{pod}") };
-        Some(Event::Ask { ticket, key: key(pod), pod: Some(reference), patience, card: None })
+        Some(Event::Ask { ticket, key: key(pod), pod: Some(reference), timeout_ms, card: None })
     }
 
     /// DEL of a pod.

@@ -72,7 +72,7 @@ pub type Costs = Vec<(&'static str, Cost)>;
 fn cost(trace: &Trace, target: Target, seed: u64) -> anyhow::Result<Cost> {
     let mut policy = settings(0);
     policy.target = target;
-    policy.rest_ms = 30_000;
+    policy.cooldown_ms = 30_000;
     let options = Options { seed, imds_lag_ms: (100, 1_000), ..Options::default() };
     let setting = Setting { kind: "m5.xlarge", policy, options, listing_ms: 30_000, knows_bound: false, subnet: 16 };
     let mut fleet = Fleet::new(setting, trace.nodes.len(), seed)?;

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, net::IpAddr};
 
-use enid_ipamd::{AttachmentKey, Beside, Call, Event, Intent, Lease, Ticket};
+use enid_ipamd::{AttachmentKey, Call, Effect, Event, Intent, Lease, Plan, Second, Ticket};
 
 use super::{
     REST_MS, World,
@@ -11,6 +11,19 @@ use super::{
 use crate::cloud::is_ours;
 
 impl World {
+    /// With the actions of a plan in flight and no answer yet, planning again yields no action and the same waits.
+    pub(super) fn check_plan(&mut self, plan: &Plan, effects: &[Effect]) {
+        let again = self.core.plan(self.clock());
+        if let Some(action) = again.actions.first() {
+            self.wrong(format!("planned twice: {}", action.step));
+        }
+        // Who is refused waits no more.
+        let refused = effects.iter().any(|effect| matches!(effect, Effect::Refuse { .. }));
+        if !refused && again.waits != plan.waits {
+            self.wrong(format!("the waits changed: {:?}, then {:?}", plan.waits, again.waits));
+        }
+    }
+
     /// Judged from outside: what EC2 is asked must not hurt anybody.
     pub(super) fn check_call(&mut self, call: &Call) {
         let enis = self.cloud.enis(self.now);
@@ -44,7 +57,7 @@ impl World {
         for address in lease.addresses() {
             self.address_offered(key, address, &lease);
         }
-        if self.policy.beside == Beside::V6OfEni && lease.second.is_none() && !self.links.contains_key(key) {
+        if self.policy.second == Second::V6OfEni && lease.second.is_none() && !self.links.contains_key(key) {
             self.wrong(format!("{} is offered one family of two", key.container));
         }
         if let Some(plugin) = self.plugins.values_mut().find(|plugin| plugin.ticket == ticket && plugin.connected) {
@@ -64,6 +77,13 @@ impl World {
             _ => {}
         }
         let lives = |pod: &Pod| pod.addresses.contains(&address);
+        // Nobody could know of it yet: it comes to nothing.
+        let unseen = self.orphans.iter().find(|key| self.pods.get(*key).is_some_and(lives)).cloned();
+        if let Some(key) = unseen {
+            self.orphans.remove(&key);
+            self.links.remove(&key);
+            self.pods.remove(&key);
+        }
         if let Some((other, _)) = self.pods.iter().find(|(other, pod)| lives(pod) && *other != key) {
             let other = other.container.clone();
             self.wrong(format!("{address} is offered to {}, and {other} lives with it", key.container));
@@ -128,7 +148,7 @@ impl World {
             let what = format!("{} is ours and hangs nowhere", eni.id);
             return self.wrong(what);
         }
-        let unfinished = |intent: &Intent| matches!(intent, Intent::Create(_) | Intent::Leave(_));
+        let unfinished = |intent: &Intent| matches!(intent, Intent::Create(_) | Intent::Delete(_));
         let open = self.disk.intents.iter().find(|(_, intent)| unfinished(intent));
         if let Some((token, intent)) = open {
             let what = format!("the intent {token} stays open: {intent:?}");

@@ -11,8 +11,8 @@ use std::{
 };
 
 use enid_ipamd::{
-    AttachmentKey, Call, CallId, Core, Effect, EniId, Event, Lease, Ledger, Limits, Millis, Mutation, Node, Policy,
-    Write,
+    Action, AttachmentKey, Call, CallId, Core, Effect, EniId, Event, Lease, Ledger, Limits, Millis, Mutation, Node,
+    Policy, Write,
 };
 use vpclab::model::Options;
 
@@ -31,6 +31,8 @@ const PATIENCE_MS: u64 = 60_000;
 /// The kernel's links are listed this often, metadata is read this often when nothing is expected.
 const LISTING_MS: u64 = 5_000;
 const METADATA_MS: u64 = 30_000;
+/// Every so many steps the plan is made a second time.
+const PLAN_AGAIN: u64 = 8;
 /// More EC2 calls within a minute are too many, whatever happens; a daemon that is killed forgets its pauses.
 const MOST_CALLS: usize = 120;
 const KIND: &str = "m5.large";
@@ -87,6 +89,8 @@ pub struct World {
     traces: bool,
     /// Addresses of pods whose lease was on a disk that was lost: nobody knows when they go.
     unrecorded: BTreeSet<IpAddr>,
+    /// Pods without a lease that no listing has shown yet.
+    orphans: BTreeSet<AttachmentKey>,
     pub tally: Tally,
     /// The first thing that must not be.
     pub broken: Option<String>,
@@ -129,6 +133,7 @@ impl World {
             by_hand: BTreeSet::new(),
             traces: std::env::var_os("SIM_TRACE").is_some(),
             unrecorded: BTreeSet::new(),
+            orphans: BTreeSet::new(),
             tally: Tally::default(),
             broken: None,
         };
@@ -175,19 +180,23 @@ impl World {
     /// One event for the core, and what follows from it.
     fn tell(&mut self, event: Event) {
         self.tally.steps += 1;
-        let before = self.core.view(self.clock());
+        let now = self.clock();
+        let is_in_batch = matches!(event, Event::Ask { .. });
         let told = if self.traces { format!("{event:?}") } else { String::new() };
-        let effects = self.core.step(self.clock(), event);
+        let (effects, plan) = self.core.step_and_plan(now, event);
         if self.traces && (!effects.is_empty() || !told.starts_with("Tick")) {
             eprintln!("{:>9} {told:.9000}", self.now);
+            for Action { step, reason } in &plan.actions {
+                eprintln!("{:>9}   {step}: {reason}", "");
+            }
             effects.iter().for_each(|effect| eprintln!("{:>9}   -> {:.900}", "", format!("{effect:?}")));
         }
-        let after = self.core.view(self.clock());
-        if let Some(broken) = after.broken.first() {
-            let broken = broken.clone();
-            return self.wrong(format!("the core: {broken}"));
+        if let Some(broken) = self.core.broken() {
+            return self.wrong(format!("the core: {}", broken.message));
         }
-        drop(before);
+        if !is_in_batch && self.tally.steps.is_multiple_of(PLAN_AGAIN) {
+            self.check_plan(&plan, &effects);
+        }
         self.carry_out(effects);
     }
 
@@ -239,8 +248,8 @@ impl World {
         match write {
             Write::Lease(key, Some(lease)) => drop(self.disk.leases.insert(key, lease)),
             Write::Lease(key, None) => drop(self.disk.leases.remove(&key)),
-            Write::Rest(address, Some(until)) => drop(self.disk.resting.insert(address, until)),
-            Write::Rest(address, None) => drop(self.disk.resting.remove(&address)),
+            Write::Cooldown(address, Some(until)) => drop(self.disk.cooling.insert(address, until)),
+            Write::Cooldown(address, None) => drop(self.disk.cooling.remove(&address)),
             Write::Slot(eni, Some(slot)) => drop(self.disk.slots.insert(eni, slot)),
             Write::Slot(eni, None) => drop(self.disk.slots.remove(&eni)),
             Write::Intent(token, Some(intent)) => drop(self.disk.intents.insert(token, intent)),
@@ -298,19 +307,20 @@ impl World {
         let held: BTreeSet<AttachmentKey> = self.core.leases().keys().cloned().collect();
         let seen = self.links.keys().filter(|key| held.contains(*key)).cloned().collect();
         let routed = self.links.values().filter(|link| link.routed);
-        let routed = routed.flat_map(|link| link.addresses.clone()).collect();
+        let used = routed.flat_map(|link| link.addresses.clone()).collect();
         self.next_listing = self.now + LISTING_MS;
-        self.tell(Event::Links { asked: held.into_iter().collect(), seen, routed });
+        self.orphans.clear();
+        self.tell(Event::Links { begun: self.clock(), asked: held.into_iter().collect(), seen, used });
     }
 
     fn read_metadata(&mut self) {
         let instance = self.instance.clone();
         let enis = self.cloud.imds(self.now, &instance);
-        let hurry = self.core.expects_imds();
+        let hurry = self.core.awaits_metadata();
         self.next_metadata = self.now + if hurry { 500 } else { METADATA_MS };
         self.tell(Event::Wall { ms: self.now + self.wall });
         if !enis.is_empty() {
-            self.tell(Event::Imds { enis, bare: Vec::new() });
+            self.tell(Event::Imds { enis, addressless: Vec::new() });
         }
         // The host takes on what it is to carry, if EC2 has really attached it.
         let attached: BTreeSet<String> = self
@@ -320,9 +330,9 @@ impl World {
             .filter(|eni| eni.instance() == Some(&instance))
             .map(|eni| eni.id)
             .collect();
-        let joining: Vec<EniId> = self.core.carried().map(|(eni, _)| eni.facts.id.clone()).collect();
+        let joining: Vec<EniId> = self.core.host_enis().map(|(eni, _)| eni.facts.id.clone()).collect();
         for eni in joining.into_iter().filter(|eni| attached.contains(&eni.0)) {
-            self.tell(Event::EniUp { eni });
+            self.tell(Event::EniConfigured { eni });
         }
     }
 
@@ -347,7 +357,7 @@ impl World {
                 let key = (*at, *number);
                 let Some((id, reply)) = self.calls.remove(&key) else { break };
                 self.next_metadata = self.next_metadata.min(self.now + 200);
-                self.tell(Event::Done { id, answer: reply.answer });
+                self.tell(Event::Answered { id, answer: reply.answer });
             }
             if self.next_listing <= self.now {
                 self.list_links();

@@ -80,7 +80,7 @@ impl World {
                     self.fault("plugin killed");
                     let Some(plugin) = self.plugins.remove(&at) else { return };
                     if plugin.connected {
-                        self.tell(Event::Gone { ticket: plugin.ticket });
+                        self.tell(Event::Closed { ticket: plugin.ticket });
                     }
                     self.delete(&plugin.key);
                 }
@@ -107,7 +107,7 @@ impl World {
                 let living = self.pods.keys().chain(self.plugins.values().map(|plugin| &plugin.key)).cloned();
                 let alive: Vec<AttachmentKey> = if *partial { living.step_by(2).collect() } else { living.collect() };
                 self.fault(if *partial { "GC with a partial list" } else { "GC" });
-                self.tell(Event::Collect { network: "enid".into(), alive });
+                self.tell(Event::Gc { network: "enid".into(), alive });
             }
             Move::LoseAnswers(percent) => {
                 self.fault("answers lost");
@@ -140,7 +140,7 @@ impl World {
             Move::Stale(stale) => {
                 self.fault("metadata stale");
                 // Where nothing is remembered, stale metadata and no EC2 leave no witness: a known limit.
-                let looks = self.disk.intents.values().any(|intent| *intent == Intent::LookAround);
+                let looks = self.disk.intents.values().any(|intent| *intent == Intent::Discover);
                 self.cloud.faults().imds_stale = *stale && !looks && !self.disk.slots.is_empty();
             }
             Move::Torn(percent) => {
@@ -155,7 +155,7 @@ impl World {
             Move::Settings(number) => {
                 self.fault("settings changed");
                 // Families are chosen for the whole life.
-                self.policy = Policy { beside: self.policy.beside, ..settings(*number) };
+                self.policy = Policy { second: self.policy.second, ..settings(*number) };
                 let policy = self.policy.clone();
                 self.tell(Event::Settings { policy });
             }
@@ -164,6 +164,7 @@ impl World {
                 self.fault("clock jumps");
                 self.wall = self.wall.saturating_add_signed(i64::from(*seconds) * 1_000);
             }
+            Move::Orphan => self.orphan(),
             Move::Bound(pods) => self.tell(Event::Bound { pods: *pods }),
         }
     }
@@ -177,9 +178,9 @@ impl World {
         // As the store does it: the clock began anew, what was held or rested rests from now on.
         self.boot = self.now;
         let until = Millis(REST_MS);
-        self.disk.resting.values_mut().for_each(|at| *at = until);
+        self.disk.cooling.values_mut().for_each(|at| *at = until);
         for lease in std::mem::take(&mut self.disk.leases).into_values() {
-            self.disk.resting.extend(lease.addresses().map(|address| (address, until)));
+            self.disk.cooling.extend(lease.addresses().map(|address| (address, until)));
         }
         self.start();
     }

@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use enid_ipamd::{AttachmentKey, EniId, Event, Lease, PodRef, Ticket};
+use enid_ipamd::{AttachmentKey, Awaited, EniId, Event, Lease, PodRef, Ticket};
 
 use super::{PATIENCE_MS, World};
 
@@ -57,7 +57,7 @@ impl World {
             self.links.remove(&plugin.key);
         }
         if plugin.connected {
-            self.tell(Event::Gone { ticket: plugin.ticket });
+            self.tell(Event::Closed { ticket: plugin.ticket });
         }
         // The runtime sends DEL after a failed ADD.
         self.delete(&plugin.key);
@@ -69,7 +69,7 @@ impl World {
         let plugin = Plugin { ticket, key: key.clone(), step: Step::Waits, lease: None, at: self.now, connected: true };
         self.plugins.insert(self.tickets, plugin);
         let pod = PodRef { namespace: "default".into(), name: key.container.clone() };
-        self.tell(Event::Ask { ticket, key, pod: Some(pod), patience: PATIENCE_MS, card: None });
+        self.tell(Event::Ask { ticket, key, pod: Some(pod), timeout_ms: PATIENCE_MS, card: None });
     }
 
     pub(super) fn delete(&mut self, key: &AttachmentKey) {
@@ -143,7 +143,38 @@ impl World {
         }
         self.pods.insert(key, Pod { addresses, eni: lease.eni.clone() });
         if plugin.connected {
-            self.tell(Event::Gone { ticket: plugin.ticket });
+            self.tell(Event::Closed { ticket: plugin.ticket });
         }
+    }
+
+    /// A pod that no lease explains appears just before the pool gives its address up: a container that was restored from
+    /// a checkpoint, for one. Only a listing of the kernel after the decision can tell.
+    pub(super) fn orphan(&mut self) {
+        let Some((_, until)) = self.surplus_address() else { return };
+        self.pass((until + self.boot).saturating_sub(self.now + 1));
+        let Some((address, _)) = self.surplus_address() else { return };
+        let eni = self.core.view(self.clock()).blocks.values().find(|block| block.net().contains(&address)).cloned();
+        let Some(eni) = eni.map(|block| block.eni().clone()) else { return };
+        self.fault("orphaned link");
+        self.names += 1;
+        let container = format!("orphan{}", self.names);
+        let key = AttachmentKey { network: "enid".into(), container, ifname: "eth0".into() };
+        self.links.insert(key.clone(), Link { addresses: vec![address], routed: true });
+        self.pods.insert(key.clone(), Pod { addresses: vec![address], eni });
+        self.unrecorded.insert(address);
+        self.orphans.insert(key);
+    }
+
+    /// An address that the plan is about to give up, and when, on the core's clock.
+    fn surplus_address(&self) -> Option<(IpAddr, u64)> {
+        let view = self.core.view(self.clock());
+        view.plan.waits.iter().find_map(|wait| {
+            let net = match &wait.awaited {
+                Awaited::SurplusBlocks { blocks } => *blocks.first()?,
+                Awaited::SurplusEni { eni } => *view.enis.get(eni)?.blocks.iter().next()?,
+                _ => return None,
+            };
+            Some((net.network(), wait.until?.0))
+        })
     }
 }

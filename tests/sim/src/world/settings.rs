@@ -1,6 +1,6 @@
 //! Settings that a node may have.
 
-use enid_ipamd::{Beside, Kind, Policy, Provisioning, Target};
+use enid_ipamd::{Kind, Policy, Provisioning, Second, Target};
 
 use super::REST_MS;
 
@@ -20,11 +20,11 @@ pub fn settings(number: u8) -> Policy {
     Policy {
         target,
         kind,
-        beside: Beside::Nothing,
+        second: Second::None,
         multi_card: false,
         max_enis: None,
         max_pods: Some(110),
-        rest_ms: REST_MS,
+        cooldown_ms: REST_MS,
         manage_untagged: true,
         provisioning: Provisioning::On,
         clean_leaked: true,

@@ -3,7 +3,8 @@
 
 use imbl::Vector;
 
-use crate::{Learnt, Millis};
+use super::target::Learned;
+use crate::ids::Millis;
 
 /// How long a burst of pods is remembered: daily routines come back within hours.
 const BURSTS_MS: u64 = 6 * 3_600_000;
@@ -47,9 +48,9 @@ impl Greatest {
     }
 }
 
-/// The memory.
+/// What has been seen.
 #[derive(Clone, Debug)]
-pub(crate) struct Memory {
+pub(crate) struct History {
     /// When pods asked, for the last minute or as long as an address takes to come.
     asked: Vector<Millis>,
     bursts: Greatest,
@@ -59,9 +60,9 @@ pub(crate) struct Memory {
     delay_ms: u64,
 }
 
-impl Memory {
+impl History {
     pub(crate) fn new() -> Self {
-        Memory {
+        History {
             asked: Vector::new(),
             bursts: Greatest { window_ms: BURSTS_MS, pieces: Vector::new() },
             in_use: Greatest { window_ms: IN_USE_MS, pieces: Vector::new() },
@@ -105,7 +106,7 @@ impl Memory {
         self.delay_ms = (self.delay_ms * 3 + took_ms.clamp(500, 60_000)) / 4;
     }
 
-    /// So many addresses are in use, rest included.
+    /// So many addresses are in use, cooling ones included.
     pub(crate) fn in_use(&mut self, now: Millis, addresses: u64) {
         self.in_use.see(now, addresses);
         self.wanted.see(now, addresses);
@@ -120,11 +121,11 @@ impl Memory {
 
     /// What to keep, where so many addresses are in use. A burst on top of the most that was in use lately is
     /// not waited for; pods that come at this moment are.
-    pub(crate) fn learnt(&self, now: Millis, in_use: u64) -> Learnt {
+    pub(crate) fn learned(&self, now: Millis, in_use: u64) -> Learned {
         let burst = self.bursts.get().min(self.in_use.get().saturating_sub(in_use));
         let coming = self.steadily(now).div_ceil(ENI_PART);
         let least = (in_use / IN_USE_PER_MARGIN).clamp(LEAST, LEAST_OF_MANY);
-        Learnt { margin: burst.max(coming).clamp(least, MOST), peak: self.wanted.get().max(in_use) }
+        Learned { margin: burst.max(coming).clamp(least, MOST), peak: self.wanted.get().max(in_use) }
     }
 }
 
@@ -134,30 +135,30 @@ mod tests {
 
     #[test]
     fn a_burst_is_remembered_and_forgotten() {
-        let mut memory = Memory::new();
-        let margin = |memory: &Memory, now, in_use| memory.learnt(Millis(now), in_use).margin;
-        assert_eq!(margin(&memory, 0, 0), LEAST);
-        (0..9).for_each(|_| memory.ask(Millis(10_000)));
-        memory.in_use(Millis(10_100), 40);
-        assert_eq!((memory.lately(Millis(60_000)), memory.lately(Millis(80_000))), (9, 0));
-        assert_eq!(margin(&memory, 30_000, 40), LEAST_OF_MANY, "they came at once");
-        assert_eq!(margin(&memory, 80_000, 20), 9, "they come again");
-        assert_eq!(margin(&memory, 80_000, 35), 5, "most of them are there");
-        assert_eq!(memory.learnt(Millis(80_000), 41), Learnt { margin: LEAST_OF_MANY, peak: 41 });
-        memory.in_use(Millis(IN_USE_MS * 2), 12);
-        assert_eq!(memory.learnt(Millis(IN_USE_MS * 2), 0), Learnt { margin: 9, peak: 12 });
-        memory.in_use(Millis(BURSTS_MS * 2), 12);
-        assert_eq!(memory.learnt(Millis(BURSTS_MS * 2), 0), Learnt { margin: LEAST, peak: 12 });
+        let mut history = History::new();
+        let margin = |history: &History, now, in_use| history.learned(Millis(now), in_use).margin;
+        assert_eq!(margin(&history, 0, 0), LEAST);
+        (0..9).for_each(|_| history.ask(Millis(10_000)));
+        history.in_use(Millis(10_100), 40);
+        assert_eq!((history.lately(Millis(60_000)), history.lately(Millis(80_000))), (9, 0));
+        assert_eq!(margin(&history, 30_000, 40), LEAST_OF_MANY, "they came at once");
+        assert_eq!(margin(&history, 80_000, 20), 9, "they come again");
+        assert_eq!(margin(&history, 80_000, 35), 5, "most of them are there");
+        assert_eq!(history.learned(Millis(80_000), 41), Learned { margin: LEAST_OF_MANY, peak: 41 });
+        history.in_use(Millis(IN_USE_MS * 2), 12);
+        assert_eq!(history.learned(Millis(IN_USE_MS * 2), 0), Learned { margin: 9, peak: 12 });
+        history.in_use(Millis(BURSTS_MS * 2), 12);
+        assert_eq!(history.learned(Millis(BURSTS_MS * 2), 0), Learned { margin: LEAST, peak: 12 });
     }
 
     #[test]
     fn pods_that_come_slower_than_addresses_need_no_margin() {
-        let mut memory = Memory::new();
-        (0..50).for_each(|n| memory.ask(Millis(n * 30_000)));
-        memory.in_use(Millis(1_500_000), 50);
-        assert_eq!(memory.learnt(Millis(1_600_000), 0).margin, 1);
-        (0..9).for_each(|_| memory.filled(60_000));
-        (50..100).for_each(|n| memory.ask(Millis(n * 30_000)));
-        assert!(memory.learnt(Millis(3_100_000), 0).margin > 1);
+        let mut history = History::new();
+        (0..50).for_each(|n| history.ask(Millis(n * 30_000)));
+        history.in_use(Millis(1_500_000), 50);
+        assert_eq!(history.learned(Millis(1_600_000), 0).margin, 1);
+        (0..9).for_each(|_| history.filled(60_000));
+        (50..100).for_each(|n| history.ask(Millis(n * 30_000)));
+        assert!(history.learned(Millis(3_100_000), 0).margin > 1);
     }
 }

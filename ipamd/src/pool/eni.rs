@@ -9,9 +9,10 @@ use std::{
 use imbl::OrdSet;
 use ipnet::{IpNet, Ipv4Net};
 
+use super::block::{Block, BlockState, InUse, Rank};
 use crate::{
-    Block, BlockState, EniId, Kind, Millis, Place,
-    block::{self, Rank},
+    ids::{EniId, Millis, Place},
+    supply::Kind,
 };
 
 /// One ENI as instance metadata shows it.
@@ -33,9 +34,9 @@ pub struct EniFacts {
     pub blocks: BTreeSet<IpNet>,
 }
 
-/// An ENI without any address: one that is EFA-only, or one of which not all shows yet.
+/// An ENI without any address: one that is EFA-only, or one of which metadata does not show all yet.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct BareEni {
+pub struct AddresslessEni {
     /// EC2's id.
     pub id: EniId,
     /// Where it is attached.
@@ -48,13 +49,13 @@ pub enum EniState {
     /// Attached; whether it is ours is not known yet.
     Unknown,
     /// Ours; the host does not carry it yet.
-    Joining,
-    /// Its addresses may be given.
+    Configuring,
+    /// Its addresses may be assigned.
     Ready,
     /// It is about to be detached; withheld since then.
-    Leaving(Millis),
-    /// Somebody else's: left alone.
-    Foreign,
+    Detaching(Millis),
+    /// Not ours: left alone.
+    Unmanaged,
 }
 
 /// Addresses of an ENI, counted.
@@ -62,15 +63,15 @@ pub enum EniState {
 pub struct Sums {
     /// All of them.
     pub total: u64,
-    /// In somebody's hands.
-    pub held: u64,
-    /// Resting.
-    pub resting: u64,
-    /// To be given.
-    pub free: u64,
+    /// Assigned to attachments, or used by orphaned links.
+    pub assigned: u64,
+    /// In their cooldown.
+    pub cooling: u64,
+    /// Can be assigned now.
+    pub available: u64,
     /// Prefixes.
     pub prefixes: u64,
-    /// Prefixes that nobody uses any of.
+    /// Prefixes without an assigned or cooling address.
     pub idle_prefixes: u64,
 }
 
@@ -83,22 +84,22 @@ pub struct Eni {
     pub slot: Option<u32>,
     /// How far it has come.
     pub state: EniState,
-    /// EC2 confirmed our tag in this life, so it may be changed.
+    /// EC2 confirmed our tag in this run, so it may be changed.
     pub ours: bool,
-    /// Id of its attachment, if EC2 told it in this life.
+    /// Id of its attachment, if EC2 told it in this run.
     pub attachment: Option<String>,
     /// Metadata does not show it any more.
-    pub doubted: bool,
+    pub unconfirmed: bool,
     /// Its absence from metadata means something from then on.
-    pub(crate) excused: Millis,
+    pub(super) confirmed_until: Millis,
     /// Since when it has been what it is.
     pub since: Millis,
     /// Its addresses, counted.
     pub sums: Sums,
     /// Its blocks: what metadata or EC2 has shown and nobody has taken away.
     pub blocks: OrdSet<IpNet>,
-    /// Blocks with something to give, in the order of giving.
-    pub(crate) open: OrdSet<Rank>,
+    /// Blocks with something to assign, in the order of assigning.
+    pub(super) ranked: OrdSet<Rank>,
 }
 
 impl EniFacts {
@@ -109,37 +110,65 @@ impl EniFacts {
 }
 
 impl Eni {
-    /// Whether pods may get its addresses.
-    pub fn gives(&self) -> bool {
-        self.state == EniState::Ready && !self.doubted
+    /// An ENI that metadata shows for the first time, without its blocks.
+    pub(crate) fn new(now: Millis, facts: EniFacts, state: EniState, slot: Option<u32>) -> Self {
+        Eni {
+            facts,
+            slot,
+            state,
+            ours: false,
+            attachment: None,
+            unconfirmed: false,
+            confirmed_until: now,
+            since: now,
+            sums: Sums::default(),
+            blocks: OrdSet::new(),
+            ranked: OrdSet::new(),
+        }
     }
 
-    /// Whether nobody uses or remembers any address of it.
+    /// EC2's id.
+    pub fn id(&self) -> &EniId {
+        &self.facts.id
+    }
+
+    /// The network card that it is on.
+    pub fn card(&self) -> u32 {
+        self.facts.place.card
+    }
+
+    /// Whether its addresses may be assigned.
+    pub fn is_usable(&self) -> bool {
+        self.state == EniState::Ready && !self.unconfirmed
+    }
+
+    /// Whether no address of it is assigned or cooling.
     pub fn is_idle(&self) -> bool {
-        self.sums.held == 0 && self.sums.resting == 0
+        self.sums.assigned == 0 && self.sums.cooling == 0
     }
 }
 
 impl Sums {
-    pub(crate) fn of(block: &Block) -> Sums {
-        if !block.leads {
+    pub(super) fn of(block: &Block) -> Sums {
+        if !block.leads() {
             return Sums::default();
         }
-        let prefix = u64::from(block::kind(&block.net) == Kind::Prefix);
-        let open = block.state == BlockState::Open;
-        let (held, resting, free) = (block.held, block.resting, block.free());
-        let idle = open && block.is_idle();
-        let total = held + resting + free;
-        Sums { total, held, resting, free, prefixes: prefix * u64::from(open), idle_prefixes: prefix * u64::from(idle) }
+        let prefix = u64::from(Kind::of(&block.net()) == Kind::Prefix);
+        let usable = block.state() == BlockState::Usable;
+        let (InUse { assigned, cooling }, available) = (block.in_use(), block.available());
+        let total = assigned + cooling + available;
+        let prefixes = prefix * u64::from(usable);
+        let idle_prefixes = prefix * u64::from(usable && block.is_idle());
+        Sums { total, assigned, cooling, available, prefixes, idle_prefixes }
     }
 }
 
 impl AddAssign for Sums {
     fn add_assign(&mut self, other: Sums) {
         self.total += other.total;
-        self.held += other.held;
-        self.resting += other.resting;
-        self.free += other.free;
+        self.assigned += other.assigned;
+        self.cooling += other.cooling;
+        self.available += other.available;
         self.prefixes += other.prefixes;
         self.idle_prefixes += other.idle_prefixes;
     }
@@ -148,9 +177,9 @@ impl AddAssign for Sums {
 impl SubAssign for Sums {
     fn sub_assign(&mut self, other: Sums) {
         self.total -= other.total;
-        self.held -= other.held;
-        self.resting -= other.resting;
-        self.free -= other.free;
+        self.assigned -= other.assigned;
+        self.cooling -= other.cooling;
+        self.available -= other.available;
         self.prefixes -= other.prefixes;
         self.idle_prefixes -= other.idle_prefixes;
     }

@@ -1,8 +1,8 @@
-//! Those who wait for an address, in the order in which they came.
+//! ADDs that wait for an address, in the order in which they came.
 
 use imbl::{OrdMap, OrdSet};
 
-use crate::{AttachmentKey, Millis, PodRef, Ticket};
+use crate::ids::{AttachmentKey, Millis, PodRef, Ticket};
 
 /// One request without an address yet.
 #[derive(Clone, Debug)]
@@ -17,7 +17,7 @@ pub(crate) struct Waiter {
 
 impl Waiter {
     /// The card whose pool has to grow for it.
-    pub(crate) fn grows(&self) -> u32 {
+    pub(crate) fn pool_card(&self) -> u32 {
         self.card.unwrap_or(0)
     }
 }
@@ -45,23 +45,23 @@ impl Queue {
         self.line.insert(place, waiter);
     }
 
-    /// The cards that somebody asks for, or none in particular.
+    /// The cards that ADDs ask for; `None`: any will do.
     pub(crate) fn cards(&self) -> Vec<Option<u32>> {
         self.by_card.keys().copied().collect()
     }
 
-    /// The first of those who ask for this card.
+    /// The first ADD that asks for this card.
     pub(crate) fn pop(&mut self, card: Option<u32>) -> Option<Waiter> {
         let place = *self.by_card.get(&card)?.get_min()?;
         self.remove(place)
     }
 
-    /// How many ask for this card.
+    /// How many ADDs ask for this card.
     pub(crate) fn waiting_for(&self, card: Option<u32>) -> u64 {
         self.by_card.get(&card).map_or(0, |places| u64::try_from(places.len()).unwrap_or(u64::MAX))
     }
 
-    /// How many wait for this card's pool: who can do with any waits for the first card's.
+    /// How many ADDs wait for this card's pool: those that ask for none in particular wait for the first card's.
     pub(crate) fn waiting_on(&self, card: u32) -> u64 {
         self.waiting_for(Some(card)) + if card == 0 { self.waiting_for(None) } else { 0 }
     }
@@ -76,17 +76,17 @@ impl Queue {
         self.remove(place)
     }
 
-    /// One whose patience has ended.
+    /// One whose timeout has ended.
     pub(crate) fn take_overdue(&mut self, now: Millis) -> Option<Waiter> {
         let (deadline, place) = *self.deadlines.get_min()?;
         if deadline <= now { self.remove(place) } else { None }
     }
 
-    /// One of those who ask for this card who will not live to see this moment (or anyone, if it never comes).
-    pub(crate) fn take_hopeless(&mut self, card: Option<u32>, help: Option<Millis>) -> Option<Waiter> {
+    /// One that asks for this card and whose timeout ends before this moment (any one, if the moment never comes).
+    pub(crate) fn take_before(&mut self, card: Option<u32>, moment: Option<Millis>) -> Option<Waiter> {
         let asks = |place: &u64| self.line.get(place).is_some_and(|waiter| waiter.card == card);
         let (deadline, place) = *self.deadlines.iter().find(|(_, place)| asks(place))?;
-        if help.is_none_or(|at| at >= deadline) { self.remove(place) } else { None }
+        if moment.is_none_or(|at| at >= deadline) { self.remove(place) } else { None }
     }
 
     fn remove(&mut self, place: u64) -> Option<Waiter> {

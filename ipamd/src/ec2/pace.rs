@@ -8,29 +8,26 @@
 //!   In between the account's bucket fills undisturbed, and a refusal at the slot costs nothing, since the
 //!   bucket is empty then. Tries spread evenly would drain every token that a refused call is charged.
 //! - How many slots are left out is drawn anew each time, from a span that grows with the time waited so
-//!   far: who has waited long can wait a tenth more. So crowds thin out, and the last one is not forgotten.
+//!   far: who has waited long can wait a tenth more. So crowds thin out, and every node gets its turn.
 //!
 //! Lower classes step back much further than calls that a pod waits for.
 
-use std::{
-    num::NonZeroU32,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
-    time::Duration,
+use std::{cell::Cell, num::NonZeroU32, rc::Rc, time::Duration};
+
+use governor::{Quota, RateLimiter, clock::Clock};
+use imbl::{OrdMap, Vector};
+
+use super::call::Class;
+use crate::{
+    cause::{Cause, Refusal},
+    ids::Millis,
 };
-
-use governor::{Quota, RateLimiter, clock::Clock, state::InMemoryState, state::NotKeyed};
-use imbl::OrdMap;
-
-use crate::{Cause, Class, Millis, Refusal};
 
 /// Calls of one action in a row, and milliseconds per call after them; how many times slower at the most.
 const LANES: [(Class, Lane); 3] = [
     (Class::PodWaits, Lane { burst: 16, period_ms: 1_000, slowest: 2 }),
     (Class::PoolShort, Lane { burst: 8, period_ms: 4_000, slowest: 16 }),
-    (Class::Tidy, Lane { burst: 8, period_ms: 4_000, slowest: 64 }),
+    (Class::Background, Lane { burst: 8, period_ms: 4_000, slowest: 64 }),
 ];
 
 /// Slots after the first refusals, and after [`CROWDED`]: no longer than EC2 needs to fill any bucket that we
@@ -39,7 +36,7 @@ const FIRST_SLOT_MS: u64 = 1_000;
 const SLOT_MS: u64 = 5_000;
 /// The part of the time waited so far by which the next try may be put off.
 const SPAN: u64 = 10;
-/// After this many refusals in a row there is a crowd: for a while every action is called at slots only.
+/// After this many refusals in a row the account is taken to be crowded: for a while every action is called at slots only.
 const CROWDED: u32 = 2;
 const CROWD_MS: u64 = 60_000;
 /// A slot is as long as a daemon may need to wake up.
@@ -58,28 +55,16 @@ struct Lane {
     slowest: u64,
 }
 
-/// The core's clock, as `governor` reads it: what [`crate::Core::step`] was told last.
+/// Calls of one action and class: a value, out of which `governor` computes what may be called.
+///
+/// `governor`'s own state is shared by its copies, and the core copies itself to plan ahead; so the calls that still
+/// count are kept here, and a limiter is made of them when a question is asked.
 #[derive(Clone, Debug, Default)]
-struct Told(Arc<AtomicU64>);
-
-impl Clock for Told {
-    type Instant = Duration;
-
-    fn now(&self) -> Duration {
-        Duration::from_millis(self.0.load(Ordering::Relaxed))
-    }
-}
-
-type Limiter = RateLimiter<NotKeyed, InMemoryState, Told, governor::middleware::NoOpMiddleware<Duration>>;
-
-/// Calls of one action and class.
-#[derive(Clone, Debug)]
 struct Bucket {
-    limiter: Arc<Limiter>,
-    /// A call may be made now, or from then on.
-    next: Result<(), Millis>,
-    /// How many times slower than usual.
-    slower: u64,
+    /// When calls were made that still count.
+    made: Vector<Millis>,
+    /// How many times slower than usual, as a power of two.
+    slowdown: u32,
 }
 
 /// What an action waits for after a refusal.
@@ -97,7 +82,6 @@ pub(crate) struct Pause {
 /// The buckets and pauses of all actions.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Pace {
-    clock: Told,
     /// What has to be added to the core's time for the wall clock's.
     to_wall: u64,
     /// Until when EC2 is taken to be crowded.
@@ -107,30 +91,29 @@ pub(crate) struct Pace {
 }
 
 impl Pace {
-    /// The time of this step.
-    pub(crate) fn at(&mut self, now: Millis) {
-        self.clock.0.store(now.0, Ordering::Relaxed);
-        let due = |bucket: &Bucket| bucket.next.is_err_and(|at| at <= now);
-        let due: Vec<_> = self.buckets.iter().filter(|(_, bucket)| due(bucket)).map(|(key, _)| *key).collect();
-        for key in due {
-            if let Some(bucket) = self.buckets.get_mut(&key) {
-                bucket.refill(now);
-            }
-        }
-    }
-
     /// What the wall clock shows now, in milliseconds since 1970.
     pub(crate) fn wall(&mut self, now: Millis, wall_ms: u64) {
         self.to_wall = wall_ms.wrapping_sub(now.0);
     }
 
-    /// Whether a call of this class may be made.
-    pub(crate) fn is_open(&self, now: Millis, action: &'static str, class: Class) -> bool {
-        let until = self.pauses.get(action).and_then(|pause| pause.untils.get(&class));
-        let bucket = self.buckets.get(&(action, class));
-        until.is_none_or(|until| *until <= now)
-            && bucket.is_none_or(|bucket| bucket.next.is_ok())
-            && self.next_slot(now).is_none()
+    /// How many calls of this class may be made now.
+    pub(crate) fn permits(&self, now: Millis, action: &'static str, class: Class) -> u32 {
+        match self.opens_at(now, action, class) {
+            Some(_) => 0,
+            None => self.bucket(action, class).permits(class, now),
+        }
+    }
+
+    /// When a call of this class may be made; `None`: now.
+    pub(crate) fn opens_at(&self, now: Millis, action: &'static str, class: Class) -> Option<Millis> {
+        let pause = self.pauses.get(action).and_then(|pause| pause.untils.get(&class)).copied();
+        let pause = pause.filter(|until| *until > now);
+        let bucket = self.bucket(action, class).opens_at(class, now);
+        pause.into_iter().chain(bucket).chain(self.next_slot(now)).max()
+    }
+
+    fn bucket(&self, action: &'static str, class: Class) -> Bucket {
+        self.buckets.get(&(action, class)).cloned().unwrap_or_default()
     }
 
     /// Whether EC2 is taken to have too much to do.
@@ -147,8 +130,7 @@ impl Pace {
 
     /// A call is made.
     pub(crate) fn take(&mut self, now: Millis, action: &'static str, class: Class) {
-        let clock = self.clock.clone();
-        self.buckets.entry((action, class)).or_insert_with(|| Bucket::new(class, 1, clock)).refill(now);
+        self.buckets.entry((action, class)).or_default().take(class, now);
     }
 
     /// A call was answered.
@@ -156,9 +138,9 @@ impl Pace {
         self.pauses.remove(action);
         for (class, _) in LANES {
             if let Some(bucket) = self.buckets.get_mut(&(action, class))
-                && bucket.slower > 1
+                && bucket.slowdown > 0
             {
-                *bucket = Bucket::new(class, bucket.slower / 2, self.clock.clone());
+                *bucket = Bucket { slowdown: bucket.slowdown - 1, made: Vector::new() };
             }
         }
     }
@@ -174,10 +156,10 @@ impl Pace {
         let mut untils = OrdMap::new();
         for (class, lane) in LANES {
             let until = if refusal.cause == Cause::Throttled {
-                let slower = self.buckets.get(&(action, class)).map_or(1, |bucket| bucket.slower);
-                let mut bucket = Bucket::new(class, (slower * 2).min(lane.slowest), self.clock.clone());
-                bucket.refill(now);
-                let ready = bucket.next.err().unwrap_or(now);
+                let slowest = lane.slowest.trailing_zeros();
+                let slowdown = (self.bucket(action, class).slowdown + 1).min(slowest);
+                let bucket = Bucket { slowdown, made: Vector::unit(now) };
+                let ready = bucket.opens_at(class, now).unwrap_or(now);
                 self.buckets.insert((action, class), bucket);
                 self.slot(now, ready, now.since(first), failures, chance)
             } else {
@@ -213,29 +195,84 @@ impl Pace {
     /// When something opens that is closed.
     pub(crate) fn opens(&self, now: Millis) -> impl Iterator<Item = Millis> {
         let untils = self.pauses.values().flat_map(|pause| pause.untils.values().copied());
-        untils.chain(self.buckets.values().filter_map(|bucket| bucket.next.err())).chain(self.next_slot(now))
+        let buckets = self.buckets.iter().filter_map(move |((_, class), bucket)| bucket.opens_at(*class, now));
+        untils.chain(buckets).chain(self.next_slot(now))
+    }
+}
+
+/// The clock of a limiter that is made of past calls.
+#[derive(Clone, Debug, Default)]
+struct Replayed(Rc<Cell<u64>>);
+
+impl Clock for Replayed {
+    type Instant = Duration;
+
+    fn now(&self) -> Duration {
+        Duration::from_millis(self.0.get())
     }
 }
 
 impl Bucket {
-    /// A full one; one that was slowed down has a single call to give.
-    fn new(class: Class, slower: u64, clock: Told) -> Self {
-        let lane = LANES.iter().find(|(of, _)| *of == class).map_or(LANES[2].1, |(_, lane)| *lane);
-        let period = Duration::from_millis(lane.period_ms * slower.max(1));
-        let burst = NonZeroU32::new(if slower > 1 { 1 } else { lane.burst }).unwrap_or(NonZeroU32::MIN);
-        let quota = Quota::with_period(period).unwrap_or(Quota::per_second(NonZeroU32::MIN)).allow_burst(burst);
-        let limiter = RateLimiter::direct_with_clock(quota, clock);
-        // The first call is always there.
-        let next = limiter.check().map_err(|_| Millis(0));
-        Bucket { limiter: Arc::new(limiter), next, slower: slower.max(1) }
+    fn lane(class: Class) -> Lane {
+        LANES.iter().find(|(of, _)| *of == class).map_or(LANES[2].1, |(_, lane)| *lane)
     }
 
-    /// Draws the next call, or learns when there will be one.
-    fn refill(&mut self, now: Millis) {
-        self.next = self.limiter.check().map_err(|not_until| {
-            let wait = not_until.wait_time_from(Duration::from_millis(now.0));
-            now.plus(u64::try_from(wait.as_millis()).unwrap_or(u64::MAX).max(1))
-        });
+    /// Calls in a row, and the milliseconds of each call after them: one that was slowed down has a single call to give.
+    fn rate(&self, class: Class) -> (u32, u64) {
+        let lane = Self::lane(class);
+        (if self.slowdown > 0 { 1 } else { lane.burst }, lane.period_ms << self.slowdown)
+    }
+
+    /// Counts the calls that may be made now, up to `most`; or tells when the next one may be made.
+    fn check(&self, class: Class, now: Millis, most: u32) -> Result<u32, Millis> {
+        let (burst, period_ms) = self.rate(class);
+        let quota = Quota::with_period(Duration::from_millis(period_ms)).unwrap_or(Quota::per_second(NonZeroU32::MIN));
+        let quota = quota.allow_burst(NonZeroU32::new(burst).unwrap_or(NonZeroU32::MIN));
+        let clock = Replayed::default();
+        clock.0.set(self.made.front().copied().unwrap_or(now).0);
+        let limiter = RateLimiter::direct_with_clock(quota, clock.clone());
+        for made in &self.made {
+            clock.0.set(made.0);
+            let _ = limiter.check(); // it was made, whatever the limiter says of it now
+        }
+        clock.0.set(now.0);
+        let mut permits = 0;
+        while permits < most {
+            match limiter.check() {
+                Ok(()) => permits += 1,
+                Err(_) if permits > 0 => break,
+                Err(not_until) => {
+                    let wait = not_until.wait_time_from(Duration::from_millis(now.0));
+                    return Err(now.plus(u64::try_from(wait.as_millis()).unwrap_or(u64::MAX).max(1)));
+                }
+            }
+        }
+        Ok(permits)
+    }
+
+    fn permits(&self, class: Class, now: Millis) -> u32 {
+        if self.made.is_empty() {
+            return self.rate(class).0;
+        }
+        self.check(class, now, self.rate(class).0).unwrap_or(0)
+    }
+
+    /// When the next call may be made; `None`: now.
+    fn opens_at(&self, class: Class, now: Millis) -> Option<Millis> {
+        if self.made.is_empty() {
+            return None;
+        }
+        self.check(class, now, 1).err()
+    }
+
+    fn take(&mut self, class: Class, now: Millis) {
+        let (burst, period_ms) = self.rate(class);
+        // Earlier ones have been refilled.
+        let counts = u64::from(burst + 1) * period_ms;
+        while self.made.front().is_some_and(|made| now.since(*made) > counts) {
+            self.made.pop_front();
+        }
+        self.made.push_back(now);
     }
 }
 
@@ -253,8 +290,7 @@ mod tests {
     fn a_node_calls_in_bursts_and_then_slowly() {
         let mut pace = Pace::default();
         let made = (0..10_000_u64).step_by(10).filter(|at| {
-            pace.at(Millis(*at));
-            let open = pace.is_open(Millis(*at), ACTION, Class::PodWaits);
+            let open = pace.permits(Millis(*at), ACTION, Class::PodWaits) > 0;
             if open {
                 pace.take(Millis(*at), ACTION, Class::PodWaits);
             }
@@ -262,7 +298,7 @@ mod tests {
         });
         let made = made.count();
         assert!((24..=26).contains(&made), "{made}: a burst of 16, then one a second");
-        assert!(pace.is_open(Millis(10_000), ACTION, Class::Tidy), "each class has its own");
+        assert_eq!(pace.permits(Millis(10_000), ACTION, Class::Background), 8, "each class has its own");
     }
 
     #[test]
@@ -272,17 +308,15 @@ mod tests {
             let mut now = Millis(123);
             pace.wall(now, 1_000_000_777);
             for failures in 0..6_u32 {
-                pace.at(now);
                 pace.refused(now, ACTION, throttled(), chance * 7_919);
                 let until = pace.pause(ACTION).unwrap().until;
                 let wall = until.0 + 1_000_000_777 - 123;
                 let slot = if failures < CROWDED { FIRST_SLOT_MS } else { SLOT_MS };
                 assert!(until > now && wall.is_multiple_of(slot), "{wall} after {failures}");
-                assert!(!pace.is_open(now, ACTION, Class::PodWaits));
+                assert_eq!(pace.permits(now, ACTION, Class::PodWaits), 0);
                 assert!(pace.opens(now).any(|at| at == until));
                 now = until;
-                pace.at(now);
-                assert!(pace.is_open(now, ACTION, Class::PodWaits), "the bucket is ready at the slot");
+                assert_eq!(pace.permits(now, ACTION, Class::PodWaits), 1, "the bucket is ready at the slot");
             }
         }
     }
@@ -292,20 +326,18 @@ mod tests {
         let mut pace = Pace::default();
         let mut now = Millis(50);
         for _ in 0..6 {
-            pace.at(now);
             pace.refused(now, ACTION, throttled(), 0);
             now = pace.pause(ACTION).unwrap().until;
         }
         let untils = pace.pause(ACTION).unwrap().untils.clone();
         assert!(untils[&Class::PodWaits] < untils[&Class::PoolShort]);
-        assert!(untils[&Class::PoolShort] < untils[&Class::Tidy]);
+        assert!(untils[&Class::PoolShort] < untils[&Class::Background]);
         // Success brings it back step by step.
         for _ in 0..8 {
             pace.answered(ACTION);
         }
-        pace.at(now);
-        assert!(LANES.iter().all(|(class, _)| pace.is_open(now, ACTION, *class)));
-        assert!(pace.buckets.values().all(|bucket| bucket.slower == 1));
+        assert!(LANES.iter().all(|(class, lane)| pace.permits(now, ACTION, *class) == lane.burst));
+        assert!(pace.buckets.values().all(|bucket| bucket.slowdown == 0));
     }
 
     #[test]
@@ -319,5 +351,17 @@ mod tests {
             })
             .collect();
         assert_eq!(waits, [250, 500, 1_000, 2_000, 4_000, 8_000, 15_000, 15_000, 15_000]);
+    }
+
+    #[test]
+    fn a_copy_draws_from_a_bucket_of_its_own() {
+        let mut pace = Pace::default();
+        let mut copy = pace.clone();
+        (0..16).for_each(|_| copy.take(Millis(5), ACTION, Class::PodWaits));
+        assert_eq!(copy.permits(Millis(5), ACTION, Class::PodWaits), 0);
+        assert_eq!(pace.permits(Millis(5), ACTION, Class::PodWaits), 16);
+        pace.take(Millis(5), ACTION, Class::PodWaits);
+        assert_eq!(pace.permits(Millis(5), ACTION, Class::PodWaits), 15);
+        assert_eq!(copy.opens_at(Millis(5), ACTION, Class::PodWaits), Some(Millis(1_005)));
     }
 }

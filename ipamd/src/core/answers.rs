@@ -1,0 +1,217 @@
+//! EC2's answers to calls.
+
+use ipnet::IpNet;
+
+use super::Core;
+use crate::{
+    cause::Cause,
+    ec2::{Call, CallError, CreationStage, DeletionStage, Ec2Answer, Flight, Intent, Scope},
+    event::{Effect, Write},
+    ids::{CallId, EniId, Millis},
+    pool::BlockState,
+    supply::Kind,
+};
+
+impl Core {
+    pub(super) fn answered(
+        &mut self,
+        now: Millis,
+        id: CallId,
+        answer: Result<Ec2Answer, CallError>,
+        effects: &mut Vec<Effect>,
+    ) {
+        let Some(Flight { call, since, .. }) = self.calls.end(id) else { return };
+        match answer {
+            Ok(answer) => {
+                self.calls.succeeded(call.action());
+                self.succeeded(now, since, call, answer, effects);
+            }
+            Err(error) => self.failed(now, call, error, effects),
+        }
+    }
+
+    fn succeeded(&mut self, now: Millis, sent: Millis, call: Call, answer: Ec2Answer, effects: &mut Vec<Effect>) {
+        match (call, answer) {
+            (Call::Audit { scope }, Ec2Answer::Audited { attached, unattached }) => {
+                self.audited(now, sent, scope, attached, unattached, effects);
+            }
+            (Call::Tag { eni }, _) => self.tagged(&eni),
+            (Call::Create { token, .. }, Ec2Answer::Created { eni, blocks }) => {
+                self.pool.expect(&eni, blocks, None, sent);
+                self.audits.created(now, &eni);
+                self.creations.set_stage(&token, CreationStage::ToAttach(eni), None);
+            }
+            (Call::Attach { eni, .. }, Ec2Answer::Attached { attachment }) => {
+                self.pool.set_attachment(&eni, attachment.clone());
+                self.creations.set_stage_of(&eni, CreationStage::ToProtect(eni.clone(), attachment));
+            }
+            (Call::DeleteOnTermination { eni, attachment }, _) => self.protected(now, &eni, attachment, effects),
+            (Call::Assign { eni, .. }, Ec2Answer::Assigned { blocks }) => {
+                blocks.iter().for_each(|net| self.forget_unassigned(*net, effects));
+                self.pool.expect(&eni, blocks, Some(now), sent);
+            }
+            (Call::Unassign { blocks, .. }, _) => blocks.iter().for_each(|net| self.pool.forget_block(*net)),
+            (Call::Detach { eni, .. }, _) => self.detached(now, &eni),
+            (Call::Delete { eni }, _) => self.deleted(&eni, effects),
+            (Call::FindLeaked, Ec2Answer::Leaked { enis }) => self.found_leaked(now, enis),
+            _ => {}
+        }
+    }
+
+    /// EC2 has put our tag on an ENI, so it may be changed; it still has to be deleted with the instance.
+    fn tagged(&mut self, id: &EniId) {
+        self.pool.set_ours(id);
+        if self.pool.eni(id).is_some_and(|eni| eni.state == crate::pool::EniState::Unknown) {
+            self.audits.want_now(Scope::Attached);
+        }
+    }
+
+    fn protected(&mut self, now: Millis, eni: &EniId, attachment: String, effects: &mut Vec<Effect>) {
+        self.configure(eni, effects);
+        self.pool.set_tagged(eni);
+        self.pool.set_attachment(eni, attachment);
+        let place = self.creations.of(eni).and_then(|(_, pending)| pending.place);
+        self.pool.expect_eni(now, eni, place);
+        self.close_creation(eni, effects);
+    }
+
+    fn close_creation(&mut self, eni: &EniId, effects: &mut Vec<Effect>) {
+        if let Some(token) = self.creations.of(eni).map(|(token, _)| token.clone()) {
+            self.creations.remove(&token);
+            effects.push(Effect::Record(Write::Intent(token, None)));
+        }
+    }
+
+    pub(super) fn detached(&mut self, now: Millis, eni: &EniId) {
+        let place = self.pool.eni(eni).map(|eni| eni.facts.place);
+        self.deletions.detached(now, eni, place);
+        self.pool.forget_eni(eni);
+    }
+
+    pub(super) fn deleted(&mut self, eni: &EniId, effects: &mut Vec<Effect>) {
+        self.close_deletion(eni, effects);
+        if !self.leases.names(eni) && self.slots.free(eni) {
+            effects.push(Effect::Record(Write::Slot(eni.clone(), None)));
+        }
+    }
+
+    /// An ENI is gone, or stays.
+    pub(super) fn close_deletion(&mut self, eni: &EniId, effects: &mut Vec<Effect>) {
+        if let Some(token) = self.deletions.remove(eni).and_then(|deletion| deletion.token) {
+            effects.push(Effect::Record(Write::Intent(token, None)));
+        }
+    }
+
+    fn failed(&mut self, now: Millis, call: Call, error: CallError, effects: &mut Vec<Effect>) {
+        let unanswered = error.cause == Cause::Ec2Unreachable;
+        // EC2 may not know yet what it has just created.
+        let too_early = error.not_found && self.audits.may_be_denied(now, call.eni());
+        // Asked for again as it is: nothing is known to be wrong with it.
+        let again = too_early || error.cause == Cause::Throttled;
+        match &call {
+            Call::Attach { eni, .. } if again => {
+                self.creations.set_stage_of(eni, CreationStage::ToAttach(eni.clone()));
+            }
+            Call::DeleteOnTermination { eni, attachment } if again => {
+                self.creations.set_stage_of(eni, CreationStage::ToProtect(eni.clone(), attachment.clone()));
+            }
+            Call::Detach { eni, .. } | Call::Delete { eni } if too_early => self.not_deleted(eni, &call, false),
+            Call::Detach { eni, .. } if error.not_found => return self.detached(now, eni),
+            Call::Delete { eni } if error.not_found => return self.deleted(eni, effects),
+            // EC2 may not have them any more: an audit tells.
+            Call::Unassign { blocks, .. } => {
+                self.not_unassigned(blocks, unanswered || error.cause == Cause::Ec2Error, effects);
+            }
+            Call::Detach { eni, .. } | Call::Delete { eni } => self.not_deleted(eni, &call, unanswered),
+            Call::Create { token, .. } => self.not_created(token, unanswered, effects),
+            Call::Attach { eni, .. } | Call::DeleteOnTermination { eni, .. } => {
+                self.not_configured(eni, &call, unanswered, effects);
+            }
+            Call::Audit { scope } => self.audits.want(*scope),
+            Call::Assign { .. } if unanswered => self.audits.want(Scope::Attached),
+            _ => {}
+        }
+        if error.cause == Cause::NoPrefix && self.no_prefix(now, &call) {
+            return;
+        }
+        self.calls.failed(now, call.action(), error);
+    }
+
+    /// EC2 found no prefix in the subnet: single addresses serve until it may have one. Whether this is all there is to
+    /// do. For a block of IPv6 there is nothing that could serve instead.
+    fn no_prefix(&mut self, now: Millis, call: &Call) -> bool {
+        let (kind, with_v6) = match call {
+            Call::Assign { order, .. } => (order.kind, false),
+            Call::Create { creation, .. } => (creation.order.kind, creation.with_v6),
+            _ => (Kind::Single, false),
+        };
+        if kind == Kind::V6Prefix {
+            return false;
+        }
+        self.demand.no_prefix(now);
+        let again = matches!(call, Call::Create { token, .. } if self.creations.contains(token));
+        !again && !with_v6
+    }
+
+    fn not_created(&mut self, token: &str, unanswered: bool, effects: &mut Vec<Effect>) {
+        if unanswered {
+            self.creations.unanswered(token);
+            self.audits.want(Scope::Ours);
+        } else if self.creations.get(token).is_some_and(|pending| pending.resent) {
+            self.creations.set_stage(token, CreationStage::ToCreate, None);
+        } else {
+            // EC2 has answered: nothing was created.
+            self.creations.remove(token);
+            effects.push(Effect::Record(Write::Intent(token.to_owned(), None)));
+        }
+    }
+
+    /// Attach or delete-on-termination failed. Such an ENI has never served: it is deleted again.
+    fn not_configured(&mut self, eni: &EniId, call: &Call, unanswered: bool, effects: &mut Vec<Effect>) {
+        if unanswered {
+            self.creations.set_stage_of(eni, CreationStage::Unclear(Some(eni.clone())));
+            self.audits.want(Scope::Ours);
+            return;
+        }
+        let Some(token) = self.creations.of(eni).map(|(token, _)| token.clone()) else { return };
+        if self.pool.eni(eni).is_some_and(|known| known.slot.is_some() || known.sums.assigned > 0) {
+            return self.close_creation(eni, effects); // an earlier run had finished it, and pods may use it
+        }
+        // A next run must not go on creating what this one deletes.
+        effects.push(Effect::Record(Write::Intent(token.clone(), Some(Intent::Delete(eni.clone())))));
+        let place = self.creations.remove(&token).and_then(|pending| pending.place);
+        let stage = match call {
+            Call::DeleteOnTermination { attachment, .. } => DeletionStage::ToDetach(attachment.clone()),
+            _ => DeletionStage::ToDelete,
+        };
+        let place = self.pool.eni(eni).map(|eni| eni.facts.place).or(place);
+        self.deletions.set(eni, stage, Some(token), place);
+        self.pool.forget_eni(eni);
+    }
+
+    fn not_unassigned(&mut self, blocks: &[IpNet], unclear: bool, effects: &mut Vec<Effect>) {
+        if unclear {
+            self.audits.want(Scope::Attached);
+            return;
+        }
+        for net in blocks {
+            self.pool.set_block_state(*net, BlockState::Usable);
+            self.forget_unassigned(*net, effects);
+        }
+    }
+
+    /// Detach or delete failed: tried again after the pause, from where an audit says it is.
+    fn not_deleted(&mut self, eni: &EniId, call: &Call, unanswered: bool) {
+        // It may be attached somewhere after all, if it cannot be deleted for long.
+        let in_vain = self.calls.has_failed(call.action(), 3);
+        let stage = match call {
+            _ if unanswered => DeletionStage::Unclear,
+            Call::Delete { .. } if in_vain => DeletionStage::Unclear,
+            Call::Detach { attachment, .. } => DeletionStage::ToDetach(attachment.clone()),
+            _ => DeletionStage::ToDelete,
+        };
+        if self.deletions.contains(eni) {
+            self.begin_deletion(eni, stage, None);
+        }
+    }
+}

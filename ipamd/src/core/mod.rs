@@ -1,0 +1,222 @@
+//! The state machine: it owns the parts and tells the story of a step.
+//!
+//! A step takes the time and one event. Time passes (cooldowns end, what metadata has shown is no longer waited for), the
+//! event is *observed*, ADDs that wait are *served*, the *plan* is made and *carried out*, and the result is *checked*: a
+//! step that would break an invariant is undone.
+//!
+//! - `observe`: events; `imds`, `answers` and `audit`: what metadata and EC2 say.
+//! - `serve`: from ADD to DEL.
+//! - `carry_out`: the plan's actions as changes of the state and as effects.
+//! - `check`: the invariants. `view`: the state, to be read.
+
+mod answers;
+mod audit;
+mod carry_out;
+mod check;
+mod imds;
+mod observe;
+mod serve;
+mod view;
+
+use crate::{
+    cause::{Cause, Refusal},
+    ec2::{Audits, Calls, Creations, Deletions, LeakSearch},
+    event::{Effect, Event, Ledger},
+    ids::Millis,
+    integrity::Integrity,
+    lease::{Cooldown, Leases, Queue},
+    node::Node,
+    observations::{Observations, SETTLED_MS},
+    plan::{self, Guards, Next, Plan, State},
+    pool::{Block, InUse, Pool, Slots, Unassigned},
+    supply::{Demand, kind},
+};
+use ipnet::IpNet;
+
+/// Rounds of planning after which a plan is carried out as far as it has come: more than any node has ENIs.
+const ROUNDS: usize = 256;
+
+/// The state machine.
+#[derive(Clone, Debug)]
+pub struct Core {
+    node: Node,
+    leases: Leases,
+    cooldown: Cooldown,
+    queue: Queue,
+    pool: Pool,
+    slots: Slots,
+    /// Blocks that were unassigned, which stale metadata may still show.
+    unassigned: Unassigned,
+    demand: Demand,
+    calls: Calls,
+    creations: Creations,
+    deletions: Deletions,
+    audits: Audits,
+    leaks: LeakSearch,
+    observed: Observations,
+    integrity: Integrity,
+}
+
+impl Core {
+    /// A core that remembers a ledger and has not looked at anything yet.
+    pub fn new(node: Node, ledger: Ledger) -> Self {
+        let Ledger { leases, cooling, slots, kernel_slots, intents } = ledger;
+        let mut core = Core {
+            leases: Leases::new(leases),
+            cooldown: Cooldown::new(cooling),
+            queue: Queue::default(),
+            pool: Pool::default(),
+            slots: Slots::new(slots, kernel_slots),
+            unassigned: Unassigned::default(),
+            demand: Demand::new(),
+            calls: Calls::new(node.token_seed.clone(), node.instance_id.clone()),
+            creations: Creations::default(),
+            deletions: Deletions::default(),
+            audits: Audits::default(),
+            leaks: LeakSearch::default(),
+            observed: Observations::default(),
+            integrity: Integrity::default(),
+            node,
+        };
+        let local = core
+            .node
+            .policy
+            .local_range()
+            .map(|range| Block::new(range, crate::ids::EniId(String::new()), false, core.in_use(&range)));
+        core.pool = Pool::new(local);
+        core.resume(intents);
+        core
+    }
+
+    /// Takes one event and says what to do, in order. A step that would break an invariant is not
+    /// carried out: its effects are dropped, the caller is refused, nothing is released from then
+    /// on, and [`crate::View::broken`] names it.
+    pub fn step(&mut self, now: Millis, event: Event) -> Vec<Effect> {
+        self.step_and_plan(now, event).0
+    }
+
+    /// The same, and the plan that was carried out with it; an empty one while a batch of ADDs is incomplete.
+    pub fn step_and_plan(&mut self, now: Millis, event: Event) -> (Vec<Effect>, Plan) {
+        let before = self.clone();
+        let caller = refused_caller(&event);
+        // Requests that come together are planned for together: at the tick that ends the batch.
+        let is_in_batch = matches!(event, Event::Ask { .. });
+        let (mut effects, mut plan) = (Vec::new(), Plan::default());
+        self.observed.begin_step();
+        self.end_cooldowns(now, &mut effects);
+        self.observe(now, event, &mut effects);
+        self.end_expected(now);
+        self.serve(now, &mut effects);
+        if !is_in_batch {
+            self.schedule(now);
+            plan = self.plan(now);
+            plan.actions.iter().for_each(|action| self.carry_out(now, action, &mut effects));
+            self.demand.set_surplus(now, plan.has_surplus());
+            self.refuse(now, &plan, &mut effects);
+        }
+        let broken = self.check(&before, &effects);
+        if broken.is_empty() {
+            return (effects, plan);
+        }
+        let known = std::mem::replace(self, before);
+        self.integrity = known.integrity;
+        self.integrity.add(broken);
+        (caller.into_iter().collect(), Plan::default())
+    }
+
+    /// What is to be done now, in order, and what is waited for then. It changes nothing: the actions are carried out on a
+    /// copy, until nothing is left to do.
+    pub fn plan(&self, now: Millis) -> Plan {
+        let mut plan = Plan::default();
+        let mut ahead: Option<Core> = None;
+        for _ in 0..ROUNDS {
+            let core = ahead.as_ref().unwrap_or(self);
+            match plan::next(&core.state(), now) {
+                Next::Wait(waits) => {
+                    plan.waits = waits;
+                    break;
+                }
+                Next::Act(actions) => {
+                    let ahead = ahead.get_or_insert_with(|| self.clone());
+                    actions.iter().for_each(|action| ahead.carry_out(now, action, &mut Vec::new()));
+                    plan.actions.extend(actions);
+                }
+            }
+        }
+        plan
+    }
+
+    /// When the next step is due even if nothing happens.
+    pub fn next_due(&self, now: Millis) -> Option<Millis> {
+        let state = self.state();
+        let times = [
+            self.queue.next_deadline(),
+            self.cooldown.ends().next().map(|(until, _)| until),
+            self.demand.surplus_since().map(|since| since.plus(plan::SURPLUS_MS)),
+            plan::next_audit(&state),
+            self.deletions.next(now),
+            self.leaks.next(),
+            self.demand.no_prefix_until(),
+            self.observed.imds_read().filter(|_| self.audits.is_discovering()).map(|at| at.plus(SETTLED_MS)),
+        ];
+        let times = times.into_iter().flatten().chain(self.calls.opens(now)).chain(self.pool.next_expected());
+        times.filter(|at| *at > now).min()
+    }
+
+    /// No pod is given an address while this stands in the way of what it would send; ADDs wait for it to end, as long as
+    /// it may end by itself.
+    pub fn set_blocked(&mut self, blocked: Option<Refusal>) {
+        self.observed.set_blocked(blocked);
+    }
+
+    fn state(&self) -> State<'_> {
+        State {
+            node: &self.node,
+            leases: &self.leases,
+            cooldown: &self.cooldown,
+            queue: &self.queue,
+            pool: &self.pool,
+            demand: &self.demand,
+            calls: &self.calls,
+            creations: &self.creations,
+            deletions: &self.deletions,
+            audits: &self.audits,
+            leaks: &self.leaks,
+            observed: self.observed.as_plan_input(self.integrity.is_broken()),
+            guards: self.guards(),
+        }
+    }
+
+    fn guards(&self) -> Guards {
+        use crate::mutation::Mutation;
+        Guards {
+            unassigns_in_use: self.integrity.is_mutated(Mutation::UnassignInUse),
+            detaches_in_use: self.integrity.is_mutated(Mutation::DetachInUse),
+            ignores_kernel: self.integrity.is_mutated(Mutation::IgnoreKernel),
+            changes_unmanaged: self.integrity.is_mutated(Mutation::ChangeUnmanaged),
+        }
+    }
+
+    /// How many addresses of a block are assigned and cooling.
+    fn in_use(&self, net: &IpNet) -> InUse {
+        let (first, last) = kind::ends(net);
+        let number = |count: usize| u64::try_from(count).unwrap_or(u64::MAX);
+        InUse {
+            assigned: number(self.leases.count_in(first, last)),
+            cooling: number(self.cooldown.count_in(first, last)),
+        }
+    }
+}
+
+/// What whoever waits for this event's answer hears if the step is dropped.
+fn refused_caller(event: &Event) -> Option<Effect> {
+    match event {
+        Event::Ask { ticket, .. } => {
+            let message = "the request would have broken an invariant and was not carried out";
+            Some(Effect::Refuse { ticket: *ticket, refusal: Refusal::new(Cause::Internal, message) })
+        }
+        Event::Wired { ticket, .. } => Some(Effect::Verdict { ticket: *ticket, mine: false }),
+        Event::Release { ticket, .. } => Some(Effect::Released { ticket: *ticket, address: None }),
+        _ => None,
+    }
+}

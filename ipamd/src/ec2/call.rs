@@ -1,0 +1,200 @@
+//! EC2 calls as values: what is asked, for whom, and what comes back.
+
+use std::collections::BTreeSet;
+
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    cause::Cause,
+    ids::{EniId, Place},
+    supply::Kind,
+};
+
+/// What is recorded before EC2 is asked.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Intent {
+    /// An ENI is created under this client token.
+    Create(Creation),
+    /// This ENI is detached and deleted.
+    Delete(EniId),
+    /// These blocks are unassigned. It stays open until metadata does not show them any more: stale metadata must not
+    /// bring them back, after a restart either.
+    Unassign(Vec<IpNet>),
+    /// The store began with nothing: if an earlier run of the daemon has been here, all that carries our tag is to be
+    /// looked at.
+    Discover,
+}
+
+/// So many blocks of one kind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Order {
+    /// Which kind.
+    pub kind: Kind,
+    /// How many.
+    pub count: u32,
+}
+
+impl Order {
+    /// Addresses that it brings.
+    pub fn addresses(self) -> u64 {
+        u64::from(self.count) * self.kind.size()
+    }
+}
+
+/// A new ENI: what it comes with, and where it goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Creation {
+    /// Blocks for pods' first addresses.
+    #[serde(flatten)]
+    pub order: Order,
+    /// It also comes with an IPv6 /80.
+    #[serde(default)]
+    pub with_v6: bool,
+    /// The network card that it is attached to.
+    #[serde(default)]
+    pub card: u32,
+}
+
+/// Who waits for a call; the first class goes first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Class {
+    /// A pod waits.
+    PodWaits,
+    /// The pool is short.
+    PoolShort,
+    /// Nobody: release of surplus, clean-up, audits.
+    Background,
+}
+
+/// Which ENIs an audit asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Scope {
+    /// Those that carry our tag for this instance, attached or not.
+    Ours,
+    /// Those that are attached to this instance, tagged or not.
+    Attached,
+}
+
+/// A call to EC2.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the variants say what their fields are")]
+pub enum Call {
+    /// DescribeNetworkInterfaces: what EC2 knows of our ENIs.
+    Audit { scope: Scope },
+    /// CreateTags: the ENI becomes ours.
+    Tag { eni: EniId },
+    /// CreateNetworkInterface with blocks for pods, tagged, in the primary's subnet.
+    Create { token: String, creation: Creation },
+    /// AttachNetworkInterface.
+    Attach { eni: EniId, place: Place },
+    /// ModifyNetworkInterfaceAttribute: delete on termination.
+    DeleteOnTermination { eni: EniId, attachment: String },
+    /// AssignPrivateIpAddresses or AssignIpv6Addresses.
+    Assign { eni: EniId, order: Order },
+    /// UnassignPrivateIpAddresses or UnassignIpv6Addresses.
+    Unassign { eni: EniId, blocks: Vec<IpNet> },
+    /// DetachNetworkInterface.
+    Detach { eni: EniId, attachment: String },
+    /// DeleteNetworkInterface.
+    Delete { eni: EniId },
+    /// DescribeNetworkInterfaces: unattached ENIs of the cluster that were created minutes ago.
+    FindLeaked,
+}
+
+impl Call {
+    /// EC2's name of the action.
+    pub fn action(&self) -> &'static str {
+        let v6 = |kind: Kind| kind == Kind::V6Prefix;
+        match self {
+            Call::Audit { .. } | Call::FindLeaked => "DescribeNetworkInterfaces",
+            Call::Tag { .. } => "CreateTags",
+            Call::Create { .. } => "CreateNetworkInterface",
+            Call::Attach { .. } => "AttachNetworkInterface",
+            Call::DeleteOnTermination { .. } => "ModifyNetworkInterfaceAttribute",
+            Call::Assign { order, .. } if v6(order.kind) => "AssignIpv6Addresses",
+            Call::Assign { .. } => "AssignPrivateIpAddresses",
+            Call::Unassign { blocks, .. } if blocks.iter().any(|net| matches!(net, IpNet::V6(_))) => {
+                "UnassignIpv6Addresses"
+            }
+            Call::Unassign { .. } => "UnassignPrivateIpAddresses",
+            Call::Detach { .. } => "DetachNetworkInterface",
+            Call::Delete { .. } => "DeleteNetworkInterface",
+        }
+    }
+
+    /// The ENI it is about, if it is about one.
+    pub fn eni(&self) -> Option<&EniId> {
+        match self {
+            Call::Tag { eni }
+            | Call::Attach { eni, .. }
+            | Call::DeleteOnTermination { eni, .. }
+            | Call::Assign { eni, .. }
+            | Call::Unassign { eni, .. }
+            | Call::Detach { eni, .. }
+            | Call::Delete { eni } => Some(eni),
+            Call::Audit { .. } | Call::Create { .. } | Call::FindLeaked => None,
+        }
+    }
+}
+
+/// What EC2 answered.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the variants say what their fields are")]
+pub enum Ec2Answer {
+    /// The ENIs of this instance, and (scope `Ours`) unattached ones that carry our tag.
+    Audited { attached: Vec<AuditedEni>, unattached: Vec<UnattachedEni> },
+    /// The ENI that was created, and the blocks on it.
+    Created { eni: EniId, blocks: Vec<IpNet> },
+    /// The attachment's id.
+    Attached { attachment: String },
+    /// The ENI carries at least these now: EC2 names the new ones, some emulators name all.
+    Assigned { blocks: Vec<IpNet> },
+    /// ENIs of the cluster that belong to nobody.
+    Leaked { enis: Vec<EniId> },
+    /// It is done; there is nothing more to know.
+    Done,
+}
+
+/// One attached ENI as EC2 knows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AuditedEni {
+    /// Its id.
+    pub id: EniId,
+    /// It carries our tag for this instance.
+    pub ours: bool,
+    /// It carries `no_manage`.
+    pub no_manage: bool,
+    /// EC2 deletes it with the instance.
+    pub delete_on_termination: bool,
+    /// Id of the attachment.
+    pub attachment: String,
+    /// Where it is attached.
+    pub place: Place,
+    /// The client token of its creation, as a tag says.
+    pub token: Option<String>,
+    /// The blocks on it, its own address left out.
+    pub blocks: BTreeSet<IpNet>,
+}
+
+/// An ENI of ours that is attached to nothing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UnattachedEni {
+    /// Its id.
+    pub id: EniId,
+    /// The client token of its creation, as a tag says.
+    pub token: Option<String>,
+}
+
+/// A call that failed, classified by the adapter that knows EC2's codes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CallError {
+    /// Out of the closed list.
+    pub cause: Cause,
+    /// One sentence: action, code, EC2's own words.
+    pub message: String,
+    /// EC2's request id.
+    pub request_id: Option<String>,
+    /// EC2 does not know the object (any more), which ends a deletion well.
+    pub not_found: bool,
+}

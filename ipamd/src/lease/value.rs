@@ -1,0 +1,64 @@
+//! One lease.
+
+use std::net::IpAddr;
+
+use crate::{
+    ids::{EniId, Millis, PodRef, Ticket},
+    supply::kind::is_local,
+};
+
+/// An address assigned to an attachment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Lease {
+    /// The pod's address.
+    pub address: IpAddr,
+    /// One of the other family: out of a block of the same ENI, or of the node's own range.
+    pub second: Option<IpAddr>,
+    /// The ENI that carries it.
+    pub eni: EniId,
+    /// Slot of that ENI when the lease was made.
+    pub slot: u32,
+    /// What the runtime told about the pod.
+    pub pod: Option<PodRef>,
+    /// Number of this interface among those of the same pod in our network.
+    pub index: u32,
+    /// The link has been seen; otherwise the address is only reserved.
+    pub wired: bool,
+    /// First of two complete listings in which the link of a wired lease was missing.
+    pub missing_since: Option<Millis>,
+    /// The request that made it, while its plugin is connected.
+    pub(crate) ticket: Option<Ticket>,
+}
+
+impl Lease {
+    /// A lease that the store remembers; whether its link stands is the kernel's to say.
+    pub fn remembered(
+        (address, second): (IpAddr, Option<IpAddr>),
+        eni: EniId,
+        slot: u32,
+        pod: Option<PodRef>,
+        index: u32,
+    ) -> Self {
+        Lease { address, second, eni, slot, pod, index, wired: false, missing_since: None, ticket: None }
+    }
+
+    /// Both of its addresses, the pod's own first.
+    pub fn addresses(&self) -> impl Iterator<Item = IpAddr> + use<> {
+        [Some(self.address), self.second].into_iter().flatten()
+    }
+
+    /// Its second address, if the VPC knows it.
+    pub fn second_of_vpc(&self) -> Option<IpAddr> {
+        self.second.filter(|address| !is_local(*address))
+    }
+
+    /// Its second address, if only this node knows it.
+    pub fn local(&self) -> Option<IpAddr> {
+        self.second.filter(|address| is_local(*address))
+    }
+
+    /// A plugin is making, or making again, its link.
+    pub fn is_being_wired(&self) -> bool {
+        self.ticket.is_some()
+    }
+}

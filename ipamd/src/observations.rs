@@ -1,0 +1,64 @@
+//! What has been looked at, and when.
+
+use crate::{cause::Refusal, ids::Millis, plan::Observed};
+
+/// How long a node without memory waits for EC2's word before it believes metadata.
+pub(crate) const SETTLED_MS: u64 = 30_000;
+
+/// When the node's surroundings were looked at, and what stands in the way of pods' packets.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Observations {
+    /// When metadata was first read in this run.
+    imds_read: Option<Millis>,
+    /// When the newest listing of the kernel's links was begun.
+    links_listed: Option<Millis>,
+    /// That listing is of the present step.
+    links_are_new: bool,
+    /// Why what pods send would not arrive.
+    blocked: Option<Refusal>,
+}
+
+impl Observations {
+    pub(crate) fn begin_step(&mut self) {
+        self.links_are_new = false;
+    }
+
+    /// Metadata was read; whether for the first time.
+    pub(crate) fn read_imds(&mut self, now: Millis) -> bool {
+        let first = self.imds_read.is_none();
+        self.imds_read.get_or_insert(now);
+        first
+    }
+
+    /// The kernel's links were listed; whether for the first time.
+    pub(crate) fn listed_links(&mut self, begun: Millis) -> bool {
+        self.links_are_new = true;
+        self.links_listed.replace(begun).is_none()
+    }
+
+    pub(crate) fn set_blocked(&mut self, blocked: Option<Refusal>) {
+        self.blocked = blocked;
+    }
+
+    pub(crate) fn imds_read(&self) -> Option<Millis> {
+        self.imds_read
+    }
+
+    pub(crate) fn has_listed_links(&self) -> bool {
+        self.links_listed.is_some()
+    }
+
+    pub(crate) fn blocked(&self) -> Option<&Refusal> {
+        self.blocked.as_ref()
+    }
+
+    pub(crate) fn as_plan_input(&self, is_broken: bool) -> Observed<'_> {
+        Observed {
+            imds_read: self.imds_read,
+            links_listed: self.links_listed,
+            links_are_new: self.links_are_new,
+            blocked: self.blocked.as_ref(),
+            is_broken,
+        }
+    }
+}

@@ -1,0 +1,74 @@
+//! What EC2 is asked about our ENIs, where something is open that only it can tell.
+
+use super::{
+    state::State,
+    value::{Action, Reason, Wait},
+};
+use crate::{
+    ec2::{Call, Class, Scope},
+    ids::Millis,
+    pool::{EniState, STALE_MS},
+};
+
+/// An ENI that metadata shows and EC2 does not know is asked for again after so long.
+pub(super) const AGAIN_MS: u64 = 30_000;
+/// What can wait for it is brought to EC2 at most this often.
+const SETTLE_MS: u64 = STALE_MS;
+
+/// The search for ENIs that nodes of the cluster have lost.
+pub(super) fn leak_search(state: &State<'_>, now: Millis, waits: &mut Vec<Wait>) -> Vec<Action> {
+    let due = state.leaks.next().is_some_and(|next| next <= now);
+    let (call, class) = (Call::FindLeaked, Class::Background);
+    if !due || state.calls.any(|call| *call == Call::FindLeaked) || state.calls.is_failing(now) {
+        return Vec::new();
+    }
+    let may = state.may_call(now, call.action(), class, waits);
+    if may { vec![Action::call(call, class, Reason::LeakSearch)] } else { Vec::new() }
+}
+
+/// What EC2 is asked about the ENIs of this node.
+pub(super) fn audits(state: &State<'_>, now: Millis, waits: &mut Vec<Wait>) -> Vec<Action> {
+    if !state.node.asks_ec2() || state.observed.imds_read.is_none() || state.calls.is_auditing() {
+        return Vec::new();
+    }
+    let Some((scope, reason)) = open_question(state, now) else { return Vec::new() };
+    // What is asked before the first change holds that change up.
+    let urgent = matches!(reason, Reason::Unclear | Reason::UnknownEni) || state.audits.last().is_none();
+    let (call, class) = (Call::Audit { scope }, if urgent { state.class() } else { Class::Background });
+    if state.may_call(now, call.action(), class, waits) { vec![Action::call(call, class, reason)] } else { Vec::new() }
+}
+
+fn open_question(state: &State<'_>, now: Millis) -> Option<(Scope, Reason)> {
+    let audits = state.audits;
+    if state.creations.has_unclear() || state.deletions.unclear(now).next().is_some() {
+        return Some((Scope::Ours, Reason::Unclear));
+    }
+    if audits.is_discovering() && state.observed.links_listed.is_some() {
+        // First what is attached here; then, if that tells of an earlier run, all that is ours.
+        let scope = if audits.last().is_none() { Scope::Attached } else { Scope::Ours };
+        return Some((scope, Reason::Discovery));
+    }
+    let unknown = state.pool.enis().any(|eni| {
+        let is_news = audits.last().is_none_or(|at| at <= eni.since) || audits.is_older(now, AGAIN_MS);
+        eni.state == EniState::Unknown && is_news && !state.creations.may_be(eni.id())
+    });
+    if unknown {
+        return Some((Scope::Attached, Reason::UnknownEni));
+    }
+    let waited = audits.last().is_none() || audits.is_older(now, SETTLE_MS);
+    if state.pool.has_unconfirmed() && waited {
+        return Some((Scope::Attached, Reason::Unconfirmed));
+    }
+    if let Some(scope) = audits.wanted().filter(|_| waited) {
+        return Some((scope, Reason::Unsettled));
+    }
+    let slow = audits.slow().is_some_and(|due| due <= now);
+    slow.then_some((Scope::Ours, Reason::SlowAudit))
+}
+
+/// When an audit is due that is not yet.
+pub(crate) fn next_due(state: &State<'_>) -> Option<Millis> {
+    let audits = state.audits;
+    let open = state.pool.has_unconfirmed() || audits.wanted().is_some();
+    audits.last().filter(|_| open).map(|at| at.plus(SETTLE_MS)).into_iter().chain(audits.slow()).min()
+}

@@ -1,0 +1,198 @@
+//! Release of surplus: whole ENIs first, then blocks, and only what nobody has missed for a while.
+//!
+//! Two witnesses are needed: a listing of the kernel, begun after the decision, that shows no link on it, and EC2's own
+//! answer. What is withheld for it is not assigned any more from the decision on.
+
+use std::cmp::Reverse;
+
+use ipnet::IpNet;
+
+use super::{
+    audit::AGAIN_MS,
+    state::State,
+    value::{Action, Awaited, Reason, Step, Wait},
+};
+use crate::{
+    ec2::{Call, Class, DeletionStage, Scope},
+    ids::{EniId, Millis},
+    pool::{Block, BlockState, Eni, EniState, Sums},
+    supply::{Counts, kind},
+};
+
+/// The pool has to be too large for so long.
+pub(crate) const SURPLUS_MS: u64 = 60_000;
+/// An ENI younger than this stays.
+const ENI_AGE_MS: u64 = 60_000;
+
+/// The next step of an ENI that is being detached or deleted.
+pub(super) fn deletions(state: &State<'_>, now: Millis, waits: &mut Vec<Wait>) -> Vec<Action> {
+    for (eni, deletion) in state.deletions.iter() {
+        let (eni, class) = (eni.clone(), Class::Background);
+        let call = match deletion.stage.clone() {
+            DeletionStage::ToDetach(attachment) => Call::Detach { eni, attachment },
+            DeletionStage::ToDelete => Call::Delete { eni },
+            _ => continue,
+        };
+        if deletion.not_before <= now && state.may_call(now, call.action(), class, waits) {
+            return vec![Action::call(call, class, Reason::Deletion)];
+        }
+    }
+    Vec::new()
+}
+
+/// What was withheld is released, or kept if somebody uses it.
+pub(super) fn releases(state: &State<'_>, now: Millis, waits: &mut Vec<Wait>) -> Vec<Action> {
+    if !may_release(state) {
+        return Vec::new();
+    }
+    let detaching = state.pool.enis().filter_map(|eni| match eni.state {
+        EniState::Detaching(since) => Some((eni, since)),
+        _ => None,
+    });
+    for (eni, since) in detaching {
+        let actions = detach(state, now, eni, since, waits);
+        if !actions.is_empty() {
+            return actions;
+        }
+    }
+    unassign(state, now, waits)
+}
+
+/// Whether surplus may be released at all.
+fn may_release(state: &State<'_>) -> bool {
+    state.node.provisions() && !state.observed.is_broken && state.observed.links_listed.is_some()
+}
+
+fn detach(state: &State<'_>, now: Millis, eni: &Eni, since: Millis, waits: &mut Vec<Wait>) -> Vec<Action> {
+    let id = eni.id().clone();
+    // Metadata may fail to show the block that a lease is in: the leases themselves are asked.
+    let is_used = (state.leases.names(&id) || eni.sums.assigned > 0) && !state.guards.detaches_in_use;
+    if is_used || eni.unconfirmed {
+        return vec![Action::new(Step::KeepEni(id), Reason::InUse)];
+    }
+    let Some(attachment) = eni.attachment.clone() else {
+        let (call, class) = (Call::Audit { scope: Scope::Attached }, Class::Background);
+        let is_news = state.audits.last().is_none_or(|at| at <= since) || state.audits.is_older(now, AGAIN_MS);
+        let asks = is_news && !state.calls.is_auditing() && state.may_call(now, call.action(), class, waits);
+        return asks.then(|| Action::call(call, class, Reason::BeforeChange)).into_iter().collect();
+    };
+    if kernel_has_spoken(state, since) {
+        return vec![Action::new(Step::Delete { eni: id, attachment }, Reason::Unused)];
+    }
+    let message = format!("{id} is detached after a listing of links that shows none on it");
+    waits.push(Wait::new(Awaited::EniListing { eni: id }, None, message));
+    Vec::new()
+}
+
+/// Whether the kernel was asked since that moment, and has just answered.
+fn kernel_has_spoken(state: &State<'_>, since: Millis) -> bool {
+    let observed = state.observed;
+    state.guards.ignores_kernel || observed.links_are_new && observed.links_listed.is_some_and(|begun| begun > since)
+}
+
+fn unassign(state: &State<'_>, now: Millis, waits: &mut Vec<Wait>) -> Vec<Action> {
+    let is_used = |block: &Block| block.in_use().assigned > 0 && !state.guards.unassigns_in_use;
+    if let Some((block, _)) = state.pool.unassigning().find(|(block, _)| is_used(block)) {
+        return vec![Action::new(Step::KeepBlock(block.net()), Reason::InUse)];
+    }
+    if state.calls.any(|call| matches!(call, Call::Unassign { .. })) {
+        return Vec::new();
+    }
+    let (ready, waiting): (Vec<_>, Vec<_>) =
+        state.pool.unassigning().partition(|(_, since)| kernel_has_spoken(state, *since));
+    let Some(eni) = ready.first().map(|(block, _)| block.eni().clone()) else {
+        if !waiting.is_empty() {
+            let blocks = waiting.iter().map(|(block, _)| block.net()).collect();
+            let message = "the blocks are unassigned after a listing of links that shows none on them";
+            waits.push(Wait::new(Awaited::BlockListing { blocks }, None, message));
+        }
+        return Vec::new();
+    };
+    if state.calls.is_auditing() || state.audits.is_wanted(Scope::Attached) {
+        return Vec::new(); // an earlier answer never came, or made no sense
+    }
+    let blocks: Vec<IpNet> =
+        ready.into_iter().filter(|(block, _)| *block.eni() == eni).map(|(block, _)| block.net()).collect();
+    let action = Call::Unassign { eni: eni.clone(), blocks: blocks.clone() }.action();
+    let may = state.may_call(now, action, Class::Background, waits);
+    if may { vec![Action::new(Step::Unassign { eni, blocks }, Reason::Unused)] } else { Vec::new() }
+}
+
+/// What the pool could do without, once it has been too large for long enough.
+pub(super) fn surplus(state: &State<'_>, now: Millis, waits: &mut Vec<Wait>) -> Vec<Action> {
+    let is_calm = state.queue.is_empty()
+        && state.coming() == 0
+        && state.creations.is_empty()
+        && !state.calls.is_failing(now)
+        && (!state.demand.is_cordoned() || state.node.policy.manage_cordoned);
+    let is_releasing = !state.deletions.is_empty()
+        || state.pool.enis().any(|eni| matches!(eni.state, EniState::Detaching(_)))
+        || state.pool.unassigning().next().is_some();
+    if !may_release(state) || !is_calm || is_releasing {
+        return Vec::new();
+    }
+    let cards = state.pool.cards(state.node).into_iter();
+    let Some(step) = cards.into_iter().find_map(|card| choose(state, now, card)) else { return Vec::new() };
+    let until = state.demand.surplus_since().unwrap_or(now).plus(SURPLUS_MS);
+    if until <= now {
+        return vec![Action::new(step, Reason::Surplus)];
+    }
+    let message = "the pool is larger than its target; what is idle is released after a minute";
+    let awaited = match step {
+        Step::WithholdEni(eni) => Awaited::SurplusEni { eni },
+        Step::WithholdBlocks(blocks) => Awaited::SurplusBlocks { blocks },
+        _ => return Vec::new(),
+    };
+    waits.push(Wait::new(awaited, Some(until), message));
+    Vec::new()
+}
+
+/// What a card's pool could do without.
+fn choose(state: &State<'_>, now: Millis, card: u32) -> Option<Step> {
+    let (policy, limits, counts) = (state.node.policy.of_card(card), state.node.limits, state.counts_on(card));
+    let learned = state.learned_on(now, card);
+    let left = |sums: Sums| -> Counts { counts.without(sums.available, sums.idle_prefixes) };
+    let enough = |left: Counts| policy.enough(limits, left, learned);
+    let on_card = || state.pool.on_card(card).filter(|eni| eni.is_usable() && eni.ours);
+    let is_idle = |eni: &&Eni| eni.slot != Some(0) && (eni.is_idle() || state.guards.detaches_in_use);
+    let mut idle: Vec<&Eni> = on_card().filter(is_idle).collect();
+    idle.sort_by_key(|eni| (eni.sums.total, Reverse(eni.slot)));
+    let is_settled = |eni: &&&Eni| state.observed.links_listed.is_some_and(|at| at.since(eni.since) >= ENI_AGE_MS);
+    if let Some(eni) = idle.iter().filter(is_settled).find(|eni| enough(left(eni.sums))) {
+        return Some(Step::WithholdEni(eni.id().clone()));
+    }
+    let surplus = policy.surplus(limits, counts, learned);
+    if surplus <= policy.slack(learned) {
+        return None;
+    }
+    let mut enis: Vec<&Eni> = on_card().collect();
+    enis.sort_by_key(|eni| (eni.sums.assigned, Reverse(eni.slot)));
+    let mut room = surplus;
+    for eni in enis {
+        let mut nets = Vec::new();
+        for net in &eni.blocks {
+            let size = kind::size(net);
+            let is_idle = |block: &Block| block.leads() && block.is_idle() && block.state() == BlockState::Usable;
+            let is_idle = state.pool.block(net).is_some_and(is_idle);
+            if size <= room && (is_idle || state.guards.unassigns_in_use) {
+                room -= size;
+                nets.push(*net);
+            }
+        }
+        if !nets.is_empty() {
+            return Some(Step::WithholdBlocks(nets));
+        }
+    }
+    None
+}
+
+/// Whether a listing of the kernel is waited for.
+pub(crate) fn awaits_listing(state: &State<'_>) -> bool {
+    let detaching = |eni: &Eni| matches!(eni.state, EniState::Detaching(_));
+    may_release(state) && (state.pool.enis().any(detaching) || state.pool.unassigning().next().is_some())
+}
+
+/// ENIs that a leak search found and that are nobody's business here.
+pub(crate) fn is_known(state: &State<'_>, eni: &EniId) -> bool {
+    state.pool.eni(eni).is_some() || state.deletions.contains(eni) || state.creations.of(eni).is_some()
+}

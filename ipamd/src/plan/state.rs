@@ -1,0 +1,191 @@
+//! What a plan is made from, and the facts that follow from it.
+
+use crate::{
+    cause::Refusal,
+    ec2::{Audits, Call, Calls, Class, Creations, Deletions, LeakSearch},
+    ids::{EniId, Millis, Place, count},
+    lease::{Cooldown, Leases, Queue},
+    node::Node,
+    pool::{Eni, EniState, Pool},
+    supply::{Counts, Demand, Kind, Learned},
+};
+
+use super::value::{Awaited, Wait};
+
+/// The state of the node, to be read.
+pub(crate) struct State<'a> {
+    pub(crate) node: &'a Node,
+    pub(crate) leases: &'a Leases,
+    pub(crate) cooldown: &'a Cooldown,
+    pub(crate) queue: &'a Queue,
+    pub(crate) pool: &'a Pool,
+    pub(crate) demand: &'a Demand,
+    pub(crate) calls: &'a Calls,
+    pub(crate) creations: &'a Creations,
+    pub(crate) deletions: &'a Deletions,
+    pub(crate) audits: &'a Audits,
+    pub(crate) leaks: &'a LeakSearch,
+    pub(crate) observed: Observed<'a>,
+    pub(crate) guards: Guards,
+}
+
+/// What has been looked at, and what stands in the way.
+#[derive(Clone, Copy)]
+pub(crate) struct Observed<'a> {
+    /// When metadata was first read in this run.
+    pub(crate) imds_read: Option<Millis>,
+    /// When the newest listing of the kernel's links was begun.
+    pub(crate) links_listed: Option<Millis>,
+    /// The listing is of this very step.
+    pub(crate) links_are_new: bool,
+    /// Why nobody is given an address at present.
+    pub(crate) blocked: Option<&'a Refusal>,
+    /// A step would have broken an invariant.
+    pub(crate) is_broken: bool,
+}
+
+/// Guards that only the simulator takes away.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Guards {
+    pub(crate) unassigns_in_use: bool,
+    pub(crate) detaches_in_use: bool,
+    pub(crate) ignores_kernel: bool,
+    pub(crate) changes_unmanaged: bool,
+}
+
+impl State<'_> {
+    /// Addresses assigned, available and asked for, over all network cards.
+    pub(crate) fn counts(&self) -> Counts {
+        let counts = self.pool.counts(self.node, |_| true);
+        Counts { waiting: self.queue.len(), bound: self.demand.bound(), ..counts }
+    }
+
+    /// The same for the pool of one network card.
+    pub(crate) fn counts_on(&self, card: u32) -> Counts {
+        let counts = self.pool.counts(self.node, |eni| eni.card() == card);
+        let bound = if card == 0 { self.demand.bound() } else { 0 };
+        Counts { waiting: self.queue.waiting_on(card), bound, ..counts }
+    }
+
+    /// What `auto` has learned; its targets are the first card's.
+    pub(crate) fn learned_on(&self, now: Millis, card: u32) -> Learned {
+        if card == 0 { self.learned(now) } else { Learned::default() }
+    }
+
+    pub(crate) fn learned(&self, now: Millis) -> Learned {
+        let counts = self.counts();
+        self.demand.learned(now, counts.assigned + counts.cooling + counts.demand())
+    }
+
+    /// Who waits for what is called now.
+    pub(crate) fn class(&self) -> Class {
+        if self.queue.is_empty() && self.demand.bound() == 0 { Class::PoolShort } else { Class::PodWaits }
+    }
+
+    /// Whether a call may be made now; if not, that is waited for.
+    pub(crate) fn may_call(&self, now: Millis, action: &'static str, class: Class, waits: &mut Vec<Wait>) -> bool {
+        let Some(until) = self.calls.opens_at(now, action, class) else { return true };
+        let pause = self.calls.pause(action);
+        let message = pause.map_or_else(
+            || format!("the node's own rate of {action} is used up"),
+            |pause| pause.refusal.message.clone(),
+        );
+        let wait = Wait {
+            cause: pause.map(|pause| pause.refusal.cause),
+            request_id: pause.and_then(|pause| pause.refusal.request_id.clone()),
+            ..Wait::new(Awaited::Permission { action }, Some(until), message)
+        };
+        if !waits.contains(&wait) {
+            waits.push(wait);
+        }
+        false
+    }
+
+    /// Whether the node's surroundings have been looked at: before that nothing is decided.
+    pub(crate) fn has_looked(&self) -> bool {
+        self.observed.imds_read.is_some() && self.observed.links_listed.is_some()
+    }
+
+    /// The kind of block that can be had now: single addresses while the subnet is taken to have no /28.
+    pub(crate) fn kind_now(&self, now: Millis) -> Kind {
+        match self.node.policy.kind(self.node.limits) {
+            Kind::Prefix if self.demand.no_prefix_until().is_some_and(|until| until > now) => Kind::Single,
+            kind => kind,
+        }
+    }
+
+    /// Addresses on their way to the pools.
+    pub(crate) fn coming(&self) -> u64 {
+        self.pool.cards(self.node).into_iter().map(|card| self.coming_to(card)).sum()
+    }
+
+    /// Addresses on their way to the pool of a card: calls in flight, ENIs that are being created, what EC2 has confirmed
+    /// and metadata does not show yet, ENIs that the host does not carry yet.
+    pub(crate) fn coming_to(&self, card: u32) -> u64 {
+        let on_card = |eni: &EniId| self.pool.eni(eni).is_some_and(|eni| eni.card() == card);
+        let leads = |kind: Kind| (kind == Kind::V6Prefix) == (self.node.policy.kind == Kind::V6Prefix);
+        let in_flight = self.calls.in_flight().map(|flight| match &flight.call {
+            Call::Assign { eni, order } if on_card(eni) && leads(order.kind) => order.addresses(),
+            _ => 0,
+        });
+        let confirmed =
+            |eni: &EniId| self.pool.expected().any(|(id, expected)| id == eni && !expected.blocks.is_empty());
+        let created = self.creations.values().filter(|pending| pending.creation.card == card);
+        let created = created.filter(|pending| pending.stage.eni().is_none_or(|eni| !confirmed(eni)));
+        let card_of = |id: &EniId, place: Option<Place>| match self.pool.eni(id) {
+            Some(eni) => eni.card(),
+            None => {
+                let creation = self.creations.of(id).map(|(_, pending)| pending.creation.card);
+                creation.or(place.map(|place| place.card)).unwrap_or(0)
+            }
+        };
+        let expected = self.pool.expected().filter(|(id, expected)| card_of(id, expected.place) == card);
+        let expected = expected.flat_map(|(id, expected)| {
+            let shown = self.pool.eni(id).map(|eni| eni.blocks.clone()).unwrap_or_default();
+            expected.blocks.clone().into_iter().filter(move |net| !shown.contains(net))
+        });
+        let configuring = self.pool.on_card(card).filter(|eni| eni.state == EniState::Configuring);
+        in_flight.sum::<u64>()
+            + created.map(|pending| pending.creation.order.addresses()).sum::<u64>()
+            + expected.map(|net| self.node.policy.size(&net)).sum::<u64>()
+            + configuring.map(|eni| eni.sums.available).sum::<u64>()
+    }
+
+    /// Available addresses of a card that wait for the IPv6 block of their ENI.
+    pub(crate) fn without_v6(&self, card: u32) -> u64 {
+        let waits = |eni: &&Eni| eni.is_usable() && !self.pool.serves(self.node, eni);
+        self.pool.on_card(card).filter(waits).map(|eni| eni.sums.available).sum()
+    }
+
+    /// Whether the pool of a card could get more addresses.
+    pub(crate) fn can_grow(&self, card: u32) -> bool {
+        let takes = |eni: &Eni| eni.is_usable() && self.pool.room(self.node, eni) > 0;
+        self.pool.manages(self.node, card) && (self.enis_left(card) > 0 || self.pool.on_card(card).any(takes))
+    }
+
+    /// ENIs that may still be created on a card. Those of others take up its room as well.
+    pub(crate) fn enis_left(&self, card: u32) -> u32 {
+        let seen = |eni: &EniId| self.pool.eni(eni).is_some();
+        let on_card = |place: Option<Place>| place.map_or(0, |place| place.card) == card;
+        let addressless = self.pool.addressless().filter(|(eni, place)| place.card == card && !seen(eni));
+        let created = self.creations.values().filter(|pending| pending.creation.card == card);
+        let created = created.filter(|pending| pending.stage.eni().is_none_or(|eni| !seen(eni)));
+        let expected = self.pool.expected().filter(|(eni, expected)| expected.since.is_some() && !seen(eni));
+        let expected = expected.filter(|(_, expected)| on_card(expected.place));
+        let deleted = self.deletions.values().filter(|deletion| on_card(deletion.place));
+        let there = self.pool.on_card(card).count() + addressless.count();
+        let used = count(there + created.count() + expected.count() + deleted.count());
+        self.node.policy.eni_max(self.node.limits, card).saturating_sub(used)
+    }
+
+    /// The first place on a card that nothing is attached to.
+    pub(crate) fn free_place(&self, card: u32) -> Place {
+        let attached = self.pool.enis().map(|eni| eni.facts.place).chain(self.pool.addressless().map(|(_, at)| at));
+        let created = self.creations.values().filter_map(|pending| pending.place);
+        let expected = self.pool.expected().filter_map(|(_, expected)| expected.place);
+        let deleted = self.deletions.values().filter_map(|deletion| deletion.place);
+        let taken: Vec<Place> = attached.chain(created).chain(expected).chain(deleted).collect();
+        let places = (1..=count(taken.len()) + 1).map(|device_index| Place { card, device_index });
+        places.into_iter().find(|place| !taken.contains(place)).unwrap_or(Place { card, device_index: 1 })
+    }
+}

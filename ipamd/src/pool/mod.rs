@@ -1,0 +1,14 @@
+//! What the node has: ENIs, the blocks on them, slots, and what instance metadata and EC2 show of them.
+
+mod block;
+mod eni;
+mod expected;
+mod inventory;
+mod slots;
+
+pub(crate) use block::InUse;
+pub use block::{Block, BlockState};
+pub use eni::{AddresslessEni, Eni, EniFacts, EniState, Sums};
+pub(crate) use expected::{STALE_MS, Unassigned};
+pub(crate) use inventory::{IMDS_LAG_MS, Met, Pool, Taken};
+pub(crate) use slots::Slots;

@@ -1,0 +1,93 @@
+//! What asks for addresses beside the ADDs that wait: pods bound to the node, and what the node's own past lets expect.
+
+use super::{history::History, target::Learned};
+use crate::ids::Millis;
+
+/// How long a subnet is taken to have no /28 after EC2 said so.
+const NO_PREFIX_MS: u64 = 120_000;
+
+/// Demand, and what limits how it can be met.
+#[derive(Clone, Debug)]
+pub(crate) struct Demand {
+    history: History,
+    /// Pods bound to this node that hold no lease yet.
+    bound: u64,
+    /// The node takes no new pods.
+    cordoned: bool,
+    /// The pool has been too large since then.
+    surplus_since: Option<Millis>,
+    /// Until when the subnet is taken to have no /28.
+    no_prefix_until: Option<Millis>,
+}
+
+impl Demand {
+    pub(crate) fn new() -> Self {
+        Demand { history: History::new(), bound: 0, cordoned: false, surplus_since: None, no_prefix_until: None }
+    }
+
+    pub(crate) fn set_bound(&mut self, pods: u32) {
+        self.bound = pods.into();
+    }
+
+    pub(crate) fn bound(&self) -> u64 {
+        self.bound
+    }
+
+    pub(crate) fn set_cordoned(&mut self, cordoned: bool) {
+        self.cordoned = cordoned;
+    }
+
+    pub(crate) fn is_cordoned(&self) -> bool {
+        self.cordoned
+    }
+
+    /// A pod asked for an address.
+    pub(crate) fn asked(&mut self, now: Millis) {
+        self.history.ask(now);
+    }
+
+    /// Pods that asked in the last minute.
+    pub(crate) fn lately(&self, now: Millis) -> u64 {
+        self.history.lately(now)
+    }
+
+    /// So many addresses are in use, or asked for.
+    pub(crate) fn in_use(&mut self, now: Millis, addresses: u64) {
+        self.history.in_use(now, addresses);
+    }
+
+    /// So many addresses were fetched on purpose: they are not surplus for a while.
+    pub(crate) fn fetched(&mut self, now: Millis, addresses: u64) {
+        self.history.wanted(now, addresses);
+    }
+
+    /// Addresses that were asked for could be assigned after this time.
+    pub(crate) fn delivered(&mut self, took_ms: u64) {
+        self.history.filled(took_ms);
+    }
+
+    /// What `auto` has learned, where so many addresses are in use or asked for.
+    pub(crate) fn learned(&self, now: Millis, in_use: u64) -> Learned {
+        self.history.learned(now, in_use)
+    }
+
+    /// EC2 found no /28 in the subnet.
+    pub(crate) fn no_prefix(&mut self, now: Millis) {
+        self.no_prefix_until = Some(now.plus(NO_PREFIX_MS));
+    }
+
+    /// Until when the subnet is taken to have no /28, if it is.
+    pub(crate) fn no_prefix_until(&self) -> Option<Millis> {
+        self.no_prefix_until
+    }
+
+    /// Whether the pool is too large at this moment.
+    pub(crate) fn set_surplus(&mut self, now: Millis, there_is: bool) {
+        self.surplus_since = there_is.then(|| self.surplus_since.unwrap_or(now));
+    }
+
+    /// Since when the pool has been too large.
+    pub(crate) fn surplus_since(&self) -> Option<Millis> {
+        self.surplus_since
+    }
+}

@@ -1,0 +1,14 @@
+//! How many addresses the node should hold: the settings, the limits of the instance type, the targets, and what `auto`
+//! learns from the node's own past.
+
+mod demand;
+mod history;
+pub(crate) mod kind;
+mod policy;
+mod target;
+
+pub(crate) use demand::Demand;
+pub use kind::{Kind, LOCAL_V4, LOCAL_V6};
+pub(crate) use policy::per_eni;
+pub use policy::{Limits, Policy, Provisioning, Second, Target};
+pub use target::{Counts, Learned};
