@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use anyhow::Context;
 use enid_api::v1::{cni_server::CniServer, debug_server::DebugServer};
 use enid_datapath::Family;
-use enid_ipamd::{Core, Event, Ledger, Limits, Node, Provisioning};
+use enid_ipamd::{Core, Event, Ledger, Node, Provisioning};
 use tokio::{
     runtime,
     signal::unix::{SignalKind, signal},
@@ -92,8 +92,8 @@ async fn serve(mut settings: Settings, elsewhere: runtime::Handle) -> anyhow::Re
     let ec2 = Ec2::new(instance.clone(), &settings).await;
     let counters = Arc::new(Counters::new()?);
     let limits = match settings.policy.provisioning {
-        Provisioning::ImdsOnly => limits_unasked(&store, &instance)?,
-        _ => limits(&ec2, &store, &instance, &counters).await?,
+        Provisioning::ImdsOnly => limits::without_ec2(&store, &instance)?,
+        _ => limits::read(&ec2, &store, &instance, &counters).await?,
     };
     families::check(&settings, &limits, &instance)?;
     // Two lives of a node must not share a client token: the boot and the moment tell them apart.
@@ -200,36 +200,6 @@ async fn instance(imds: &Imds, wait: Duration) -> anyhow::Result<Instance> {
         }
         tokio::time::sleep(pause).await;
         pause = (pause * 2).min(Duration::from_secs(2));
-    }
-}
-
-/// Without EC2: nothing is ever fetched, so limits of a type that is not known do not matter.
-fn limits_unasked(store: &Store, instance: &Instance) -> anyhow::Result<Limits> {
-    let kept = store.limits(&instance.kind)?.map(|(limits, _)| limits);
-    let known = kept.or_else(|| limits::built_in(&instance.kind));
-    Ok(known.unwrap_or(Limits::of_one_card(1, 1, false)))
-}
-
-/// Disk, then EC2, then the built-in table.
-async fn limits(ec2: &Ec2, store: &Store, instance: &Instance, counters: &Counters) -> anyhow::Result<Limits> {
-    let kept = store.limits(&instance.kind)?;
-    if let Some((limits, true)) = kept {
-        return Ok(limits);
-    }
-    let answer = ec2.limits().await;
-    counters.ec2("DescribeInstanceTypes", answer.as_ref().err());
-    match (answer, kept.map(|(limits, _)| limits).or_else(|| limits::built_in(&instance.kind))) {
-        (Ok(limits), _) => {
-            store.keep_limits(&instance.kind, limits)?;
-            Ok(limits)
-        }
-        (Err(failure), Some(limits)) => {
-            warn!(cause = %failure.cause, "{}; the limits of {} known so far are used", failure.message, instance.kind);
-            Ok(limits)
-        }
-        (Err(failure), None) => {
-            anyhow::bail!("the limits of instance type {} are not known: {}", instance.kind, failure.message)
-        }
     }
 }
 

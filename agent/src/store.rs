@@ -1,8 +1,7 @@
 //! The store: one `redb` file, written before anything is promised.
 //!
-//! It is stamped with the boot it speaks of. Under another boot every sandbox is gone, so leases become
-//! addresses that rest from now on; slots and intents stay. The file carries a schema version; one from
-//! the future is refused, not guessed.
+//! It is stamped with the boot it speaks of. Under another boot every sandbox is gone, so the addresses of leases begin
+//! their cooldown; slots and intents stay. The file carries a schema version; another one is refused, not guessed.
 
 use std::{
     fs,
@@ -13,20 +12,18 @@ use std::{
 };
 
 use anyhow::{Context, bail};
-use enid_ipamd::{AttachmentKey, Creation, EniId, Intent, Kind, Lease, Ledger, Limits, Millis, Order, PodRef, Write};
+use enid_ipamd::{AttachmentKey, EniId, Lease, Ledger, Limits, Millis, PodRef, Write};
 use redb::{Database, DatabaseError, ReadableDatabase, ReadableTable, StorageError, TableDefinition};
 use serde::{Deserialize, Serialize};
 use tracing::error;
 
-/// 1: intents were tokens only. 2: they say what was intended.
-const SCHEMA: &str = "2";
+/// The only one so far.
+const SCHEMA: &str = "1";
 const META: TableDefinition<&str, &str> = TableDefinition::new("meta");
 const LEASES: TableDefinition<&str, &str> = TableDefinition::new("leases");
-const RESTS: TableDefinition<&str, u64> = TableDefinition::new("rests");
+const COOLDOWN: TableDefinition<&str, u64> = TableDefinition::new("cooldown");
 const SLOTS: TableDefinition<&str, u32> = TableDefinition::new("slots");
-const INTENTS: TableDefinition<&str, &str> = TableDefinition::new("intentions");
-/// Schema 1.
-const TOKENS: TableDefinition<&str, ()> = TableDefinition::new("intents");
+const INTENTS: TableDefinition<&str, &str> = TableDefinition::new("intents");
 
 /// A lease as it is written: keys and values are JSON, so unknown fields of a later version pass.
 #[derive(Serialize, Deserialize)]
@@ -99,26 +96,25 @@ impl Store {
             let schema = meta.get("schema")?.map(|value| value.value().to_owned());
             match schema.as_deref() {
                 None | Some(SCHEMA) => {}
-                Some("1") => migrate_tokens(&txn)?,
-                Some(other) => bail!("its schema is {other:?}; this version of enid reads up to {SCHEMA:?}"),
+                Some(other) => bail!("its schema is {other:?}; this version of enid reads {SCHEMA:?}"),
             }
             let same_boot = meta.get("boot")?.is_some_and(|value| value.value() == boot_id);
             meta.insert("schema", SCHEMA)?;
             meta.insert("boot", boot_id)?;
             let mut leases = txn.open_table(LEASES)?;
-            let mut rests = txn.open_table(RESTS)?;
+            let mut cooling = txn.open_table(COOLDOWN)?;
             for entry in leases.iter()? {
                 let (key, value) = entry?;
                 let key: AttachmentKey = serde_json::from_str(key.value())?;
                 let lease: StoredLease = serde_json::from_str(value.value())?;
                 ledger.leases.insert(key, lease.into());
             }
-            for entry in rests.iter()? {
+            for entry in cooling.iter()? {
                 let (address, until) = entry?;
                 ledger.cooling.insert(address.value().parse()?, Millis(until.value()));
             }
             if !same_boot {
-                // The clock began anew, and the pods are gone: whatever rested or was held rests now.
+                // The clock began anew, and the pods are gone: whatever rested or was held cooling now.
                 let until = now.plus(cooldown_ms);
                 ledger.cooling.values_mut().for_each(|at| *at = until);
                 for lease in std::mem::take(&mut ledger.leases).into_values() {
@@ -126,7 +122,7 @@ impl Store {
                 }
                 leases.retain(|_, _| false)?;
                 for (address, until) in &ledger.cooling {
-                    rests.insert(address.to_string().as_str(), until.0)?;
+                    cooling.insert(address.to_string().as_str(), until.0)?;
                 }
             }
             for entry in txn.open_table(SLOTS)?.iter()? {
@@ -151,7 +147,7 @@ impl Store {
         let txn = database.begin_write()?;
         {
             let mut leases = txn.open_table(LEASES)?;
-            let mut rests = txn.open_table(RESTS)?;
+            let mut cooling = txn.open_table(COOLDOWN)?;
             let mut slots = txn.open_table(SLOTS)?;
             let mut intents = txn.open_table(INTENTS)?;
             for write in writes {
@@ -162,8 +158,10 @@ impl Store {
                         leases.insert(key.as_str(), value.as_str())?;
                     }
                     Write::Lease(key, None) => drop(leases.remove(serde_json::to_string(key)?.as_str())?),
-                    Write::Cooldown(address, Some(until)) => drop(rests.insert(address.to_string().as_str(), until.0)?),
-                    Write::Cooldown(address, None) => drop(rests.remove(address.to_string().as_str())?),
+                    Write::Cooldown(address, Some(until)) => {
+                        drop(cooling.insert(address.to_string().as_str(), until.0)?)
+                    }
+                    Write::Cooldown(address, None) => drop(cooling.remove(address.to_string().as_str())?),
                     Write::Slot(eni, Some(slot)) => drop(slots.insert(eni.0.as_str(), slot)?),
                     Write::Slot(eni, None) => drop(slots.remove(eni.0.as_str())?),
                     Write::Intent(token, Some(intent)) => {
@@ -177,22 +175,20 @@ impl Store {
         Ok(())
     }
 
-    /// The limits of an instance type, if EC2 told them once; false with those that an earlier version kept, which knew
-    /// of no further network cards.
-    pub fn limits(&self, kind: &str) -> anyhow::Result<Option<(Limits, bool)>> {
+    /// The limits of an instance type, if EC2 told them once.
+    pub fn limits(&self, kind: &str) -> anyhow::Result<Option<Limits>> {
         self.with(|database| Self::limits_in(database, kind))
     }
 
-    fn limits_in(database: &Database, kind: &str) -> anyhow::Result<Option<(Limits, bool)>> {
+    fn limits_in(database: &Database, kind: &str) -> anyhow::Result<Option<Limits>> {
         let txn = database.begin_read()?;
         let meta = txn.open_table(META)?;
         let Some(value) = meta.get(format!("limits:{kind}").as_str())? else { return Ok(None) };
         let words: Option<Vec<u32>> = value.value().split(' ').map(|word| word.parse().ok()).collect();
         Ok(match *words.unwrap_or_default() {
-            [enis, addresses, prefixes] => Some((Limits::of_one_card(enis, addresses, prefixes == 1), false)),
             [enis, addresses, prefixes, further_cards, enis_per_further_card] => {
                 let of_first = Limits::of_one_card(enis, addresses, prefixes == 1);
-                Some((Limits { further_cards, enis_per_further_card, ..of_first }, true))
+                Some(Limits { further_cards, enis_per_further_card, ..of_first })
             }
             _ => None,
         })
@@ -238,20 +234,6 @@ fn set_aside(path: &Path, failure: &DatabaseError) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Schema 1 knew tokens of creations and no more. How much was asked for does not matter any more: an
-/// audit finds what there is, and one address is the least.
-fn migrate_tokens(txn: &redb::WriteTransaction) -> anyhow::Result<()> {
-    let order = Order { kind: Kind::Single, count: 1 };
-    let intent = serde_json::to_string(&Intent::Create(Creation { order, with_v6: false, card: 0 }))?;
-    let mut intents = txn.open_table(INTENTS)?;
-    for entry in txn.open_table(TOKENS)?.iter()? {
-        intents.insert(entry?.0.value(), intent.as_str())?;
-    }
-    drop(intents);
-    txn.delete_table(TOKENS)?;
-    Ok(())
-}
-
 impl From<StoredLease> for Lease {
     fn from(stored: StoredLease) -> Self {
         let StoredLease { address, second, eni, slot, pod, index } = stored;
@@ -282,6 +264,8 @@ pub fn boot_id() -> anyhow::Result<String> {
 mod tests {
     use std::net::Ipv4Addr;
 
+    use enid_ipamd::Intent;
+
     use super::*;
 
     fn address(last: u8) -> IpAddr {
@@ -309,16 +293,6 @@ mod tests {
         Store::open(dir, "boot-1", Millis(5), 30).unwrap().1
     }
 
-    #[test]
-    fn what_an_earlier_version_wrote_is_read() {
-        let lease: StoredLease =
-            serde_json::from_str(r#"{"address":"10.0.1.20","eni":"eni-1","slot":1,"pod":null,"index":0}"#).unwrap();
-        assert_eq!(lease.second, None);
-        let intent: Intent = serde_json::from_str(r#"{"Create":{"kind":"Single","count":7}}"#).unwrap();
-        let order = Order { kind: Kind::Single, count: 7 };
-        assert_eq!(intent, Intent::Create(Creation { order, with_v6: false, card: 0 }));
-    }
-
     fn folder(name: &str) -> std::path::PathBuf {
         let dir = std::env::temp_dir().join(format!("enid-store-{name}-{}", std::process::id()));
         let _ = fs::remove_dir_all(&dir);
@@ -338,61 +312,48 @@ mod tests {
     }
 
     #[test]
-    fn another_boot_turns_leases_into_rest() {
+    fn another_boot_begins_the_cooldown_of_every_address() {
         let dir = folder("reboot");
         written(&dir);
         let (_, ledger) = Store::open(&dir, "boot-2", Millis(7), 30).unwrap();
         assert!(ledger.leases.is_empty());
         assert_eq!(ledger.cooling[&address(20)], Millis(37));
         assert_eq!(ledger.cooling[&address(21)], Millis(37));
-        assert_eq!(ledger.cooling.len(), 3, "both addresses of the lease rest");
+        assert_eq!(ledger.cooling.len(), 3, "both addresses of the lease are cooling");
         assert_eq!(ledger.slots.len(), 1);
         fs::remove_dir_all(dir).unwrap();
     }
 
     #[test]
-    fn limits_of_before_there_were_cards_serve_and_say_that_they_are_old() {
+    fn limits_are_kept_and_damaged_ones_are_none() {
         let dir = folder("limits");
         let (store, _) = Store::open(&dir, "boot-1", Millis(0), 30).unwrap();
-        let write = |value: &str| {
+        assert_eq!(store.limits("m5.large").unwrap(), None);
+        for damaged in ["", "3 10", "3 ten 1 0 0", "3 10 1 1"] {
             let written = store.with(|database| {
                 let txn = database.begin_write()?;
-                txn.open_table(META)?.insert("limits:m5.large", value)?;
+                txn.open_table(META)?.insert("limits:m5.large", damaged)?;
                 Ok(txn.commit()?)
             });
             written.unwrap();
-        };
-        assert_eq!(store.limits("m5.large").unwrap(), None);
-        write("3 10 1");
-        assert_eq!(store.limits("m5.large").unwrap(), Some((Limits::of_one_card(3, 10, true), false)));
-        for damaged in ["", "3 10", "3 ten 1", "3 10 1 1"] {
-            write(damaged);
             assert_eq!(store.limits("m5.large").unwrap(), None, "{damaged:?}");
         }
         let limits = Limits { further_cards: 3, enis_per_further_card: 15, ..Limits::of_one_card(15, 50, true) };
         store.keep_limits("m5.large", limits).unwrap();
-        assert_eq!(store.limits("m5.large").unwrap(), Some((limits, true)));
+        assert_eq!(store.limits("m5.large").unwrap(), Some(limits));
         drop(store);
         fs::remove_dir_all(dir).unwrap();
     }
 
     #[test]
-    fn a_store_of_schema_1_is_taken_over_and_one_from_the_future_refused() {
+    fn a_store_of_another_schema_is_refused() {
         let dir = folder("schema");
         written(&dir);
-        let rewrite = |schema: &str| {
-            let database = Database::create(dir.join("enid.redb")).unwrap();
-            let txn = database.begin_write().unwrap();
-            txn.open_table(META).unwrap().insert("schema", schema).unwrap();
-            txn.open_table(TOKENS).unwrap().insert("older", ()).unwrap();
-            txn.commit().unwrap();
-        };
-        rewrite("1");
-        let (store, ledger) = Store::open(&dir, "boot-1", Millis(5), 30).unwrap();
-        drop(store);
-        assert!(matches!(ledger.intents["older"], Intent::Create(_)));
-        assert_eq!(ledger.leases.len(), 1);
-        rewrite("9");
+        let database = Database::create(dir.join("enid.redb")).unwrap();
+        let txn = database.begin_write().unwrap();
+        txn.open_table(META).unwrap().insert("schema", "9").unwrap();
+        txn.commit().unwrap();
+        drop(database);
         let refused = format!("{:#}", Store::open(&dir, "boot-1", Millis(5), 30).err().unwrap());
         assert!(refused.contains("\"9\""), "{refused}");
         fs::remove_dir_all(dir).unwrap();

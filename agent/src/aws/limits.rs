@@ -1,6 +1,13 @@
 //! What an instance type can carry: from EC2, kept on disk; a small table for a first boot without EC2.
 
 use enid_ipamd::Limits;
+use tracing::warn;
+
+use crate::{
+    aws::{ec2::Ec2, imds::Instance},
+    metrics::Counters,
+    store::Store,
+};
 
 /// (type, ENIs, IPv4 addresses per ENI), from the Amazon EC2 User Guide, "IP addresses per network
 /// interface per instance type". Only common types: EC2 knows the rest.
@@ -23,8 +30,37 @@ const TABLE: [(&str, u32, u32); 16] = [
     ("m6i.xlarge", 4, 15),
 ];
 
+/// Disk, then EC2, then the built-in table.
+pub async fn read(ec2: &Ec2, store: &Store, instance: &Instance, counters: &Counters) -> anyhow::Result<Limits> {
+    let kind = &instance.kind;
+    if let Some(limits) = store.limits(kind)? {
+        return Ok(limits);
+    }
+    let answer = ec2.limits().await;
+    counters.ec2("DescribeInstanceTypes", answer.as_ref().err());
+    match (answer, built_in(kind)) {
+        (Ok(limits), _) => {
+            store.keep_limits(kind, limits)?;
+            Ok(limits)
+        }
+        (Err(failure), Some(limits)) => {
+            warn!(cause = %failure.cause, "{}; the built-in limits of {kind} are used", failure.message);
+            Ok(limits)
+        }
+        (Err(failure), None) => {
+            anyhow::bail!("the limits of instance type {kind} are not known: {}", failure.message)
+        }
+    }
+}
+
+/// Without EC2 nothing is ever fetched, so limits of a type that is not known do not matter.
+pub fn without_ec2(store: &Store, instance: &Instance) -> anyhow::Result<Limits> {
+    let known = store.limits(&instance.kind)?.or_else(|| built_in(&instance.kind));
+    Ok(known.unwrap_or(Limits::of_one_card(1, 1, false)))
+}
+
 /// The built-in figure for a type.
-pub fn built_in(kind: &str) -> Option<Limits> {
+fn built_in(kind: &str) -> Option<Limits> {
     let (_, enis, addresses_per_eni) = *TABLE.iter().find(|(name, ..)| *name == kind)?;
     // All of the table are Nitro types but the oldest.
     Some(Limits::of_one_card(enis, addresses_per_eni, true))
