@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::Context;
 use ipnet::Ipv4Net;
 
-use crate::{LabConfig, ec2, fabric, fabric6, imds::NodeView, state::Node, wait_until};
+use crate::{config::LabConfig, ec2, fabric, fabric6, imds::NodeView, state::Node, wait::wait_until};
 
 /// Attaching takes 3 s at most in the model.
 const BOUND: Duration = Duration::from_secs(30);

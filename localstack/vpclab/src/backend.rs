@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::{Context, bail};
 
-use crate::{ec2, localstack, serve, space, wait_until};
+use crate::{ec2, localstack, program::program, space, wait::wait_until};
 
 /// LocalStack is seen ready after about 5 s; a loaded machine takes longer.
 const BOUND: Duration = Duration::from_secs(120);
@@ -42,7 +42,7 @@ impl Backend {
             Backend::LocalStack => localstack::command(vpc_pid, folder)?,
             Backend::Model => {
                 let mut command = space::command(vpc_pid, "env");
-                command.arg(serve::program()?).args(["ec2", "--listen", &format!("{}:{}", ec2::ADDRESS, ec2::PORT)]);
+                command.arg(program()?).args(["ec2", "--listen", &format!("{}:{}", ec2::ADDRESS, ec2::PORT)]);
                 command
             }
         };

@@ -2,7 +2,7 @@
 
 use anyhow::bail;
 
-use crate::{Backend, model, serve};
+use crate::{backend::Backend, model, state};
 
 /// What a lab should have.
 #[derive(Clone, Debug)]
@@ -42,7 +42,7 @@ impl Default for LabConfig {
 impl LabConfig {
     /// Whether there can be such a lab; the error says why not.
     pub fn check(&self) -> anyhow::Result<()> {
-        serve::check_name(&self.name)?;
+        state::check_name(&self.name)?;
         if self.ipv6 && self.ec2 == Backend::LocalStack {
             bail!("a lab with IPv6 needs the model of EC2 (--ec2 model): LocalStack has no IPv6 prefixes");
         }

@@ -5,7 +5,7 @@ use std::fmt::Write;
 
 use anyhow::Context;
 
-use crate::{Drops, port::Port, space};
+use crate::{ec2, port::Port, space};
 
 /// The VPC.
 pub const VPC_CIDR: &str = "10.0.0.0/16";
@@ -38,6 +38,15 @@ pub const PEER_CLIENT: &str = "172.31.0.10";
 /// MTU inside a VPC (Amazon EC2 User Guide, jumbo frames).
 pub const VPC_MTU: u32 = 9001;
 
+/// Packets that the VPC refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Drops {
+    /// Source not assigned to the ENI they came from.
+    pub foreign_source: u64,
+    /// Wanted to leave to the Internet with an address that has no public one.
+    pub inet_private: u64,
+}
+
 /// The public address of a node.
 pub fn public_address(index: usize) -> String {
     format!("203.0.113.{}", 10 + index)
@@ -46,7 +55,7 @@ pub fn public_address(index: usize) -> String {
 /// Links, addresses and the empty filter of the router; once.
 pub fn base(vpc: u32, inet: u32, peer: u32) -> anyhow::Result<()> {
     let mut router = String::new();
-    for address in [crate::ec2::ADDRESS, "169.254.169.254"].into_iter().chain(SUBNETS.map(|(_, gateway, _)| gateway)) {
+    for address in [ec2::ADDRESS, "169.254.169.254"].into_iter().chain(SUBNETS.map(|(_, gateway, _)| gateway)) {
         let _ = writeln!(router, "address add {address}/32 dev lo");
     }
     let _ = writeln!(

@@ -12,7 +12,7 @@ use std::{
 use anyhow::{Context, bail};
 use nix::sys::wait::waitpid;
 
-use crate::wait;
+use crate::{program::program, wait};
 
 /// Mounts of a node: standard paths are its own, the rest is the machine's. Overlays take what is
 /// written to `/etc`, `/opt` and `/var/lib` into memory.
@@ -73,10 +73,9 @@ pub struct Holder {
 impl Holder {
     /// Starts one and waits until its namespaces are whole.
     pub fn start(host_name: &str, node: bool) -> anyhow::Result<Self> {
-        let program = crate::serve::program()?;
         let mut unshare = Command::new("unshare")
             .args(["-n", "-m", "-u", "-p", "-i", "-f", "--kill-child=KILL", "--mount-proc", "--"])
-            .arg(program)
+            .arg(program()?)
             .args(["hold", host_name])
             .args(node.then_some("--node"))
             .stdin(Stdio::piped())

@@ -11,9 +11,9 @@ use std::{
 use anyhow::{Context, bail};
 use clap::{Parser, Subcommand};
 use vpclab::{
-    Backend, Lab, LabConfig, State, folder, hold,
+    Backend, Lab, LabConfig, State, check_name, folder, hold,
     model::{Model, Options, http::Face},
-    serve, wait_until,
+    program, serve, wait_until,
 };
 
 #[derive(Parser)]
@@ -166,7 +166,7 @@ fn up(config: &LabConfig) -> anyhow::Result<()> {
     let log = std::env::temp_dir().join(format!("vpclab-{name}.log"));
     let out = fs::File::create(&log).with_context(|| format!("cannot write {}", log.display()))?;
     let mut child = Command::new("setsid")
-        .arg(serve::program()?)
+        .arg(program()?)
         .args(config.serve_args())
         .stdin(Stdio::null())
         .stdout(out.try_clone().context("cannot share the log")?)
@@ -188,7 +188,7 @@ fn up(config: &LabConfig) -> anyhow::Result<()> {
 }
 
 fn down(name: &str) -> anyhow::Result<()> {
-    serve::check_name(name)?;
+    check_name(name)?;
     let folder = folder(name);
     if let Ok(state) = State::read(name)
         && state.is_live()
@@ -212,7 +212,7 @@ fn down(name: &str) -> anyhow::Result<()> {
 }
 
 fn status(name: &str) -> anyhow::Result<()> {
-    serve::check_name(name)?;
+    check_name(name)?;
     let lab = Lab::attach(name)?;
     let state = lab.state();
     if !state.is_live() {

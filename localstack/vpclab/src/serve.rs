@@ -5,7 +5,6 @@ use std::{
     fs,
     io::Read,
     net::TcpListener,
-    path::PathBuf,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -18,7 +17,10 @@ use anyhow::{Context, bail};
 use nix::sys::signal::{SigSet, Signal};
 
 use crate::{
-    Backend, LabConfig, account, backend, ec2, fabric, fabric6,
+    account,
+    backend::{self, Backend},
+    config::LabConfig,
+    ec2, fabric, fabric6,
     hold::Holder,
     hotplug::{Hotplug, Macs, Plugged},
     imds::{Faults, Metadata, NodeView, write_faults},
@@ -29,20 +31,6 @@ use crate::{
 
 /// The line that says that the lab is whole.
 pub const READY: &str = "ready";
-
-/// The `vpclab` program: this one, or the one beside the program that uses the library.
-pub fn program() -> anyhow::Result<PathBuf> {
-    if let Some(named) = std::env::var_os("VPCLAB_BIN") {
-        return Ok(named.into());
-    }
-    let own = std::env::current_exe().context("cannot tell which program this is")?;
-    if own.file_name().is_some_and(|name| name == "vpclab") {
-        return Ok(own);
-    }
-    let folders = own.ancestors().skip(1).take(2);
-    let beside = folders.map(|folder| folder.join("vpclab")).find(|path| path.is_file());
-    beside.context("the program vpclab is not beside this one; `cargo build -p vpclab` makes it")
-}
 
 /// Runs a lab until SIGTERM, SIGINT or, if asked, the end of standard input.
 pub fn serve(config: &LabConfig, until_eof: bool) -> anyhow::Result<()> {
@@ -56,15 +44,6 @@ pub fn serve(config: &LabConfig, until_eof: bool) -> anyhow::Result<()> {
     let ended = run(config, until_eof, signals);
     fs::remove_dir_all(&folder).with_context(|| format!("cannot remove {}", folder.display()))?;
     ended
-}
-
-/// What a lab may be called: its name is a folder's.
-pub fn check_name(name: &str) -> anyhow::Result<()> {
-    let valid = |c: char| c.is_ascii_alphanumeric() || c == '-';
-    if name.is_empty() || name.len() > 32 || !name.chars().all(valid) {
-        bail!("the lab's name is {name:?}; letters, digits and '-' are allowed, 32 at most");
-    }
-    Ok(())
 }
 
 /// A name can be used again once its lab has ended, however it ended.

@@ -2,7 +2,7 @@
 
 use std::{fs, path::PathBuf};
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use serde::{Deserialize, Serialize};
 
 /// A running lab.
@@ -48,6 +48,15 @@ pub struct Node {
     /// IPv6 address of the primary ENI, in a lab that has IPv6.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub address_v6: Option<String>,
+}
+
+/// What a lab may be called: its name is a folder's.
+pub fn check_name(name: &str) -> anyhow::Result<()> {
+    let valid = |c: char| c.is_ascii_alphanumeric() || c == '-';
+    if name.is_empty() || name.len() > 32 || !name.chars().all(valid) {
+        bail!("the lab's name is {name:?}; letters, digits and '-' are allowed, 32 at most");
+    }
+    Ok(())
 }
 
 /// The folder of a lab.

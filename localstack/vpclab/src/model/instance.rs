@@ -3,21 +3,10 @@
 use std::{collections::BTreeMap, net::Ipv4Addr};
 
 use super::{
-    ApiError, AttachmentStatus, AttachmentTruth, Due, EniStatus, InstanceState, Model,
+    ApiError, AttachmentStatus, AttachmentTruth, Due, EniStatus, Instance, InstanceState, Model,
     eni::{full, invalid, no_ipv6, no_subnet, size, too_many},
-    types::{TypeLimits, limits},
+    types::limits,
 };
-
-#[derive(Clone, Debug)]
-pub(super) struct Instance {
-    pub limits: TypeLimits,
-    pub state: InstanceState,
-    pub subnet: String,
-    pub vpc: String,
-    pub zone: String,
-    pub address: Ipv4Addr,
-    pub tags: BTreeMap<String, String>,
-}
 
 impl Model {
     /// Starts an instance with a primary ENI, which goes away with it; its id. It is there at once, for

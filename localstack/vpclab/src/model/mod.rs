@@ -19,6 +19,7 @@ mod faults;
 mod filter;
 pub mod http;
 mod instance;
+mod lag;
 mod shown;
 mod space;
 #[cfg(test)]
@@ -39,7 +40,6 @@ pub use faults::Faults;
 pub use types::{TypeLimits, limits};
 
 use buckets::Buckets;
-use instance::Instance;
 use shown::Shown;
 use space::Space;
 
@@ -137,6 +137,17 @@ struct Subnet {
     vpc: String,
     zone: String,
     space: Space,
+    tags: BTreeMap<String, String>,
+}
+
+#[derive(Clone, Debug)]
+struct Instance {
+    limits: TypeLimits,
+    state: InstanceState,
+    subnet: String,
+    vpc: String,
+    zone: String,
+    address: Ipv4Addr,
     tags: BTreeMap<String, String>,
 }
 
@@ -305,7 +316,7 @@ impl Model {
             }
             Request::DescribeSubnets { ids, filters } => self.describe_subnets(ids, filters),
             Request::DescribeInstances { ids } => self.describe_instances(ids),
-            Request::DescribeInstanceTypes { types } => describe::types(types),
+            Request::DescribeInstanceTypes { types } => Model::describe_types(types),
             Request::CreateTags { resources, tags } => self.create_tags(resources, tags),
         }
     }

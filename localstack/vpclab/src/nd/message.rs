@@ -2,7 +2,8 @@
 
 use std::net::Ipv6Addr;
 
-use super::Mac;
+/// A MAC.
+pub type Mac = [u8; 6];
 
 const ETHERNET: usize = 14;
 const IPV6: usize = 40;

@@ -22,10 +22,7 @@ use nix::sys::socket::{LinkAddr, MsgFlags, recvfrom, sendto};
 use socket2::{Domain, Protocol, SockFilter, Socket, Type};
 
 use crate::{fabric::SUBNETS_V6, space, wait};
-use message::Solicitation;
-
-/// A MAC.
-pub type Mac = [u8; 6];
+use message::{Mac, Solicitation};
 
 /// A port, by the number of its link.
 #[derive(Clone, Debug, PartialEq, Eq)]

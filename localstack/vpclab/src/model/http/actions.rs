@@ -2,11 +2,14 @@
 
 use super::{
     super::{Answer, ApiError, Model, Outcome, Request},
-    TRUTH_HEADER,
     params::Params,
     set_up, xml,
 };
 use crate::http::Asked;
+
+/// A request with this header hears the truth: it is not counted, limited or subject to faults. The lab's
+/// network follows EC2 by it, since on EC2 the network does not ask the API.
+pub const TRUTH_HEADER: &str = "x-vpclab-truth";
 
 /// What a call comes to. No body: the answer is lost.
 pub(super) struct Heard {

@@ -35,10 +35,7 @@ use crate::{
     wait,
 };
 use actions::Heard;
-
-/// A request with this header hears the truth: it is not counted, limited or subject to faults. The lab's
-/// network follows EC2 by it, since on EC2 the network does not ask the API.
-pub const TRUTH_HEADER: &str = "x-vpclab-truth";
+pub use actions::TRUTH_HEADER;
 
 /// A model that answers on a socket. Clones are the same one.
 #[derive(Clone)]
