@@ -1,4 +1,4 @@
-//! What a lab should have, in code and as `vpclab serve` is told.
+//! What a lab should have, in code and as arguments of `vpclab serve`.
 
 use anyhow::bail;
 
@@ -7,13 +7,13 @@ use crate::{backend::Backend, model, state};
 /// What a lab should have.
 #[derive(Clone, Debug)]
 pub struct LabConfig {
-    /// Labs of different names do not meet.
+    /// Labs of different names are independent.
     pub name: String,
     /// How many nodes.
     pub nodes: usize,
     /// EC2 instance type of all nodes.
     pub instance_type: String,
-    /// What plays EC2.
+    /// What is used as EC2.
     pub ec2: Backend,
     /// Nodes live in subnets of 8,192 addresses, not of 256.
     pub large_subnets: bool,

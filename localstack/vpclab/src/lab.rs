@@ -14,9 +14,9 @@ use crate::{
     ec2,
     fabric::{self, Drops},
     imds::{self, Faults},
-    model,
+    model, nsenter,
     program::program,
-    serve, space,
+    serve,
     state::{Node, State},
     wait::wait_until,
 };
@@ -28,7 +28,7 @@ pub struct Lab {
 }
 
 impl Lab {
-    /// Brings a lab up and waits until it is whole.
+    /// Brings a lab up and waits until it is complete.
     pub fn up(config: &LabConfig) -> anyhow::Result<Self> {
         config.check()?;
         let mut child = Command::new(program()?)
@@ -68,12 +68,12 @@ impl Lab {
     /// A command that will run at a place: a node's name, `vpc`, `inet` or `peer`.
     pub fn command(&self, place: &str, program: &str) -> anyhow::Result<Command> {
         let pid = self.state.pid_of(place)?;
-        Ok(space::command(pid, program))
+        Ok(nsenter::command(pid, program))
     }
 
-    /// Runs a command at a place and returns what it printed; a failure carries its words.
+    /// Runs a command at a place and returns what it printed; an error contains it.
     pub fn run(&self, place: &str, program: &str, args: &[&str]) -> anyhow::Result<String> {
-        space::output(self.command(place, program)?.args(args))
+        nsenter::output(self.command(place, program)?.args(args))
     }
 
     /// What the VPC has refused so far.
@@ -83,12 +83,12 @@ impl Lab {
 
     /// Asks EC2 by hand.
     pub fn ec2(&self, action: &str, parameters: &[(&str, &str)]) -> anyhow::Result<String> {
-        space::within(self.state.vpc_pid, || ec2::call(action, parameters))?
+        nsenter::within(self.state.vpc_pid, || ec2::call(action, parameters))?
     }
 
     /// Ends LocalStack or the model, as if EC2 could not be reached any more.
     pub fn kill_ec2(&self) -> anyhow::Result<()> {
-        let ended = space::output(Command::new("kill").args(["-9", &self.state.localstack_pid.to_string()]));
+        let ended = nsenter::output(Command::new("kill").args(["-9", &self.state.localstack_pid.to_string()]));
         ended?;
         wait_until(Duration::from_secs(5), || self.ec2("DescribeVpcs", &[]).is_err())
     }
@@ -96,7 +96,7 @@ impl Lab {
     /// Changes what goes wrong with EC2. Error: it is LocalStack, where nothing can be made to.
     pub fn set_ec2(&self, faults: &model::Faults) -> anyhow::Result<()> {
         let text = serde_json::to_string(faults).context("cannot write JSON")?;
-        space::within(self.state.vpc_pid, || ec2::control("/faults", &text))?
+        nsenter::within(self.state.vpc_pid, || ec2::control("/faults", &text))?
     }
 
     /// Lets others take addresses of a subnet. Error: EC2 is LocalStack, whose subnets never fill.
@@ -104,24 +104,24 @@ impl Lab {
         self.fill("/occupy", subnet_id, addresses)
     }
 
-    /// Lets others give addresses of a subnet back; those that they do not hold are passed over.
+    /// Lets others give addresses of a subnet back; those that they do not have are skipped.
     pub fn vacate(&self, subnet_id: &str, addresses: &[std::net::Ipv4Addr]) -> anyhow::Result<()> {
         self.fill("/vacate", subnet_id, addresses)
     }
 
     fn fill(&self, path: &str, subnet_id: &str, addresses: &[std::net::Ipv4Addr]) -> anyhow::Result<()> {
         let text = serde_json::json!({ "subnet": subnet_id, "addresses": addresses }).to_string();
-        space::within(self.state.vpc_pid, || ec2::control(path, &text))?
+        nsenter::within(self.state.vpc_pid, || ec2::control(path, &text))?
     }
 
     /// Calls so far, by action. Error: EC2 is LocalStack, which does not count.
     pub fn ec2_counts(&self) -> anyhow::Result<BTreeMap<String, model::Counted>> {
-        space::within(self.state.vpc_pid, ec2::counts)?
+        nsenter::within(self.state.vpc_pid, ec2::counts)?
     }
 
     /// All ENIs of the account, as they are.
     pub fn enis(&self) -> anyhow::Result<Vec<ec2::Eni>> {
-        space::within(self.state.vpc_pid, ec2::enis)?
+        nsenter::within(self.state.vpc_pid, ec2::enis)?
     }
 
     /// Changes how instance metadata behaves.
@@ -133,7 +133,7 @@ impl Lab {
 impl Drop for Lab {
     fn drop(&mut self) {
         if let Some((mut child, stdin)) = self.serving.take() {
-            drop(stdin); // end of file is the word to end
+            drop(stdin); // end of file ends it
             let _ = child.wait();
         }
     }

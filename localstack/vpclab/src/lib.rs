@@ -1,9 +1,9 @@
 //! A VPC on one machine: how the unmodified daemon and plugin meet AWS in tests and in the demo.
 //!
-//! The VPC, each node, the Internet and a peered network are namespaces. Each is held by a process
-//! ([`hold`]) and has no name outside, so when the lab's process dies, by whatever signal, everything goes
+//! The VPC, each node, the Internet and a peered network are namespaces. Each exists as long as its process 1
+//! ([`namespaces`]) and has no name outside, so when the lab's process dies, by whatever signal, everything goes
 //! with it but one state folder. EC2 is LocalStack or the
-//! [`model`], inside the VPC; what it says about ENIs becomes links,
+//! [`model`], inside the VPC; what it shows of ENIs becomes links,
 //! ports and metadata ([`hotplug`]). The VPC drops and counts packets with a source that EC2 did not assign
 //! to their ENI, so a wrong route or a missing SNAT is a lost packet and a number.
 
@@ -13,18 +13,18 @@ mod config;
 pub mod ec2;
 mod fabric;
 mod fabric6;
-pub mod hold;
 mod hotplug;
 mod http;
 mod imds;
 mod lab;
 mod localstack;
 pub mod model;
+pub mod namespaces;
 mod nd;
+mod nsenter;
 mod port;
 mod program;
 pub mod serve;
-mod space;
 mod state;
 mod wait;
 

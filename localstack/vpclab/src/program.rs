@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::Context;
 
-/// The `vpclab` program: this one, or the one beside the program that uses the library.
+/// The `vpclab` program: this one, or the one in the folder of the program that uses the library.
 pub fn program() -> anyhow::Result<PathBuf> {
     if let Some(named) = std::env::var_os("VPCLAB_BIN") {
         return Ok(named.into());
@@ -14,6 +14,6 @@ pub fn program() -> anyhow::Result<PathBuf> {
         return Ok(own);
     }
     let folders = own.ancestors().skip(1).take(2);
-    let beside = folders.map(|folder| folder.join("vpclab")).find(|path| path.is_file());
-    beside.context("the program vpclab is not beside this one; `cargo build -p vpclab` makes it")
+    let found = folders.map(|folder| folder.join("vpclab")).find(|path| path.is_file());
+    found.context("the program vpclab is not in the folder of this one; `cargo build -p vpclab` makes it")
 }

@@ -25,11 +25,13 @@ fn own(lab: &Lab, node: usize) -> &str {
 
 fn primary(lab: &Lab, node: usize) -> Eni {
     let instance = &lab.node(node).instance_id;
-    let is = |eni: &Eni| eni.attachment.as_ref().is_some_and(|held| held.is_primary() && held.instance_id == *instance);
+    let is = |eni: &Eni| {
+        eni.attachment.as_ref().is_some_and(|attachment| attachment.is_primary() && attachment.instance_id == *instance)
+    };
     lab.enis().unwrap().into_iter().find(is).unwrap()
 }
 
-/// What metadata says to a node; empty for 404.
+/// What metadata answers to a node; empty for 404.
 fn metadata(lab: &Lab, node: usize, path: &str) -> String {
     let ask = format!(
         "at=http://169.254.169.254/latest
@@ -81,7 +83,7 @@ fn a_prefix_is_carried_wherever_in_it_an_address_is() {
     let path = format!("network/interfaces/macs/{}/ipv6-prefix", eni.mac);
     wait_until(BOUND, || metadata(&lab, 2, &path) == prefix).unwrap();
     lab.run("node2", "ip", &["-6", "address", "add", &format!("{pod}/128"), "dev", "lo"]).unwrap();
-    // Node 1 lives in another subnet; node 0 asks its own for a neighbour, which the VPC answers for.
+    // Node 1 is in another subnet; node 0 asks its own for a neighbour, which the VPC answers for.
     assert!(reaches(&lab, "node1", own(&lab, 1), &pod), "from another subnet");
     assert!(reaches(&lab, "node0", own(&lab, 0), &pod), "from the same subnet");
     assert!(reaches(&lab, "node2", &pod, INTERNET_SERVER_V6), "to the Internet");

@@ -92,7 +92,9 @@ impl Model {
         let truth = wanted.map(|(id, instance)| {
             let mut enis: Vec<EniTruth> =
                 self.shown_enis().filter(|eni| eni.instance() == Some(id.as_str())).cloned().collect();
-            enis.sort_by_key(|eni| eni.attachment.as_ref().map(|held| (held.card, held.device_index)));
+            enis.sort_by_key(|eni| {
+                eni.attachment.as_ref().map(|attachment| (attachment.card, attachment.device_index))
+            });
             InstanceTruth {
                 id: id.clone(),
                 kind: instance.limits.name.clone(),

@@ -81,8 +81,8 @@ impl Model {
         if let Some(instance) = self.instances.get_mut(id) {
             instance.state = InstanceState::Terminated;
         }
-        let held = self.enis.values().filter(|eni| eni.instance() == Some(id));
-        for (eni, delete) in held.map(|eni| (eni.id.clone(), eni.delete_on_termination())).collect::<Vec<_>>() {
+        let attached = self.enis.values().filter(|eni| eni.instance() == Some(id));
+        for (eni, delete) in attached.map(|eni| (eni.id.clone(), eni.delete_on_termination())).collect::<Vec<_>>() {
             if delete {
                 self.remove(&eni);
             } else if let Some(found) = self.enis.get_mut(&eni) {

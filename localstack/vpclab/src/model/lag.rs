@@ -27,14 +27,14 @@ impl Model {
             let at = ec2.latest();
             self.plan(at, Due::Forget(id.to_owned(), None));
         }
-        let (home, view) = metadata.unzip();
-        if let Some(left) = self.homes.get(id).filter(|old| home.as_ref() != Some(*old)).cloned() {
-            self.homes.remove(id);
+        let (instance, view) = metadata.unzip();
+        if let Some(left) = self.metadata_instance.get(id).filter(|old| instance.as_ref() != Some(*old)).cloned() {
+            self.metadata_instance.remove(id);
             self.show_in_metadata(left, id, imds_at, None);
         }
-        if let Some(home) = home {
-            self.homes.insert(id.to_owned(), home.clone());
-            self.show_in_metadata(home, id, imds_at, view);
+        if let Some(instance) = instance {
+            self.metadata_instance.insert(id.to_owned(), instance.clone());
+            self.show_in_metadata(instance, id, imds_at, view);
         }
     }
 
@@ -90,28 +90,28 @@ impl Model {
         Some((attachment.instance.clone(), view))
     }
 
-    /// What instance metadata says now, by MAC; nothing for an instance that has gone. Late, stale or lacking
-    /// if options and faults say so.
+    /// What instance metadata says now, by MAC; nothing for an instance that has gone. Late, stale or incomplete,
+    /// as options and faults have it.
     pub fn imds(&mut self, now: u64, instance: &str) -> Vec<ImdsEni> {
         self.advance(now);
         if self.faults.imds_stale
-            && let Some(said) = self.said.get(instance)
+            && let Some(last) = self.last_metadata.get(instance)
         {
-            return said.clone();
+            return last.clone();
         }
         let from = (instance.to_owned(), String::new());
         let own = self.metadata.range(from..).take_while(|((owner, _), _)| owner == instance);
         let mut list: Vec<ImdsEni> = own.filter_map(|(_, shown)| shown.at(self.now)).cloned().collect();
         list.sort_by(|one, other| one.mac.cmp(&other.mac));
         if self.chance(self.faults.imds_partial) {
-            self.lose_part(&mut list);
+            self.drop_part(&mut list);
         }
-        self.said.insert(instance.to_owned(), list.clone());
+        self.last_metadata.insert(instance.to_owned(), list.clone());
         list
     }
 
     /// Takes a secondary ENI out of the list, or an address or prefix out of one of its ENIs.
-    fn lose_part(&mut self, list: &mut Vec<ImdsEni>) {
+    fn drop_part(&mut self, list: &mut Vec<ImdsEni>) {
         let secondary: Vec<usize> =
             (0..list.len()).filter(|index| list[*index].device_index != 0 || list[*index].card != 0).collect();
         if !secondary.is_empty() && self.rng.bool() {
