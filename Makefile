@@ -64,7 +64,7 @@ test: root build
 test-vm: root
 	tools/packages
 	@$(MAKE) --no-print-directory build
-	tools/vm sh -c "modprobe -a ip_vs ip_vs_rr dummy 8021q vrf ipvlan sch_netem && ENID_PROXY=ipvs $$(tools/test-program neighbours) --nocapture"
+	tools/vm sh -c "modprobe -a ip_vs ip_vs_rr dummy 8021q vrf ipvlan sch_netem && ENID_PROXY=ipvs $$(tools/test-program coexistence) --nocapture"
 
 sim:
 	cargo build --locked --workspace

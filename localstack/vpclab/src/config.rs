@@ -15,7 +15,7 @@ pub struct LabConfig {
     pub instance_type: String,
     /// What is used as EC2.
     pub ec2: Backend,
-    /// Nodes live in subnets of 8,192 addresses, not of 256.
+    /// Nodes are in subnets of 8,192 addresses, not of 256.
     pub large_subnets: bool,
     /// The VPC has IPv6 ranges, and each node an IPv6 address of its own. Only with the model: LocalStack has
     /// no IPv6 prefixes.
@@ -40,7 +40,7 @@ impl Default for LabConfig {
 }
 
 impl LabConfig {
-    /// Whether there can be such a lab; the error says why not.
+    /// Whether there can be such a lab; the error names the reason.
     pub fn check(&self) -> anyhow::Result<()> {
         state::check_name(&self.name)?;
         if self.ipv6 && self.ec2 == Backend::LocalStack {

@@ -1,7 +1,7 @@
 //! The model against LocalStack: the same calls, and every difference has a name.
 //!
 //! LocalStack is made by people who have not seen the model, so where both agree, a rule was not made up by
-//! us alone. Where they differ, the list below says which one is off and how we know. A difference that is not
+//! us alone. Where they differ, the list below names the one that is wrong and how we know. A difference that is not
 //! listed fails the test, and so does a listed one that has gone.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]

@@ -106,7 +106,7 @@ fn foreign_sources_are_dropped_and_counted() {
         assert!(!reaches(&lab, place, foreign, INTERNET_SERVER_V6), "{foreign}");
     }
     assert_eq!(lab.drops().unwrap(), Drops { foreign_source: 2, inet_private: 1 });
-    // An address that EC2 has not assigned is nowhere, and nobody answers for it.
+    // An address that EC2 has not assigned is not reachable, and no solicitation for it is answered.
     assert!(!reaches(&lab, "node0", own(&lab, 0), "2001:db8:aa00:1::9"));
     assert!(!reaches(&lab, "node0", own(&lab, 0), "2001:db8:aa00:2::9"));
 }

@@ -142,7 +142,7 @@ impl Reply {
         match self.outcome {
             Outcome::Answer(answer) => Ok(answer),
             Outcome::Error(error) => Err(error),
-            Outcome::Lost => Err(ApiError::new("Lost", "nobody answers")),
+            Outcome::Lost => Err(ApiError::new("Lost", "there is no answer")),
         }
     }
 }
@@ -438,7 +438,7 @@ pub struct InstanceTruth {
     pub tags: BTreeMap<String, String>,
 }
 
-/// What instance metadata says about one ENI.
+/// What instance metadata shows of one ENI.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ImdsEni {
     /// `interface-id`.

@@ -51,7 +51,7 @@ impl Model {
         }
     }
 
-    /// Nobody will see this ENI again: EC2's callers, or those who ask an instance's metadata.
+    /// This ENI is shown no more: EC2's callers, or those who ask an instance's metadata.
     pub(super) fn forget(&mut self, eni: String, instance: Option<String>) {
         let now = self.now;
         match instance {
@@ -90,7 +90,7 @@ impl Model {
         Some((attachment.instance.clone(), view))
     }
 
-    /// What instance metadata says now, by MAC; nothing for an instance that has gone. Late, stale or incomplete,
+    /// What instance metadata shows now, by MAC; nothing for an instance that has gone. Late, stale or incomplete,
     /// as options and faults have it.
     pub fn imds(&mut self, now: u64, instance: &str) -> Vec<ImdsEni> {
         self.advance(now);
