@@ -51,7 +51,7 @@ impl Model {
         }
     }
 
-    /// This ENI is shown no more: EC2's callers, or those who ask an instance's metadata.
+    /// An ENI that is gone is shown no more: by EC2, or by an instance's metadata.
     pub(super) fn forget(&mut self, eni: String, instance: Option<String>) {
         let now = self.now;
         match instance {
