@@ -3,13 +3,13 @@ SHELL := /bin/bash
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 SHIM := x86_64-unknown-linux-musl
 
-.PHONY: help tools build check test test-vm sim demo bench audit chart purity
+.PHONY: help tools build check test test-vm sim demo bench audit chart purity structure
 
 help:
 	@echo "make demo    two nodes, forty pods, every path a packet can take (KEEP=1 leaves it up)"
 	@echo "make test    everything that tests"
 	@echo "make test-vm pods beside IPVS, under Debian's own kernel in an emulated machine"
-	@echo "make check   format, lints, licences, borders between crates, chart"
+	@echo "make check   format, lints, licences, borders between crates, structure, chart"
 	@echo "make sim     lives of a node from seeds, under every fault (SEEDS=500)"
 	@echo "make bench   ADD and DEL beside the floor; sizes"
 	@echo "make audit   known vulnerabilities (needs the advisory database, from outside)"
@@ -31,7 +31,7 @@ build:
 	cargo build --locked --workspace
 	RUSTFLAGS="-C relocation-model=static" cargo build --locked --profile shim --target $(SHIM) -p enid-cni
 
-check: tools/cargo-deny purity chart
+check: tools/cargo-deny purity structure chart
 	cargo fmt --all --check
 	cargo clippy --locked --workspace --all-targets -- -D warnings
 	.tools/bin/cargo-deny --log-level error check bans licenses sources
@@ -43,6 +43,11 @@ purity:
 	@tree=$$(cargo tree --locked -p enid-cni -p enid-datapath -p enid-api -p vpclab -e normal --prefix none) || exit 1; \
 	if grep -E '^aws-' <<<"$$tree"; then echo "the AWS SDK outside the agent (above)"; exit 1; fi
 	@echo "borders: ipamd is pure, AWS stays in the agent"
+
+# No circle of imports, state with one owner; the check itself is tested first.
+structure:
+	tools/structure --test
+	tools/structure
 
 chart:
 	tools/helm
@@ -59,7 +64,7 @@ test: root build
 test-vm: root
 	tools/packages
 	@$(MAKE) --no-print-directory build
-	tools/vm sh -c "modprobe -a ip_vs ip_vs_rr dummy 8021q vrf ipvlan sch_netem && ENID_PROXY=ipvs $$(tools/test-program neighbours) --nocapture"
+	tools/vm sh -c "modprobe -a ip_vs ip_vs_rr dummy 8021q vrf ipvlan sch_netem && ENID_PROXY=ipvs $$(tools/test-program coexistence) --nocapture"
 
 sim:
 	cargo build --locked --workspace

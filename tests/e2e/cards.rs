@@ -5,8 +5,9 @@
 use std::{sync::OnceLock, time::Duration};
 
 use enid_tests::{
-    Backend, Daemon, Lab, LabConfig, Place, Pod, pod,
-    told::Told,
+    Backend, Daemon, Lab, LabConfig, Place, Pod,
+    kernel::Notifications,
+    pod,
     traffic::{PORT, Spot, serve},
     wait_until,
 };
@@ -51,7 +52,7 @@ fn ips(result: &Value) -> Vec<String> {
 }
 
 #[test]
-fn a_pod_gets_an_interface_on_every_card_and_speaks_from_each_by_its_own_eni() {
+fn a_pod_gets_an_interface_on_every_card_and_sends_from_each_by_its_own_eni() {
     let (here, there) = (Place::node(lab(), 0), Place::node(lab(), 1));
     let efa = || here.sh("ip addr show dev eth301");
     wait_until(BOUND, || efa().is_ok()).unwrap();
@@ -86,19 +87,19 @@ fn a_pod_gets_an_interface_on_every_card_and_speaks_from_each_by_its_own_eni() {
     for table in ["lookup 10101", "lookup 10201"] {
         assert!(rules.contains(table), "{table} is not in {rules}");
     }
-    // From each address by its own ENI: the VPC drops and counts what comes by another.
+    // From each address by its own ENI: the VPC drops and counts what is sent by another.
     let far = Pod::new(1, "far");
     let (server, _) = far.add(there).unwrap();
     let _servers = [serve(there, &["far"]).unwrap(), serve(here, &["wide"]).unwrap()];
     let drops = lab().drops().unwrap();
     for address in &addresses {
-        let said = here.sh(&format!("ip netns exec wide ping -n -q -c 2 -W 2 -I {address} {server}"));
-        assert!(said.is_ok(), "{address}: {said:?}");
+        let ping = here.sh(&format!("ip netns exec wide ping -n -q -c 2 -W 2 -I {address} {server}"));
+        assert!(ping.is_ok(), "{address}: {ping:?}");
         let from = Spot { place: there, netns: Some("far") };
         from.ask(address, PORT).unwrap().expect(&server, address).unwrap();
     }
     assert_eq!(lab().drops().unwrap(), drops, "the VPC dropped packets of a foreign source");
-    // A further interface that the runtime asks for goes alone; eth0 is what takes the cards' along.
+    // A further interface that the runtime asks for is deleted alone; eth0 is deleted with those of the cards.
     let further = Pod { ifname: "net1".to_owned(), config: pod::config("1.0.0", 30), ..ours.clone() };
     further.call(here, "ADD").unwrap();
     assert_eq!(here.leases().unwrap().len(), 5);
@@ -108,7 +109,7 @@ fn a_pod_gets_an_interface_on_every_card_and_speaks_from_each_by_its_own_eni() {
     for address in &addresses {
         here.sh(&format!("ip netns exec wide ping -n -q -c 1 -W 2 -I {address} {server}")).unwrap();
     }
-    // CHECK looks at all of them, GC keeps what the runtime does not know of, and DEL takes them together.
+    // CHECK examines all of them, GC keeps those that the runtime does not list, and DEL deletes them together.
     let mut config: Value = serde_json::from_str(&ours.config).unwrap();
     config["prevResult"] = result.clone();
     let checked = Pod { config: config.to_string(), ..ours.clone() };
@@ -119,7 +120,7 @@ fn a_pod_gets_an_interface_on_every_card_and_speaks_from_each_by_its_own_eni() {
     Pod { config: config.to_string(), ..ours.clone() }.call(here, "GC").unwrap();
     assert_eq!(here.leases().unwrap().len(), 4);
     here.sh("ip netns exec wide ip link set mNicIf2 down").unwrap();
-    assert!(!checked.try_call(here, "CHECK").unwrap().0, "an interface that is down is whole");
+    assert!(!checked.try_call(here, "CHECK").unwrap().0, "CHECK accepts an interface that is down");
     // A restart under a repeated ADD changes nothing.
     let [first, _second] = daemons;
     first.kill().unwrap();
@@ -134,12 +135,12 @@ fn a_pod_gets_an_interface_on_every_card_and_speaks_from_each_by_its_own_eni() {
     };
     assert_eq!(without_pools(&here.snapshot().unwrap()), without_pools(&before));
     assert_eq!(efa().unwrap(), untouched);
-    a_lost_store_leaves_pods_their_enis(here, again, &server);
+    pods_keep_their_enis_without_the_store(here, again, &server);
 }
 
-/// The kernel says which ENI a slot is; the links of pods that run name slots.
-fn a_lost_store_leaves_pods_their_enis(place: Place<'_>, daemon: Daemon, server: &str) {
-    let pod = annotated(Pod::new(0, "orphan"), "multi-nic-attachment");
+/// The slot of each ENI is read back from the kernel, and the links of running pods name slots.
+fn pods_keep_their_enis_without_the_store(place: Place<'_>, daemon: Daemon, server: &str) {
+    let pod = annotated(Pod::new(0, "keeps"), "multi-nic-attachment");
     pod.make_namespace(place).unwrap();
     let addresses = ips(&pod.call(place, "ADD").unwrap().0);
     let slots = || {
@@ -151,28 +152,28 @@ fn a_lost_store_leaves_pods_their_enis(place: Place<'_>, daemon: Daemon, server:
     let rules = place.sh("ip rule").unwrap();
     daemon.kill().unwrap();
     place.sh("rm -rf /var/lib/enid/*").unwrap();
-    let told = Told::of(place).unwrap();
+    let notifications = Notifications::record(place).unwrap();
     let _again = Daemon::start(place, SETTINGS).unwrap();
     wait_until(BOUND, || slots() == before).unwrap_or_else(|_| panic!("{:?}, not {before:?}", slots()));
     for address in &addresses {
-        place.sh(&format!("ip netns exec orphan ping -n -q -c 2 -W 2 -I {address} {server}")).unwrap();
+        place.sh(&format!("ip netns exec keeps ping -n -q -c 2 -W 2 -I {address} {server}")).unwrap();
     }
-    // Nor did they lose them for the time until EC2 had told whose ENIs these are.
-    let told = told.end().unwrap();
-    let of_rules: Vec<&str> = told.lines().filter(|line| line.contains("lookup")).collect();
+    // Nor did they lose them for the time until EC2 had answered whose ENIs these are.
+    let changes = notifications.end().unwrap();
+    let of_rules: Vec<&str> = changes.lines().filter(|line| line.contains("lookup")).collect();
     assert_eq!((place.sh("ip rule").unwrap(), of_rules), (rules, vec![]));
     pod.remove_namespace(place).unwrap();
 }
 
 #[test]
-fn what_cannot_be_had_is_refused_and_leaves_nothing() {
+fn what_is_not_configured_is_refused_and_leaves_nothing() {
     let place = Place::node(lab(), 1);
     // The daemon of the other test has gone, or is still there with the same pools.
     let wide = annotated(Pod::new(1, "refused"), "multi-nic-attachment");
     wide.make_namespace(place).unwrap();
     let _daemon = Daemon::start(place, &[("WARM_IP_TARGET", "2")]).unwrap();
     wide.refused(place, 11, &["provisioning_off", "ENABLE_MULTI_NIC"]).unwrap();
-    // Another value says nothing.
+    // Another value is ignored.
     let odd = annotated(Pod::new(1, "odd"), "every-nic");
     odd.make_namespace(place).unwrap();
     let (result, _) = odd.call(place, "ADD").unwrap();

@@ -1,4 +1,4 @@
-//! Which lines of docs/cni-checklist.md a test proves: a test says so in a comment above it, `// D62 D63`.
+//! Which lines of docs/cni-checklist.md a test proves: a test names them in a comment above it, `// D62 D63`.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
@@ -37,13 +37,13 @@ fn sources(folder: &Path, found: &mut Vec<PathBuf>) {
     }
 }
 
-/// The ids of a comment that holds nothing else.
+/// The ids of a comment that contains nothing else.
 fn ids(line: &str) -> Option<Vec<u32>> {
     let words = line.trim().strip_prefix("// ")?.split(' ');
     words.map(|word| word.strip_prefix('D')?.parse().ok()).collect()
 }
 
-/// Tests by id; a tag must stand directly above a test.
+/// Tests by id; a tag must be directly above a test.
 fn tagged(text: &str, file: &str) -> Vec<(u32, String)> {
     let mut found = Vec::new();
     let mut pending: Vec<u32> = Vec::new();
@@ -58,7 +58,7 @@ fn tagged(text: &str, file: &str) -> Vec<(u32, String)> {
             found.extend(pending.drain(..).map(|id| (id, format!("{file} {name}"))));
         } else {
             let between = trimmed.starts_with("#[") || trimmed.starts_with("//") || pending.is_empty();
-            assert!(between, "{file}: the ids {pending:?} stand above no test");
+            assert!(between, "{file}: the ids {pending:?} are above no test");
         }
     }
     found
@@ -96,7 +96,7 @@ fn the_checklist_is_covered() {
 }
 
 #[test]
-fn tags_are_read_where_they_stand() {
+fn tags_belong_to_the_test_below_them() {
     let text = "// D1 D2\n#[test]\nfn a() {}\n// a comment about D3\nfn b() {}\n";
     let found = tagged(text, "x.rs");
     assert_eq!(found, [(1, "x.rs a".to_owned()), (2, "x.rs a".to_owned())]);

@@ -1,4 +1,4 @@
-//! The lab itself: it refuses what EC2's network refuses, follows EC2, and leaves nothing.
+//! The lab itself: it drops what EC2's network drops, follows EC2, and leaves nothing behind.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
@@ -17,7 +17,7 @@ fn vpclab(args: &[&str]) -> (bool, String) {
     )
 }
 
-/// Processes whose command line holds this text.
+/// Processes whose command line contains this text.
 fn processes(text: &str) -> Vec<String> {
     std::fs::read_dir("/proc")
         .unwrap()
@@ -37,10 +37,10 @@ fn the_vpc_checks_sources_and_follows_ec2() {
     // A source that EC2 did not assign is dropped and counted.
     assert_eq!(lab.drops().unwrap().foreign_source, 0);
     node.sh("ip addr add 10.0.1.99/32 dev lo").unwrap();
-    let foreign = format!("ping -n -c1 -W1 -I 10.0.1.99 {}", lab.node(1).address);
-    assert!(node.sh(&foreign).is_err());
+    let ping_from_it = format!("ping -n -c1 -W1 -I 10.0.1.99 {}", lab.node(1).address);
+    assert!(node.sh(&ping_from_it).is_err());
     assert_eq!(lab.drops().unwrap().foreign_source, 1);
-    // What EC2 attaches appears, with its addresses; what it detaches vanishes.
+    // An ENI that EC2 attaches has a link on the node; one that it detaches has none.
     let created = lab
         .ec2("CreateNetworkInterface", &[("SubnetId", &lab.node(0).subnet_id), ("SecondaryPrivateIpAddressCount", "2")])
         .unwrap();
@@ -58,17 +58,17 @@ fn the_vpc_checks_sources_and_follows_ec2() {
 }
 
 #[test]
-fn the_vpc_follows_an_address_from_eni_to_eni_and_makes_a_failed_round_again() {
+fn the_vpc_follows_an_address_from_eni_to_eni_and_repeats_a_failed_round() {
     let lab = Lab::up(&LabConfig { ec2: Backend::Model, ..LabConfig::default() }).unwrap();
     let (node, other) = (Place::node(&lab, 0), Place::node(&lab, 1));
-    // A link in the way of the second: a round that makes the first fails at it, and so does the next, until it is gone.
-    node.sh("ip link add eth2 type veth peer name way").unwrap();
+    // A link has the name of the second: a round that creates the first fails at it, until that link is gone.
+    node.sh("ip link add eth2 type veth peer name taken").unwrap();
     let create = || {
         let created = lab.ec2("CreateNetworkInterface", &[("SubnetId", &lab.node(0).subnet_id)]).unwrap();
         ec2::first(&created, "networkInterfaceId").unwrap()
     };
     let mut enis = [create(), create()];
-    enis.sort(); // as the lab goes through them
+    enis.sort(); // in the lab's order
     let [first, second] = enis;
     for (eni, index) in [(&second, "2"), (&first, "1")] {
         let instance = &lab.node(0).instance_id;
@@ -78,7 +78,7 @@ fn the_vpc_follows_an_address_from_eni_to_eni_and_makes_a_failed_round_again() {
     wait_until(BOUND, || node.sh("ip link show eth1").is_ok()).unwrap();
     node.sh("ip link del eth2").unwrap();
     wait_until(BOUND, || node.sh("ip link show eth2").is_ok()).unwrap();
-    // Both calls within one round, or not: the VPC carries the address where EC2 says in the end, and there alone.
+    // Both calls within one round, or not: in the end the VPC has the address where EC2 has it, and only there.
     node.sh("ip addr add 10.0.1.77/32 dev lo; ip link set eth1 up; ip link set eth2 up").unwrap();
     node.sh("ip route add default via 10.0.1.1 dev eth2 onlink table 77; ip rule add from 10.0.1.77 lookup 77")
         .unwrap();
@@ -86,18 +86,18 @@ fn the_vpc_follows_an_address_from_eni_to_eni_and_makes_a_failed_round_again() {
         lab.ec2("AssignPrivateIpAddresses", &[("NetworkInterfaceId", eni), ("PrivateIpAddress.1", "10.0.1.77")])
     };
     let port = |eni: &str| format!("dev p-{}", &eni[eni.len() - 12..]);
-    let carried = |eni: &str| lab.run("vpc", "ip", &["route", "show", "10.0.1.77"]).unwrap().contains(&port(eni));
+    let has_address = |eni: &str| lab.run("vpc", "ip", &["route", "show", "10.0.1.77"]).unwrap().contains(&port(eni));
     assign(&first).unwrap();
-    wait_until(BOUND, || carried(&first)).unwrap();
+    wait_until(BOUND, || has_address(&first)).unwrap();
     let unassign = [("NetworkInterfaceId", first.as_str()), ("PrivateIpAddress.1", "10.0.1.77")];
     lab.ec2("UnassignPrivateIpAddresses", &unassign).unwrap();
     assign(&second).unwrap();
-    wait_until(BOUND, || carried(&second) && !carried(&first)).unwrap();
+    wait_until(BOUND, || has_address(&second) && !has_address(&first)).unwrap();
     wait_until(BOUND, || other.sh("ping -n -c1 -W1 10.0.1.77").is_ok()).unwrap();
 }
 
 #[test]
-fn metadata_wants_a_token_and_keeps_its_hop_limit() {
+fn metadata_requires_a_token_and_keeps_its_hop_limit() {
     let lab = Lab::up(&LabConfig { nodes: 1, ..LabConfig::default() }).unwrap();
     let node = Place::node(&lab, 0);
     let ask = |script: &str| {
@@ -118,21 +118,20 @@ fn metadata_wants_a_token_and_keeps_its_hop_limit() {
 }
 
 #[test]
-fn a_killed_lab_leaves_nothing_and_a_live_name_is_refused() {
+fn a_killed_lab_leaves_nothing_and_the_name_of_a_running_one_is_refused() {
     let name = format!("killed{}", std::process::id());
-    let (ok, said) = vpclab(&["up", "--name", &name, "--nodes", "1"]);
-    assert!(ok, "{said}");
-    let (ok, said) = vpclab(&["up", "--name", &name]);
-    assert!(!ok && said.contains("is running already"), "{said}");
-    let (ok, said) = vpclab(&["exec", "--name", &name, "node9", "--", "true"]);
-    assert!(!ok && said.contains("node9") && said.contains("node0"), "{said}");
+    let (ok, output) = vpclab(&["up", "--name", &name, "--nodes", "1"]);
+    assert!(ok, "{output}");
+    let (ok, output) = vpclab(&["up", "--name", &name]);
+    assert!(!ok && output.contains("is running already"), "{output}");
+    let (ok, output) = vpclab(&["exec", "--name", &name, "node9", "--", "true"]);
+    assert!(!ok && output.contains("node9") && output.contains("node0"), "{output}");
     let state = State::read(&name).unwrap();
     Command::new("kill").args(["-9", &state.serve_pid.to_string()]).status().unwrap();
-    let holders = [state.vpc_pid, state.inet_pid, state.peer_pid, state.nodes[0].pid, state.localstack_pid];
-    wait_until(BOUND, || holders.iter().all(|pid| !Path::new(&format!("/proc/{pid}/ns")).join("net").exists()))
-        .unwrap();
-    let (ok, said) = vpclab(&["down", "--name", &name]);
-    assert!(ok, "{said}");
+    let pids = [state.vpc_pid, state.inet_pid, state.peer_pid, state.nodes[0].pid, state.localstack_pid];
+    wait_until(BOUND, || pids.iter().all(|pid| !Path::new(&format!("/proc/{pid}/ns")).join("net").exists())).unwrap();
+    let (ok, output) = vpclab(&["down", "--name", &name]);
+    assert!(ok, "{output}");
     assert!(!folder(&name).exists());
     assert_eq!(processes(&name), Vec::<String>::new());
 }
@@ -142,31 +141,36 @@ fn a_localstack_that_does_not_start_is_one_sentence_and_leaves_nothing() {
     for (python, words) in [("/none/such", "LocalStack is not installed"), ("/bin/false", "localstack ended at once")] {
         let name = format!("broken{}", std::process::id());
         let mut up = Command::new(program("vpclab").unwrap());
-        let output = up.args(["up", "--name", &name]).env("VPCLAB_PYTHON", python).output().unwrap();
-        let said = String::from_utf8_lossy(&output.stderr).into_owned();
-        assert!(!output.status.success());
-        assert!(said.contains(words) && said.trim().lines().count() == 1, "{said}");
+        let result = up.args(["up", "--name", &name]).env("VPCLAB_PYTHON", python).output().unwrap();
+        let output = String::from_utf8_lossy(&result.stderr).into_owned();
+        assert!(!result.status.success());
+        assert!(output.contains(words) && output.trim().lines().count() == 1, "{output}");
         assert!(!folder(&name).exists());
         assert_eq!(processes(&name), Vec::<String>::new());
     }
 }
 
 #[test]
-fn an_install_without_network_says_so() {
+fn an_install_without_network_names_the_cause() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
     let folder = std::env::temp_dir().join(format!("enid-install-{}", std::process::id()));
     std::fs::create_dir_all(folder.join("localstack")).unwrap();
     for file in ["install", "requirements.lock"] {
         std::fs::copy(root.join("localstack").join(file), folder.join("localstack").join(file)).unwrap();
     }
-    let nowhere = "http://127.0.0.1:9";
-    let output = Command::new(folder.join("localstack/install"))
-        .envs([("https_proxy", nowhere), ("HTTPS_PROXY", nowhere), ("PIP_RETRIES", "0"), ("PIP_NO_CACHE_DIR", "1")])
+    let unreachable = "http://127.0.0.1:9";
+    let result = Command::new(folder.join("localstack/install"))
+        .envs([
+            ("https_proxy", unreachable),
+            ("HTTPS_PROXY", unreachable),
+            ("PIP_RETRIES", "0"),
+            ("PIP_NO_CACHE_DIR", "1"),
+        ])
         .envs([("PIP_INDEX_URL", "https://pypi.org/simple"), ("PIP_CONFIG_FILE", "/dev/null")])
         .output()
         .unwrap();
-    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    let output = String::from_utf8_lossy(&result.stderr).into_owned();
     std::fs::remove_dir_all(&folder).unwrap();
-    assert!(!output.status.success());
-    assert!(said.contains("cannot be fetched") && said.contains("PyPI"), "{said}");
+    assert!(!result.status.success());
+    assert!(output.contains("cannot be fetched") && output.contains("PyPI"), "{output}");
 }

@@ -9,14 +9,14 @@ use std::{
 };
 
 use enid_tests::{
-    Backend, Daemon, Lab, LabConfig, Place, Pod, pod,
+    Backend, Daemon, Lab, LabConfig, Place, Pod, consistency, pod,
     traffic::{PORT, Spot, serve},
-    truth, wait_until,
+    wait_until,
 };
 use vpclab::model::Faults;
 
 const BOUND: Duration = Duration::from_secs(45);
-/// Pauses after refusals grow to a minute, and a surplus is kept for one.
+/// Pauses after refusals grow to a minute, and an excess is kept for one.
 const MINUTES: Duration = Duration::from_secs(150);
 
 fn lab(name: &str, nodes: usize) -> Lab {
@@ -28,8 +28,8 @@ fn pods(node: usize, name: &str, count: usize) -> Vec<Pod> {
     (0..count).map(|n| Pod::new(node, &format!("{name}-{n}"))).collect()
 }
 
-/// Pods of both places in turn ask each other over TCP; each is seen with its own address.
-fn talk(a: (Place<'_>, &[(Pod, String)]), b: (Place<'_>, &[(Pod, String)])) {
+/// Pods of each place connect to pods of the other; each is seen with its own address.
+fn connect_all(a: (Place<'_>, &[(Pod, String)]), b: (Place<'_>, &[(Pod, String)])) {
     for ((from, asking), (to, asked)) in [(a, b), (b, a)] {
         let names: Vec<&str> = asked.iter().map(|(pod, _)| pod.name.as_str()).collect();
         let _servers = serve(to, &names).unwrap();
@@ -49,7 +49,7 @@ fn nets(pods: &[(Pod, String)]) -> BTreeSet<u32> {
 }
 
 #[test]
-fn prefixes_serve_block_after_block_and_go_back_to_the_target() {
+fn prefixes_are_filled_in_turn_and_unassigned_down_to_the_target() {
     let lab = lab("prefixes", 2);
     let (warm, auto) = (Place::node(&lab, 0), Place::node(&lab, 1));
     let common = [("ENABLE_PREFIX_DELEGATION", "true"), ("IP_COOLDOWN_PERIOD", "1")];
@@ -57,29 +57,29 @@ fn prefixes_serve_block_after_block_and_go_back_to_the_target() {
     let _auto = Daemon::start(auto, &common).unwrap();
     wait_until(BOUND, || warm.number("prefixes").unwrap() == 1).unwrap();
     let (on_warm, on_auto) = (add_all(warm, pods(0, "warm", 20)), add_all(auto, pods(1, "auto", 20)));
-    // The fullest first: twenty pods take two blocks, and a free one stands by on the node that asks for it.
+    // The fullest first: twenty pods take two blocks, and the node with WARM_PREFIX_TARGET has one more, unused.
     assert_eq!((nets(&on_warm).len(), nets(&on_auto).len()), (2, 2));
     wait_until(BOUND, || warm.number("prefixes").unwrap() == 3).unwrap();
     for place in [warm, auto] {
         assert_eq!(place.number("total").unwrap(), place.number("prefixes").unwrap() * 16);
-        wait_until(BOUND, || truth::agree(place).is_ok()).unwrap();
-        truth::agree(place).unwrap();
+        wait_until(BOUND, || consistency::check(place).is_ok()).unwrap();
+        consistency::check(place).unwrap();
     }
-    talk((warm, &on_warm), (auto, &on_auto));
+    connect_all((warm, &on_warm), (auto, &on_auto));
     on_warm.iter().for_each(|(pod, _)| pod.del(warm).unwrap());
     on_auto.iter().for_each(|(pod, _)| pod.del(auto).unwrap());
     wait_until(MINUTES, || warm.number("prefixes").unwrap() == 1).unwrap();
-    // What was in use at once in the last half hour stays with a node that learns.
+    // The automatic target keeps what was assigned at the same time in the last half hour.
     assert_eq!(auto.number("assigned").unwrap(), 0);
     assert!(auto.number("total").unwrap() >= 20);
     for place in [warm, auto] {
-        wait_until(BOUND, || truth::agree(place).is_ok()).unwrap();
+        wait_until(BOUND, || consistency::check(place).is_ok()).unwrap();
     }
     assert_eq!(lab.drops().unwrap().foreign_source, 0);
 }
 
 #[test]
-fn a_full_subnet_is_said_so_and_harms_nobody() {
+fn a_full_subnet_is_named_as_the_cause_and_disturbs_no_pod() {
     let lab = lab("full", 2);
     let (place, other) = (Place::node(&lab, 0), Place::node(&lab, 1));
     let _daemon = Daemon::start(place, &[("WARM_IP_TARGET", "3"), ("IP_COOLDOWN_PERIOD", "1")]).unwrap();
@@ -90,7 +90,7 @@ fn a_full_subnet_is_said_so_and_harms_nobody() {
     let everything: Vec<Ipv4Addr> = (1..255).map(|last| Ipv4Addr::new(10, 0, 1, last)).collect();
     lab.occupy(subnet, &everything).unwrap();
     let live = add_all(place, pods(0, "live", 3));
-    let elsewhere = add_all(other, pods(1, "elsewhere", 3));
+    let others = add_all(other, pods(1, "other", 3));
     let one_more = Pod { config: pod::config("1.0.0", 5), ..Pod::new(0, "one-more") };
     one_more.make_namespace(place).unwrap();
     let words = ["subnet_full", "InsufficientFreeAddressesInSubnet", "aws_request_id="];
@@ -99,24 +99,24 @@ fn a_full_subnet_is_said_so_and_harms_nobody() {
     assert_eq!(request_id.split(' ').next().unwrap().len(), 36, "{error}");
     assert_eq!(status()["cause"], "subnet_full");
     wait_until(BOUND, || status()["ready"] == false).unwrap();
-    // The live ones do not notice, and nothing is half made.
-    talk((place, &live), (other, &elsewhere));
-    truth::agree(place).unwrap();
+    // Running pods keep their connections, and nothing is left half created.
+    connect_all((place, &live), (other, &others));
+    consistency::check(place).unwrap();
     assert_eq!(place.number("enis").unwrap(), 1);
     live[0].0.del(place).unwrap();
     wait_until(BOUND, || status()["available"] == 1).unwrap();
     live[0].0.add(place).unwrap();
-    // Others give addresses back: the next try finds them.
+    // Addresses of the subnet are unassigned by others: the next attempt gets one.
     lab.vacate(subnet, &everything[100..120]).unwrap();
     wait_until(MINUTES, || one_more.try_call(place, "ADD").unwrap().0).unwrap();
     wait_until(BOUND, || status()["ready"] == true).unwrap();
-    wait_until(BOUND, || truth::agree(place).is_ok()).unwrap();
+    wait_until(BOUND, || consistency::check(place).is_ok()).unwrap();
     assert_eq!(place.leases().unwrap().len(), 4);
     assert_eq!(lab.drops().unwrap().foreign_source, 0);
 }
 
 #[test]
-fn twenty_pods_come_through_while_half_of_the_calls_are_throttled() {
+fn twenty_pods_are_added_while_half_of_the_calls_are_throttled() {
     let lab = lab("throttled", 1);
     let place = Place::node(&lab, 0);
     let _daemon = Daemon::start(place, &[("WARM_IP_TARGET", "1")]).unwrap();
@@ -165,8 +165,8 @@ fn twenty_pods_come_through_while_half_of_the_calls_are_throttled() {
     });
     assert_eq!(place.leases().unwrap().len(), 20);
     throttle(0.0);
-    wait_until(MINUTES, || status()["ready"] == true && truth::agree(place).is_ok()).unwrap();
-    // About ten calls are needed; as many again are throttled at a half, and some before that.
+    wait_until(MINUTES, || status()["ready"] == true && consistency::check(place).is_ok()).unwrap();
+    // About ten calls are needed; as many again are throttled at one half, and some before that.
     let (calls, throttled) = (sum(|counted| counted.calls) - calls_before, sum(|counted| counted.throttled));
     assert!((10..100).contains(&calls) && throttled >= 3, "{:?}", lab.ec2_counts());
     pods.iter().for_each(|pod| pod.del(place).unwrap());

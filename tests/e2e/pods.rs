@@ -1,4 +1,4 @@
-//! The main job, on real parts: addresses given and taken back, and nothing left behind.
+//! ADD and DEL on real parts: addresses assigned and returned, and nothing left behind.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
@@ -28,7 +28,7 @@ fn number(status: &Value, key: &str) -> u64 {
 }
 
 #[test]
-fn after_del_and_rest_the_host_is_as_it_was() {
+fn after_del_and_cooldown_the_host_is_as_before() {
     let place = Place::node(lab(), 0);
     let _daemon = Daemon::start(place, &[("MINIMUM_IP_TARGET", "9"), ("IP_COOLDOWN_PERIOD", "1")]).unwrap();
     wait_until(BOUND, || number(&place.enid("status").unwrap(), "available") == 9).unwrap();
@@ -64,7 +64,7 @@ fn a_late_del_leaves_the_successor_of_the_same_name_alone() {
     daemon.kill().unwrap();
     old.call(place, "DEL").unwrap();
     assert!(works(), "a late DEL with the daemon down hit the successor");
-    // DEL needs no daemon, and the daemon finds out by itself.
+    // DEL needs no daemon, and the daemon releases the lease at its next start.
     new.call(place, "DEL").unwrap();
     assert!(!works());
     let _daemon = Daemon::start(place, &settings).unwrap();
@@ -90,14 +90,14 @@ fn two_interfaces_and_pods_without_names() {
     for name in &names {
         place.sh(&format!("ip link show {name}")).unwrap();
     }
-    // Each answers, and speaks, over its own interface; the pod's way out is the first.
+    // Each answers, and sends, over its own interface; the pod's default route is on the first.
     let _servers = serve(place, &["multi"]).unwrap();
     let far = Spot { place: Place::node(lab(), 3), netns: None };
     let answers = |address: &str| far.ask(address, PORT).unwrap().expect(&lab().node(3).address, address).unwrap();
     [&a, &b].iter().for_each(|address| answers(address));
-    let way = |from: &str| place.sh(&format!("ip -n multi route get 192.0.2.1 {from}")).unwrap();
-    assert!(way("").contains("dev eth0") && way(&format!("from {a}")).contains("dev eth0"), "{}", way(""));
-    assert!(way(&format!("from {b}")).contains("dev net1"), "{}", way(&format!("from {b}")));
+    let route = |from: &str| place.sh(&format!("ip -n multi route get 192.0.2.1 {from}")).unwrap();
+    assert!(route("").contains("dev eth0") && route(&format!("from {a}")).contains("dev eth0"), "{}", route(""));
+    assert!(route(&format!("from {b}")).contains("dev net1"), "{}", route(&format!("from {b}")));
     // One interface goes, the other stays.
     second.call(place, "DEL").unwrap();
     answers(&a);
@@ -133,7 +133,7 @@ fn every_version_adds_checks_and_deletes() {
             assert_eq!(check(&checked).1["code"], 1);
         } else {
             assert!(check(&checked).0, "{version}: {}", check(&checked).1);
-            // What somebody took away by hand is named.
+            // What somebody has removed by hand is named.
             place.sh("ip netns exec versions ip route del default").unwrap();
             let (ok, error, _) = check(&checked);
             assert!(!ok && error["msg"].as_str().unwrap().contains("default route"), "{error}");
@@ -182,7 +182,7 @@ fn operators_read_the_daemon_with_plain_tools() {
 }
 
 #[test]
-fn the_host_keeps_no_rule_per_pod_and_a_killed_daemon_loses_nothing() {
+fn the_host_has_no_rule_per_pod_and_a_killed_daemon_loses_nothing() {
     // 8 ENIs with 29 pod addresses each: one test after the other, on a node each.
     let config = LabConfig {
         name: format!("big{}", std::process::id()),
@@ -249,25 +249,25 @@ fn killed_in_the_middle(place: Place<'_>) {
     });
     assert!(answered.len() >= 5 && answered.len() < 50, "{} were answered", answered.len());
     let _daemon = Daemon::start(place, &settings).unwrap();
-    // Every pod that was told an address has it, alone.
-    let held = leases(place);
-    let addresses: BTreeSet<&str> = held.iter().map(|lease| lease["address"].as_str().unwrap()).collect();
-    assert_eq!(addresses.len(), held.len());
+    // Every pod whose ADD was answered has its address, and no other pod has it.
+    let kept = leases(place);
+    let addresses: BTreeSet<&str> = kept.iter().map(|lease| lease["address"].as_str().unwrap()).collect();
+    assert_eq!(addresses.len(), kept.len());
     let names: Vec<&str> = answered.iter().map(|(pod, _)| pod.name.as_str()).collect();
     let servers = serve(place, &names).unwrap();
     for (pod, address) in &answered {
-        assert!(addresses.contains(address.as_str()), "{} was forgotten", pod.name);
+        assert!(addresses.contains(address.as_str()), "{} lost its lease", pod.name);
         Spot { place, netns: None }.ask(address, PORT).unwrap().expect(&place.lab.node(1).address, address).unwrap();
     }
     drop(servers);
-    // The runtime gives the others up, and tries again: all of them run, and nothing leaks.
+    // The runtime deletes the others and adds them again: all of them run, and nothing leaks.
     for pod in pods.iter().filter(|pod| !names.contains(&pod.name.as_str())) {
         pod.call(place, "DEL").unwrap();
         pod.call(place, "ADD").unwrap();
     }
-    let held = leases(place);
-    let addresses: BTreeSet<&str> = held.iter().map(|lease| lease["address"].as_str().unwrap()).collect();
-    assert_eq!((held.len(), addresses.len()), (50, 50));
+    let kept = leases(place);
+    let addresses: BTreeSet<&str> = kept.iter().map(|lease| lease["address"].as_str().unwrap()).collect();
+    assert_eq!((kept.len(), addresses.len()), (50, 50));
     for pod in &pods {
         pod.call(place, "DEL").unwrap();
     }

@@ -6,7 +6,9 @@ use std::{sync::OnceLock, time::Duration};
 
 use enid_tests::{
     Daemon, Lab, LabConfig, Place, Pod,
-    told::{HEARD, Told, counted, rests, state, was_read, whole_again},
+    kernel::{
+        Notifications, REPAIR_BOUND, counter, state, wait_until_idle, wait_until_reconciled, wait_until_restored,
+    },
     traffic::{PORT, Servers, Spot, serve},
     wait_until,
 };
@@ -164,9 +166,10 @@ fn each_thing_that_is_taken_away_comes_back_by_itself() {
     ];
     let mut times = Vec::new();
     for (what, harm) in harms {
-        rests(place).unwrap();
+        wait_until_idle(place).unwrap();
         place.sh(&harm).unwrap();
-        let took = whole_again(place, &whole, HEARD).unwrap_or_else(|failure| panic!("{what}: {failure:#}"));
+        let took =
+            wait_until_restored(place, &whole, REPAIR_BOUND).unwrap_or_else(|failure| panic!("{what}: {failure:#}"));
         times.push(took);
         println!("{what}: whole again when looked at {} ms later", took.as_millis());
         Spot { place, netns: None }.ask(address, PORT).unwrap_or_else(|failure| panic!("{what}: {failure:#}"));
@@ -193,7 +196,7 @@ fn each_thing_that_is_taken_away_comes_back_by_itself() {
              done")
         .unwrap();
     stage.daemon = Daemon::start(place, SETTINGS).unwrap();
-    whole_again(place, &whole, HEARD).unwrap();
+    wait_until_restored(place, &whole, REPAIR_BOUND).unwrap();
     assert_eq!(place.leases().unwrap(), leases);
     Spot { place, netns: None }.ask(&stage.pods.last().unwrap().1, PORT).unwrap();
     stage.speaks().unwrap();
@@ -213,7 +216,7 @@ fn a_stream_and_a_ping_outlive_the_flush_of_everything() {
     for round in 0..3 {
         let (stream, ping) = (pod.stream(far, PORT).unwrap(), pod.ping_on(far).unwrap());
         place.sh(FLUSH).unwrap();
-        let took = whole_again(place, &whole, HEARD).unwrap();
+        let took = wait_until_restored(place, &whole, REPAIR_BOUND).unwrap();
         let dropped = lab().drops().unwrap();
         // What was translated cannot live on, since the node has forgotten it; what comes next is translated.
         stage.speaks().unwrap();
@@ -236,14 +239,14 @@ fn fifty_restarts_under_traffic_write_nothing_and_lose_nothing() {
     let dropped = lab().drops().unwrap();
     let [stream, translated] = [far, INTERNET_SERVER].map(|server| stage.pod().stream(server, PORT).unwrap());
     let ping = stage.pod().ping_on(far).unwrap();
-    let told = Told::of(place).unwrap();
+    let told = Notifications::record(place).unwrap();
     let whole = || (state(place).unwrap(), place.leases().unwrap());
     let before = whole();
     for _ in 0..50 {
         stage.daemon.kill().unwrap();
         stage.daemon = Daemon::start(place, SETTINGS).unwrap();
-        was_read(place).unwrap();
-        assert_eq!(counted(place, "enid_repairs").unwrap(), 0, "a restart repairs: {}", stage.daemon.log());
+        wait_until_reconciled(place).unwrap();
+        assert_eq!(counter(place, "enid_repairs").unwrap(), 0, "a restart repairs: {}", stage.daemon.log());
     }
     assert_eq!(told.end().unwrap(), "", "50 restarts changed the kernel");
     assert_eq!(whole(), before);
@@ -260,8 +263,8 @@ fn when_more_changed_than_can_be_told_everything_is_read_again() {
     let stage = stage(4);
     let place = stage.place;
     let whole = state(place).unwrap();
-    let overruns = || counted(place, "enid_watch_overruns").unwrap();
-    rests(place).unwrap();
+    let overruns = || counter(place, "enid_watch_overruns").unwrap();
+    wait_until_idle(place).unwrap();
     let before = overruns();
     stage.daemon.hang(true).unwrap();
     // What is told waits in a buffer of one megabyte, and what comes after that is lost: of the rule nothing is told.
@@ -271,7 +274,8 @@ fn when_more_changed_than_can_be_told_everything_is_read_again() {
             ip -batch /run/b; ip rule del pref 1536; ip route flush table local root 198.18.0.0/16")
         .unwrap();
     stage.daemon.hang(false).unwrap();
-    whole_again(place, &whole, HEARD).unwrap_or_else(|failure| panic!("{failure:#}: {}", stage.daemon.log()));
+    wait_until_restored(place, &whole, REPAIR_BOUND)
+        .unwrap_or_else(|failure| panic!("{failure:#}: {}", stage.daemon.log()));
     assert!(overruns() > before, "nothing was lost");
 }
 

@@ -1,5 +1,5 @@
-//! Which way pods' packets go, under which address and how large they may be, as the settings and the VPC say, and as
-//! both change under running connections.
+//! By which ENI pods' packets leave, with which source address and MTU, as the settings and the VPC's CIDRs have it,
+//! and while both change under running connections.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
@@ -7,7 +7,7 @@ use std::{sync::OnceLock, time::Duration};
 
 use enid_tests::{
     Daemon, Lab, LabConfig, Place, Pod,
-    told::was_read,
+    kernel::wait_until_reconciled,
     traffic::{PORT, Servers, Spot, Stream, serve},
     wait_until,
 };
@@ -21,8 +21,8 @@ fn lab() -> &'static Lab {
     LAB.get_or_init(|| Lab::up(&LabConfig { nodes: 5, ..LabConfig::default() }).unwrap())
 }
 
-/// A node of which one pod lives on the primary ENI and one on a secondary, and servers outside the VPC.
-struct Stage<'a> {
+/// A node with one pod on the primary ENI and one on a secondary, and servers outside the VPC.
+struct TestNode<'a> {
     place: Place<'a>,
     daemon: Option<Daemon>,
     /// On the primary, on a secondary: name and address.
@@ -30,10 +30,10 @@ struct Stage<'a> {
     _servers: [Servers; 3],
 }
 
-impl<'a> Stage<'a> {
+impl<'a> TestNode<'a> {
     fn new(index: usize) -> Self {
         let place = Place::node(lab(), index);
-        let mut stage = Stage {
+        let mut test_node = TestNode {
             place,
             daemon: None,
             pods: Default::default(),
@@ -43,9 +43,9 @@ impl<'a> Stage<'a> {
                 serve(place, &[]).unwrap(),
             ],
         };
-        stage.restart(&[]);
+        test_node.restart(&[]);
         wait_until(BOUND, || place.number("available").is_ok_and(|available| available >= 12))
-            .unwrap_or_else(|_| panic!("{}", stage.daemon.as_ref().unwrap().log()));
+            .unwrap_or_else(|_| panic!("{}", test_node.daemon.as_ref().unwrap().log()));
         let pods: Vec<Pod> = (0..11).map(|n| Pod::new(index, &format!("pod-{index}-{n}"))).collect();
         let addresses: Vec<String> = pods.iter().map(|pod| pod.add(place).unwrap().0).collect();
         let of_slot = |slot: u64| {
@@ -56,11 +56,11 @@ impl<'a> Stage<'a> {
             let at = addresses.iter().position(|address| lease["address"] == address.as_str()).unwrap();
             (pods[at].name.clone(), addresses[at].clone())
         };
-        stage.pods = [of_slot(0), of_slot(1)];
-        stage
+        test_node.pods = [of_slot(0), of_slot(1)];
+        test_node
     }
 
-    /// The daemon anew, with these settings.
+    /// Restarts the daemon with these settings.
     fn restart(&mut self, settings: &[(&str, &str)]) {
         if let Some(daemon) = self.daemon.take() {
             daemon.kill().unwrap();
@@ -73,7 +73,7 @@ impl<'a> Stage<'a> {
         Spot { place: self.place, netns: Some(&self.pods[at].0) }
     }
 
-    /// Whom the peered network sees when each pod asks it.
+    /// The client address that the peered network sees for each pod.
     fn seen_by_peer(&self) -> [String; 2] {
         [0, 1].map(|at| self.pod(at).ask(PEER_CLIENT, PORT).unwrap().client)
     }
@@ -121,30 +121,30 @@ fn no_drops_since(before: Drops) {
 #[test]
 fn settings_change_under_running_connections() {
     let dropped = lab().drops().unwrap();
-    let mut stage = Stage::new(0);
-    let (own, node) = (stage.own_addresses(), stage.node_address());
-    assert_eq!(stage.seen_by_peer(), node, "by default what leaves the VPC does so as the node");
-    // Translated ones go on when nothing is translated any more.
-    let streams = stage.streams();
-    stage.restart(&[("AWS_VPC_K8S_CNI_EXTERNALSNAT", "true")]);
-    assert_eq!(stage.seen_by_peer(), own);
-    assert!(!stage.table().contains("snat to"));
+    let mut test_node = TestNode::new(0);
+    let (own, node) = (test_node.own_addresses(), test_node.node_address());
+    assert_eq!(test_node.seen_by_peer(), node, "by default what leaves the VPC does so as the node");
+    // Translated connections continue when nothing is translated any more.
+    let streams = test_node.streams();
+    test_node.restart(&[("AWS_VPC_K8S_CNI_EXTERNALSNAT", "true")]);
+    assert_eq!(test_node.seen_by_peer(), own);
+    assert!(!test_node.table().contains("snat to"));
     assert_eq!(ended(streams), node);
     // And the other way round.
-    let streams = stage.streams();
-    stage.restart(&[]);
-    assert_eq!(stage.seen_by_peer(), node);
+    let streams = test_node.streams();
+    test_node.restart(&[]);
+    assert_eq!(test_node.seen_by_peer(), node);
     assert_eq!(ended(streams), own);
-    let streams = stage.streams();
-    stage.restart(&[("AWS_VPC_K8S_CNI_EXCLUDE_SNAT_CIDRS", "198.51.100.0/24, 172.31.0.0/16")]);
-    assert_eq!(stage.seen_by_peer(), own);
+    let streams = test_node.streams();
+    test_node.restart(&[("AWS_VPC_K8S_CNI_EXCLUDE_SNAT_CIDRS", "198.51.100.0/24, 172.31.0.0/16")]);
+    assert_eq!(test_node.seen_by_peer(), own);
     assert_eq!(ended(streams), node);
     for (value, words) in [("prng", "fully-random"), ("hashrandom", "random"), ("none", "")] {
-        stage.restart(&[("AWS_VPC_K8S_CNI_RANDOMIZESNAT", value)]);
-        let table = stage.table();
+        test_node.restart(&[("AWS_VPC_K8S_CNI_RANDOMIZESNAT", value)]);
+        let table = test_node.table();
         let line = table.lines().find(|line| line.contains("snat to")).unwrap();
         assert_eq!(line.split("snat to").nth(1).unwrap().split_whitespace().nth(1).unwrap_or(""), words, "{line}");
-        assert_eq!(stage.seen_by_peer(), node);
+        assert_eq!(test_node.seen_by_peer(), node);
     }
     no_drops_since(dropped);
 }
@@ -152,56 +152,56 @@ fn settings_change_under_running_connections() {
 #[test]
 fn rules_and_marks_follow_the_settings() {
     let dropped = lab().drops().unwrap();
-    let mut stage = Stage::new(1);
-    let usual = stage.rules();
+    let mut test_node = TestNode::new(1);
+    let usual = test_node.rules();
     assert!(usual.contains("fwmark 0x80/0x80") && usual.contains("fwmark 0x41/0x7f"), "{usual}");
-    // Instance metadata answers pods of either ENI, as it answers the node (401: it wants a token); multicast, which a
+    // Instance metadata answers pods of either ENI, as it answers the node (401: a token is required); multicast, which a
     // VPC does not carry by itself, ends here and not in the VPC's count of drops.
     let script = "import socket as s, urllib.request as u, urllib.error as e
 m = s.socket(s.AF_INET, s.SOCK_DGRAM); m.setsockopt(s.IPPROTO_IP, s.IP_MULTICAST_TTL, 8)
 m.sendto(b'-', ('239.1.1.1', 5000))
 try: u.urlopen('http://169.254.169.254/latest/meta-data/mac', timeout=5)
 except e.HTTPError as x: print(x.code)";
-    for (name, _) in &stage.pods {
-        let said = stage.place.sh(&format!("ip netns exec {name} python3 - <<'P'\n{script}\nP")).unwrap();
-        assert_eq!(said.trim(), "401", "{name}");
+    for (name, _) in &test_node.pods {
+        let output = test_node.place.sh(&format!("ip netns exec {name} python3 - <<'P'\n{script}\nP")).unwrap();
+        assert_eq!(output.trim(), "401", "{name}");
     }
-    // What only main has a route to is out of reach for a pod whose own ENI is its way out, but for this setting.
-    stage
+    // What only main has a route to cannot be reached by a pod that leaves by its own ENI, but for this setting.
+    test_node
         .place
         .sh("ip netns add behind; ip link add behind type veth peer name eth0 netns behind
              ip addr add 192.0.2.1/24 dev behind; ip link set behind up
              ip -n behind addr add 192.0.2.10/24 dev eth0; ip -n behind link set eth0 up
              ip -n behind route add default via 192.0.2.1")
         .unwrap();
-    let _behind = serve(stage.place, &["behind"]).unwrap();
-    // A client there hears pods of either ENI, though it is no part of the VPC: they answer where it is.
-    stage.restart(&[]);
-    let names = stage.pods.clone().map(|(name, _)| name);
-    let pods = serve(stage.place, &names.each_ref().map(String::as_str)).unwrap();
-    for (_, address) in &stage.pods {
-        let behind = Spot { place: stage.place, netns: Some("behind") };
+    let _behind = serve(test_node.place, &["behind"]).unwrap();
+    // A client there gets answers of pods on either ENI, though it is outside the VPC: replies go back to it.
+    test_node.restart(&[]);
+    let names = test_node.pods.clone().map(|(name, _)| name);
+    let pods = serve(test_node.place, &names.each_ref().map(String::as_str)).unwrap();
+    for (_, address) in &test_node.pods {
+        let behind = Spot { place: test_node.place, netns: Some("behind") };
         behind.ask(address, PORT).unwrap().expect("192.0.2.10", address).unwrap();
     }
     drop(pods);
     let (own_way, by_main) = (("AWS_VPC_K8S_CNI_EXTERNALSNAT", "true"), "203.0.113.0/24,192.0.2.10/32");
-    stage.restart(&[own_way]);
-    stage.pod(1).ask("192.0.2.10", PORT).unwrap_err();
-    stage.restart(&[own_way, ("AWS_EXTERNAL_SERVICE_CIDRS", by_main)]);
-    let rules = stage.rules();
+    test_node.restart(&[own_way]);
+    test_node.pod(1).ask("192.0.2.10", PORT).unwrap_err();
+    test_node.restart(&[own_way, ("AWS_EXTERNAL_SERVICE_CIDRS", by_main)]);
+    let rules = test_node.rules();
     for net in ["203.0.113.0/24", "192.0.2.10"] {
         assert!(rules.contains(&format!("1535:\tfrom all to {net} lookup main")), "{rules}");
     }
-    stage.pod(1).ask("192.0.2.10", PORT).unwrap().expect(&stage.pods[1].1, "192.0.2.10").unwrap();
+    test_node.pod(1).ask("192.0.2.10", PORT).unwrap().expect(&test_node.pods[1].1, "192.0.2.10").unwrap();
     // Other bits: what comes in by the primary for a pod on a secondary ENI still returns by the primary.
-    stage.restart(&[("AWS_VPC_K8S_CNI_CONNMARK", "0x100"), ("ENID_ENI_MARK_MASK", "0x7f0000")]);
-    let rules = stage.rules();
+    test_node.restart(&[("AWS_VPC_K8S_CNI_CONNMARK", "0x100"), ("ENID_ENI_MARK_MASK", "0x7f0000")]);
+    let rules = test_node.rules();
     assert!(rules.contains("1024:\tfrom all fwmark 0x100/0x100 lookup main"), "{rules}");
     assert!(rules.contains("1536:\tfrom all fwmark 0x410000/0x7f0000"), "{rules}");
     assert_eq!(rules.lines().filter(|line| line.starts_with("1536:")).count(), 1, "{rules}");
-    let (name, address) = &stage.pods[1].clone();
-    let _server = serve(stage.place, &[name]).unwrap();
-    stage
+    let (name, address) = &test_node.pods[1].clone();
+    let _server = serve(test_node.place, &[name]).unwrap();
+    test_node
         .place
         .sh(&format!(
             "nft 'table ip services {{ chain prerouting {{ type nat hook prerouting priority dstnat;
@@ -211,15 +211,15 @@ except e.HTTPError as x: print(x.code)";
     let outside = Spot { place: Place { lab: lab(), name: "peer" }, netns: None };
     let asked = || outside.ask(&lab().node(1).address, 30080);
     asked().unwrap().expect(PEER_CLIENT, address).unwrap();
-    stage.pod(1).ask(INTERNET_SERVER, PORT).unwrap();
-    stage.restart(&[]);
-    assert_eq!(stage.rules(), usual);
+    test_node.pod(1).ask(INTERNET_SERVER, PORT).unwrap();
+    test_node.restart(&[]);
+    assert_eq!(test_node.rules(), usual);
     asked().unwrap().expect(PEER_CLIENT, address).unwrap();
     no_drops_since(dropped);
     // Without it the pod's own ENI takes the answer, under the node's address, and the VPC drops it.
-    stage.restart(&[("AWS_VPC_CNI_NODE_PORT_SUPPORT", "false")]);
-    assert!(!stage.rules().contains("1024:") && !stage.rules().contains("1535:"), "{}", stage.rules());
-    assert!(!stage.table().contains("chain arrive"));
+    test_node.restart(&[("AWS_VPC_CNI_NODE_PORT_SUPPORT", "false")]);
+    assert!(!test_node.rules().contains("1024:") && !test_node.rules().contains("1535:"), "{}", test_node.rules());
+    assert!(!test_node.table().contains("chain arrive"));
     asked().unwrap_err();
     assert!(lab().drops().unwrap().foreign_source > dropped.foreign_source);
 }
@@ -227,24 +227,24 @@ except e.HTTPError as x: print(x.code)";
 #[test]
 fn links_follow_the_settings() {
     let dropped = lab().drops().unwrap();
-    let mut stage = Stage::new(3);
+    let mut test_node = TestNode::new(3);
     let there = &lab().node(0).address;
-    let [_, (name, address)] = stage.pods.clone();
-    let (former, link) = (Pod::new(3, &name), stage.link_to(&address));
-    stage.restart(&[("AWS_VPC_ENI_MTU", "8000"), ("POD_MTU", "1400"), ("AWS_VPC_K8S_CNI_VETHPREFIX", "veth")]);
+    let [_, (name, address)] = test_node.pods.clone();
+    let (former, link) = (Pod::new(3, &name), test_node.link_to(&address));
+    test_node.restart(&[("AWS_VPC_ENI_MTU", "8000"), ("POD_MTU", "1400"), ("AWS_VPC_K8S_CNI_VETHPREFIX", "veth")]);
     let pod = Pod::new(3, "pod-3-new");
-    let (new_address, _) = pod.add(stage.place).unwrap();
-    let new_link = stage.link_to(&new_address);
+    let (new_address, _) = pod.add(test_node.place).unwrap();
+    let new_link = test_node.link_to(&new_address);
     assert!(link.starts_with("eni") && new_link.starts_with("veth"), "{link}, {new_link}");
-    let told = stage.place.enid("pods").unwrap().to_string();
-    assert!(told.contains(&link) && told.contains(&new_link), "{told}");
-    let new = Spot { place: stage.place, netns: Some(&pod.name) };
+    let listed = test_node.place.enid("pods").unwrap().to_string();
+    assert!(listed.contains(&link) && listed.contains(&new_link), "{listed}");
+    let new = Spot { place: test_node.place, netns: Some(&pod.name) };
     let far = Spot { place: Place::node(lab(), 0), netns: None };
-    // Pods of before have large links still: it is the ENIs that pass no more.
+    // Pods of before still have large links: the limit is that of the ENIs.
     let paths = [
-        (stage.host(), there, 8000),
-        (stage.pod(0), there, 8000),
-        (stage.pod(1), there, 8000),
+        (test_node.host(), there, 8000),
+        (test_node.pod(0), there, 8000),
+        (test_node.pod(1), there, 8000),
         (new, there, 1400),
         (far, &new_address, 1400),
     ];
@@ -253,16 +253,16 @@ fn links_follow_the_settings() {
         from.ping(to, payload).unwrap();
         from.ping(to, payload + 1).unwrap_err();
     }
-    // Links are known by their MACs: those with another prefix than today's are repaired and deleted as all are.
-    stage.place.sh(&format!("ip link set {link} down")).unwrap();
-    wait_until(BOUND, || stage.pod(1).ping(there, 56).is_ok()).unwrap();
-    former.del(stage.place).unwrap();
-    stage.restart(&[]);
-    stage.place.sh(&format!("ip link set {new_link} down")).unwrap();
+    // Links are identified by their MACs: those with a former prefix are repaired and deleted like all others.
+    test_node.place.sh(&format!("ip link set {link} down")).unwrap();
+    wait_until(BOUND, || test_node.pod(1).ping(there, 56).is_ok()).unwrap();
+    former.del(test_node.place).unwrap();
+    test_node.restart(&[]);
+    test_node.place.sh(&format!("ip link set {new_link} down")).unwrap();
     wait_until(BOUND, || new.ping(there, 56).is_ok()).unwrap();
-    stage.daemon.take().unwrap().kill().unwrap();
-    pod.del(stage.place).unwrap(); // by the plugin alone
-    let left = stage.place.sh("ip -o link").unwrap();
+    test_node.daemon.take().unwrap().kill().unwrap();
+    pod.del(test_node.place).unwrap(); // by the plugin alone
+    let left = test_node.place.sh("ip -o link").unwrap();
     assert!(!left.contains(&link) && !left.contains(&new_link), "{left}");
     no_drops_since(dropped);
 }
@@ -284,48 +284,48 @@ fn the_nodes_own_sockets_are_never_translated() {
 #[test]
 fn the_vpcs_cidrs_are_followed() {
     let dropped = lab().drops().unwrap();
-    let stage = Stage::new(2);
-    let (own, node) = (stage.own_addresses(), stage.node_address());
-    let knows = |net: &str| stage.table().contains(net);
-    let streams = stage.streams();
+    let test_node = TestNode::new(2);
+    let (own, node) = (test_node.own_addresses(), test_node.node_address());
+    let has_net = |net: &str| test_node.table().contains(net);
+    let streams = test_node.streams();
     lab().set_imds(&Faults { more_cidrs: vec![PEER_NET.to_owned()], ..Faults::default() }).unwrap();
-    wait_until(BOUND, || knows(PEER_NET)).unwrap();
-    assert_eq!(stage.seen_by_peer(), own);
+    wait_until(BOUND, || has_net(PEER_NET)).unwrap();
+    assert_eq!(test_node.seen_by_peer(), own);
     assert_eq!(ended(streams), node);
-    let streams = stage.streams();
+    let streams = test_node.streams();
     lab().set_imds(&Faults::default()).unwrap();
-    wait_until(BOUND, || !knows(PEER_NET)).unwrap();
-    assert_eq!(stage.seen_by_peer(), node);
+    wait_until(BOUND, || !has_net(PEER_NET)).unwrap();
+    assert_eq!(test_node.seen_by_peer(), node);
     assert_eq!(ended(streams), own);
     no_drops_since(dropped);
 }
 
-/// Nor does a link that lost its MAC meanwhile.
+/// Nor after a link has lost its MAC meanwhile.
 #[test]
-fn a_start_that_sees_no_second_eni_cuts_nobody_off() {
+fn a_start_that_is_shown_no_second_eni_breaks_no_connection() {
     let dropped = lab().drops().unwrap();
-    let mut stage = Stage::new(4);
-    let (rules, own) = (stage.rules(), stage.own_addresses());
+    let mut test_node = TestNode::new(4);
+    let (rules, own) = (test_node.rules(), test_node.own_addresses());
     let far = lab().node(0).address.clone();
     let _far = serve(Place::node(lab(), 0), &[]).unwrap();
-    let works = |stage: &Stage| stage.pod(1).ask(&far, PORT)?.expect(&own[1], &far);
-    works(&stage).unwrap();
+    let works = |test_node: &TestNode| test_node.pod(1).ask(&far, PORT)?.expect(&own[1], &far);
+    works(&test_node).unwrap();
     lab().set_imds(&Faults { only_primary: true, ..Faults::default() }).unwrap();
     // LocalStack would attach another one in the place of that which is not shown.
-    stage.daemon.take().unwrap().kill().unwrap();
+    test_node.daemon.take().unwrap().kill().unwrap();
     let alone = [("DISABLE_NETWORK_RESOURCE_PROVISIONING", "true")];
-    stage.daemon = Some(Daemon::spawn(stage.place, &alone).unwrap());
-    was_read(stage.place).unwrap();
-    assert_eq!(stage.rules(), rules);
-    works(&stage).unwrap();
+    test_node.daemon = Some(Daemon::spawn(test_node.place, &alone).unwrap());
+    wait_until_reconciled(test_node.place).unwrap();
+    assert_eq!(test_node.rules(), rules);
+    works(&test_node).unwrap();
     no_drops_since(dropped);
     lab().set_imds(&Faults::default()).unwrap();
-    // The kernel alone knows by now which link it is.
-    stage.daemon.take().unwrap().kill().unwrap();
-    let mac = stage.place.sh("cat /sys/class/net/eth1/address").unwrap();
-    stage.place.sh("ip link set eth1 address 02:00:00:00:00:99").unwrap();
-    stage.restart(&[]);
-    wait_until(BOUND, || stage.place.sh("cat /sys/class/net/eth1/address").is_ok_and(|now| now == mac)).unwrap();
-    assert_eq!(stage.rules(), rules);
-    works(&stage).unwrap();
+    // Only the kernel's rules and tables say now which link it is.
+    test_node.daemon.take().unwrap().kill().unwrap();
+    let mac = test_node.place.sh("cat /sys/class/net/eth1/address").unwrap();
+    test_node.place.sh("ip link set eth1 address 02:00:00:00:00:99").unwrap();
+    test_node.restart(&[]);
+    wait_until(BOUND, || test_node.place.sh("cat /sys/class/net/eth1/address").is_ok_and(|now| now == mac)).unwrap();
+    assert_eq!(test_node.rules(), rules);
+    works(&test_node).unwrap();
 }

@@ -1,4 +1,4 @@
-/* A container's server: whoever connects to port 8080 hears one line. */
+/* A container's server: it sends one line to each client of port 8080. */
 #include <arpa/inet.h>
 #include <netinet/in.h>
 #include <sys/socket.h>

@@ -1,39 +1,18 @@
-//! What end-to-end tests, the demo and the bench share: a lab whose nodes run the real daemon and the real
+//! What end-to-end tests, the demo and the benchmark share: a lab whose nodes run the real daemon and the real
 //! plugin, pods as namespaces, and traffic between them.
 
 pub mod call;
+pub mod consistency;
+pub mod kernel;
 pub mod node;
 pub mod pod;
+mod programs;
 pub mod runtime;
-pub mod told;
 pub mod traffic;
-pub mod truth;
 pub mod wire;
-
-use std::path::{Path, PathBuf};
-
-use anyhow::Context;
 
 pub use call::Call;
 pub use node::{Daemon, Place};
 pub use pod::Pod;
+pub use programs::{plugin, program};
 pub use vpclab::{Backend, Lab, LabConfig, wait_until};
-
-/// The program of that name, built beside this one; ENID_BIN names another daemon.
-pub fn program(name: &str) -> anyhow::Result<PathBuf> {
-    if let Some(named) = std::env::var_os("ENID_BIN").filter(|_| name == "enid") {
-        return Ok(named.into());
-    }
-    let own = std::env::current_exe().context("cannot tell which program this is")?;
-    let found = own.ancestors().skip(1).take(2).map(|folder| folder.join(name)).find(|path| path.is_file());
-    found.with_context(|| format!("{name} is not built; `make build` does that"))
-}
-
-/// The plugin as it ships: small and static.
-pub fn plugin() -> anyhow::Result<PathBuf> {
-    let own = std::env::current_exe().context("cannot tell which program this is")?;
-    let target = own.ancestors().find(|folder| folder.ends_with("debug")).and_then(Path::parent);
-    let path = target.context("not below target/debug")?.join("x86_64-unknown-linux-musl/shim/enid-cni");
-    anyhow::ensure!(path.is_file(), "{} is not built; `make build` does that", path.display());
-    Ok(path)
-}

@@ -28,7 +28,7 @@ impl<'a> Place<'a> {
         Place { lab, name: &lab.node(index).name }
     }
 
-    /// Runs a shell line; what it printed, or its words as an error.
+    /// Runs a shell line; its output, or its messages as an error.
     pub fn sh(&self, line: &str) -> anyhow::Result<String> {
         self.lab.run(self.name, "sh", &["-ec", line])
     }
@@ -44,7 +44,7 @@ impl<'a> Place<'a> {
         serde_json::from_str(&text).with_context(|| format!("enid {name} prints no JSON: {text}"))
     }
 
-    /// Who holds which address, as the daemon says.
+    /// The leases, as the daemon lists them.
     pub fn leases(&self) -> anyhow::Result<Vec<Value>> {
         let leases = self.enid("pods")?;
         leases.as_array().cloned().with_context(|| format!("enid pods prints no list: {leases}"))
@@ -69,8 +69,7 @@ impl<'a> Place<'a> {
         Ok(format!("{}\nleases {:?}", kernel.join("\n--\n"), self.leases()?))
     }
 
-    /// The node starts anew: everything that lives in memory goes, and the kernel has another boot id. Its daemon
-    /// must have ended.
+    /// Reboots the node: all state in memory goes, and the kernel has another boot id. Its daemon must have ended.
     pub fn reboot(&self) -> anyhow::Result<()> {
         self.sh("for ns in $(ip netns list | cut -d' ' -f1); do ip netns del $ns; done
             ip rule flush; ip rule add pref 32766 lookup main; ip rule add pref 32767 lookup default
@@ -85,7 +84,7 @@ impl<'a> Place<'a> {
             .map(drop)
     }
 
-    /// What Prometheus would read.
+    /// The metrics page, as Prometheus reads it.
     pub fn metrics(&self) -> anyhow::Result<String> {
         let ask = "import urllib.request as u; print(u.urlopen('http://127.0.0.1:61678/metrics').read().decode())";
         self.lab.run(self.name, "python3", &["-c", ask])
@@ -130,7 +129,7 @@ impl Daemon {
         let daemon = Self::spawn(place, settings)?;
         let ready = || place.enid("status").is_ok_and(|status| status["ready"] == true);
         wait_until(Duration::from_secs(20), ready)
-            .with_context(|| format!("the daemon of {} does not get ready: {}", place.name, daemon.log()))?;
+            .with_context(|| format!("the daemon of {} does not become ready: {}", place.name, daemon.log()))?;
         Ok(daemon)
     }
 
@@ -146,10 +145,10 @@ impl Daemon {
         children.split_whitespace().next().and_then(|pid| pid.parse().ok()).context("the daemon does not run")
     }
 
-    /// Stops it in its tracks, or lets it go on.
+    /// Stops it (SIGSTOP), or lets it continue.
     pub fn hang(&self, hangs: bool) -> anyhow::Result<()> {
         let name = if hangs { "-STOP" } else { "-CONT" };
-        // `nsenter` above it stops with its child, and goes on only if told.
+        // `nsenter` above it stops with its child, and continues only with a signal of its own.
         let (pid, above) = (self.pid()?.to_string(), self.child.id().to_string());
         Command::new("kill").args([name, &pid, &above]).status().context("cannot run kill")?;
         Ok(())

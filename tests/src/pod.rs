@@ -22,7 +22,7 @@ pub struct Pod {
     pub container: String,
     /// CNI_IFNAME.
     pub ifname: String,
-    /// Whether the runtime tells the pod's name (CNI_ARGS).
+    /// Whether the runtime passes the pod's name (CNI_ARGS).
     pub named: bool,
     /// The network configuration.
     pub config: String,
@@ -96,9 +96,9 @@ impl Pod {
         Ok((output.status.success(), document, took))
     }
 
-    /// ADD must be refused with this code and these words, and leave neither link nor lease; what it said.
+    /// ADD must be refused with this code and these words, and leave neither link nor lease: the error document.
     pub fn refused(&self, place: Place<'_>, code: u64, words: &[&str]) -> anyhow::Result<Value> {
-        // ENIs may come meanwhile.
+        // ENIs may be attached meanwhile.
         let links = || place.sh("ip -o link | grep -vc ': eth[0-9]'");
         let before = links()?;
         let (ok, error, _) = self.try_call(place, "ADD")?;
@@ -108,7 +108,7 @@ impl Pod {
             ensure!(error.to_string().contains(word), "{word:?} is not in {error}");
         }
         ensure!(links()? == before, "a refused ADD of {} leaves a link", self.name);
-        // Without a daemon there is nobody to hold a lease.
+        // Without a daemon there are no leases.
         let leases = place.leases().unwrap_or_default();
         let mine = leases.iter().find(|lease| lease["container"] == self.container.as_str());
         ensure!(mine.is_none(), "a refused ADD of {} leaves a lease: {mine:?}", self.name);

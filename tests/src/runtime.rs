@@ -39,9 +39,9 @@ pub struct Runtime {
 }
 
 impl Runtime {
-    /// Starts one on the node, with its standard plugins behind ours, and images made on the spot.
+    /// Starts one on the node, with its standard plugins after ours in the chain, and with images that are built here.
     pub fn start(place: Place<'_>) -> anyhow::Result<Self> {
-        // All of it lies in the node's own memory, and goes with the node.
+        // All of it is in the node's own memory, and is gone with the node.
         let pid = place.lab.state().pid_of(place.name)?;
         let folder = PathBuf::from(format!("/proc/{pid}/root{INSIDE}"));
         fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
@@ -142,12 +142,12 @@ impl Runtime {
         Ok(())
     }
 
-    /// The address that the runtime tells the kubelet.
+    /// The address that the runtime reports to the kubelet.
     pub fn address(&self, sandbox: &str) -> anyhow::Result<String> {
         let request = PodSandboxStatusRequest { pod_sandbox_id: sandbox.to_owned(), verbose: false };
         let mut client = self.client.clone();
         let status = self.tokio.block_on(client.pod_sandbox_status(request))?.into_inner().status;
-        let network = status.and_then(|status| status.network).context("the runtime tells no address")?;
+        let network = status.and_then(|status| status.network).context("the runtime reports no address")?;
         Ok(network.ip)
     }
 
@@ -162,7 +162,7 @@ impl Runtime {
         Ok(())
     }
 
-    /// How many sandboxes it knows.
+    /// How many sandboxes it has.
     pub fn sandboxes(&self) -> anyhow::Result<usize> {
         let mut client = self.client.clone();
         let list = self.tokio.block_on(client.list_pod_sandbox(ListPodSandboxRequest::default()))?;
@@ -189,7 +189,7 @@ fn pod(name: &str, ports: &[(i32, i32)]) -> PodSandboxConfig {
 
 impl Drop for Runtime {
     fn drop(&mut self) {
-        // Its shims outlive it: pods are removed first, what hangs ends with the node.
+        // Its shims run on without it: pods are removed first, and what remains ends with the node.
         let mut client = self.client.clone();
         let list = self.tokio.block_on(client.list_pod_sandbox(ListPodSandboxRequest::default()));
         for item in list.map(|list| list.into_inner().items).unwrap_or_default() {

@@ -14,7 +14,7 @@ use crate::{node::Place, program};
 
 /// Where every server listens.
 pub const PORT: u16 = 8080;
-/// Where it listens too: who is refused here is so by a rule.
+/// Where it listens as well: a connection that is refused here was refused by a rule.
 pub const REJECTED: u16 = 9999;
 
 /// A place, or a pod's namespace on it.
@@ -26,21 +26,21 @@ pub struct Spot<'a> {
     pub netns: Option<&'a str>,
 }
 
-/// What a server says about a connection.
+/// What a server reports about a connection.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Answer {
     /// The address it saw.
     pub client: String,
     /// The port that came with it.
     pub port: u16,
-    /// Its own: who answers, whatever address was asked.
+    /// Its own: the server that answered, whatever address the client connected to.
     pub server: String,
 }
 
 impl Answer {
-    fn read(said: &str) -> anyhow::Result<Self> {
-        let [client, port, server] = said.split_whitespace().collect::<Vec<_>>()[..] else {
-            anyhow::bail!("the server did not say who it is: {said:?}");
+    fn read(output: &str) -> anyhow::Result<Self> {
+        let [client, port, server] = output.split_whitespace().collect::<Vec<_>>()[..] else {
+            anyhow::bail!("the server did not report its address: {output:?}");
         };
         Ok(Answer { client: client.to_owned(), port: port.parse()?, server: server.to_owned() })
     }
@@ -90,13 +90,13 @@ pub struct Stream {
 }
 
 impl Stream {
-    /// Ends it; who saw whom, once every byte has arrived.
+    /// Ends it; the addresses that both sides saw, once every byte has arrived.
     pub fn end(mut self) -> anyhow::Result<Answer> {
         drop(self.child.stdin.take());
-        let mut said = String::new();
-        self.output.read_to_string(&mut said)?;
-        anyhow::ensure!(self.child.wait()?.success(), "the stream did not live");
-        Answer::read(&said)
+        let mut output = String::new();
+        self.output.read_to_string(&mut output)?;
+        anyhow::ensure!(self.child.wait()?.success(), "the stream broke off");
+        Answer::read(&output)
     }
 }
 
@@ -107,8 +107,8 @@ impl Drop for Stream {
     }
 }
 
-/// Counts datagrams. Nobody reads them, since a reader may be slower than they come: the socket's queue is full after
-/// the first few hundred, and the kernel counts all that come later.
+/// Counts datagrams. They are not read, since a reader may be too slow: the socket's queue is full after the first few
+/// hundred, and the kernel counts all later ones.
 pub struct Sink<'a> {
     place: Place<'a>,
     child: Child,
@@ -124,14 +124,14 @@ impl<'a> Sink<'a> {
         Ok(Sink { place, child })
     }
 
-    /// How many have come since its queue was full, once no more are under way.
+    /// How many have arrived since its queue was full, once no more arrive.
     pub fn received(&self) -> anyhow::Result<u32> {
         let mut last = None;
         wait_until(Duration::from_secs(5), || {
             let now = self.counted().ok();
             std::mem::replace(&mut last, now) == now
         })
-        .context("datagrams come without end")?;
+        .context("datagrams do not end")?;
         self.counted()
     }
 
@@ -161,11 +161,11 @@ impl Ping {
     /// Ends it: how many were sent, how many came back.
     pub fn end(mut self) -> anyhow::Result<(u32, u32)> {
         Command::new("kill").args(["-INT", &leaf(self.child.id())?.to_string()]).status().context("cannot run kill")?;
-        let mut said = String::new();
-        self.child.stdout.take().context("ping has no output")?.read_to_string(&mut said)?;
-        let number = |before: &str| said.split(before).next()?.rsplit([' ', '\n']).next()?.parse().ok();
+        let mut output = String::new();
+        self.child.stdout.take().context("ping has no output")?.read_to_string(&mut output)?;
+        let number = |before: &str| output.split(before).next()?.rsplit([' ', '\n']).next()?.parse().ok();
         let counts = number(" packets transmitted").zip(number(" received"));
-        counts.with_context(|| format!("ping says {said:?}"))
+        counts.with_context(|| format!("ping printed {output:?}"))
     }
 }
 
@@ -183,7 +183,7 @@ pub fn end(child: &mut Child) -> anyhow::Result<()> {
     child.wait().map(drop).context("cannot wait for it")
 }
 
-/// The last of a line of only children: `nsenter` and `ip netns exec` stand above what they run.
+/// The last of a chain of only children: `nsenter` and `ip netns exec` are parents of what they run.
 fn leaf(mut pid: u32) -> anyhow::Result<u32> {
     loop {
         let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"))?;
@@ -225,21 +225,21 @@ impl Spot<'_> {
         Ok(Stream { child, output })
     }
 
-    /// Sends small datagrams as fast as it goes: how many, in how many seconds.
+    /// Sends small datagrams as fast as possible: how many, in how many seconds.
     pub fn flood(&self, address: &str, port: u16, ms: u64) -> anyhow::Result<(u32, f64)> {
         let probe = program("probe")?;
-        let said = self.run(&probe.to_string_lossy(), &["flood", &socket(address, port)?, &ms.to_string()])?;
+        let output = self.run(&probe.to_string_lossy(), &["flood", &socket(address, port)?, &ms.to_string()])?;
         let numbers =
-            said.trim().split_once(' ').and_then(|(sent, took)| Some((sent.parse().ok()?, took.parse().ok()?)));
-        numbers.with_context(|| format!("a flood says {said:?}"))
+            output.trim().split_once(' ').and_then(|(sent, took)| Some((sent.parse().ok()?, took.parse().ok()?)));
+        numbers.with_context(|| format!("a flood printed {output:?}"))
     }
 
     /// How long an echo takes on average, of two hundred.
     pub fn echo_ms(&self, address: &str) -> anyhow::Result<f64> {
-        let said = self.run("ping", &["-n", "-q", "-i", "0.005", "-c", "200", address])?;
+        let output = self.run("ping", &["-n", "-q", "-i", "0.005", "-c", "200", address])?;
         let average =
-            said.split("rtt min/avg/max/mdev = ").nth(1).and_then(|rest| rest.split('/').nth(1)?.parse().ok());
-        average.with_context(|| format!("ping says {said:?}"))
+            output.split("rtt min/avg/max/mdev = ").nth(1).and_then(|rest| rest.split('/').nth(1)?.parse().ok());
+        average.with_context(|| format!("ping printed {output:?}"))
     }
 
     /// Echoes, a hundred a second.
@@ -258,15 +258,15 @@ impl Spot<'_> {
         }
     }
 
-    /// Connects and sends a few hundred kilobytes; who saw whom.
+    /// Connects and sends a few hundred kilobytes; returns the addresses that both sides saw.
     pub fn ask(&self, address: &str, port: u16) -> anyhow::Result<Answer> {
         let probe = program("probe")?;
-        let said = self.run(&probe.to_string_lossy(), &["ask", &socket(address, port)?])?;
-        Answer::read(&said)
+        let output = self.run(&probe.to_string_lossy(), &["ask", &socket(address, port)?])?;
+        Answer::read(&output)
     }
 
-    /// Says a word from this port, and from this address whether it is the place's own or not (IP_TRANSPARENT), if one
-    /// is given; who saw whom.
+    /// Sends a word from this port, and from this address whether it is the place's own or not (IP_TRANSPARENT), if one
+    /// is given; returns the addresses that both sides saw.
     pub fn ask_as(&self, own: (&str, u16), address: &str, port: u16) -> anyhow::Result<Answer> {
         let program = "import socket, sys
 own, own_port, server, port = sys.argv[1:]
@@ -282,8 +282,8 @@ sent, addresses = s.recv(100).decode().split(' ', 1)
 assert sent == '5', sent
 print(addresses)
 ";
-        let said = self.run("python3", &["-c", program, own.0, &own.1.to_string(), address, &port.to_string()])?;
-        Answer::read(&said)
+        let output = self.run("python3", &["-c", program, own.0, &own.1.to_string(), address, &port.to_string()])?;
+        Answer::read(&output)
     }
 
     /// One echo with this many bytes that may not be fragmented.
@@ -300,7 +300,7 @@ pub fn wait_for_counter(place: Place<'_>, counter: &str, least: u64) -> anyhow::
         seen = read_counter(place, counter).unwrap_or(0);
         seen >= least
     })
-    .with_context(|| format!("the counter {counter} on {} stands at {seen}", place.name))?;
+    .with_context(|| format!("the counter {counter} on {} is {seen}", place.name))?;
     Ok(seen)
 }
 

@@ -1,4 +1,4 @@
-//! What a lab asks of EC2 before it is whole: VPC, subnets, instances, EFA-only ENIs. Callers are inside the
+//! What a lab asks of EC2 before it is complete: VPC, subnets, instances, EFA-only ENIs. Callers are inside the
 //! VPC's namespace.
 
 use std::time::Duration;
@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::Context;
 use ipnet::Ipv4Net;
 
-use crate::{LabConfig, ec2, fabric, fabric6, imds::NodeView, state::Node, wait_until};
+use crate::{config::LabConfig, ec2, fabric, fabric6, imds::NodeView, state::Node, wait::wait_until};
 
 /// Attaching takes 3 s at most in the model.
 const BOUND: Duration = Duration::from_secs(30);
@@ -57,7 +57,7 @@ pub fn run_instance(config: &LabConfig, index: usize, subnet_id: &str) -> anyhow
 }
 
 /// An EFA-only ENI on each card that should have one, as a launch template of EKS has them, and the wait until
-/// all are attached. They carry no tags: to whoever manages ENIs they are somebody else's.
+/// all are attached. They carry no tags: to whoever manages ENIs they are unmanaged.
 pub fn attach_efas(config: &LabConfig, nodes: &[Node]) -> anyhow::Result<()> {
     if config.efa_only_cards.is_empty() {
         return Ok(());

@@ -1,4 +1,4 @@
-//! What plays EC2: a process inside the VPC that ends with it.
+//! The EC2 endpoint: a process inside the VPC that ends with it.
 
 use std::{
     fs::{self, File},
@@ -9,15 +9,15 @@ use std::{
 
 use anyhow::{Context, bail};
 
-use crate::{ec2, localstack, serve, space, wait_until};
+use crate::{ec2, localstack, nsenter, program::program, wait::wait_until};
 
 /// LocalStack is seen ready after about 5 s; a loaded machine takes longer.
 const BOUND: Duration = Duration::from_secs(120);
 
-/// What plays EC2.
+/// What is used as EC2.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
 pub enum Backend {
-    /// LocalStack: made by others, so a check of how we read EC2; it has no limits and forgets much.
+    /// LocalStack: written by others, so it checks how we read EC2; it has no limits and keeps little state.
     #[default]
     #[value(name = "localstack")]
     LocalStack,
@@ -41,8 +41,8 @@ impl Backend {
         let mut command = match self {
             Backend::LocalStack => localstack::command(vpc_pid, folder)?,
             Backend::Model => {
-                let mut command = space::command(vpc_pid, "env");
-                command.arg(serve::program()?).args(["ec2", "--listen", &format!("{}:{}", ec2::ADDRESS, ec2::PORT)]);
+                let mut command = nsenter::command(vpc_pid, "env");
+                command.arg(program()?).args(["ec2", "--listen", &format!("{}:{}", ec2::ADDRESS, ec2::PORT)]);
                 command
             }
         };
@@ -55,16 +55,16 @@ impl Backend {
         let mut ended = None;
         let waited = wait_until(BOUND, || {
             ended = child.try_wait().ok().flatten();
-            ended.is_some() || space::within(vpc_pid, ec2::healthy).unwrap_or(false)
+            ended.is_some() || nsenter::within(vpc_pid, ec2::healthy).unwrap_or(false)
         });
         let tail = || {
             let text = fs::read_to_string(&log).unwrap_or_default();
             text.lines().rev().take(3).collect::<Vec<_>>().join(" | ")
         };
         if let Some(status) = ended {
-            bail!("{} ended at once ({status}); its log says: {}", self.as_str(), tail());
+            bail!("{} ended at once ({status}); its log: {}", self.as_str(), tail());
         }
-        waited.with_context(|| format!("{} does not get healthy; its log says: {}", self.as_str(), tail()))?;
+        waited.with_context(|| format!("{} does not become healthy; its log: {}", self.as_str(), tail()))?;
         Ok(child)
     }
 }

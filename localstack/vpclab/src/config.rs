@@ -1,21 +1,21 @@
-//! What a lab should have, in code and as `vpclab serve` is told.
+//! What a lab should have, in code and as arguments of `vpclab serve`.
 
 use anyhow::bail;
 
-use crate::{Backend, model, serve};
+use crate::{backend::Backend, model, state};
 
 /// What a lab should have.
 #[derive(Clone, Debug)]
 pub struct LabConfig {
-    /// Labs of different names do not meet.
+    /// Labs of different names are independent.
     pub name: String,
     /// How many nodes.
     pub nodes: usize,
     /// EC2 instance type of all nodes.
     pub instance_type: String,
-    /// What plays EC2.
+    /// What is used as EC2.
     pub ec2: Backend,
-    /// Nodes live in subnets of 8,192 addresses, not of 256.
+    /// Nodes are in subnets of 8,192 addresses, not of 256.
     pub large_subnets: bool,
     /// The VPC has IPv6 ranges, and each node an IPv6 address of its own. Only with the model: LocalStack has
     /// no IPv6 prefixes.
@@ -40,9 +40,9 @@ impl Default for LabConfig {
 }
 
 impl LabConfig {
-    /// Whether there can be such a lab; the error says why not.
+    /// Whether there can be such a lab; the error names the reason.
     pub fn check(&self) -> anyhow::Result<()> {
-        serve::check_name(&self.name)?;
+        state::check_name(&self.name)?;
         if self.ipv6 && self.ec2 == Backend::LocalStack {
             bail!("a lab with IPv6 needs the model of EC2 (--ec2 model): LocalStack has no IPv6 prefixes");
         }

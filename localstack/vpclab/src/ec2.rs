@@ -41,7 +41,7 @@ fn ask(endpoint: &str, action: &str, parameters: &[(&str, &str)], headers: &[(&s
     Ok(text)
 }
 
-/// Whether it says that it is ready; LocalStack's path, which the model has too.
+/// Whether it is ready; LocalStack's path, which the model has too.
 pub fn healthy() -> bool {
     let url = format!("{}/_localstack/health", endpoint());
     agent().get(url).call().is_ok_and(|answer| answer.status().is_success())
@@ -129,7 +129,7 @@ pub struct Eni {
     pub attachment: Option<Attachment>,
 }
 
-/// All ENIs, as they are: the model shows the network what it shows callers of the API late or never.
+/// All ENIs, as they are: the model answers the lab's network with the actual state, without lag or faults.
 pub fn enis() -> anyhow::Result<Vec<Eni>> {
     let all = [("MaxResults", "1000")];
     let xml = ask(&endpoint(), "DescribeNetworkInterfaces", &all, &[(TRUTH_HEADER, "1")])?;
@@ -148,7 +148,7 @@ fn eni(item: Node<'_, '_>) -> Option<Eni> {
         .and_then(|attachment| {
             Some(Attachment {
                 instance_id: text(attachment, "instanceId")?,
-                // LocalStack knows of no cards.
+                // LocalStack has no cards.
                 card: text(attachment, "networkCardIndex").and_then(|card| card.parse().ok()).unwrap_or(0),
                 device_index: text(attachment, "deviceIndex")?.parse().ok()?,
             })

@@ -1,11 +1,11 @@
 //! The VPC's network: ports, routes, source check, gateway to the Internet, peering. Texts for `ip` and
-//! `nft`, computed from what EC2 says, and the calls that apply them.
+//! `nft`, computed from what EC2 shows, and the calls that apply them.
 
 use std::fmt::Write;
 
 use anyhow::Context;
 
-use crate::{Drops, port::Port, space};
+use crate::{ec2, nsenter, port::Port};
 
 /// The VPC.
 pub const VPC_CIDR: &str = "10.0.0.0/16";
@@ -27,7 +27,7 @@ pub const SUBNETS_V6: [(&str, &str); 2 * ZONES] = [
     ("2001:db8:aa00:96::/64", "2001:db8:aa00:96::1"),
 ];
 
-/// Place in [`SUBNETS`] of the subnet that this node lives in.
+/// Place in [`SUBNETS`] of the subnet that this node is in.
 pub fn subnet_of(node: usize, large: bool) -> usize {
     node % ZONES + if large { ZONES } else { 0 }
 }
@@ -38,6 +38,15 @@ pub const PEER_CLIENT: &str = "172.31.0.10";
 /// MTU inside a VPC (Amazon EC2 User Guide, jumbo frames).
 pub const VPC_MTU: u32 = 9001;
 
+/// Packets that the VPC refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Drops {
+    /// Source not assigned to the ENI they came from.
+    pub foreign_source: u64,
+    /// Wanted to leave to the Internet with an address that has no public one.
+    pub inet_private: u64,
+}
+
 /// The public address of a node.
 pub fn public_address(index: usize) -> String {
     format!("203.0.113.{}", 10 + index)
@@ -46,7 +55,7 @@ pub fn public_address(index: usize) -> String {
 /// Links, addresses and the empty filter of the router; once.
 pub fn base(vpc: u32, inet: u32, peer: u32) -> anyhow::Result<()> {
     let mut router = String::new();
-    for address in [crate::ec2::ADDRESS, "169.254.169.254"].into_iter().chain(SUBNETS.map(|(_, gateway, _)| gateway)) {
+    for address in [ec2::ADDRESS, "169.254.169.254"].into_iter().chain(SUBNETS.map(|(_, gateway, _)| gateway)) {
         let _ = writeln!(router, "address add {address}/32 dev lo");
     }
     let _ = writeln!(
@@ -59,15 +68,15 @@ address add 198.51.100.1/24 dev inet
 address add 172.31.0.1/24 dev peer
 route add blackhole {VPC_CIDR}"
     );
-    space::feed(vpc, &["ip", "-batch", "-"], &router)?;
+    nsenter::run_with_input(vpc, &["ip", "-batch", "-"], &router)?;
     let outside = |address: &str, gateway: &str| {
         format!("address add {address}/24 dev eth0\nlink set eth0 up\nroute add default via {gateway}\n")
     };
-    space::feed(inet, &["ip", "-batch", "-"], &outside(INTERNET_SERVER, "198.51.100.1"))?;
-    space::feed(peer, &["ip", "-batch", "-"], &outside(PEER_CLIENT, "172.31.0.1"))?;
+    nsenter::run_with_input(inet, &["ip", "-batch", "-"], &outside(INTERNET_SERVER, "198.51.100.1"))?;
+    nsenter::run_with_input(peer, &["ip", "-batch", "-"], &outside(PEER_CLIENT, "172.31.0.1"))?;
     sysctls(vpc, "ipv4/conf/all", &[("rp_filter", "0"), ("forwarding", "1"), ("send_redirects", "0")])?;
     sysctls(vpc, "ipv4/conf/default", &[("rp_filter", "0"), ("send_redirects", "0")])?;
-    space::feed(vpc, &["nft", "-f", "-"], FILTER)
+    nsenter::run_with_input(vpc, &["nft", "-f", "-"], FILTER)
 }
 
 /// Ports are named p…; only they are checked. The Internet sees public addresses, one for each primary.
@@ -126,8 +135,8 @@ link set {name} up
     )
 }
 
-/// The batch that takes routes and neighbours from a port.
-pub fn take(port: &Port, gone: &[String]) -> String {
+/// The batch that removes routes and neighbours from a port.
+pub fn unassign(port: &Port, gone: &[String]) -> String {
     let mut text = String::new();
     for address in gone {
         let _ = writeln!(text, "route del {address}/32 dev {0}\nneigh del {address} dev {0}", port.name);
@@ -136,7 +145,7 @@ pub fn take(port: &Port, gone: &[String]) -> String {
 }
 
 /// The batch that gives a port its routes and permanent neighbours: a VPC has no ARP.
-pub fn give(port: &Port) -> String {
+pub fn assign(port: &Port) -> String {
     let mut text = String::new();
     for address in &port.addresses {
         let _ = writeln!(
@@ -148,7 +157,7 @@ pub fn give(port: &Port) -> String {
     text
 }
 
-/// A port answers ARP for whatever the VPC knows, the gateway included, at once.
+/// A port answers ARP for every address of the VPC, the gateway included, at once.
 pub fn port_sysctls(vpc: u32, name: &str) -> anyhow::Result<()> {
     let ours = [("proxy_arp", "1"), ("rp_filter", "0"), ("send_redirects", "0")];
     sysctls(vpc, &format!("ipv4/conf/{name}"), &ours)?;
@@ -164,7 +173,7 @@ pub fn port_without_ip(vpc: u32, name: &str) -> anyhow::Result<()> {
 pub fn sysctls(pid: u32, folder: &str, values: &[(&str, &str)]) -> anyhow::Result<()> {
     let lines: Vec<String> =
         values.iter().map(|(key, value)| format!("echo {value} > /proc/sys/net/{folder}/{key}")).collect();
-    space::output(space::command(pid, "sh").args(["-ec", &lines.join("\n")])).map(drop)
+    nsenter::output(nsenter::command(pid, "sh").args(["-ec", &lines.join("\n")])).map(drop)
 }
 
 /// The primary ENI as a DHCP client leaves it.
@@ -172,12 +181,12 @@ pub fn dhcp(node_pid: u32, port: &Port, gateway: &str, prefix_len: &str) -> anyh
     let address = port.addresses.first().context("an ENI without an address")?;
     let batch =
         format!("address add {address}/{prefix_len} dev eth0\nlink set eth0 up\nroute add default via {gateway}\n");
-    space::feed(node_pid, &["ip", "-batch", "-"], &batch)
+    nsenter::run_with_input(node_pid, &["ip", "-batch", "-"], &batch)
 }
 
 /// The counters of the filter, both halves of it.
 pub fn drops(vpc: u32) -> anyhow::Result<Drops> {
-    let text = space::output(space::command(vpc, "nft").args(["list", "counters"]))?;
+    let text = nsenter::output(nsenter::command(vpc, "nft").args(["list", "counters"]))?;
     Ok(Drops { foreign_source: packets(&text, "foreign_source")?, inet_private: packets(&text, "inet_private")? })
 }
 
@@ -220,6 +229,6 @@ mod tests {
 
     #[test]
     fn addresses_that_left_lose_their_route() {
-        assert!(take(&port(), &["10.0.1.21".to_owned()]).starts_with("route del 10.0.1.21/32"));
+        assert!(unassign(&port(), &["10.0.1.21".to_owned()]).starts_with("route del 10.0.1.21/32"));
     }
 }

@@ -12,8 +12,8 @@ use ipnet::Ipv6Net;
 
 use crate::{
     fabric::{self, SUBNETS_V6},
+    nsenter,
     port::Port,
-    space,
 };
 
 /// The VPC's IPv6 range.
@@ -27,8 +27,8 @@ const ROUTER: &str = "fe80:ec2::1";
 /// What every port has behind it: not an address of the node, only a name for its MAC.
 const NEXT_HOP: &str = "fe80::fe";
 
-/// No link waits for duplicate address detection, which EC2 makes needless; before there is any: links are born
-/// with it, and Linux solicits nobody from a link whose own address is still in doubt.
+/// No link waits for duplicate address detection, which EC2 makes needless. Set before any link exists: a link takes
+/// the default when it is created, and Linux sends no solicitation from a link whose own address is still tentative.
 pub fn prepare(vpc: u32, inet: u32, peer: u32) -> anyhow::Result<()> {
     let mut places = [vpc, inet, peer].into_iter();
     places.try_for_each(|place| fabric::sysctls(place, "ipv6/conf/default", &[("accept_dad", "0")]))
@@ -47,13 +47,13 @@ pub fn base(vpc: u32, inet: u32, peer: u32) -> anyhow::Result<()> {
 address add 2001:db8:bbbb::1/64 dev peer nodad
 route add blackhole {VPC_CIDR_V6}"
     );
-    space::feed(vpc, &BATCH, &router)?;
+    nsenter::run_with_input(vpc, &BATCH, &router)?;
     let outside = |address: &str, gateway: &str| {
         format!("address add {address}/64 dev eth0 nodad\nroute add default via {gateway} dev eth0\n")
     };
-    space::feed(inet, &BATCH, &outside(INTERNET_SERVER_V6, "2001:db8:ffff::1"))?;
-    space::feed(peer, &BATCH, &outside(PEER_CLIENT_V6, "2001:db8:bbbb::1"))?;
-    space::feed(vpc, &["nft", "-f", "-"], &filter())
+    nsenter::run_with_input(inet, &BATCH, &outside(INTERNET_SERVER_V6, "2001:db8:ffff::1"))?;
+    nsenter::run_with_input(peer, &BATCH, &outside(PEER_CLIENT_V6, "2001:db8:bbbb::1"))?;
+    nsenter::run_with_input(vpc, &["nft", "-f", "-"], &filter())
 }
 
 /// How `ip` takes a batch for IPv6.
@@ -102,7 +102,7 @@ pub fn plug(vpc: u32, node: u32, port: &Port) -> anyhow::Result<()> {
     fabric::sysctls(node, &format!("ipv6/conf/{}", port.link), &[("accept_dad", "0")])?;
     let mac = port.own_mac().with_context(|| format!("{:?} is no MAC", port.mac))?;
     let own: Vec<String> = mac.iter().map(|byte| format!("{byte:02x}")).collect();
-    space::feed(vpc, &BATCH, &router_port(port, &own.join(":")))
+    nsenter::run_with_input(vpc, &BATCH, &router_port(port, &own.join(":")))
 }
 
 fn router_port(port: &Port, own_mac: &str) -> String {
@@ -118,7 +118,7 @@ neigh replace {NEXT_HOP} lladdr {mac} nud permanent dev {name}
 }
 
 /// The batch that takes from a port what EC2 does not assign to the ENI any more.
-pub fn take(port: &Port, gone: &[Ipv6Net]) -> String {
+pub fn unassign(port: &Port, gone: &[Ipv6Net]) -> String {
     let mut text = String::new();
     for net in gone {
         let _ = writeln!(text, "route del {net} dev {}", port.name);
@@ -127,7 +127,7 @@ pub fn take(port: &Port, gone: &[Ipv6Net]) -> String {
 }
 
 /// The batch that brings what EC2 assigned to the ENI.
-pub fn give(port: &Port) -> String {
+pub fn assign(port: &Port) -> String {
     let mut text = String::new();
     for net in &port.nets_v6 {
         let _ = writeln!(text, "route replace {net} via {NEXT_HOP} dev {}", port.name);
@@ -143,7 +143,7 @@ route add {subnet} dev eth0 proto ra
 route add default via {ROUTER} dev eth0 proto ra
 "
     );
-    space::feed(node_pid, &BATCH, &batch)
+    nsenter::run_with_input(node_pid, &BATCH, &batch)
 }
 
 #[cfg(test)]
@@ -170,7 +170,7 @@ mod tests {
     fn nothing_is_sent_to_a_node_by_way_of_discovery() {
         let port = port(&["2001:db8:aa00:0:7::/80"]);
         let gone = "2001:db8:aa00:0:8::/80".parse().unwrap();
-        assert_eq!(take(&port, &[gone]), "route del 2001:db8:aa00:0:8::/80 dev p-0123456789a\n");
-        assert_eq!(give(&port), "route replace 2001:db8:aa00:0:7::/80 via fe80::fe dev p-0123456789a\n");
+        assert_eq!(unassign(&port, &[gone]), "route del 2001:db8:aa00:0:8::/80 dev p-0123456789a\n");
+        assert_eq!(assign(&port), "route replace 2001:db8:aa00:0:7::/80 via fe80::fe dev p-0123456789a\n");
     }
 }

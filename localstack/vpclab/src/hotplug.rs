@@ -1,6 +1,6 @@
-//! ENIs appear in a node when EC2 says "attached" and vanish when it does not any more.
+//! A node has the link of an ENI while EC2 shows the ENI as attached to it.
 //!
-//! The fabric is changed first and metadata told afterwards, so metadata never shows an address that the
+//! The fabric is changed first and metadata afterwards, so metadata never shows an address that the
 //! VPC does not carry.
 
 use std::{
@@ -19,9 +19,10 @@ use crate::{
     ec2::{self, Eni},
     fabric, fabric6,
     imds::{EniView, Metadata, NodeView},
-    nd::{Asker, Responder},
+    nd::{DiscoveryPort, Responder},
+    nsenter,
     port::{Port, mac, nets_v6},
-    space, wait,
+    wait,
 };
 
 /// How often EC2 is asked.
@@ -29,10 +30,10 @@ const PERIOD: Duration = Duration::from_millis(150);
 
 /// A node, as the loop needs it.
 #[derive(Clone, Debug)]
-pub struct Plugged {
-    /// Holder of the node's namespaces.
+pub struct FabricNode {
+    /// Process 1 of the node's namespaces.
     pub pid: u32,
-    /// What metadata says about it, but for its ENIs.
+    /// What metadata shows of it, but for its ENIs.
     pub view: NodeView,
     /// Its public address.
     pub public_address: String,
@@ -41,15 +42,15 @@ pub struct Plugged {
 /// The loop's state: what the fabric carries now.
 pub struct Hotplug {
     vpc_pid: u32,
-    nodes: BTreeMap<String, Plugged>,
+    nodes: BTreeMap<String, FabricNode>,
     /// Subnet id to its place in [`fabric::SUBNETS`].
     subnets: BTreeMap<String, usize>,
     ports: BTreeMap<String, (String, Port)>,
-    /// The last change came to its end.
-    whole: bool,
+    /// The last change was carried out to its end.
+    complete: bool,
     metadata: Metadata,
-    /// The last views that metadata was told.
-    told: Vec<NodeView>,
+    /// The views that metadata has now.
+    published: Vec<NodeView>,
     macs: Macs,
     /// In a lab with IPv6: who answers neighbour solicitations, and the number of each port's link.
     discovery: Option<(Responder, BTreeMap<String, usize>)>,
@@ -68,18 +69,18 @@ impl Hotplug {
     /// A fabric without ports. `responder`: the lab has IPv6.
     pub fn new(
         vpc_pid: u32,
-        nodes: BTreeMap<String, Plugged>,
+        nodes: BTreeMap<String, FabricNode>,
         subnets: BTreeMap<String, usize>,
         metadata: Metadata,
         macs: Macs,
         responder: Option<Responder>,
     ) -> Self {
         let discovery = responder.map(|responder| (responder, BTreeMap::new()));
-        let (ports, told) = (BTreeMap::new(), Vec::new());
-        Hotplug { vpc_pid, nodes, subnets, ports, whole: true, metadata, told, macs, discovery }
+        let (ports, published) = (BTreeMap::new(), Vec::new());
+        Hotplug { vpc_pid, nodes, subnets, ports, complete: true, metadata, published, macs, discovery }
     }
 
-    /// Asks EC2 again and again until told to stop. A call that fails changes nothing.
+    /// Asks EC2 again and again until it is to stop. A call that fails changes nothing.
     pub fn run(mut self, stop: &Arc<AtomicBool>) {
         while !stop.load(Ordering::Relaxed) {
             if let Err(error) = self.follow() {
@@ -92,7 +93,7 @@ impl Hotplug {
 
     /// One round.
     pub fn follow(&mut self) -> anyhow::Result<()> {
-        let Ok(mut enis) = space::within(self.vpc_pid, ec2::enis)? else { return Ok(()) };
+        let Ok(mut enis) = nsenter::within(self.vpc_pid, ec2::enis)? else { return Ok(()) };
         if self.macs == Macs::Lab {
             enis.iter_mut().for_each(|eni| eni.mac = mac(&eni.id));
         }
@@ -104,24 +105,24 @@ impl Hotplug {
                 self.nodes.contains_key(&instance).then(|| (eni.id.clone(), (instance, Port::of(eni, attachment))))
             })
             .collect();
-        if wanted != self.ports || !self.whole {
-            self.whole = false;
+        if wanted != self.ports || !self.complete {
+            self.complete = false;
             self.apply(&wanted)?;
-            self.whole = true;
+            self.complete = true;
             self.number_links()?;
         }
-        self.teach(&enis);
+        self.update_discovery(&enis);
         let views = self.views(&enis);
-        if views != self.told {
+        if views != self.published {
             self.metadata.publish(views.clone());
-            self.told = views;
+            self.published = views;
         }
         Ok(())
     }
 
-    /// What is carried is noted port by port, so that a round that fails can be made again.
+    /// What is done is recorded port by port, so that a round that fails can be made again.
     fn apply(&mut self, wanted: &BTreeMap<String, (String, Port)>) -> anyhow::Result<()> {
-        // What goes goes first: an address may have moved from one port to another.
+        // Removals come first: an address may have moved from one port to another.
         for (id, (instance, port)) in self.ports.clone() {
             match wanted.get(&id) {
                 Some((where_to, now)) if *where_to == instance && now.link == port.link => {
@@ -129,7 +130,7 @@ impl Hotplug {
                     kept.addresses.retain(|address| now.addresses.contains(address));
                     kept.nets_v6.retain(|net| now.nets_v6.contains(net));
                     self.ports.insert(id, (instance, kept.clone()));
-                    self.take(&port, &kept)?;
+                    self.unassign(&port, &kept)?;
                 }
                 _ => {
                     self.ports.remove(&id);
@@ -143,9 +144,9 @@ impl Hotplug {
                 continue;
             }
             let new = before.is_none();
-            if let Err(failure) = self.give(&self.nodes[instance], port, new) {
+            if let Err(failure) = self.assign(&self.nodes[instance], port, new) {
                 if new {
-                    // Half of it is in the way of the next round.
+                    // What was made of it would make the next round fail.
                     let _ = self.batch(&format!("link del {}\n", port.name));
                 }
                 return Err(failure);
@@ -164,26 +165,26 @@ impl Hotplug {
         if self.discovery.is_some() {
             sets += &fabric6::sets(&ports);
         }
-        space::feed(self.vpc_pid, &["nft", "-f", "-"], &sets)
+        nsenter::run_with_input(self.vpc_pid, &["nft", "-f", "-"], &sets)
     }
 
     fn batch(&self, text: &str) -> anyhow::Result<()> {
-        space::feed(self.vpc_pid, &["ip", "-batch", "-"], text)
+        nsenter::run_with_input(self.vpc_pid, &["ip", "-batch", "-"], text)
     }
 
-    /// Takes from a port what it does not hold any more.
-    fn take(&self, before: &Port, kept: &Port) -> anyhow::Result<()> {
+    /// Removes from a port what its ENI has not any more.
+    fn unassign(&self, before: &Port, kept: &Port) -> anyhow::Result<()> {
         let gone: Vec<String> = before.addresses.iter().filter(|ip| !kept.addresses.contains(ip)).cloned().collect();
-        self.batch(&fabric::take(before, &gone))?;
+        self.batch(&fabric::unassign(before, &gone))?;
         if self.discovery.is_some() {
             let gone: Vec<_> = before.nets_v6.iter().filter(|net| !kept.nets_v6.contains(net)).copied().collect();
-            space::feed(self.vpc_pid, &fabric6::BATCH, &fabric6::take(before, &gone))?;
+            nsenter::run_with_input(self.vpc_pid, &fabric6::BATCH, &fabric6::unassign(before, &gone))?;
         }
         Ok(())
     }
 
-    /// Gives a port what it holds, and makes its link first if it is new.
-    fn give(&self, node: &Plugged, port: &Port, new: bool) -> anyhow::Result<()> {
+    /// Adds to a port what its ENI has, and makes its link first if it is new.
+    fn assign(&self, node: &FabricNode, port: &Port, new: bool) -> anyhow::Result<()> {
         let v6 = self.discovery.is_some();
         if new {
             self.batch(&fabric::plug(port, node.pid))?;
@@ -195,14 +196,14 @@ impl Hotplug {
                 fabric6::plug(self.vpc_pid, node.pid, port)?;
             }
         }
-        self.batch(&fabric::give(port))?;
+        self.batch(&fabric::assign(port))?;
         if new && port.primary {
             let (cidr, gateway, _) = fabric::SUBNETS[node.view.subnet];
             let prefix_len = cidr.rsplit('/').next().unwrap_or("24");
             fabric::dhcp(node.pid, port, gateway, prefix_len)?;
         }
         if v6 {
-            space::feed(self.vpc_pid, &fabric6::BATCH, &fabric6::give(port))?;
+            nsenter::run_with_input(self.vpc_pid, &fabric6::BATCH, &fabric6::assign(port))?;
             if new && port.primary {
                 let address = port.nets_v6.first().context("a primary ENI without an IPv6 address")?;
                 let (cidr, _) = fabric::SUBNETS_V6[node.view.subnet];
@@ -216,7 +217,7 @@ impl Hotplug {
     fn number_links(&mut self) -> anyhow::Result<()> {
         if let Some((_, numbers)) = &mut self.discovery {
             let names = self.ports.values().map(|(_, port)| port.name.clone());
-            *numbers = space::within(self.vpc_pid, || {
+            *numbers = nsenter::within(self.vpc_pid, || {
                 let number = |name: &str| usize::try_from(if_nametoindex(name).ok()?).ok();
                 names.filter_map(|name| Some((name.clone(), number(&name)?))).collect()
             })?;
@@ -224,13 +225,13 @@ impl Hotplug {
         Ok(())
     }
 
-    /// Lets neighbour discovery know what EC2 says now.
-    fn teach(&self, enis: &[Eni]) {
+    /// Gives neighbour discovery what EC2 shows now.
+    fn update_discovery(&self, enis: &[Eni]) {
         let Some((responder, numbers)) = &self.discovery else { return };
-        let askers = self.ports.values().filter_map(|(_, port)| {
-            Some((*numbers.get(&port.name)?, Asker { mac: port.own_mac()?, own: port.nets_v6.clone() }))
+        let ports = self.ports.values().filter_map(|(_, port)| {
+            Some((*numbers.get(&port.name)?, DiscoveryPort { mac: port.own_mac()?, own: port.nets_v6.clone() }))
         });
-        responder.learn(askers.collect(), enis.iter().flat_map(nets_v6).collect());
+        responder.update(ports.collect(), enis.iter().flat_map(nets_v6).collect());
     }
 
     fn views(&self, enis: &[Eni]) -> Vec<NodeView> {

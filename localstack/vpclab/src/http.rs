@@ -1,5 +1,7 @@
-//! HTTP/1.1 as far as SDKs speak it, for EC2 and for metadata: bodies of known length, connections that stay. A server out
-//! of a library hands out neither the socket, whose TTL is part of metadata's answers, nor a connection that hears nothing.
+//! HTTP/1.1 as far as SDKs speak it, for EC2 and for metadata: bodies of known length, connections that stay open.
+//!
+//! Written here because a server out of a library gives access neither to the socket, whose TTL is part of metadata's
+//! answers, nor to a connection that gets no answer.
 
 use std::io::{BufRead, Error, ErrorKind, Read, Result};
 
@@ -8,7 +10,7 @@ const LONGEST_BODY: u64 = 1 << 20;
 
 /// One request.
 #[derive(Debug, Default)]
-pub(crate) struct Asked {
+pub(crate) struct HttpRequest {
     pub method: String,
     /// Without its query.
     pub path: String,
@@ -17,7 +19,7 @@ pub(crate) struct Asked {
     pub body: Vec<u8>,
 }
 
-impl Asked {
+impl HttpRequest {
     /// The next request of a connection; `None` at its end. Errors: it breaks off, or its body is too long.
     pub fn read(reader: &mut impl BufRead) -> Result<Option<Self>> {
         let mut line = String::new();
@@ -38,16 +40,16 @@ impl Asked {
                 headers.push((name.trim().to_ascii_lowercase(), value.trim().to_owned()));
             }
         }
-        let mut asked = Asked { method, path, headers, body: Vec::new() };
-        let length = asked.header("content-length").and_then(|length| length.parse().ok()).unwrap_or(0);
-        if length > LONGEST_BODY || asked.header("transfer-encoding").is_some() {
+        let mut request = HttpRequest { method, path, headers, body: Vec::new() };
+        let length = request.header("content-length").and_then(|length| length.parse().ok()).unwrap_or(0);
+        if length > LONGEST_BODY || request.header("transfer-encoding").is_some() {
             return Err(Error::new(ErrorKind::InvalidData, "a body of unknown or great length"));
         }
-        let read = reader.take(length).read_to_end(&mut asked.body)?;
+        let read = reader.take(length).read_to_end(&mut request.body)?;
         if u64::try_from(read).unwrap_or(0) < length {
             return Err(ErrorKind::UnexpectedEof.into());
         }
-        Ok(Some(asked))
+        Ok(Some(request))
     }
 
     pub fn header(&self, wanted: &str) -> Option<&str> {
@@ -55,9 +57,9 @@ impl Asked {
     }
 }
 
-/// One answer.
+/// One response.
 #[derive(Debug, Default)]
-pub(crate) struct Answer {
+pub(crate) struct HttpResponse {
     pub status: u16,
     /// Its content type.
     pub kind: &'static str,
@@ -66,10 +68,10 @@ pub(crate) struct Answer {
     pub body: String,
 }
 
-impl Answer {
+impl HttpResponse {
     /// Without a body.
     pub fn status(status: u16) -> Self {
-        Answer { status, kind: "text/plain", ..Answer::default() }
+        HttpResponse { status, kind: "text/plain", ..HttpResponse::default() }
     }
 
     pub fn render(&self) -> String {
@@ -83,7 +85,7 @@ impl Answer {
             503 => "Service Unavailable",
             _ => "Internal Server Error",
         };
-        let Answer { status, kind, header, body } = self;
+        let HttpResponse { status, kind, header, body } = self;
         let header = header.as_ref().map(|(name, value)| format!("{name}: {value}\r\n")).unwrap_or_default();
         let length = body.len();
         format!("HTTP/1.1 {status} {reason}\r\nContent-Type: {kind}\r\n{header}Content-Length: {length}\r\n\r\n{body}")

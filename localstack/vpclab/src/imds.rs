@@ -1,4 +1,4 @@
-//! IMDSv2 for all nodes, on 169.254.169.254 inside the VPC. A node is told by the address it asks from.
+//! IMDSv2 for all nodes, on 169.254.169.254 inside the VPC. A node is identified by the address that it asks from.
 //!
 //! Tokens, their lifetime and the hop limit are as on EC2 (Amazon EC2 User Guide, "Use the Instance
 //! Metadata Service"): the answer to a token's PUT leaves with a TTL of the hop limit, so beyond that
@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     fabric, fabric6,
-    http::{Answer, Asked},
+    http::{HttpRequest, HttpResponse},
     state,
 };
 
@@ -50,7 +50,7 @@ impl Default for Faults {
     }
 }
 
-/// What it says about one node.
+/// What it shows of one node.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct NodeView {
     /// EC2's id.
@@ -71,7 +71,7 @@ pub struct NodeView {
     pub enis: Vec<EniView>,
 }
 
-/// What it says about one ENI.
+/// What it shows of one ENI.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct EniView {
     /// EC2's id.
@@ -148,17 +148,17 @@ impl Metadata {
             let metadata = self.clone();
             thread::spawn(move || {
                 // A broken connection is the client's affair.
-                let _ = metadata.converse(&stream);
+                let _ = metadata.answer_all(&stream);
             });
         }
     }
 
-    fn converse(&self, stream: &TcpStream) -> std::io::Result<()> {
+    fn answer_all(&self, stream: &TcpStream) -> std::io::Result<()> {
         stream.set_read_timeout(Some(Duration::from_secs(30)))?;
         stream.set_nodelay(true)?;
         let peer = stream.peer_addr()?.ip();
         let mut reader = BufReader::new(stream.try_clone()?);
-        while let Some(request) = Asked::read(&mut reader)? {
+        while let Some(request) = HttpRequest::read(&mut reader)? {
             let faults = read_faults(&self.name);
             if faults.down {
                 return Ok(());
@@ -179,52 +179,54 @@ impl Metadata {
     }
 
     fn node(&self, peer: IpAddr, lag: Duration) -> Option<NodeView> {
-        // The asker is told by what is true now; what it hears may be older.
+        // The node is identified by what is true now; what it is shown may be older.
         let now = self.view(Duration::ZERO).into_iter().find(|node| node.enis.iter().any(|eni| eni.has(peer)))?;
         self.view(lag).into_iter().find(|node| node.instance_id == now.instance_id)
     }
 
-    fn answer(&self, request: &Asked, node: Option<&NodeView>) -> Answer {
-        let Some(node) = node else { return Answer::status(404) };
+    fn answer(&self, request: &HttpRequest, node: Option<&NodeView>) -> HttpResponse {
+        let Some(node) = node else { return HttpResponse::status(404) };
         match request.method.as_str() {
-            "PUT" if request.path == "/latest/api/token" => self.grant(request, node),
+            "PUT" if request.path == "/latest/api/token" => self.issue_token(request, node),
             "GET" => {
-                let known = request.header("x-aws-ec2-metadata-token").is_some_and(|token| self.knows(token, node));
-                if !known {
-                    return Answer::status(401);
+                let valid = request.header("x-aws-ec2-metadata-token").is_some_and(|token| self.is_valid(token, node));
+                if !valid {
+                    return HttpResponse::status(401);
                 }
-                document(node, &request.path).map_or_else(|| Answer::status(404), found)
+                document(node, &request.path).map_or_else(|| HttpResponse::status(404), ok)
             }
-            "PUT" => Answer::status(404),
-            _ => Answer::status(405),
+            "PUT" => HttpResponse::status(404),
+            _ => HttpResponse::status(405),
         }
     }
 
-    fn grant(&self, request: &Asked, node: &NodeView) -> Answer {
+    fn issue_token(&self, request: &HttpRequest, node: &NodeView) -> HttpResponse {
         if request.header("x-forwarded-for").is_some() {
-            return Answer::status(403);
+            return HttpResponse::status(403);
         }
         let asked = request.header("x-aws-ec2-metadata-token-ttl-seconds").and_then(|ttl| ttl.parse().ok());
-        let Some(ttl) = asked.filter(|ttl| (1..=TOKEN_MAX_SECONDS).contains(ttl)) else { return Answer::status(400) };
+        let Some(ttl) = asked.filter(|ttl| (1..=TOKEN_MAX_SECONDS).contains(ttl)) else {
+            return HttpResponse::status(400);
+        };
         let mut tokens = lock(&self.tokens);
         tokens.retain(|_, (_, until)| *until > Instant::now());
         let token = format!("{}-{:x}-{}", node.instance_id, nanos(), tokens.len());
         tokens.insert(token.clone(), (node.instance_id.clone(), Instant::now() + Duration::from_secs(ttl)));
-        Answer { header: Some(("X-Aws-Ec2-Metadata-Token-Ttl-Seconds", ttl.to_string())), ..found(token) }
+        HttpResponse { header: Some(("X-Aws-Ec2-Metadata-Token-Ttl-Seconds", ttl.to_string())), ..ok(token) }
     }
 
-    fn knows(&self, token: &str, node: &NodeView) -> bool {
+    fn is_valid(&self, token: &str, node: &NodeView) -> bool {
         lock(&self.tokens)
             .get(token)
             .is_some_and(|(owner, until)| *owner == node.instance_id && *until > Instant::now())
     }
 }
 
-fn found(body: String) -> Answer {
-    Answer { body, ..Answer::status(200) }
+fn ok(body: String) -> HttpResponse {
+    HttpResponse { body, ..HttpResponse::status(200) }
 }
 
-/// What a path says about a node; `None` is 404.
+/// The answer to a path for a node; `None` is 404.
 fn document(node: &NodeView, path: &str) -> Option<String> {
     let (_, _, zone) = fabric::SUBNETS[node.subnet];
     let region = &zone[..zone.len() - 1];
@@ -317,9 +319,9 @@ fn listing<'a>(names: impl Iterator<Item = &'a str>, folder: &str) -> Option<Str
 /// Changes the faults of a lab; its server reads them at every request.
 pub fn write_faults(name: &str, faults: &Faults) -> anyhow::Result<()> {
     let path = state::folder(name).join("imds.json");
-    let beside = path.with_extension("new");
-    fs::write(&beside, serde_json::to_vec(faults).context("cannot write JSON")?)
-        .and_then(|()| fs::rename(&beside, &path))
+    let new = path.with_extension("new");
+    fs::write(&new, serde_json::to_vec(faults).context("cannot write JSON")?)
+        .and_then(|()| fs::rename(&new, &path))
         .with_context(|| format!("cannot write {}", path.display()))
 }
 
@@ -332,7 +334,7 @@ fn nanos() -> u128 {
     std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default().as_nanos()
 }
 
-/// A thread that panicked has left a view that is still whole.
+/// A thread that panicked has left a view that is still complete.
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }
@@ -420,14 +422,14 @@ mod tests {
     #[test]
     fn a_token_is_needed_and_belongs_to_its_node() {
         let metadata = Metadata::new("test");
-        let request = |method: &str, path: &str, headers: &[(&str, &str)]| Asked {
+        let request = |method: &str, path: &str, headers: &[(&str, &str)]| HttpRequest {
             method: method.to_owned(),
             path: path.to_owned(),
             headers: headers.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect(),
-            ..Asked::default()
+            ..HttpRequest::default()
         };
         let node = node();
-        let ask = |request: &Asked| metadata.answer(request, Some(&node));
+        let ask = |request: &HttpRequest| metadata.answer(request, Some(&node));
         let path = "/latest/meta-data/mac";
         assert_eq!(ask(&request("GET", path, &[])).status, 401);
         assert_eq!(ask(&request("PUT", "/latest/api/token", &[])).status, 400);

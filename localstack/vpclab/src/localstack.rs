@@ -8,14 +8,14 @@ use std::{
 
 use anyhow::{Context, bail};
 
-use crate::{ec2, space};
+use crate::{ec2, nsenter};
 
 /// The command that runs it inside the VPC.
 pub fn command(vpc_pid: u32, folder: &Path) -> anyhow::Result<Command> {
     let python = python()?;
     let volume = folder.join("localstack");
     fs::create_dir_all(&volume).with_context(|| format!("cannot make {}", volume.display()))?;
-    let mut command = space::command(vpc_pid, "env");
+    let mut command = nsenter::command(vpc_pid, "env");
     command
         .args([
             "-i",

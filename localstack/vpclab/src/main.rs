@@ -11,9 +11,9 @@ use std::{
 use anyhow::{Context, bail};
 use clap::{Parser, Subcommand};
 use vpclab::{
-    Backend, Lab, LabConfig, State, folder, hold,
-    model::{Model, Options, http::Face},
-    serve, wait_until,
+    Backend, Lab, LabConfig, State, check_name, folder,
+    model::{Model, Options, http::Server},
+    namespaces, program, serve, wait_until,
 };
 
 #[derive(Parser)]
@@ -25,7 +25,7 @@ struct Cli {
 
 #[derive(clap::Args)]
 struct Name {
-    /// Labs of different names do not meet
+    /// Labs of different names are independent
     #[arg(long, default_value = "lab")]
     name: String,
 }
@@ -38,7 +38,7 @@ struct Size {
     /// EC2 instance type of the nodes
     #[arg(long, default_value = "m5.large")]
     instance_type: String,
-    /// What plays EC2
+    /// What is used as EC2
     #[arg(long, value_enum, default_value_t)]
     ec2: Backend,
     /// Put the nodes into subnets of 8,192 addresses
@@ -113,7 +113,7 @@ enum Verb {
         until_eof: bool,
     },
     #[command(hide = true)]
-    Hold {
+    Init {
         host_name: String,
         #[arg(long)]
         node: bool,
@@ -143,7 +143,7 @@ fn run(verb: Verb) -> anyhow::Result<ExitCode> {
             serve::serve(&size.of(&name.name), until_eof)?;
         }
         Verb::Ec2(account) => ec2(&account)?,
-        Verb::Hold { host_name, node } => hold::main(&host_name, node)?,
+        Verb::Init { host_name, node } => namespaces::init(&host_name, node)?,
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -153,7 +153,7 @@ fn ec2(account: &Account) -> anyhow::Result<()> {
     let ec2_lag_ms = (account.lag_ms, account.lag_ms);
     let options = Options { seed: account.seed, throttling: account.throttling, ec2_lag_ms, ..Options::default() };
     println!("http://{}", listener.local_addr().context("the listener has no address")?);
-    Face::new(Model::new(options), account.latency).serve(&listener);
+    Server::new(Model::new(options), account.latency).serve(&listener);
     Ok(())
 }
 
@@ -166,7 +166,7 @@ fn up(config: &LabConfig) -> anyhow::Result<()> {
     let log = std::env::temp_dir().join(format!("vpclab-{name}.log"));
     let out = fs::File::create(&log).with_context(|| format!("cannot write {}", log.display()))?;
     let mut child = Command::new("setsid")
-        .arg(serve::program()?)
+        .arg(program()?)
         .args(config.serve_args())
         .stdin(Stdio::null())
         .stdout(out.try_clone().context("cannot share the log")?)
@@ -178,17 +178,17 @@ fn up(config: &LabConfig) -> anyhow::Result<()> {
         ended = child.try_wait().is_ok_and(|status| status.is_some());
         ended || State::read(name).is_ok_and(|state| state.is_live())
     });
-    let said = fs::read_to_string(&log).unwrap_or_default();
+    let output = fs::read_to_string(&log).unwrap_or_default();
     let _ = fs::remove_file(&log);
     if ended {
-        bail!("the lab did not come up: {}", said.trim().trim_start_matches("vpclab: "));
+        bail!("the lab did not come up: {}", output.trim().trim_start_matches("vpclab: "));
     }
     waited.context("the lab did not come up")?;
     status(name)
 }
 
 fn down(name: &str) -> anyhow::Result<()> {
-    serve::check_name(name)?;
+    check_name(name)?;
     let folder = folder(name);
     if let Ok(state) = State::read(name)
         && state.is_live()
@@ -212,7 +212,7 @@ fn down(name: &str) -> anyhow::Result<()> {
 }
 
 fn status(name: &str) -> anyhow::Result<()> {
-    serve::check_name(name)?;
+    check_name(name)?;
     let lab = Lab::attach(name)?;
     let state = lab.state();
     if !state.is_live() {

@@ -5,7 +5,6 @@ use std::{
     fs,
     io::Read,
     net::TcpListener,
-    path::PathBuf,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -18,31 +17,20 @@ use anyhow::{Context, bail};
 use nix::sys::signal::{SigSet, Signal};
 
 use crate::{
-    Backend, LabConfig, account, backend, ec2, fabric, fabric6,
-    hold::Holder,
-    hotplug::{Hotplug, Macs, Plugged},
+    account,
+    backend::{self, Backend},
+    config::LabConfig,
+    ec2, fabric, fabric6,
+    hotplug::{FabricNode, Hotplug, Macs},
     imds::{Faults, Metadata, NodeView, write_faults},
+    namespaces::Namespaces,
     nd::Responder,
-    space,
+    nsenter,
     state::{Node, State, folder, start_of},
 };
 
-/// The line that says that the lab is whole.
+/// The line that is printed once the lab is complete.
 pub const READY: &str = "ready";
-
-/// The `vpclab` program: this one, or the one beside the program that uses the library.
-pub fn program() -> anyhow::Result<PathBuf> {
-    if let Some(named) = std::env::var_os("VPCLAB_BIN") {
-        return Ok(named.into());
-    }
-    let own = std::env::current_exe().context("cannot tell which program this is")?;
-    if own.file_name().is_some_and(|name| name == "vpclab") {
-        return Ok(own);
-    }
-    let folders = own.ancestors().skip(1).take(2);
-    let beside = folders.map(|folder| folder.join("vpclab")).find(|path| path.is_file());
-    beside.context("the program vpclab is not beside this one; `cargo build -p vpclab` makes it")
-}
 
 /// Runs a lab until SIGTERM, SIGINT or, if asked, the end of standard input.
 pub fn serve(config: &LabConfig, until_eof: bool) -> anyhow::Result<()> {
@@ -58,15 +46,6 @@ pub fn serve(config: &LabConfig, until_eof: bool) -> anyhow::Result<()> {
     ended
 }
 
-/// What a lab may be called: its name is a folder's.
-pub fn check_name(name: &str) -> anyhow::Result<()> {
-    let valid = |c: char| c.is_ascii_alphanumeric() || c == '-';
-    if name.is_empty() || name.len() > 32 || !name.chars().all(valid) {
-        bail!("the lab's name is {name:?}; letters, digits and '-' are allowed, 32 at most");
-    }
-    Ok(())
-}
-
 /// A name can be used again once its lab has ended, however it ended.
 fn refuse_if_live(name: &str) -> anyhow::Result<()> {
     if State::read(name).is_ok_and(|state| state.is_live()) {
@@ -77,12 +56,12 @@ fn refuse_if_live(name: &str) -> anyhow::Result<()> {
 
 fn run(config: &LabConfig, until_eof: bool, signals: SigSet) -> anyhow::Result<()> {
     let folder = folder(&config.name);
-    let vpc = Holder::start("vpc", false)?;
-    let inet = Holder::start("inet", false)?;
-    let peer = Holder::start("peer", false)?;
-    let nodes: Vec<(String, Holder)> = (0..config.nodes)
+    let vpc = Namespaces::start("vpc", false)?;
+    let inet = Namespaces::start("inet", false)?;
+    let peer = Namespaces::start("peer", false)?;
+    let nodes: Vec<(String, Namespaces)> = (0..config.nodes)
         .map(|index| format!("node{index}"))
-        .map(|name| Holder::start(&name, true).map(|holder| (name, holder)))
+        .map(|name| Namespaces::start(&name, true).map(|namespaces| (name, namespaces)))
         .collect::<anyhow::Result<_>>()?;
     if config.ipv6 {
         fabric6::prepare(vpc.pid, inet.pid, peer.pid)?;
@@ -92,8 +71,8 @@ fn run(config: &LabConfig, until_eof: bool, signals: SigSet) -> anyhow::Result<(
         fabric6::base(vpc.pid, inet.pid, peer.pid)?;
     }
     let mut ec2_process = config.ec2.start(vpc.pid, &folder)?;
-    let (vpc_id, subnets) = space::within(vpc.pid, || account::create_vpc(config.ipv6))??;
-    let mut plugged = BTreeMap::new();
+    let (vpc_id, subnets) = nsenter::within(vpc.pid, || account::create_vpc(config.ipv6))??;
+    let mut fabric_nodes = BTreeMap::new();
     let mut state = State {
         name: config.name.clone(),
         serve_pid: std::process::id(),
@@ -106,16 +85,16 @@ fn run(config: &LabConfig, until_eof: bool, signals: SigSet) -> anyhow::Result<(
         vpc_id: vpc_id.clone(),
         nodes: Vec::new(),
     };
-    for (index, (name, holder)) in nodes.iter().enumerate() {
+    for (index, (name, namespaces)) in nodes.iter().enumerate() {
         let subnet = fabric::subnet_of(index, config.large_subnets);
-        let (node, view) = space::within(vpc.pid, || account::run_instance(config, index, &subnets[subnet]))??;
-        let node = Node { name: name.clone(), pid: holder.pid, subnet_id: subnets[subnet].clone(), ..node };
+        let (node, view) = nsenter::within(vpc.pid, || account::run_instance(config, index, &subnets[subnet]))??;
+        let node = Node { name: name.clone(), pid: namespaces.pid, subnet_id: subnets[subnet].clone(), ..node };
         let view = NodeView { vpc_id: vpc_id.clone(), subnet, ..view };
         let public_address = node.public_address.clone();
-        plugged.insert(node.instance_id.clone(), Plugged { pid: holder.pid, view, public_address });
+        fabric_nodes.insert(node.instance_id.clone(), FabricNode { pid: namespaces.pid, view, public_address });
         state.nodes.push(node);
     }
-    space::within(vpc.pid, || account::attach_efas(config, &state.nodes))??;
+    nsenter::within(vpc.pid, || account::attach_efas(config, &state.nodes))??;
     let metadata = Metadata::new(&config.name);
     write_faults(&config.name, &Faults::default())?;
     let places = subnets.iter().cloned().enumerate().map(|(place, id)| (id, place)).collect();
@@ -124,9 +103,9 @@ fn run(config: &LabConfig, until_eof: bool, signals: SigSet) -> anyhow::Result<(
         Backend::Model => Macs::Ec2,
     };
     let responder = config.ipv6.then(|| Responder::start(vpc.pid)).transpose()?;
-    let mut hotplug = Hotplug::new(vpc.pid, plugged, places, metadata.clone(), macs, responder);
+    let mut hotplug = Hotplug::new(vpc.pid, fabric_nodes, places, metadata.clone(), macs, responder);
     hotplug.follow()?;
-    let listener = space::within(vpc.pid, || TcpListener::bind("169.254.169.254:80"))??;
+    let listener = nsenter::within(vpc.pid, || TcpListener::bind("169.254.169.254:80"))??;
     thread::spawn(move || metadata.serve(&listener));
     let stop = Arc::new(AtomicBool::new(false));
     let follower = thread::spawn({
@@ -135,7 +114,7 @@ fn run(config: &LabConfig, until_eof: bool, signals: SigSet) -> anyhow::Result<(
     });
     state.write()?;
     println!("{READY}");
-    wait_for_the_end(until_eof, signals);
+    wait_for_end(until_eof, signals);
     stop.store(true, Ordering::Relaxed);
     let _ = follower.join();
     drop((vpc, inet, peer, nodes));
@@ -144,7 +123,7 @@ fn run(config: &LabConfig, until_eof: bool, signals: SigSet) -> anyhow::Result<(
     Ok(())
 }
 
-fn wait_for_the_end(until_eof: bool, signals: SigSet) {
+fn wait_for_end(until_eof: bool, signals: SigSet) {
     let (sender, end) = mpsc::channel();
     if until_eof {
         let sender = sender.clone();

@@ -2,7 +2,7 @@
 
 use std::{fs, path::PathBuf};
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use serde::{Deserialize, Serialize};
 
 /// A running lab.
@@ -14,13 +14,13 @@ pub struct State {
     pub serve_pid: u32,
     /// When that process started, so that its number is not mistaken for a later one's.
     pub serve_start: u64,
-    /// Holder of the VPC's namespaces.
+    /// Process 1 of the VPC's namespaces.
     pub vpc_pid: u32,
-    /// Holder of the Internet's.
+    /// Process 1 of the Internet's.
     pub inet_pid: u32,
-    /// Holder of the peered network's.
+    /// Process 1 of the peered network's.
     pub peer_pid: u32,
-    /// What plays EC2: LocalStack or the model.
+    /// What is used as EC2: LocalStack or the model.
     pub localstack_pid: u32,
     /// EC2's URL, for nodes.
     pub ec2_endpoint: String,
@@ -35,7 +35,7 @@ pub struct State {
 pub struct Node {
     /// Its name.
     pub name: String,
-    /// Holder of its namespaces.
+    /// Process 1 of its namespaces.
     pub pid: u32,
     /// EC2's id of the instance.
     pub instance_id: String,
@@ -48,6 +48,15 @@ pub struct Node {
     /// IPv6 address of the primary ENI, in a lab that has IPv6.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub address_v6: Option<String>,
+}
+
+/// What a lab may be called: its name is a folder's.
+pub fn check_name(name: &str) -> anyhow::Result<()> {
+    let valid = |c: char| c.is_ascii_alphanumeric() || c == '-';
+    if name.is_empty() || name.len() > 32 || !name.chars().all(valid) {
+        bail!("the lab's name is {name:?}; letters, digits and '-' are allowed, 32 at most");
+    }
+    Ok(())
 }
 
 /// The folder of a lab.
@@ -66,9 +75,9 @@ impl State {
     /// Writes it, complete or not at all.
     pub fn write(&self) -> anyhow::Result<()> {
         let path = folder(&self.name).join("state.json");
-        let beside = path.with_extension("new");
-        fs::write(&beside, serde_json::to_vec_pretty(self).context("cannot write JSON")?)
-            .and_then(|()| fs::rename(&beside, &path))
+        let new = path.with_extension("new");
+        fs::write(&new, serde_json::to_vec_pretty(self).context("cannot write JSON")?)
+            .and_then(|()| fs::rename(&new, &path))
             .with_context(|| format!("cannot write {}", path.display()))
     }
 
@@ -77,7 +86,7 @@ impl State {
         start_of(self.serve_pid) == Some(self.serve_start)
     }
 
-    /// The holder of a place.
+    /// Process 1 of a place's namespaces.
     pub fn pid_of(&self, place: &str) -> anyhow::Result<u32> {
         match place {
             "vpc" => Ok(self.vpc_pid),
@@ -95,6 +104,6 @@ impl State {
 /// When a process started, in clock ticks since boot (proc(5), field 22 of stat).
 pub fn start_of(pid: u32) -> Option<u64> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // The command's name may hold blanks and brackets; fields are counted from its end.
+    // The command's name may contain blanks and brackets; fields are counted from its end.
     stat.rsplit_once(')')?.1.split_whitespace().nth(19)?.parse().ok()
 }

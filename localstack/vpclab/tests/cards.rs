@@ -9,12 +9,15 @@ use vpclab::{Backend, Lab, LabConfig, ec2::Eni, wait_until};
 const BOUND: Duration = Duration::from_secs(15);
 
 fn at(lab: &Lab, card: u32, device_index: u32) -> Option<Eni> {
-    let is =
-        |eni: &Eni| eni.attachment.as_ref().is_some_and(|held| (held.card, held.device_index) == (card, device_index));
+    let is = |eni: &Eni| {
+        eni.attachment
+            .as_ref()
+            .is_some_and(|attachment| (attachment.card, attachment.device_index) == (card, device_index))
+    };
     lab.enis().unwrap().into_iter().find(is)
 }
 
-/// What metadata says about an ENI; empty for 404.
+/// What metadata shows of an ENI; empty for 404.
 fn metadata(lab: &Lab, mac: &str, field: &str) -> String {
     let ask = format!(
         "at=http://169.254.169.254/latest
@@ -62,9 +65,9 @@ fn enis_of_all_cards_are_links_and_efa_only_ones_have_no_address() {
         let refused = lab.ec2("AssignIpv6Addresses", &[("NetworkInterfaceId", &efa.id), ("Ipv6PrefixCount", "1")]);
         assert!(refused.unwrap_err().to_string().contains("InvalidParameterCombination"));
     }
-    let told =
+    let answer =
         lab.ec2("DescribeNetworkInterfaces", &[("Filter.1.Name", "interface-type"), ("Filter.1.Value.1", "efa-only")]);
-    assert_eq!(told.unwrap().matches("<interfaceType>efa-only</interfaceType>").count(), 2);
+    assert_eq!(answer.unwrap().matches("<interfaceType>efa-only</interfaceType>").count(), 2);
 
     // An ordinary ENI on the second card, at an index that the first one has too.
     let node = lab.node(0);
@@ -79,7 +82,7 @@ fn enis_of_all_cards_are_links_and_efa_only_ones_have_no_address() {
     assert_eq!(metadata(&lab, &second.mac, "public-ipv4s"), "", "not the primary");
     let own = lab.run("node0", "ip", &["-6", "-oneline", "address", "show", "scope", "global"]).unwrap();
     assert_eq!(own.lines().count(), 1, "only the primary is configured: {own}");
-    // What was told to give way leaves, and the primary stays.
+    // The ENI that is detached goes, and the primary stays.
     let attachment = lab.ec2("DescribeNetworkInterfaces", &[("NetworkInterfaceId.1", &eni)]).unwrap();
     let attachment = vpclab::ec2::first(&attachment, "attachmentId").unwrap();
     lab.ec2("DetachNetworkInterface", &[("AttachmentId", &attachment)]).unwrap();

@@ -4,23 +4,23 @@
 
 use std::{net::TcpListener, thread};
 
-use vpclab::model::{Model, Options, http::Face};
+use vpclab::model::{Model, Options, http::Server};
 
 struct Client {
     url: String,
     agent: ureq::Agent,
-    face: Face,
+    server: Server,
 }
 
 impl Client {
     fn new() -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
-        let face = Face::new(Model::new(Options::default()), false);
-        let serving = face.clone();
+        let server = Server::new(Model::new(Options::default()), false);
+        let serving = server.clone();
         thread::spawn(move || serving.serve(&listener));
         let agent = ureq::Agent::config_builder().http_status_as_error(false).proxy(None).build().into();
-        Client { url, agent, face }
+        Client { url, agent, server }
     }
 
     /// Status and body; `None` if the connection closes.
@@ -92,7 +92,7 @@ fn faults_come_and_go_by_a_path_of_their_own() {
     let subnet = client.subnet();
     let create = [("Action", "CreateNetworkInterface"), ("SubnetId", subnet.as_str())];
     let enis = || {
-        let (model, now) = client.face.model();
+        let (model, now) = client.server.model();
         model.enis(now).len()
     };
     assert_eq!(client.post("/faults", r#"{"lose_answer": {"CreateNetworkInterface": 1.0}}"#), 200);
@@ -101,10 +101,10 @@ fn faults_come_and_go_by_a_path_of_their_own() {
     assert_eq!((client.ask(&create), enis()), (None, 1));
     // Silence lasts until the caller gives up.
     assert_eq!(client.post("/faults", r#"{"silent": true}"#), 200);
-    let patience = Some(std::time::Duration::from_millis(300));
-    let patient = client.agent.post(&client.url).config().timeout_global(patience).build();
-    let heard = patient.send_form([("Action", "DescribeSubnets")]);
-    assert!(matches!(heard, Err(ureq::Error::Timeout(_))), "{heard:?}");
+    let timeout = Some(std::time::Duration::from_millis(300));
+    let request = client.agent.post(&client.url).config().timeout_global(timeout).build();
+    let answer = request.send_form([("Action", "DescribeSubnets")]);
+    assert!(matches!(answer, Err(ureq::Error::Timeout(_))), "{answer:?}");
     assert_eq!((client.post("/faults", "{}"), client.ask(&[("Action", "DescribeSubnets")]).unwrap().0), (200, 200));
     assert_eq!(client.post("/faults", r#"{"fail": {"CreateNetworkInterface": [1.0, "Unavailable"]}}"#), 200);
     assert_eq!(client.ask(&create).unwrap().0, 503);
@@ -117,5 +117,5 @@ fn faults_come_and_go_by_a_path_of_their_own() {
     assert!(body.contains("InsufficientFreeAddressesInSubnet"), "{body}");
     assert_eq!(client.post("/vacate", &taken), 200);
     assert_eq!(client.ask(&create).unwrap().0, 200);
-    assert_eq!(client.post("/elsewhere", "{}"), 404);
+    assert_eq!(client.post("/unknown", "{}"), 404);
 }

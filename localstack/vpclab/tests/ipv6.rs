@@ -25,11 +25,13 @@ fn own(lab: &Lab, node: usize) -> &str {
 
 fn primary(lab: &Lab, node: usize) -> Eni {
     let instance = &lab.node(node).instance_id;
-    let is = |eni: &Eni| eni.attachment.as_ref().is_some_and(|held| held.is_primary() && held.instance_id == *instance);
+    let is = |eni: &Eni| {
+        eni.attachment.as_ref().is_some_and(|attachment| attachment.is_primary() && attachment.instance_id == *instance)
+    };
     lab.enis().unwrap().into_iter().find(is).unwrap()
 }
 
-/// What metadata says to a node; empty for 404.
+/// What metadata answers to a node; empty for 404.
 fn metadata(lab: &Lab, node: usize, path: &str) -> String {
     let ask = format!(
         "at=http://169.254.169.254/latest
@@ -81,7 +83,10 @@ fn a_prefix_is_carried_wherever_in_it_an_address_is() {
     let path = format!("network/interfaces/macs/{}/ipv6-prefix", eni.mac);
     wait_until(BOUND, || metadata(&lab, 2, &path) == prefix).unwrap();
     lab.run("node2", "ip", &["-6", "address", "add", &format!("{pod}/128"), "dev", "lo"]).unwrap();
-    // Node 1 lives in another subnet; node 0 asks its own for a neighbour, which the VPC answers for.
+    // The kernel adds the route of a new address later.
+    let is_local = || lab.run("node2", "ip", &["-6", "route", "show", "table", "local"]).unwrap().contains(&pod);
+    wait_until(BOUND, is_local).unwrap();
+    // Node 1 is in another subnet; node 0 asks its own for a neighbour, which the VPC answers for.
     assert!(reaches(&lab, "node1", own(&lab, 1), &pod), "from another subnet");
     assert!(reaches(&lab, "node0", own(&lab, 0), &pod), "from the same subnet");
     assert!(reaches(&lab, "node2", &pod, INTERNET_SERVER_V6), "to the Internet");
@@ -100,11 +105,12 @@ fn a_prefix_is_carried_wherever_in_it_an_address_is() {
 fn foreign_sources_are_dropped_and_counted() {
     let lab = lab("foreign", 2);
     for (foreign, place) in [(own(&lab, 1), "node0"), ("fd00::5", "node0"), ("fd00::6", "peer")] {
-        lab.run(place, "ip", &["-6", "address", "add", &format!("{foreign}/128"), "dev", "lo"]).unwrap();
+        // Without nodad the kernel ends its check later, and refuses the address to ping until then.
+        lab.run(place, "ip", &["-6", "address", "add", &format!("{foreign}/128"), "dev", "lo", "nodad"]).unwrap();
         assert!(!reaches(&lab, place, foreign, INTERNET_SERVER_V6), "{foreign}");
     }
     assert_eq!(lab.drops().unwrap(), Drops { foreign_source: 2, inet_private: 1 });
-    // An address that EC2 has not assigned is nowhere, and nobody answers for it.
+    // An address that EC2 has not assigned is not reachable, and no solicitation for it is answered.
     assert!(!reaches(&lab, "node0", own(&lab, 0), "2001:db8:aa00:1::9"));
     assert!(!reaches(&lab, "node0", own(&lab, 0), "2001:db8:aa00:2::9"));
 }

@@ -3,30 +3,30 @@
 use std::{net::Ipv4Addr, time::Duration};
 
 use enid_tests::{
-    Daemon, Place,
+    Daemon, Place, consistency,
     traffic::{PORT, Spot, serve},
-    truth, wait_until,
+    wait_until,
 };
 
 use crate::{BOUND, MINUTES, add, lab};
 
-/// How often a pod comes.
-const PACE: Duration = Duration::from_secs(15);
+/// A pod is added this often.
+const PERIOD: Duration = Duration::from_secs(15);
 
 /// One address out of each /28 of a lab's subnet.
-fn crumbs(subnet: u8) -> Vec<Ipv4Addr> {
+fn one_of_each_block(subnet: u8) -> Vec<Ipv4Addr> {
     (0..16).map(|block| Ipv4Addr::new(10, 0, subnet, block * 16 + 8)).collect()
 }
 
 #[test]
-fn single_addresses_serve_until_the_subnet_has_prefixes_again() {
+fn single_addresses_are_assigned_until_the_subnet_has_prefixes_again() {
     let lab = lab("fragments");
     let (bare, auto) = (Place::node(&lab, 0), Place::node(&lab, 1));
     for subnet in [1, 2] {
-        lab.occupy(&lab.node(usize::from(subnet) - 1).subnet_id, &crumbs(subnet)).unwrap();
+        lab.occupy(&lab.node(usize::from(subnet) - 1).subnet_id, &one_of_each_block(subnet)).unwrap();
     }
     let common = [("ENABLE_PREFIX_DELEGATION", "true"), ("IP_COOLDOWN_PERIOD", "1")];
-    // Nothing ahead of need: the ADD itself hears that there is no /28, and gets an address all the same.
+    // Nothing is assigned before it is needed: EC2 refuses a /28 while the ADD waits, which gets a single address.
     let _bare = Daemon::spawn(bare, &[&common[..], &[("WARM_PREFIX_TARGET", "0")]].concat()).unwrap();
     wait_until(BOUND, || bare.enid("status").is_ok()).unwrap();
     let mut on_bare = add(bare, 0, "bare", 1);
@@ -36,19 +36,19 @@ fn single_addresses_serve_until_the_subnet_has_prefixes_again() {
     let mut on_auto = add(auto, 1, "auto", 6);
     let has_prefix = |place: Place<'_>| place.number("prefixes").unwrap() > 0;
     assert!(!has_prefix(bare) && !has_prefix(auto));
-    // The crumbs go. Pods keep coming, and after two minutes the subnet is asked again.
+    // These addresses are free again. Pods keep coming, and after two minutes the subnet is asked again.
     for subnet in [1, 2] {
-        lab.vacate(&lab.node(usize::from(subnet) - 1).subnet_id, &crumbs(subnet)).unwrap();
+        lab.vacate(&lab.node(usize::from(subnet) - 1).subnet_id, &one_of_each_block(subnet)).unwrap();
     }
     let mut coming = 0;
     wait_until(MINUTES, || {
         coming += 1;
         on_bare.extend(add(bare, 0, &format!("bare{coming}"), 1));
         on_auto.extend(add(auto, 1, &format!("auto{coming}"), 1));
-        wait_until(PACE, || has_prefix(bare) && has_prefix(auto)).is_ok()
+        wait_until(PERIOD, || has_prefix(bare) && has_prefix(auto)).is_ok()
     })
     .unwrap();
-    // Both kinds serve side by side.
+    // Addresses of both kinds work together.
     for (place, pods) in [(bare, &on_bare), (auto, &on_auto)] {
         let blocks = place.enid("enis").unwrap().to_string();
         assert!(blocks.contains("/28") && blocks.contains("/32"), "{blocks}");
@@ -61,7 +61,7 @@ fn single_addresses_serve_until_the_subnet_has_prefixes_again() {
         }
     }
     for (place, pods) in [(bare, &on_bare), (auto, &on_auto)] {
-        wait_until(BOUND, || truth::agree(place).is_ok()).unwrap();
+        wait_until(BOUND, || consistency::check(place).is_ok()).unwrap();
         pods.iter().for_each(|(pod, _)| pod.del(place).unwrap());
         assert!(place.leases().unwrap().is_empty());
     }

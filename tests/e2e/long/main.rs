@@ -1,7 +1,7 @@
-//! What takes minutes of the clock: EC2 away for ten of them, and two until a subnet is asked for /28s again.
+//! What takes minutes: EC2 unreachable for ten of them, and two until a subnet is asked for /28s again.
 //!
-//! Not among the rest (Cargo.toml says `test = false`): `make test` runs these beside them, each in a lab of its
-//! own. ENID_OUTAGE_SECONDS shortens the outage while one works on it.
+//! Not run with the others (`test = false` in Cargo.toml): `make test` runs these in parallel to them, each in a lab of
+//! its own. ENID_OUTAGE_SECONDS shortens the outage for development.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
@@ -12,9 +12,9 @@ use std::time::Duration;
 
 use enid_tests::{Backend, Lab, LabConfig, Place, Pod};
 
-/// For what has nothing to wait for but the machine.
+/// For what depends on the machine's speed alone.
 const BOUND: Duration = Duration::from_secs(60);
-/// Pauses after refusals grow to a minute; audits and orders follow each other.
+/// Pauses after refusals grow to a minute; audits and calls come after each other.
 const MINUTES: Duration = Duration::from_secs(180);
 
 fn lab(name: &str) -> Lab {

@@ -142,7 +142,7 @@ impl Reply {
         match self.outcome {
             Outcome::Answer(answer) => Ok(answer),
             Outcome::Error(error) => Err(error),
-            Outcome::Lost => Err(ApiError::new("Lost", "nobody answers")),
+            Outcome::Lost => Err(ApiError::new("Lost", "there is no answer")),
         }
     }
 }
@@ -155,7 +155,7 @@ pub enum Outcome {
     Answer(Answer),
     /// Refused; nothing has changed.
     Error(ApiError),
-    /// The caller never hears. Whether it was carried out depends on the fault that lost it.
+    /// The caller gets no answer. Whether it was carried out depends on the fault that lost it.
     Lost,
 }
 
@@ -319,7 +319,7 @@ pub struct EniTruth {
     pub groups: Vec<String>,
     /// Six bytes in lower-case hexadecimal with colons.
     pub mac: String,
-    /// Its primary address; it has it for life. `None`: it is EFA-only.
+    /// Its primary address; it never changes. `None`: it is EFA-only.
     pub primary: Option<Ipv4Addr>,
     /// All IPv4 addresses outside of prefixes, the primary one first, others in order of assignment.
     pub addresses: Vec<Ipv4Addr>,
@@ -438,7 +438,7 @@ pub struct InstanceTruth {
     pub tags: BTreeMap<String, String>,
 }
 
-/// What instance metadata says about one ENI.
+/// What instance metadata shows of one ENI.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ImdsEni {
     /// `interface-id`.

@@ -31,16 +31,16 @@ impl Model {
         let Some(on_card) = limits.cards.get(size(card)) else {
             return Err(invalid(format!("{} has no network card {card}.", limits.name)));
         };
-        let held: Vec<&AttachmentTruth> = self.attachments_of(instance_id).collect();
+        let attachments: Vec<&AttachmentTruth> = self.attachments_of(instance_id).collect();
         // Per card: cilium/cilium pull request 42512; code and text: terraform-provider-aws pull request 906.
-        if held.iter().any(|held| (held.card, held.device_index) == (card, device_index)) {
+        if attachments.iter().any(|other| (other.card, other.device_index) == (card, device_index)) {
             return Err(invalid(format!(
                 "Instance '{instance_id}' already has an interface attached at device index '{device_index}'."
             )));
         }
-        let there = held.iter().filter(|held| held.card == card).count();
-        if held.len() >= size(limits.enis) || there >= size(*on_card) {
-            let message = format!("Interface count {} exceeds the limit for {}", held.len() + 1, limits.name);
+        let there = attachments.iter().filter(|other| other.card == card).count();
+        if attachments.len() >= size(limits.enis) || there >= size(*on_card) {
+            let message = format!("Interface count {} exceeds the limit for {}", attachments.len() + 1, limits.name);
             return Err(ApiError::new("AttachmentLimitExceeded", message));
         }
         if eni.ipv4_slots() > size(limits.ipv4_per_eni) || eni.ipv6_slots() > size(limits.ipv6_per_eni) {
@@ -71,7 +71,10 @@ impl Model {
 
     /// Attachments of an instance, attaching and detaching ones included.
     pub(super) fn attachments_of(&self, instance: &str) -> impl Iterator<Item = &AttachmentTruth> {
-        self.enis.values().filter_map(|eni| eni.attachment.as_ref()).filter(move |held| held.instance == instance)
+        self.enis
+            .values()
+            .filter_map(|eni| eni.attachment.as_ref())
+            .filter(move |attachment| attachment.instance == instance)
     }
 
     /// The ENI that has this attachment, and the attachment.
@@ -108,8 +111,9 @@ impl Model {
     /// Attaching has ended, unless the ENI has been detached meanwhile.
     pub(super) fn attached(&mut self, eni: &str, attachment_id: &str) {
         let attachment = self.enis.get_mut(eni).and_then(|eni| eni.attachment.as_mut());
-        let waiting =
-            |held: &&mut AttachmentTruth| held.id == attachment_id && held.status == AttachmentStatus::Attaching;
+        let waiting = |attachment: &&mut AttachmentTruth| {
+            attachment.id == attachment_id && attachment.status == AttachmentStatus::Attaching
+        };
         if let Some(attachment) = attachment.filter(waiting) {
             attachment.status = AttachmentStatus::Attached;
             self.show(eni);
@@ -119,7 +123,7 @@ impl Model {
     /// Detaching has ended.
     pub(super) fn detached(&mut self, id: &str, attachment_id: &str) {
         if let Some(eni) = self.enis.get_mut(id)
-            && eni.attachment.as_ref().is_some_and(|held| held.id == attachment_id)
+            && eni.attachment.as_ref().is_some_and(|attachment| attachment.id == attachment_id)
         {
             eni.attachment = None;
             eni.status = EniStatus::Available;
@@ -146,8 +150,8 @@ impl Model {
                     let message = format!("The attachment ID '{attachment}' is not one of '{id}'");
                     return Err(ApiError::new("InvalidAttachmentID.NotFound", message));
                 }
-                if let Some(held) = self.enis.get_mut(id).and_then(|eni| eni.attachment.as_mut()) {
-                    held.delete_on_termination = delete;
+                if let Some(attachment) = self.enis.get_mut(id).and_then(|eni| eni.attachment.as_mut()) {
+                    attachment.delete_on_termination = delete;
                 }
             }
             (None, Some([])) => return Err(invalid("An ENI has one security group at least.")),

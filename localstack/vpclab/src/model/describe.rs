@@ -92,7 +92,9 @@ impl Model {
         let truth = wanted.map(|(id, instance)| {
             let mut enis: Vec<EniTruth> =
                 self.shown_enis().filter(|eni| eni.instance() == Some(id.as_str())).cloned().collect();
-            enis.sort_by_key(|eni| eni.attachment.as_ref().map(|held| (held.card, held.device_index)));
+            enis.sort_by_key(|eni| {
+                eni.attachment.as_ref().map(|attachment| (attachment.card, attachment.device_index))
+            });
             InstanceTruth {
                 id: id.clone(),
                 kind: instance.limits.name.clone(),
@@ -107,21 +109,22 @@ impl Model {
         });
         Ok(Answer::Instances(truth.collect()))
     }
+
+    /// All types if none is named.
+    pub(super) fn describe_types(wanted: &[String]) -> Result<Answer, ApiError> {
+        if wanted.is_empty() {
+            return Ok(Answer::InstanceTypes(types::all().collect()));
+        }
+        let known: Vec<TypeLimits> = wanted.iter().filter_map(|kind| types::limits(kind)).collect();
+        let is_unknown = |kind: &&String| types::limits(kind).is_none();
+        let unknown: Vec<&str> = wanted.iter().filter(is_unknown).map(String::as_str).collect();
+        if !unknown.is_empty() {
+            let message = format!("The following supplied instance types do not exist: [{}]", unknown.join(", "));
+            return Err(ApiError::new("InvalidInstanceType", message));
+        }
+        Ok(Answer::InstanceTypes(known))
+    }
 }
 
 /// Tokens of pages start with this; then comes the last id of the page before.
 const PAGE: &str = "after:";
-
-/// All types if none is named.
-pub(super) fn types(wanted: &[String]) -> Result<Answer, ApiError> {
-    if wanted.is_empty() {
-        return Ok(Answer::InstanceTypes(types::all().collect()));
-    }
-    let known: Vec<TypeLimits> = wanted.iter().filter_map(|kind| types::limits(kind)).collect();
-    let unknown: Vec<&str> = wanted.iter().filter(|kind| types::limits(kind).is_none()).map(String::as_str).collect();
-    if !unknown.is_empty() {
-        let message = format!("The following supplied instance types do not exist: [{}]", unknown.join(", "));
-        return Err(ApiError::new("InvalidInstanceType", message));
-    }
-    Ok(Answer::InstanceTypes(known))
-}

@@ -46,7 +46,7 @@ pub(super) fn too_many() -> ApiError {
 }
 
 impl Model {
-    /// An ENI that a call names: it exists, and EC2 has heard of it.
+    /// An ENI that a call names: it exists, and EC2 shows it.
     pub(super) fn known_eni(&self, id: &str) -> Result<&EniTruth, ApiError> {
         let seen = self.shown_eni(id).is_some();
         self.enis.get(id).filter(|_| seen).ok_or_else(|| no_eni(id))
@@ -203,14 +203,14 @@ impl Model {
     ) -> Result<Answer, ApiError> {
         check_tags(tags)?;
         for id in resources {
-            let held = self.tags_of(id)?;
-            if held.keys().chain(tags.keys()).collect::<std::collections::BTreeSet<_>>().len() > MOST_TAGS {
+            let present = self.tags_of(id)?;
+            if present.keys().chain(tags.keys()).collect::<std::collections::BTreeSet<_>>().len() > MOST_TAGS {
                 return Err(ApiError::new("TagLimitExceeded", format!("'{id}' would have more than {MOST_TAGS} tags")));
             }
         }
         for id in resources {
-            if let Ok(held) = self.tags_of(id) {
-                held.extend(tags.clone());
+            if let Ok(present) = self.tags_of(id) {
+                present.extend(tags.clone());
             }
             if self.enis.contains_key(id) {
                 self.show(id);

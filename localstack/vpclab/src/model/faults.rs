@@ -1,4 +1,4 @@
-//! What goes wrong, when it is told to.
+//! What goes wrong, at the wish of the test.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -13,7 +13,7 @@ pub struct Faults {
     pub deny: BTreeSet<String>,
     /// A create without tags in the request is denied, as with a policy's condition on aws:RequestTag.
     pub deny_untagged_create: bool,
-    /// By action: the call is carried out and the caller never hears.
+    /// By action: the call is carried out and its answer is lost.
     pub lose_answer: BTreeMap<String, f64>,
     /// By action: the call never arrives.
     pub lose_request: BTreeMap<String, f64>,
@@ -21,11 +21,11 @@ pub struct Faults {
     pub fail: BTreeMap<String, (f64, String)>,
     /// Nothing arrives.
     pub down: bool,
-    /// Nothing arrives, and nobody says so: whoever calls waits until its own patience ends.
+    /// Nothing arrives, and no connection is closed: the caller waits until its own timeout.
     pub silent: bool,
     /// AssignPrivateIpAddresses by count brings fewer than asked, but one at least.
     pub partial_assign: f64,
-    /// Metadata keeps saying what it last said.
+    /// Metadata repeats its last answer.
     pub imds_stale: bool,
     /// Metadata's answer lacks an ENI other than the primary one, or an address other than a primary one.
     pub imds_partial: f64,

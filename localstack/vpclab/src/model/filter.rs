@@ -26,7 +26,7 @@ pub(super) trait Filtered {
 
 impl Filtered for EniTruth {
     fn values(&self, name: &str) -> Option<Vec<String>> {
-        let held = self.attachment.as_ref();
+        let attachment = self.attachment.as_ref();
         Some(match name {
             "network-interface-id" => vec![self.id.clone()],
             "status" => vec![self.status.as_str().to_owned()],
@@ -40,12 +40,14 @@ impl Filtered for EniTruth {
             "interface-type" => vec![self.interface_type.as_str().to_owned()],
             "addresses.private-ip-address" => self.addresses.iter().map(ToString::to_string).collect(),
             "ipv6-addresses.ipv6-address" => self.ipv6_addresses.iter().map(ToString::to_string).collect(),
-            "attachment.attachment-id" => held.iter().map(|held| held.id.clone()).collect(),
-            "attachment.instance-id" => held.iter().map(|held| held.instance.clone()).collect(),
-            "attachment.device-index" => held.iter().map(|held| held.device_index.to_string()).collect(),
-            "attachment.status" => held.iter().map(|held| held.status.as_str().to_owned()).collect(),
+            "attachment.attachment-id" => attachment.iter().map(|attachment| attachment.id.clone()).collect(),
+            "attachment.instance-id" => attachment.iter().map(|attachment| attachment.instance.clone()).collect(),
+            "attachment.device-index" => {
+                attachment.iter().map(|attachment| attachment.device_index.to_string()).collect()
+            }
+            "attachment.status" => attachment.iter().map(|attachment| attachment.status.as_str().to_owned()).collect(),
             "attachment.delete-on-termination" => {
-                held.iter().map(|held| held.delete_on_termination.to_string()).collect()
+                attachment.iter().map(|attachment| attachment.delete_on_termination.to_string()).collect()
             }
             _ => return tag_values(&self.tags, name),
         })

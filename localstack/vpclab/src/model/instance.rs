@@ -3,21 +3,10 @@
 use std::{collections::BTreeMap, net::Ipv4Addr};
 
 use super::{
-    ApiError, AttachmentStatus, AttachmentTruth, Due, EniStatus, InstanceState, Model,
+    ApiError, AttachmentStatus, AttachmentTruth, Due, EniStatus, Instance, InstanceState, Model,
     eni::{full, invalid, no_ipv6, no_subnet, size, too_many},
-    types::{TypeLimits, limits},
+    types::limits,
 };
-
-#[derive(Clone, Debug)]
-pub(super) struct Instance {
-    pub limits: TypeLimits,
-    pub state: InstanceState,
-    pub subnet: String,
-    pub vpc: String,
-    pub zone: String,
-    pub address: Ipv4Addr,
-    pub tags: BTreeMap<String, String>,
-}
 
 impl Model {
     /// Starts an instance with a primary ENI, which goes away with it; its id. It is there at once, for
@@ -92,8 +81,8 @@ impl Model {
         if let Some(instance) = self.instances.get_mut(id) {
             instance.state = InstanceState::Terminated;
         }
-        let held = self.enis.values().filter(|eni| eni.instance() == Some(id));
-        for (eni, delete) in held.map(|eni| (eni.id.clone(), eni.delete_on_termination())).collect::<Vec<_>>() {
+        let attached = self.enis.values().filter(|eni| eni.instance() == Some(id));
+        for (eni, delete) in attached.map(|eni| (eni.id.clone(), eni.delete_on_termination())).collect::<Vec<_>>() {
             if delete {
                 self.remove(&eni);
             } else if let Some(found) = self.enis.get_mut(&eni) {

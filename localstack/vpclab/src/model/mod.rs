@@ -6,7 +6,7 @@
 //! answer ([`Reply::takes_ms`]).
 //!
 //! Rules come from the Amazon EC2 API Reference and User Guide; where another source or a guess is behind one,
-//! it says so. Not modelled: security groups' content, public and elastic addresses, subnet reservations,
+//! it is named. Not modelled: security groups' content, public and elastic addresses, subnet reservations,
 //! trunk ENIs, EFAs that carry IP, IAM but for plain denials, quotas other than that of ENIs per region.
 
 mod api;
@@ -19,6 +19,7 @@ mod faults;
 mod filter;
 pub mod http;
 mod instance;
+mod lag;
 mod shown;
 mod space;
 #[cfg(test)]
@@ -39,7 +40,6 @@ pub use faults::Faults;
 pub use types::{TypeLimits, limits};
 
 use buckets::Buckets;
-use instance::Instance;
 use shown::Shown;
 use space::Space;
 
@@ -116,10 +116,10 @@ pub struct Model {
     ec2: BTreeMap<String, Shown<EniTruth>>,
     /// By instance and ENI.
     metadata: BTreeMap<(String, String), Shown<ImdsEni>>,
-    /// The instance whose metadata last had an ENI.
-    homes: BTreeMap<String, String>,
-    /// What metadata last said to each instance.
-    said: BTreeMap<String, Vec<ImdsEni>>,
+    /// By ENI: the instance whose metadata last had it.
+    metadata_instance: BTreeMap<String, String>,
+    /// What metadata last answered to each instance.
+    last_metadata: BTreeMap<String, Vec<ImdsEni>>,
     buckets: Buckets,
     counts: BTreeMap<String, Counted>,
 }
@@ -137,6 +137,17 @@ struct Subnet {
     vpc: String,
     zone: String,
     space: Space,
+    tags: BTreeMap<String, String>,
+}
+
+#[derive(Clone, Debug)]
+struct Instance {
+    limits: TypeLimits,
+    state: InstanceState,
+    subnet: String,
+    vpc: String,
+    zone: String,
+    address: Ipv4Addr,
     tags: BTreeMap<String, String>,
 }
 
@@ -172,8 +183,8 @@ impl Model {
             planned: 0,
             ec2: BTreeMap::new(),
             metadata: BTreeMap::new(),
-            homes: BTreeMap::new(),
-            said: BTreeMap::new(),
+            metadata_instance: BTreeMap::new(),
+            last_metadata: BTreeMap::new(),
             buckets: Buckets::default(),
             counts: BTreeMap::new(),
         }
@@ -305,7 +316,7 @@ impl Model {
             }
             Request::DescribeSubnets { ids, filters } => self.describe_subnets(ids, filters),
             Request::DescribeInstances { ids } => self.describe_instances(ids),
-            Request::DescribeInstanceTypes { types } => describe::types(types),
+            Request::DescribeInstanceTypes { types } => Model::describe_types(types),
             Request::CreateTags { resources, tags } => self.create_tags(resources, tags),
         }
     }
@@ -330,7 +341,7 @@ impl Model {
         &self.counts
     }
 
-    /// Lets happen what is due.
+    /// Carries out what is due.
     fn advance(&mut self, now: u64) {
         while let Some(entry) = self.due.first_entry()
             && entry.key().0 <= now

@@ -160,7 +160,7 @@ impl Space {
         Some(order)
     }
 
-    /// That many free /80; `None` without an IPv6 range or when they run out. The first and the last one hold
+    /// That many free /80; `None` without an IPv6 range or when they run out. The first and the last one contain
     /// addresses that EC2 keeps.
     pub fn pick_blocks6(&self, rng: &mut Rng, count: usize) -> Option<Vec<Ipv6Net>> {
         let base = self.ipv6?.network().to_bits();
@@ -218,7 +218,7 @@ mod tests {
     fn a_prefix_needs_sixteen_aligned_addresses() {
         let mut rng = Rng::with_seed(1);
         let mut space = space("10.0.1.0/26");
-        // The first and the last block hold addresses that EC2 keeps.
+        // The first and the last block contain addresses that EC2 keeps.
         assert_eq!(space.pick_blocks(&mut rng, 2).unwrap().len(), 2);
         assert_eq!(space.pick_blocks(&mut rng, 3), None);
         space.occupy(["10.0.1.20".parse().unwrap()]);

@@ -130,7 +130,7 @@ const TYPES: &[Row] = &[
     row("c6in.32xlarge", 2, 8, 50, Nitro),
 ];
 
-/// The most IPv4 slots that any type gives an ENI; EC2 cannot know better before the ENI is attached.
+/// The most IPv4 slots that any type gives an ENI; the limit before the ENI is attached and its instance type is known.
 pub(super) const MOST_SLOTS: u32 = 50;
 
 /// The limits of a type; `None` if the model does not know it.

@@ -2,7 +2,8 @@
 
 use std::net::Ipv6Addr;
 
-use super::Mac;
+/// A MAC.
+pub type Mac = [u8; 6];
 
 const ETHERNET: usize = 14;
 const IPV6: usize = 40;
@@ -27,7 +28,7 @@ const OVERRIDE: u8 = 0x20;
 pub struct Solicitation {
     /// Who asks: its MAC.
     pub from: Mac,
-    /// Its address; unspecified while it only wants to know whether somebody else has the target.
+    /// Its address; unspecified while it detects duplicates of the target.
     pub source: Ipv6Addr,
     /// What it asks for.
     pub target: Ipv6Addr,
@@ -112,7 +113,7 @@ mod tests {
     }
 
     #[test]
-    fn who_has_no_address_yet_is_told_with_everybody() {
+    fn a_solicitation_without_a_source_is_answered_to_all_nodes() {
         let probe = Solicitation { source: Ipv6Addr::UNSPECIFIED, ..Solicitation::parse(&asked()).unwrap() };
         let frame = probe.advertise([6, 0, 0, 0, 0, 9], true);
         assert_eq!((&frame[..6], address(&frame[38..54])), (&ALL_NODES_MAC[..], Some(ALL_NODES)));
@@ -120,19 +121,19 @@ mod tests {
     }
 
     #[test]
-    fn anything_else_is_passed_over() {
+    fn anything_else_is_ignored() {
         // No part of it, and none of its bits but the sender's MAC, can be missing or different.
-        let whole = asked();
-        for length in 0..whole.len() {
-            assert_eq!(Solicitation::parse(&whole[..length]), None, "{length}");
+        let frame = asked();
+        for length in 0..frame.len() {
+            assert_eq!(Solicitation::parse(&frame[..length]), None, "{length}");
         }
-        for at in (12..whole.len()).filter(|at| !FREE.contains(at)) {
-            let mut other = whole.clone();
+        for at in (12..frame.len()).filter(|at| !FREE.contains(at)) {
+            let mut other = frame.clone();
             other[at] ^= 0x40;
             assert_eq!(Solicitation::parse(&other), None, "{at}");
         }
-        let padded = [&whole[..], &[0; 20]].concat();
-        assert_eq!(Solicitation::parse(&padded), Solicitation::parse(&whole));
+        let padded = [&frame[..], &[0; 20]].concat();
+        assert_eq!(Solicitation::parse(&padded), Solicitation::parse(&frame));
     }
 
     /// Traffic class and flow label may be anything.

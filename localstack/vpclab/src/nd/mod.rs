@@ -1,9 +1,9 @@
-//! The VPC answers neighbour solicitations, for every address that it knows, with its own MAC.
+//! The VPC answers neighbour solicitations, for every address that EC2 has assigned, with its own MAC.
 //!
-//! A node takes its subnet's /64 for on-link and asks who has an address of it; no other node hears that, as
+//! A node takes its subnet's /64 for on-link and asks who has an address of it; no other node receives that, as
 //! in a VPC. Linux' `proxy_ndp` answers for single addresses, and a /80 has 2⁴⁸, so this is a packet socket.
 //! A socket filter keeps it to solicitations, so ordinary traffic does not wake it up. Whatever is not a
-//! proper solicitation (RFC 4861, 7.1.1) is passed over in silence.
+//! proper solicitation (RFC 4861, 7.1.1) is ignored.
 
 mod message;
 
@@ -21,15 +21,12 @@ use ipnet::Ipv6Net;
 use nix::sys::socket::{LinkAddr, MsgFlags, recvfrom, sendto};
 use socket2::{Domain, Protocol, SockFilter, Socket, Type};
 
-use crate::{fabric::SUBNETS_V6, space, wait};
-use message::Solicitation;
-
-/// A MAC.
-pub type Mac = [u8; 6];
+use crate::{fabric::SUBNETS_V6, nsenter, wait};
+use message::{Mac, Solicitation};
 
 /// A port, by the number of its link.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Asker {
+pub struct DiscoveryPort {
     /// The port's own MAC.
     pub mac: Mac,
     /// What its ENI has: nobody else answers for that.
@@ -38,34 +35,34 @@ pub struct Asker {
 
 /// What is answered, and to whom.
 #[derive(Debug, Default)]
-struct Known {
-    askers: BTreeMap<usize, Asker>,
+struct Answers {
+    ports: BTreeMap<usize, DiscoveryPort>,
     assigned: Vec<Ipv6Net>,
 }
 
 /// The responder, from outside. Clones are the same one.
 #[derive(Clone, Default)]
-pub struct Responder(Arc<Mutex<Known>>);
+pub struct Responder(Arc<Mutex<Answers>>);
 
 impl Responder {
     /// Starts it in the VPC's namespace; it ends with the process.
     pub fn start(vpc_pid: u32) -> anyhow::Result<Self> {
-        let socket = space::within(vpc_pid, open)??;
+        let socket = nsenter::within(vpc_pid, open)??;
         let responder = Responder::default();
         let answering = responder.clone();
         thread::spawn(move || answering.answer(&socket));
         Ok(responder)
     }
 
-    /// These are the ports, and this is all that EC2 has assigned.
-    pub fn learn(&self, askers: BTreeMap<usize, Asker>, assigned: Vec<Ipv6Net>) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Known { askers, assigned };
+    /// Sets the ports and all that EC2 has assigned.
+    pub fn update(&self, ports: BTreeMap<usize, DiscoveryPort>, assigned: Vec<Ipv6Net>) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Answers { ports, assigned };
     }
 
     fn answer(&self, socket: &OwnedFd) {
         let mut frame = [0; 256];
         loop {
-            // The answer leaves by where the question came in: the address of the one is the other's.
+            // The answer leaves by the link of the solicitation: the destination of the one is the origin of the other.
             let Ok((length, Some(from))) = recvfrom::<LinkAddr>(socket.as_raw_fd(), &mut frame) else {
                 wait::pause(Duration::from_millis(20));
                 continue;
@@ -82,18 +79,18 @@ impl Responder {
     }
 }
 
-impl Known {
+impl Answers {
     /// The answer to what came in on a link, if there is one.
     fn answer(&self, link: usize, asked: &Solicitation) -> Option<Vec<u8>> {
-        let asker = self.askers.get(&link)?;
+        let port = self.ports.get(&link)?;
         let within = |nets: &[Ipv6Net], address: Ipv6Addr| nets.iter().any(|net| net.contains(&address));
         let free = asked.source.is_unspecified() || asked.source.is_unicast_link_local();
-        if !free && !within(&asker.own, asked.source) {
+        if !free && !within(&port.own, asked.source) {
             return None;
         }
         let gateway = SUBNETS_V6.iter().any(|(_, gateway)| gateway.parse() == Ok(asked.target));
-        let known = within(&self.assigned, asked.target) && !within(&asker.own, asked.target);
-        (gateway || known).then(|| asked.advertise(asker.mac, gateway))
+        let known = within(&self.assigned, asked.target) && !within(&port.own, asked.target);
+        (gateway || known).then(|| asked.advertise(port.mac, gateway))
     }
 }
 
@@ -122,11 +119,11 @@ mod tests {
     use super::*;
 
     /// Link 7 has one address and a prefix, another ENI has a prefix.
-    fn known() -> Known {
+    fn known() -> Answers {
         let nets = |nets: &[&str]| nets.iter().map(|net| net.parse().unwrap()).collect::<Vec<Ipv6Net>>();
         let own = nets(&["2001:db8:aa00:1::9/128", "2001:db8:aa00:1:2::/80"]);
         let assigned = [own.clone(), nets(&["2001:db8:aa00:1:3::/80"])].concat();
-        Known { askers: BTreeMap::from([(7, Asker { mac: [6, 0, 0, 0, 0, 9], own })]), assigned }
+        Answers { ports: BTreeMap::from([(7, DiscoveryPort { mac: [6, 0, 0, 0, 0, 9], own })]), assigned }
     }
 
     #[test]

@@ -31,7 +31,7 @@ pub const KNOWN: &[Known] = &[
     known("action: unknown", "an unknown action is an InternalError; codes: InvalidAction"),
     known("assign: answered first", ALL_ADDRESSES),
     known("assign: answered second", ALL_ADDRESSES),
-    known("assign: foreign address", "any address can be assigned; reference: from the subnet's range"),
+    known("assign: address outside the subnet", "any address can be assigned; reference: from the subnet's range"),
     known("assign: prefixes", NO_PREFIXES),
     known("attach: an attached ENI", "an attached ENI is attached again; codes: InvalidNetworkInterface.InUse"),
     known("create tags: unknown", "whatever is not there is tagged; codes: InvalidNetworkInterfaceID.NotFound"),

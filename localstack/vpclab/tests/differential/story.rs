@@ -9,9 +9,9 @@ use vpclab::{Lab, wait_until};
 /// Attaching takes 3 s at most in the model.
 const BOUND: Duration = Duration::from_secs(10);
 
-/// Tells the whole story to one EC2; what it said, by name.
-pub fn tell(lab: &Lab) -> BTreeMap<String, String> {
-    let mut story = Story { lab, said: BTreeMap::new() };
+/// Makes all calls of the story to one EC2; its answers, by name.
+pub fn run(lab: &Lab) -> BTreeMap<String, String> {
+    let mut story = Story { lab, answers: BTreeMap::new() };
     let vpc = lab.state().vpc_id.clone();
     let subnet = story.new_subnet(&vpc, "10.0.3.0/24");
     let instance = story.run(&subnet);
@@ -23,17 +23,17 @@ pub fn tell(lab: &Lab) -> BTreeMap<String, String> {
     story.limits(&subnet, &instance);
     story.full_subnet(&vpc);
     story.ending(&subnet);
-    story.said
+    story.answers
 }
 
 struct Story<'a> {
     lab: &'a Lab,
-    said: BTreeMap<String, String>,
+    answers: BTreeMap<String, String>,
 }
 
 impl Story<'_> {
     fn note(&mut self, name: &str, value: impl ToString) {
-        let before = self.said.insert(name.to_owned(), value.to_string());
+        let before = self.answers.insert(name.to_owned(), value.to_string());
         assert_eq!(before, None, "{name} is asked twice");
     }
 
@@ -135,24 +135,24 @@ impl Story<'_> {
         };
         let first = assign("SecondaryPrivateIpAddressCount", "2").unwrap();
         let second = assign("SecondaryPrivateIpAddressCount", "1").unwrap();
-        let held = self.eni(&eni).unwrap();
+        let described = self.eni(&eni).unwrap();
         let prefixes = assign("Ipv4PrefixCount", "1");
-        let addresses = held.texts_in("privateIpAddressesSet", "privateIpAddress");
+        let addresses = described.texts_in("privateIpAddressesSet", "privateIpAddress");
         let gone = unassign("PrivateIpAddress.1", &addresses[1]);
         let left = self.eni(&eni).unwrap().items("privateIpAddressesSet");
         let again = unassign("PrivateIpAddress.1", &addresses[1]);
         let primary = unassign("PrivateIpAddress.1", &addresses[0]);
-        let foreign = assign("PrivateIpAddress.1", "10.99.0.1").map_or_else(|code| code, |_| "done".to_owned());
+        let outside = assign("PrivateIpAddress.1", "10.99.0.1").map_or_else(|code| code, |_| "done".to_owned());
         let unknown = [("NetworkInterfaceId", "eni-0123456789abcdef0"), ("SecondaryPrivateIpAddressCount", "1")];
         let unknown = self.outcome("AssignPrivateIpAddresses", &unknown);
         self.note("assign: answered first", first.items("assignedPrivateIpAddressesSet"));
         self.note("assign: answered second", second.items("assignedPrivateIpAddressesSet"));
-        self.note("assign: held", addresses.len());
+        self.note("assign: addresses", addresses.len());
         self.note(
             "assign: prefixes",
             prefixes.map_or_else(|code| code, |new| new.items("assignedIpv4PrefixSet").to_string()),
         );
-        self.note("assign: foreign address", foreign);
+        self.note("assign: address outside the subnet", outside);
         self.note("assign: unknown ENI", unknown);
         self.note("unassign", gone);
         self.note("unassign: left", left);

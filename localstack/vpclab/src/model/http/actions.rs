@@ -2,25 +2,28 @@
 
 use super::{
     super::{Answer, ApiError, Model, Outcome, Request},
-    TRUTH_HEADER,
     params::Params,
     set_up, xml,
 };
-use crate::http::Asked;
+use crate::http::HttpRequest;
 
-/// What a call comes to. No body: the answer is lost.
-pub(super) struct Heard {
+/// A request with this header is answered with the actual state: it is not counted, not limited and not subject to
+/// faults. The lab's network follows EC2 by it, since on EC2 the network does not ask the API.
+pub const TRUTH_HEADER: &str = "x-vpclab-truth";
+
+/// How a call ends. No body: the answer is lost.
+pub(super) struct CallResult {
     pub takes_ms: u64,
     pub request_id: String,
     pub body: Option<Result<String, ApiError>>,
 }
 
 /// Carries out one call of the Query protocol.
-pub(super) fn hear(model: &mut Model, now: u64, asked: &Asked) -> Heard {
-    let mut params = Params::read(&asked.body);
+pub(super) fn call(model: &mut Model, now: u64, http: &HttpRequest) -> CallResult {
+    let mut params = Params::read(&http.body);
     let action = params.text("Action").unwrap_or_default();
     let request_id = model.request_id();
-    let immediate = |request_id: String, body| Heard { takes_ms: 0, request_id, body: Some(body) };
+    let immediate = |request_id: String, body| CallResult { takes_ms: 0, request_id, body: Some(body) };
     if let Some(done) = set_up::carry_out(model, now, &action, &mut params) {
         let body = done.map(|body| xml::answer(&action, &request_id, &body));
         return immediate(request_id, body);
@@ -29,18 +32,18 @@ pub(super) fn hear(model: &mut Model, now: u64, asked: &Asked) -> Heard {
         Ok(request) => request,
         Err(error) => return immediate(request_id, Err(error)),
     };
-    if asked.header(TRUTH_HEADER).is_some() && action == "DescribeNetworkInterfaces" {
+    if http.header(TRUTH_HEADER).is_some() && action == "DescribeNetworkInterfaces" {
         let truth = Answer::Interfaces { list: model.enis(now), next_token: None };
         let body = xml::answer(&action, &request_id, &xml::body(&request, &truth));
         return immediate(request_id, Ok(body));
     }
-    let reply = model.call(now, caller(asked), &request);
+    let reply = model.call(now, caller(http), &request);
     let body = match reply.outcome {
         Outcome::Answer(answer) => Some(Ok(xml::answer(&action, &reply.request_id, &xml::body(&request, &answer)))),
         Outcome::Error(error) => Some(Err(error)),
         Outcome::Lost => None,
     };
-    Heard { takes_ms: reply.takes_ms, request_id: reply.request_id, body }
+    CallResult { takes_ms: reply.takes_ms, request_id: reply.request_id, body }
 }
 
 fn request(action: &str, params: &mut Params) -> Result<Request, ApiError> {
@@ -120,7 +123,7 @@ fn parsed_required<T: std::str::FromStr>(params: &mut Params, name: &str) -> Res
 }
 
 /// The access key of the signature.
-fn caller(asked: &Asked) -> &str {
-    let credential = asked.header("authorization").and_then(|text| text.split("Credential=").nth(1));
+fn caller(http: &HttpRequest) -> &str {
+    let credential = http.header("authorization").and_then(|text| text.split("Credential=").nth(1));
     credential.and_then(|text| text.split('/').next()).unwrap_or("operator")
 }

@@ -1,9 +1,9 @@
-//! The model behind EC2's Query protocol, for SDKs and command lines that do not know that it is one.
+//! The model behind EC2's Query protocol, for SDKs and command lines, which cannot tell it from EC2.
 //!
 //! Virtual time is the time since the start. A state that takes time, such as "attaching", takes it for real;
-//! the latency of calls is only spent if asked for. A lost answer is a connection that closes, or, where EC2 is
+//! the latency of calls is only spent if request for. A lost answer is a connection that closes, or, where EC2 is
 //! silent, one that stays open.
-//! Signatures are not checked; the access key's name stands for the caller. Beside the protocol there are
+//! Signatures are not checked; the access key's name stands for the caller. Besides the protocol there are
 //! paths for whoever runs the tests, with JSON bodies:
 //!
 //! | | |
@@ -31,18 +31,15 @@ use serde::Deserialize;
 
 use super::{Faults, Model};
 use crate::{
-    http::{Answer, Asked},
+    http::{HttpRequest, HttpResponse},
     wait,
 };
-use actions::Heard;
-
-/// A request with this header hears the truth: it is not counted, limited or subject to faults. The lab's
-/// network follows EC2 by it, since on EC2 the network does not ask the API.
-pub const TRUTH_HEADER: &str = "x-vpclab-truth";
+use actions::CallResult;
+pub use actions::TRUTH_HEADER;
 
 /// A model that answers on a socket. Clones are the same one.
 #[derive(Clone)]
-pub struct Face {
+pub struct Server {
     model: Arc<Mutex<Model>>,
     start: Instant,
     latency: bool,
@@ -51,20 +48,20 @@ pub struct Face {
 /// The body of occupy and vacate.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Taken {
+struct Addresses {
     subnet: String,
     addresses: Vec<Ipv4Addr>,
 }
 
-impl Face {
+impl Server {
     /// Virtual time starts now. `latency`: whether calls take their time.
     pub fn new(model: Model, latency: bool) -> Self {
-        Face { model: Arc::new(Mutex::new(model)), start: Instant::now(), latency }
+        Server { model: Arc::new(Mutex::new(model)), start: Instant::now(), latency }
     }
 
     /// The model, between two calls, and the time that it has now in milliseconds.
     pub fn model(&self) -> (MutexGuard<'_, Model>, u64) {
-        // A thread that panicked has left a model that is still whole, or the next call shows it.
+        // A thread that panicked has left a model that is still consistent, or the next call shows it.
         let model = self.model.lock().unwrap_or_else(PoisonError::into_inner);
         (model, u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX))
     }
@@ -72,22 +69,22 @@ impl Face {
     /// Answers until the process ends; a thread for each connection.
     pub fn serve(&self, listener: &TcpListener) {
         for stream in listener.incoming().flatten() {
-            let face = self.clone();
+            let server = self.clone();
             thread::spawn(move || {
                 // A broken connection is the client's affair.
-                let _ = face.converse(&stream);
+                let _ = server.answer_all(&stream);
             });
         }
     }
 
-    fn converse(&self, stream: &TcpStream) -> std::io::Result<()> {
+    fn answer_all(&self, stream: &TcpStream) -> std::io::Result<()> {
         stream.set_read_timeout(Some(Duration::from_secs(60)))?;
         stream.set_nodelay(true)?;
         let mut reader = BufReader::new(stream.try_clone()?);
-        while let Some(asked) = Asked::read(&mut reader)? {
-            let Some(answer) = self.answer(&asked) else {
+        while let Some(request) = HttpRequest::read(&mut reader)? {
+            let Some(answer) = self.answer(&request) else {
                 if self.model().0.faults_mut().silent {
-                    // Nothing more is heard: the caller hangs up, or the time for a read ends.
+                    // No answer is sent: the caller closes the connection, or the timeout for a read ends.
                     reader.read_to_end(&mut Vec::new())?;
                 }
                 return Ok(());
@@ -99,28 +96,28 @@ impl Face {
     }
 
     /// `None`: the answer is lost.
-    fn answer(&self, asked: &Asked) -> Option<Answer> {
+    fn answer(&self, request: &HttpRequest) -> Option<HttpResponse> {
         let (mut model, now) = self.model();
-        Some(match (asked.method.as_str(), asked.path.as_str()) {
+        Some(match (request.method.as_str(), request.path.as_str()) {
             ("GET", "/health" | "/_localstack/health") => json(200, "{\"services\": {\"ec2\": \"running\"}}"),
             ("GET", "/faults") => json(200, &serde_json::json!(model.faults_mut()).to_string()),
-            ("POST", "/faults") => match serde_json::from_slice::<Faults>(&asked.body) {
+            ("POST", "/faults") => match serde_json::from_slice::<Faults>(&request.body) {
                 Ok(faults) => {
                     *model.faults_mut() = faults;
                     json(200, "{}")
                 }
-                Err(error) => bad(&error.to_string()),
+                Err(error) => bad_request(&error.to_string()),
             },
-            ("POST", path @ ("/occupy" | "/vacate")) => match serde_json::from_slice::<Taken>(&asked.body) {
-                Ok(Taken { subnet, addresses }) if path == "/occupy" => {
+            ("POST", path @ ("/occupy" | "/vacate")) => match serde_json::from_slice::<Addresses>(&request.body) {
+                Ok(Addresses { subnet, addresses }) if path == "/occupy" => {
                     model.occupy(&subnet, addresses);
                     json(200, "{}")
                 }
-                Ok(Taken { subnet, addresses }) => {
+                Ok(Addresses { subnet, addresses }) => {
                     model.vacate(&subnet, addresses);
                     json(200, "{}")
                 }
-                Err(error) => bad(&error.to_string()),
+                Err(error) => bad_request(&error.to_string()),
             },
             ("GET", "/counts") => {
                 let counts: BTreeMap<_, _> = model
@@ -131,16 +128,16 @@ impl Face {
                 json(200, &serde_json::json!(counts).to_string())
             }
             ("POST", "/") => {
-                let heard = actions::hear(&mut model, now, asked);
+                let result = actions::call(&mut model, now, request);
                 drop(model);
-                return self.tell(heard);
+                return self.respond(result);
             }
-            _ => Answer::status(404),
+            _ => HttpResponse::status(404),
         })
     }
 
-    fn tell(&self, heard: Heard) -> Option<Answer> {
-        let Heard { takes_ms, request_id, body } = heard;
+    fn respond(&self, result: CallResult) -> Option<HttpResponse> {
+        let CallResult { takes_ms, request_id, body } = result;
         if self.latency {
             wait::pause(Duration::from_millis(takes_ms));
         }
@@ -150,15 +147,15 @@ impl Face {
         };
         // SDKs read EC2's id of the request from here, not from the body.
         let header = Some(("x-amzn-RequestId", request_id));
-        Some(Answer { status, kind: "text/xml;charset=UTF-8", header, body })
+        Some(HttpResponse { status, kind: "text/xml;charset=UTF-8", header, body })
     }
 }
 
-fn json(status: u16, body: &str) -> Answer {
-    Answer { kind: "application/json", body: body.to_owned(), ..Answer::status(status) }
+fn json(status: u16, body: &str) -> HttpResponse {
+    HttpResponse { kind: "application/json", body: body.to_owned(), ..HttpResponse::status(status) }
 }
 
 /// A body that cannot be used.
-fn bad(why: &str) -> Answer {
+fn bad_request(why: &str) -> HttpResponse {
     json(400, &serde_json::json!({ "error": why }).to_string())
 }

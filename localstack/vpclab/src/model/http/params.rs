@@ -80,7 +80,7 @@ impl Params {
     pub fn finish(&self) -> Result<(), ApiError> {
         match self.0.keys().find(|name| *name != "Version") {
             Some(name) => {
-                Err(ApiError::new("UnknownParameter", format!("The parameter {name} is not one that the model knows")))
+                Err(ApiError::new("UnknownParameter", format!("The parameter {name} is not known to the model")))
             }
             None => Ok(()),
         }

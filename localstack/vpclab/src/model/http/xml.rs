@@ -43,7 +43,7 @@ impl Xml {
     }
 }
 
-/// Text may hold anything but characters that XML 1.0 does not have; those become U+FFFD.
+/// Text may contain anything but characters that XML 1.0 does not have; those become U+FFFD.
 fn escape(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len());
     for char in text.chars() {
@@ -61,7 +61,7 @@ fn escape(text: &str) -> String {
     escaped
 }
 
-/// A whole answer.
+/// A complete answer.
 pub(super) fn answer(action: &str, request_id: &str, Xml(body): &Xml) -> String {
     format!(
         "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<{action}Response xmlns=\"http://ec2.amazonaws.com/doc/2016-11-15/\">\
@@ -69,7 +69,7 @@ pub(super) fn answer(action: &str, request_id: &str, Xml(body): &Xml) -> String 
     )
 }
 
-/// A whole refusal.
+/// A complete refusal.
 pub(super) fn error(error: &ApiError, request_id: &str) -> String {
     let Xml(body) = Xml::new().nest("Response", |xml| {
         xml.nest("Errors", |xml| xml.nest("Error", |xml| xml.text("Code", &error.code).text("Message", &error.message)))
@@ -145,15 +145,15 @@ fn eni(xml: Xml, eni: &EniTruth) -> Xml {
         .text("sourceDestCheck", true)
         .text("interfaceType", eni.interface_type.as_str())
         .list("groupSet", &eni.groups, |xml, group| xml.text("groupId", group).text("groupName", group))
-        .maybe(eni.attachment.as_ref(), |xml, held| {
+        .maybe(eni.attachment.as_ref(), |xml, attachment| {
             xml.nest("attachment", |xml| {
-                xml.text("attachmentId", &held.id)
-                    .text("instanceId", &held.instance)
+                xml.text("attachmentId", &attachment.id)
+                    .text("instanceId", &attachment.instance)
                     .text("instanceOwnerId", OWNER)
-                    .text("deviceIndex", held.device_index)
-                    .text("networkCardIndex", held.card)
-                    .text("status", held.status.as_str())
-                    .text("deleteOnTermination", held.delete_on_termination)
+                    .text("deviceIndex", attachment.device_index)
+                    .text("networkCardIndex", attachment.card)
+                    .text("status", attachment.status.as_str())
+                    .text("deleteOnTermination", attachment.delete_on_termination)
             })
         })
         .list("privateIpAddressesSet", &eni.addresses, |xml, address| {

@@ -39,7 +39,8 @@ fn what_has_gone_leaves_nothing_behind() {
         now += 20_000;
     }
     world.model.advance(now + 5000);
-    let left = (world.model.ec2.len(), world.model.metadata.len(), world.model.homes.len(), world.model.due.len());
+    let left =
+        (world.model.ec2.len(), world.model.metadata.len(), world.model.metadata_instance.len(), world.model.due.len());
     assert_eq!(left, (1, 1, 1, 0));
 }
 
@@ -74,14 +75,14 @@ fn partial_metadata_lacks_something_but_never_a_primary() {
     world.attach(0, &eni, 1, 0).unwrap();
     world.call(0, &assign(&eni, Some(3), None)).unwrap();
     world.call(0, &assign(&eni, None, Some(1))).unwrap();
-    let whole = world.model.imds(5000, &instance);
+    let complete = world.model.imds(5000, &instance);
     world.model.faults_mut().imds_partial = 1.0;
     let size = |list: &[ImdsEni]| list.iter().map(|eni| eni.addresses.len() + eni.prefixes.len()).sum::<usize>();
     for _ in 0..50 {
         let list = world.model.imds(5000, &instance);
-        assert!(size(&list) < size(&whole));
+        assert!(size(&list) < size(&complete));
         assert!(list.iter().any(|eni| eni.device_index == 0));
-        let same_primary = |eni: &ImdsEni| whole.iter().any(|old| old.addresses[0] == eni.addresses[0]);
+        let same_primary = |eni: &ImdsEni| complete.iter().any(|old| old.addresses[0] == eni.addresses[0]);
         assert!(list.iter().all(same_primary));
     }
 }
@@ -128,13 +129,13 @@ fn same_seed_same_story() {
     let story = |seed: u64| {
         let options = Options { seed, ec2_lag_ms: (0, 3000), imds_lag_ms: (0, 3000), ..Options::default() };
         let mut world = world_of(options, "m5.large", "10.0.1.0/24");
-        let mut told = String::new();
+        let mut answers = String::new();
         for step in 0..50 {
             let eni = world.new_eni(step * 100).id;
-            told += &format!("{:?}", world.attach(step * 100 + 3000, &eni, 1, 0));
-            told += &format!("{:?}", world.model.imds(step * 100, &world.instance.clone()));
+            answers += &format!("{:?}", world.attach(step * 100 + 3000, &eni, 1, 0));
+            answers += &format!("{:?}", world.model.imds(step * 100, &world.instance.clone()));
         }
-        told + &format!("{:?}", world.model.enis(10_000))
+        answers + &format!("{:?}", world.model.enis(10_000))
     };
     assert_eq!(story(1), story(1));
     assert_ne!(story(1), story(2));

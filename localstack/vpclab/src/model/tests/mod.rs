@@ -117,8 +117,8 @@ fn an_instance_can_start_with_ipv6_addresses() {
     let subnet = world.subnet.clone();
     let instance = world.model.run_instance_at(0, "m5.large", &subnet, None, 2).unwrap();
     let enis = world.model.enis(0);
-    let held = enis.iter().find(|eni| eni.instance() == Some(&instance)).unwrap();
-    assert_eq!((held.ipv6_addresses.len(), held.addresses.len()), (2, 1));
+    let primary = enis.iter().find(|eni| eni.instance() == Some(&instance)).unwrap();
+    assert_eq!((primary.ipv6_addresses.len(), primary.addresses.len()), (2, 1));
     let code = |kind: &str, count: u32| world.model.clone().run_instance_at(0, kind, &subnet, None, count);
     assert_eq!(code("m5.large", 11).unwrap_err().code, "PrivateIpAddressLimitExceeded");
     let bare = world.model.create_vpc(&["10.9.0.0/16".parse().unwrap()], None);
@@ -133,7 +133,7 @@ fn an_eni_goes_through_its_states() {
     let eni = world.new_eni(0);
     let status = |world: &World, now: u64| {
         let found = world.eni(now, &eni.id).unwrap();
-        (found.status.as_str(), found.attachment.map(|held| held.status.as_str()))
+        (found.status.as_str(), found.attachment.map(|attachment| attachment.status.as_str()))
     };
     assert_eq!(status(&world, 0), ("pending", None));
     assert_eq!(status(&world, 500), ("available", None));
@@ -259,7 +259,7 @@ fn subnets_run_full_and_fragment() {
     assert_eq!(world.code(0, &unassign(vec![own], vec![])), "InvalidParameterValue");
     assert_eq!(world.code(0, &unassign(vec![], vec![])), "InvalidParameterCombination");
     world.model.vacate(&subnet, block);
-    // The primary address of this seed lies elsewhere.
+    // The primary address of this seed lies in another place.
     let Ok(Answer::Assigned { prefixes, .. }) = world.call(0, &assign(&primary.id, None, Some(1))) else { panic!() };
     assert_eq!(prefixes, ["10.0.1.16/28".parse::<Ipv4Net>().unwrap()]);
     assert_eq!(world.code(0, &unassign(vec![], prefixes)), "Done");
@@ -316,8 +316,8 @@ fn an_efa_only_eni_has_no_address_and_gets_none() {
     let (list, _) = world.seen(5000, &describe(&[], &[("interface-type", "efa-only")], None, None));
     assert_eq!(list.iter().map(|eni| eni.id.as_str()).collect::<Vec<_>>(), [eni.id.as_str()]);
     let instance = world.instance.clone();
-    let told = world.model.imds(5000, &instance).into_iter().find(|told| told.id == eni.id).unwrap();
-    assert_eq!((told.card, told.device_index, told.addresses.len()), (1, 1, 0));
+    let shown = world.model.imds(5000, &instance).into_iter().find(|shown| shown.id == eni.id).unwrap();
+    assert_eq!((shown.card, shown.device_index, shown.addresses.len()), (1, 1, 0));
 }
 
 #[test]

@@ -11,25 +11,25 @@ use std::{
 use anyhow::{Context, bail};
 use nix::sched::{CloneFlags, setns};
 
-/// A command that will run in all namespaces of a holder.
+/// A command that will run in all namespaces of a process.
 pub fn command(pid: u32, program: &str) -> Command {
     let mut command = Command::new("nsenter");
     command.args(["-t", &pid.to_string(), "-n", "-m", "-u", "-p", "-i", "--", program]);
     command
 }
 
-/// Runs a command; output if it succeeds, its words if not.
+/// Runs a command; output if it succeeds, its messages if not.
 pub fn output(command: &mut Command) -> anyhow::Result<String> {
     let output = command.stdin(Stdio::null()).output().with_context(|| format!("cannot run {command:?}"))?;
     if !output.status.success() {
-        let words = [&output.stdout[..], &output.stderr[..]].concat();
-        bail!("{command:?} ended with {}: {}", output.status, String::from_utf8_lossy(&words).trim());
+        let messages = [&output.stdout[..], &output.stderr[..]].concat();
+        bail!("{command:?} ended with {}: {}", output.status, String::from_utf8_lossy(&messages).trim());
     }
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
-/// Feeds a text to a program inside a holder's network namespace.
-pub fn feed(pid: u32, program: &[&str], text: &str) -> anyhow::Result<()> {
+/// Runs a program with a text as its input, inside a process's network namespace.
+pub fn run_with_input(pid: u32, program: &[&str], text: &str) -> anyhow::Result<()> {
     let mut command = Command::new("nsenter");
     command.args(["-t", &pid.to_string(), "-n", "--"]).args(program);
     let mut child = command
@@ -39,7 +39,7 @@ pub fn feed(pid: u32, program: &[&str], text: &str) -> anyhow::Result<()> {
         .spawn()
         .with_context(|| format!("cannot run {program:?}"))?;
     if let Some(mut stdin) = child.stdin.take() {
-        stdin.write_all(text.as_bytes()).with_context(|| format!("cannot feed {program:?}"))?;
+        stdin.write_all(text.as_bytes()).with_context(|| format!("cannot write to {program:?}"))?;
     }
     let output = child.wait_with_output().with_context(|| format!("cannot wait for {program:?}"))?;
     if !output.status.success() {
@@ -48,7 +48,7 @@ pub fn feed(pid: u32, program: &[&str], text: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Does something on a thread inside a holder's network namespace. The thread ends here.
+/// Runs a closure on a thread inside a process's network namespace, and waits for its end.
 pub fn within<T: Send>(pid: u32, job: impl FnOnce() -> T + Send) -> anyhow::Result<T> {
     let entered = thread::scope(|scope| {
         let thread = scope.spawn(|| {
@@ -60,7 +60,7 @@ pub fn within<T: Send>(pid: u32, job: impl FnOnce() -> T + Send) -> anyhow::Resu
     entered.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }
 
-/// Takes the calling thread into a holder's network namespace for good.
+/// Moves the calling thread into a process's network namespace for good.
 pub fn enter(pid: u32) -> anyhow::Result<()> {
     let path = format!("/proc/{pid}/ns/net");
     let file = File::open(&path).with_context(|| format!("cannot open {path}"))?;

@@ -1,9 +1,10 @@
-//! Beside whom pods live on a node: whoever carries services, whichever ENI a pod is on, every way a packet can take.
-//! Each cell is a connection that says who saw whom; the VPC drops whatever leaves by the wrong ENI, and counts it.
+//! Coexistence with what else is on a node: each implementation of services, pods on each ENI, every path of a packet.
+//! Each cell is a connection of which both sides report the addresses that they saw; the VPC drops what leaves by the
+//! wrong ENI, and counts it.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
-mod rules;
+mod proxy;
 
 use std::time::Duration;
 
@@ -12,20 +13,20 @@ use enid_tests::{
     traffic::{PORT, REJECTED, Spot, serve},
     wait_until,
 };
-use rules::{NOBODY, Proxy};
+use proxy::{NO_ENDPOINT, Proxy};
 use vpclab::{INTERNET_SERVER, PEER_CLIENT};
 
 const BOUND: Duration = Duration::from_secs(45);
 const SETTINGS: &[(&str, &str)] = &[("MINIMUM_IP_TARGET", "14"), ("WARM_IP_TARGET", "1")];
 
-/// Who asks a pod: first those in the VPC.
+/// Clients of a pod: first those in the VPC.
 const CALLERS: usize = 7;
 const IN_VPC: usize = 6;
 /// Those among them whose packets a node forwards, so that a policy sees them.
 const FORWARDED: [usize; 4] = [0, 2, 3, 6];
 /// What listens on a node: NodeLocal DNSCache, the pod identity agent.
 const LINK_LOCAL: [&str; 2] = ["169.254.20.10", "169.254.170.23"];
-/// What else a host may carry, where the kernel has it: name of the link, who answers at its other end.
+/// Other links of a host, where the kernel has them: name of the link, address at its other end.
 const OTHER_LINKS: [(&str, &str); 2] = [("eth0.5", "192.168.5.2"), ("ipvl0", "192.168.6.2")];
 
 /// A node with two pods on the primary ENI and two on a secondary: name and address.
@@ -38,10 +39,10 @@ struct Node<'a> {
 impl<'a> Node<'a> {
     fn new(lab: &'a Lab, index: usize) -> Self {
         let place = Place::node(lab, index);
-        // As strict as hosts come.
+        // The strictest setting that hosts have.
         place.sh("sysctl -q net.ipv4.conf.all.rp_filter=1 net.ipv4.conf.default.rp_filter=1").unwrap();
-        if is_crowded() {
-            crowd(place);
+        if has_other_links() {
+            add_other_links(place);
         }
         let daemon = Daemon::start(place, SETTINGS).unwrap();
         wait_until(BOUND, || place.number("available").is_ok_and(|available| available >= 14)).unwrap();
@@ -60,7 +61,7 @@ impl<'a> Node<'a> {
         Node { place, _daemon: daemon, pods: [two(true), two(false)] }
     }
 
-    /// Every address that the node itself has in the VPC: whatever it translates leaves under one of them.
+    /// Every address that the node itself has in the VPC: what it translates leaves with one of them.
     fn addresses(&self) -> Vec<String> {
         let enis = self.place.enid("enis").unwrap();
         let address = |eni: &serde_json::Value| eni["primary_address"].as_str().unwrap().to_owned();
@@ -79,27 +80,27 @@ impl<'a> Node<'a> {
     }
 }
 
-/// Whether the kernel has the other links: the one that has IPVS has.
-fn is_crowded() -> bool {
+/// Whether the kernel has the other kinds of links: the one with IPVS has.
+fn has_other_links() -> bool {
     Proxy::all() == [Proxy::Ipvs]
 }
 
-/// A VLAN in a VRF, an ipvlan link with a container behind another, a slow primary link. Each kind brings rules, tables or
-/// links of its own.
-fn crowd(place: Place<'_>) {
+/// Adds a VLAN in a VRF, two ipvlan links, one of them in a container, and delay on the primary link. Each kind adds
+/// rules, tables or links of its own.
+fn add_other_links(place: Place<'_>) {
     place
         .sh("ip link add blue type vrf table 77; ip link set blue up
              ip link add link eth0 name eth0.5 type vlan id 5; ip link set eth0.5 master blue
              ip addr add 192.168.5.1/24 dev eth0.5; ip link set eth0.5 up
              ip link add link eth0 name ipvl0 type ipvlan mode l2; ip link set ipvl0 up
              ip addr add 192.168.6.1/24 dev ipvl0
-             ip netns add beside; ip link add link eth0 name ipvl1 netns beside type ipvlan mode l2
-             ip -n beside addr add 192.168.6.2/24 dev ipvl1; ip -n beside link set ipvl1 up
+             ip netns add other; ip link add link eth0 name ipvl1 netns other type ipvlan mode l2
+             ip -n other addr add 192.168.6.2/24 dev ipvl1; ip -n other link set ipvl1 up
              tc qdisc add dev eth0 root netem delay 1ms")
         .unwrap();
 }
 
-/// What was asked, and how it went.
+/// The results of all connections.
 #[derive(Default)]
 struct Cells {
     passed: usize,
@@ -115,32 +116,32 @@ impl Cells {
         self.note(what, ok, || format!("{answer:?}, not {seen_as:?} by {server}"));
     }
 
-    /// The caller must be told at once that nobody listens.
+    /// The connection must be refused at once.
     fn refused(&mut self, what: &str, from: Spot<'_>, to: (&str, u16)) {
-        let said =
+        let output =
             format!("{:#}", from.ask(to.0, to.1).map_or_else(|failure| failure, |_| anyhow::anyhow!("answered")));
-        self.note(what, said.contains("refused"), || said.clone());
+        self.note(what, output.contains("refused"), || output.clone());
     }
 
-    fn note(&mut self, what: &str, ok: bool, said: impl Fn() -> String) {
+    fn note(&mut self, what: &str, ok: bool, output: impl Fn() -> String) {
         if ok {
             self.passed += 1;
         } else {
-            self.failed.push(format!("{what}: {}", said()));
+            self.failed.push(format!("{what}: {}", output()));
         }
     }
 }
 
-/// How many cells there have to be.
+/// The number of cells.
 fn expected() -> usize {
     let (nodes, enis, proxies) = (2, 2, Proxy::all());
-    let carriers = proxies.iter().filter(|proxy| **proxy != Proxy::Nobody).count();
+    let with_services = proxies.iter().filter(|proxy| **proxy != Proxy::None).count();
     let of_pod = CALLERS + FORWARDED.len();
     // The Internet is a caller of node ports too.
     let of_services = 2 * IN_VPC + 1 + 3 * (CALLERS + 1);
     let on_node = LINK_LOCAL.len() + 1;
-    let others = if is_crowded() { OTHER_LINKS.len() } else { 0 };
-    enis * (proxies.len() * (of_pod + on_node) + carriers * of_services) + others + nodes
+    let others = if has_other_links() { OTHER_LINKS.len() } else { 0 };
+    enis * (proxies.len() * (of_pod + on_node) + with_services * of_services) + others + nodes
 }
 
 #[test]
@@ -182,7 +183,7 @@ fn every_cell_of_the_matrix() {
                 cells.reaches(&what(&format!("its address from {who}")), from, (address, PORT), &[own], address);
             }
             let forwarded = FORWARDED.map(|at| callers[at]);
-            if proxy == Proxy::Nobody {
+            if proxy == Proxy::None {
                 for (who, from, own) in forwarded {
                     let cell = what(&format!("a port that no policy rejects, from {who}"));
                     cells.reaches(&cell, from, (address, REJECTED), &[own], address);
@@ -193,7 +194,7 @@ fn every_cell_of_the_matrix() {
             let (node_port, local_port) = (u16::try_from(node_port).unwrap(), u16::try_from(local_port).unwrap());
             for (who, from, own) in &callers[..IN_VPC] {
                 cells.reaches(&what(&format!("ClusterIP from {who}")), *from, (&cluster_ip, 80), &[own], address);
-                cells.refused(&what(&format!("a service without endpoints from {who}")), *from, (NOBODY, 80));
+                cells.refused(&what(&format!("a service without endpoints from {who}")), *from, (NO_ENDPOINT, 80));
             }
             let itself = Spot { place: far.place, netns: Some(name) };
             cells.reaches(&what("ClusterIP from itself"), itself, (&cluster_ip, 80), &[far_host], address);
@@ -218,12 +219,12 @@ fn every_cell_of_the_matrix() {
         proxy.remove(near.place).unwrap();
         proxy.remove(far.place).unwrap();
     }
-    if is_crowded() {
+    if has_other_links() {
         other_links(&mut cells, near.place, near_host);
     }
     for node in [&near, &far] {
-        let shadows = node.place.enid("status").unwrap()["shadows"].clone();
-        cells.note("nothing is told to be in the way", shadows == serde_json::json!([]), || shadows.to_string());
+        let conflicts = node.place.enid("status").unwrap()["shadows"].clone();
+        cells.note("no conflict is reported", conflicts == serde_json::json!([]), || conflicts.to_string());
     }
     println!("{} cells passed, {} failed", cells.passed, cells.failed.len());
     assert!(cells.failed.is_empty(), "{:#?}", cells.failed);
@@ -233,16 +234,16 @@ fn every_cell_of_the_matrix() {
 }
 
 /// What listens on the node at link-local addresses.
-fn link_local(cells: &mut Cells, beside: Proxy, node: &Node<'_>, pod: &(String, String)) {
+fn link_local(cells: &mut Cells, proxy: Proxy, node: &Node<'_>, pod: &(String, String)) {
     for address in LINK_LOCAL {
         node.place.sh(&format!("ip addr replace {address}/32 dev lo")).unwrap();
-        let what = format!("{beside:?}, {address} on the node from {}", pod.0);
+        let what = format!("{proxy:?}, {address} on the node from {}", pod.0);
         cells.reaches(&what, node.pod(pod), (address, PORT), &[&pod.1], address);
     }
 }
 
-/// A proxy on the node that speaks to others under the pod's own address, as Cilium's and Envoy's do.
-fn transparent(cells: &mut Cells, beside: Proxy, node: &Node<'_>, pod: &(String, String), server: &str) {
+/// A proxy on the node that connects to others with the pod's own address, as Cilium's and Envoy's do.
+fn transparent(cells: &mut Cells, proxy: Proxy, node: &Node<'_>, pod: &(String, String), server: &str) {
     node.place
         .sh("nft 'table ip proxy { chain pre { type filter hook prerouting priority -160;
              socket transparent 1 meta mark set 0x200; }; }'
@@ -250,11 +251,11 @@ fn transparent(cells: &mut Cells, beside: Proxy, node: &Node<'_>, pod: &(String,
         .unwrap();
     let answer = node.host().ask_as((&pod.1, 0), server, PORT);
     let ok = answer.as_ref().is_ok_and(|answer| answer.expect(&pod.1, server).is_ok());
-    cells.note(&format!("{beside:?}, a transparent proxy in the name of {}", pod.0), ok, || format!("{answer:?}"));
+    cells.note(&format!("{proxy:?}, a transparent proxy with the address of {}", pod.0), ok, || format!("{answer:?}"));
     node.place.sh("nft delete table ip proxy; ip rule del pref 100; ip route flush table 100").unwrap();
 }
 
-/// An echo over each of the other links, after all: the VPC has the VLAN's other end for this.
+/// An echo over each of the other links: the VPC has the VLAN's other end for this.
 fn other_links(cells: &mut Cells, place: Place<'_>, address: &str) {
     let vpc = Place { name: "vpc", ..place };
     let port = vpc.sh(&format!("ip -o route get {address}")).unwrap();
@@ -264,7 +265,7 @@ fn other_links(cells: &mut Cells, place: Place<'_>, address: &str) {
     ))
     .unwrap();
     for (link, other) in OTHER_LINKS {
-        let said = place.sh(&format!("ping -n -q -c 1 -W 10 -I {link} {other}"));
-        cells.note(&format!("an echo over {link}"), said.is_ok(), || format!("{said:?}"));
+        let output = place.sh(&format!("ping -n -q -c 1 -W 10 -I {link} {other}"));
+        cells.note(&format!("an echo over {link}"), output.is_ok(), || format!("{output:?}"));
     }
 }

@@ -1,4 +1,4 @@
-//! A holder: process 1 of a set of namespaces, which live exactly as long as it does.
+//! A set of namespaces and its process 1: they exist exactly as long as it runs.
 //!
 //! It ends when its standard input does, that is with the lab's process, whatever ends that one.
 
@@ -12,7 +12,7 @@ use std::{
 use anyhow::{Context, bail};
 use nix::sys::wait::waitpid;
 
-use crate::wait;
+use crate::{program::program, wait};
 
 /// Mounts of a node: standard paths are its own, the rest is the machine's. Overlays take what is
 /// written to `/etc`, `/opt` and `/var/lib` into memory.
@@ -25,7 +25,7 @@ mount --rbind /sys/fs/cgroup /run/vpclab/cg
 umount -R -l /sys
 mount -t sysfs sysfs /sys
 mount --rbind /run/vpclab/cg /sys/fs/cgroup 2>/dev/null || true
-# What is hidden below another mount is still listed, and runc would take it for the cgroups.
+# What another mount covers is still listed, and runc would take it for the cgroups.
 umount -R -l /run/vpclab/cg
 umount /run/vpclab
 mount -t tmpfs run /run
@@ -37,8 +37,8 @@ done
 mkdir -p /etc/cni/net.d /opt/cni/bin /var/lib/enid
 "#;
 
-/// The holder's own program: sets the mounts up, says so, and waits for the end of its input.
-pub fn main(host_name: &str, node: bool) -> anyhow::Result<()> {
+/// Process 1: sets the mounts up, prints "ready", and waits for the end of its input.
+pub fn init(host_name: &str, node: bool) -> anyhow::Result<()> {
     nix::unistd::sethostname(host_name).context("cannot set the host's name")?;
     let mounts = if node { NODE_MOUNTS } else { "mount --make-rprivate /" };
     let status = Command::new("sh").args(["-euc", mounts]).stdin(Stdio::null()).status().context("cannot run sh")?;
@@ -49,7 +49,7 @@ pub fn main(host_name: &str, node: bool) -> anyhow::Result<()> {
     if !loopback.context("cannot run ip")?.success() {
         bail!("the loopback link of {host_name} cannot be taken up");
     }
-    // Process 1 inherits every orphan; nobody else would collect them.
+    // Process 1 inherits every orphan, and has to reap it.
     thread::spawn(|| {
         loop {
             if waitpid(None, None).is_err() {
@@ -62,22 +62,21 @@ pub fn main(host_name: &str, node: bool) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// A running holder, from outside.
-pub struct Holder {
+/// A set of namespaces, from outside. Dropping it ends them.
+pub struct Namespaces {
     unshare: Child,
     stdin: Option<ChildStdin>,
-    /// Its process number here.
+    /// Its process 1, numbered as outside of it.
     pub pid: u32,
 }
 
-impl Holder {
-    /// Starts one and waits until its namespaces are whole.
+impl Namespaces {
+    /// Creates one and waits until it is complete.
     pub fn start(host_name: &str, node: bool) -> anyhow::Result<Self> {
-        let program = crate::serve::program()?;
         let mut unshare = Command::new("unshare")
             .args(["-n", "-m", "-u", "-p", "-i", "-f", "--kill-child=KILL", "--mount-proc", "--"])
-            .arg(program)
-            .args(["hold", host_name])
+            .arg(program()?)
+            .args(["init", host_name])
             .args(node.then_some("--node"))
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -91,11 +90,11 @@ impl Holder {
             bail!("the namespaces of {host_name} cannot be made; root is needed, and a kernel with namespaces");
         }
         let pid = child_of(unshare.id())?;
-        Ok(Holder { unshare, stdin, pid })
+        Ok(Namespaces { unshare, stdin, pid })
     }
 }
 
-impl Drop for Holder {
+impl Drop for Namespaces {
     fn drop(&mut self) {
         drop(self.stdin.take());
         let _ = self.unshare.wait();

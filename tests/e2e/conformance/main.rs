@@ -1,5 +1,5 @@
-//! The plugin judged from outside: called by the CNI project's own library (`cnitool`), alone and in chains with the
-//! standard plugins, Debian's and current ones, as a runtime would have them.
+//! Conformance to the CNI specification, by programs of others: the CNI project's own library (`cnitool`), which calls
+//! the plugin alone and in chains with the standard plugins, Debian's and current ones; and containerd.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
@@ -20,11 +20,11 @@ struct Nodes {
     _daemons: [Daemon; 2],
 }
 
-/// Two nodes with daemons, their pools filled to the brim so that nothing changes by itself.
+/// Two nodes with daemons, with pools of the largest size so that nothing changes by itself.
 fn nodes() -> &'static Lab {
     static NODES: OnceLock<Nodes> = OnceLock::new();
     let nodes = NODES.get_or_init(|| {
-        let (name, instance_type) = (format!("judges{}", std::process::id()), "m5.xlarge".to_owned());
+        let (name, instance_type) = (format!("conformance{}", std::process::id()), "m5.xlarge".to_owned());
         let lab = Lab::up(&LabConfig { name, instance_type, ..LabConfig::default() }).unwrap();
         let settings = [("MINIMUM_IP_TARGET", "56"), ("IP_COOLDOWN_PERIOD", "0")];
         let daemons = [0, 1].map(|node| Daemon::start(Place::node(&lab, node), &settings).unwrap());
@@ -37,12 +37,12 @@ fn node() -> Place<'static> {
     Place::node(nodes(), 0)
 }
 
-/// What the host looks like when nothing is under way, firewall of both kinds included.
-fn at_rest() -> String {
-    at_rest_on(node())
+/// The host's state when no call is in flight, firewall of both kinds included.
+fn quiet_state() -> String {
+    quiet_state_of(node())
 }
 
-fn at_rest_on(place: Place<'_>) -> String {
+fn quiet_state_of(place: Place<'_>) -> String {
     wait_until(BOUND, || place.enid("status").is_ok_and(|status| status["calls"] == json!([]))).unwrap();
     // portmap leaves its own chains for the next pod; a pod's are called CNI-DN-.
     let rules = place.sh("iptables-save -t nat 2>/dev/null | grep CNI-DN- | sort || true").unwrap();
@@ -65,13 +65,13 @@ fn tools() -> PathBuf {
 impl Network {
     /// A list whose plugins are found in these folders, ours first of all.
     fn new(name: &str, list: &Value, plugins: &str) -> Self {
-        let folder = format!("/etc/judges-{name}");
+        let folder = format!("/etc/conformance-{name}");
         let text = list.to_string().replace('\'', "");
         node().sh(&format!("mkdir -p {folder}; echo '{text}' > {folder}/10-{name}.conflist")).unwrap();
         Network { name: list["name"].as_str().unwrap().to_owned(), folder, path: format!("/opt/cni/bin:{plugins}") }
     }
 
-    /// `cnitool VERB` for a namespace: what it printed, or its words as an error.
+    /// `cnitool VERB` for a namespace: its output, or its messages as an error.
     fn call(&self, verb: &str, netns: &str, env: &[(&str, &str)]) -> anyhow::Result<String> {
         let mut command = node().command("env")?;
         command.args(env.iter().map(|(name, value)| format!("{name}={value}")));

@@ -1,4 +1,4 @@
-//! With the standard plugins before and behind us, run by the library.
+//! With the standard plugins before and after ours in the chain, run by the library.
 
 use enid_tests::{
     Place, pod,
@@ -6,12 +6,12 @@ use enid_tests::{
 };
 use serde_json::{Value, json};
 
-use super::{DEBIAN, Network, at_rest, current, node, nodes, ours};
+use super::{DEBIAN, Network, current, node, nodes, ours, quiet_state};
 
 /// What a runtime hands to plugins that declare these capabilities.
 const ARGS: &str = r#"{"portMappings":[{"hostPort":18080,"containerPort":8080,"protocol":"tcp"}],"bandwidth":{"ingressRate":800000000,"ingressBurst":80000000,"egressRate":800000000,"egressBurst":80000000}}"#;
 
-fn behind() -> Vec<Value> {
+fn chain() -> Vec<Value> {
     vec![
         ours(),
         json!({"type": "portmap", "capabilities": {"portMappings": true}, "snat": true}),
@@ -20,11 +20,11 @@ fn behind() -> Vec<Value> {
     ]
 }
 
-/// What Debian's portmap 1.1.1 says in CHECK of a pod without an IPv6 address, whoever is before it.
+/// The error of Debian's portmap 1.1.1 in CHECK of a pod without an IPv6 address, whatever plugin is before it.
 const PORTMAP_FAULT: &str = "could not check ipv6 dnat";
 
-fn served(network: &Network, netns: &str) {
-    let before = at_rest();
+fn chain_works(network: &Network, netns: &str) {
+    let before = quiet_state();
     node().sh(&format!("ip netns add {netns}")).unwrap();
     let env = [("CAP_ARGS", ARGS)];
     let result = network.add(netns, &env);
@@ -36,7 +36,7 @@ fn served(network: &Network, netns: &str) {
         node().sh(&format!("ip netns exec {netns} cat /proc/sys/net/ipv4/conf/all/arp_filter")).unwrap().trim(),
         "1"
     );
-    assert!(node().sh("tc qdisc show").unwrap().contains("tbf"), "bandwidth has shaped nothing");
+    assert!(node().sh("tc qdisc show").unwrap().contains("tbf"), "bandwidth has set no qdisc");
     let _servers = serve(node(), &[netns]).unwrap();
     let far = Spot { place: Place::node(nodes(), 1), netns: None };
     far.ask(&address, PORT).unwrap().expect(&nodes().node(1).address, &address).unwrap();
@@ -47,34 +47,34 @@ fn served(network: &Network, netns: &str) {
         network.call("del", netns, &env).unwrap();
     }
     node().sh(&format!("ip netns del {netns}")).unwrap();
-    assert_eq!(at_rest(), before);
+    assert_eq!(quiet_state(), before);
 }
 
 // D43 D68 D73 D108
 #[test]
-fn debians_plugins_behind_us() {
-    let list = json!({"cniVersion": "1.0.0", "name": "enid", "plugins": behind()});
-    served(&Network::new("debian", &list, DEBIAN), "chain-d");
+fn debians_plugins_after_ours() {
+    let list = json!({"cniVersion": "1.0.0", "name": "enid", "plugins": chain()});
+    chain_works(&Network::new("debian", &list, DEBIAN), "chain-d");
 }
 
 // D43 D68 D73 D108
 #[test]
-fn current_plugins_behind_us() {
-    let list = json!({"cniVersion": "1.1.0", "name": "enid", "plugins": behind()});
-    served(&Network::new("current", &list, &current()), "chain-c");
+fn current_plugins_after_ours() {
+    let list = json!({"cniVersion": "1.1.0", "name": "enid", "plugins": chain()});
+    chain_works(&Network::new("current", &list, &current()), "chain-c");
 }
 
 // D27 D43 D108
 #[test]
-fn behind_another_main_plugin_both_interfaces_work() {
+fn after_another_main_plugin_both_interfaces_work() {
     // The other one makes the interface of CNI_IFNAME, so ours must have another name: a runtime calls a list with one
     // name for all, and a second interface under the same name is refused and undone.
     let list = json!({"cniVersion": "1.0.0", "name": "enid", "plugins": [
-        {"type": "ptp", "ipam": {"type": "host-local", "subnet": "192.0.2.0/24", "dataDir": "/run/judges"}},
+        {"type": "ptp", "ipam": {"type": "host-local", "subnet": "192.0.2.0/24", "dataDir": "/run/conformance"}},
         ours(),
     ]});
     let network = Network::new("behind", &list, &current());
-    let before = at_rest();
+    let before = quiet_state();
     node().sh("ip netns add behind").unwrap();
     let refusal = network.call("add", "behind", &[]).unwrap_err().to_string();
     assert!(refusal.contains("already has an interface named eth0"), "{refusal}");
@@ -89,5 +89,5 @@ fn behind_another_main_plugin_both_interfaces_work() {
     network.call("check", "behind", &[]).unwrap();
     network.call("del", "behind", &[]).unwrap();
     node().sh("ip netns del behind").unwrap();
-    assert_eq!(at_rest(), before);
+    assert_eq!(quiet_state(), before);
 }

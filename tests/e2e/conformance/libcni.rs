@@ -1,9 +1,9 @@
-//! The library's own verdict on every verb and version.
+//! Every verb and version, by the library.
 
 use enid_tests::pod;
 use serde_json::{Value, json};
 
-use super::{Network, at_rest, current, node, ours};
+use super::{Network, current, node, ours, quiet_state};
 
 fn network(version: &str, more: &[(&str, Value)]) -> Network {
     let mut list = json!({"cniVersion": version, "name": "enid", "plugins": [ours()]});
@@ -15,26 +15,26 @@ fn network(version: &str, more: &[(&str, Value)]) -> Network {
 #[test]
 fn every_version_adds_checks_and_deletes() {
     for version in ["0.3.1", "0.4.0", "1.0.0", "1.1.0"] {
-        let before = at_rest();
+        let before = quiet_state();
         let network = network(version, &[]);
-        node().sh("ip netns add judged").unwrap();
-        let result = network.add("judged", &[]);
+        node().sh("ip netns add tested").unwrap();
+        let result = network.add("tested", &[]);
         assert_eq!(result["cniVersion"], version);
         let address = pod::address(&result).unwrap();
-        assert!(node().sh("ip -n judged -4 addr show eth0").unwrap().contains(&address));
+        assert!(node().sh("ip -n tested -4 addr show eth0").unwrap().contains(&address));
         // The library does not even ask for CHECK before 0.4.0.
-        let check = network.call("check", "judged", &[]);
+        let check = network.call("check", "tested", &[]);
         assert_eq!(check.is_ok(), version != "0.3.1", "{version}: {check:?}");
-        node().sh("ip -n judged route del default").unwrap();
+        node().sh("ip -n tested route del default").unwrap();
         if version != "0.3.1" {
-            let refusal = network.call("check", "judged", &[]).unwrap_err().to_string();
+            let refusal = network.call("check", "tested", &[]).unwrap_err().to_string();
             assert!(refusal.contains("default route"), "{refusal}");
         }
         for _ in 0..2 {
-            network.call("del", "judged", &[]).unwrap();
+            network.call("del", "tested", &[]).unwrap();
         }
-        node().sh("ip netns del judged").unwrap();
-        assert_eq!(at_rest(), before, "{version}");
+        node().sh("ip netns del tested").unwrap();
+        assert_eq!(quiet_state(), before, "{version}");
     }
 }
 
@@ -51,21 +51,21 @@ fn a_list_of_several_versions_is_run_at_the_newest() {
 
 // D79 D88 D89 D101 D107
 #[test]
-fn status_is_silent_and_gc_ends_what_the_library_remembers_and_nobody_lists() {
+fn status_prints_nothing_and_gc_deletes_what_the_library_has_cached_and_nobody_lists() {
     let network = network("1.1.0", &[]);
     assert_eq!(network.call("status", "none", &[]).unwrap(), "");
-    let before = at_rest();
+    let before = quiet_state();
     node().sh("ip netns add stale; ip netns add kept").unwrap();
     network.add("stale", &[]);
     network.add("kept", &[]);
     let leases = || node().leases().unwrap().len();
     assert_eq!(leases(), 2);
-    // `cnitool gc` lists nobody: the library deletes what its cache holds, then asks for GC.
+    // `cnitool gc` lists nobody: the library deletes what its cache contains, then asks for GC.
     network.call("gc", "none", &[]).unwrap();
     assert_eq!(leases(), 0);
     network.call("gc", "none", &[]).unwrap();
     node().sh("ip netns del stale; ip netns del kept").unwrap();
-    assert_eq!(at_rest(), before);
+    assert_eq!(quiet_state(), before);
 }
 
 // D105

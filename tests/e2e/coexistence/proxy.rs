@@ -1,8 +1,8 @@
-//! What kube-proxy puts on a node for two services, by hand, in each of the ways there are.
+//! The rules of kube-proxy for two services, written here, in each of its modes.
 //!
 //! Endpoint `k` has the cluster address 10.96.0.1k, the node port 3008k for which any node serves, and the node port
 //! 3009k for which only its own node serves, with the client's address. A policy rejects one of its ports with a reset,
-//! where anybody carries services. Marks and order are kube-proxy's (its 0x4000).
+//! where there is a proxy. Marks and order are kube-proxy's (its 0x4000).
 
 use std::fmt::Write;
 
@@ -12,15 +12,16 @@ use enid_tests::{
 };
 
 /// An address of no endpoint: refused, as kube-proxy refuses a service without endpoints.
-pub const NOBODY: &str = "10.96.0.99";
+pub const NO_ENDPOINT: &str = "10.96.0.99";
 
-/// Who carries services on the node.
+/// What implements services on the node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Proxy {
     Legacy,
     Nft,
     Nftables,
-    Nobody,
+    /// There are no services.
+    None,
     /// Needs a kernel with it: `make test-vm`.
     Ipvs,
 }
@@ -30,29 +31,29 @@ impl Proxy {
     pub fn all() -> Vec<Proxy> {
         match std::env::var("ENID_PROXY").as_deref() {
             Ok("ipvs") => vec![Proxy::Ipvs],
-            _ => vec![Proxy::Legacy, Proxy::Nft, Proxy::Nftables, Proxy::Nobody],
+            _ => vec![Proxy::Legacy, Proxy::Nft, Proxy::Nftables, Proxy::None],
         }
     }
 
-    /// Puts the rules on a node; `local` says which endpoints live there.
+    /// Adds the rules on a node; `local`: the endpoints are there.
     pub fn install(self, place: Place<'_>, endpoints: &[String], local: bool) -> anyhow::Result<()> {
         match self {
-            Proxy::Legacy => feed(place, "iptables-legacy-restore --noflush", &iptables(endpoints, local)),
-            Proxy::Nft => feed(place, "iptables-nft-restore --noflush", &iptables(endpoints, local)),
-            Proxy::Nftables => feed(place, "nft -f -", &nftables(endpoints, local)),
-            Proxy::Nobody => Ok(()),
+            Proxy::Legacy => restore(place, "iptables-legacy-restore --noflush", &iptables(endpoints, local)),
+            Proxy::Nft => restore(place, "iptables-nft-restore --noflush", &iptables(endpoints, local)),
+            Proxy::Nftables => restore(place, "nft -f -", &nftables(endpoints, local)),
+            Proxy::None => Ok(()),
             Proxy::Ipvs => place.sh(&ipvs(endpoints, local)).map(drop),
         }
     }
 
-    /// Takes them away.
+    /// Removes them.
     pub fn remove(self, place: Place<'_>) -> anyhow::Result<()> {
         let empty = "for t in nat filter; do echo \"*$t\"; echo COMMIT; done";
         match self {
             Proxy::Legacy => place.sh(&format!("({empty}) | iptables-legacy-restore")),
             Proxy::Nft => place.sh("nft delete table ip nat; nft delete table ip filter"),
             Proxy::Nftables => place.sh("nft delete table ip services"),
-            Proxy::Nobody => Ok(String::new()),
+            Proxy::None => Ok(String::new()),
             Proxy::Ipvs => {
                 place.sh("ipvsadm -C; ip link del kube-ipvs0; nft delete table ip nat; nft delete table ip filter")
             }
@@ -61,7 +62,7 @@ impl Proxy {
     }
 }
 
-fn feed(place: Place<'_>, program: &str, text: &str) -> anyhow::Result<()> {
+fn restore(place: Place<'_>, program: &str, text: &str) -> anyhow::Result<()> {
     place.sh(&format!("{program} <<'RULES'\n{text}RULES")).map(drop)
 }
 
@@ -83,8 +84,8 @@ fn iptables(endpoints: &[String], local: bool) -> String {
     );
     let mut filter = format!(
         "*filter
--A FORWARD -d {NOBODY} -p tcp -j REJECT
--A OUTPUT -d {NOBODY} -p tcp -j REJECT
+-A FORWARD -d {NO_ENDPOINT} -p tcp -j REJECT
+-A OUTPUT -d {NO_ENDPOINT} -p tcp -j REJECT
 -A FORWARD -m conntrack --ctstate INVALID -j DROP
 "
     );
@@ -109,15 +110,15 @@ fn iptables(endpoints: &[String], local: bool) -> String {
     nat + &filter
 }
 
-/// Cluster addresses are the node's own, on a link of their own; IPVS sends on what comes in for them, in the client's
-/// name. iptables translates what kube-proxy's sets would have it translate.
+/// Cluster addresses are the node's own, on a link of their own; IPVS forwards what comes in for them, and keeps the
+/// client's address. iptables translates what kube-proxy's sets would have it translate.
 fn ipvs(endpoints: &[String], local: bool) -> String {
     let mut text = format!(
         "sysctl -q net.ipv4.vs.conntrack=1
 ip link add kube-ipvs0 type dummy
-ip addr add {NOBODY}/32 dev kube-ipvs0
+ip addr add {NO_ENDPOINT}/32 dev kube-ipvs0
 own=$(ip -4 -o addr show dev eth0 | awk '{{ print $4 }}' | cut -d/ -f1)
-ipvsadm -A -t {NOBODY}:80 -s rr
+ipvsadm -A -t {NO_ENDPOINT}:80 -s rr
 iptables-nft -t nat -N KUBE-MARK-MASQ
 iptables-nft -t nat -A KUBE-MARK-MASQ -j MARK --or-mark 0x4000
 iptables-nft -t nat -A POSTROUTING -m mark --mark 0x4000/0x4000 -j MASQUERADE --random-fully
@@ -130,7 +131,7 @@ iptables-nft -A FORWARD -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT
             "ip addr add 10.96.0.1{k}/32 dev kube-ipvs0
 iptables-nft -t nat -A POSTROUTING -s {address} -d {address} -p tcp --dport {PORT} -j MASQUERADE
 iptables-nft -A FORWARD -d {address} -p tcp --dport {REJECTED} -j REJECT --reject-with tcp-reset
-# The node itself would speak as the service, whose address it has.
+# The node itself would send with the address of the service, which it has.
 iptables-nft -t nat -A OUTPUT -s 10.96.0.1{k} -d 10.96.0.1{k} -p tcp --dport 80 -j KUBE-MARK-MASQ
 for chain in PREROUTING OUTPUT; do
     iptables-nft -t nat -A $chain -m addrtype --dst-type LOCAL -p tcp --dport 3008{k} -j KUBE-MARK-MASQ
@@ -165,7 +166,7 @@ fn nftables(endpoints: &[String], local: bool) -> String {
         }
         let _ = writeln!(rejects, "    ip daddr {address} tcp dport {REJECTED} reject with tcp reset");
     }
-    let nobody = format!("    ip daddr {NOBODY} meta l4proto tcp reject");
+    let no_endpoint = format!("    ip daddr {NO_ENDPOINT} meta l4proto tcp reject");
     let _ = write!(
         text,
         "  chain prerouting {{ type nat hook prerouting priority dstnat;
@@ -176,11 +177,11 @@ fn nftables(endpoints: &[String], local: bool) -> String {
     meta mark & 0x4000 == 0x4000 meta mark set meta mark ^ 0x4000 masquerade fully-random
   }}
   chain forward {{ type filter hook forward priority filter;
-{nobody}
+{no_endpoint}
     ct state invalid drop
 {rejects}  }}
   chain refuse {{ type filter hook output priority filter;
-{nobody}
+{no_endpoint}
   }}
 }}
 "

@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, sync::OnceLock};
 
 use enid_tests::{Place, runtime::Runtime, wait_until};
 
-use super::{BOUND, at_rest_on, nodes};
+use super::{BOUND, nodes, quiet_state_of};
 
 const AT_ONCE: usize = 20;
 
@@ -14,14 +14,14 @@ fn runtimes() -> &'static [Runtime; 2] {
         [0, 1].map(|node| {
             let place = Place::node(nodes(), node);
             place.sh("cp /usr/lib/cni/loopback /usr/lib/cni/portmap /opt/cni/bin/").unwrap();
-            // The daemon looks at its chain every few seconds: host ports are offered from then on.
+            // The daemon reads its chain every few seconds: host ports are offered from then on.
             wait_until(BOUND, || place.sh("grep -q portmap /etc/cni/net.d/05-enid.conflist").is_ok()).unwrap();
             Runtime::start(place).unwrap()
         })
     })
 }
 
-/// What a server says, asked from a node.
+/// What a server sends to a client on a node.
 fn ask(node: usize, address: &str, port: u16) -> anyhow::Result<String> {
     let program = format!("import socket; print(socket.create_connection(('{address}', {port}), 5).makefile().read())");
     Ok(nodes().run(Place::node(nodes(), node).name, "python3", &["-c", &program])?.trim().to_owned())
@@ -31,8 +31,8 @@ fn ask(node: usize, address: &str, port: u16) -> anyhow::Result<String> {
 #[test]
 fn containers_of_two_nodes_serve_and_leave_nothing() {
     let [here, there] = runtimes();
-    let rest = || [0, 1].map(|node| at_rest_on(Place::node(nodes(), node)));
-    let before = rest();
+    let states = || [0, 1].map(|node| quiet_state_of(Place::node(nodes(), node)));
+    let before = states();
     let (a, b) = (here.run_pod("web-a", &[(18081, 8080)]).unwrap(), there.run_pod("web-b", &[]).unwrap());
     here.serve(&a, "web-a").unwrap();
     there.serve(&b, "web-b").unwrap();
@@ -42,14 +42,14 @@ fn containers_of_two_nodes_serve_and_leave_nothing() {
             Place::node(nodes(), node).leases().unwrap().into_iter().find(|lease| lease["address"] == address.as_str());
         assert_eq!(lease.unwrap()["pod_name"], ["web-a", "web-b"][node]);
         for from in [0, 1] {
-            wait_until(BOUND, || ask(from, address, 8080).is_ok_and(|said| said == "served")).unwrap();
+            wait_until(BOUND, || ask(from, address, 8080).is_ok_and(|text| text == "served")).unwrap();
         }
     }
     // The host port, from the other node.
     assert_eq!(ask(1, &nodes().node(0).address, 18081).unwrap(), "served");
     here.remove(&a).unwrap();
     there.remove(&b).unwrap();
-    assert_eq!(rest(), before);
+    assert_eq!(states(), before);
     // containerd deletes twice, the second time without a namespace: neither fails.
     assert!(!here.log().contains("failed to destroy network"), "{}", here.log());
 }
