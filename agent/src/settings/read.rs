@@ -10,18 +10,26 @@ use enid_ipamd::Target;
 use ipnet::Ipv4Net;
 use tonic::transport::Uri;
 
-use super::{SETTINGS, Setting, Stack};
+use super::{
+    stack::Stack,
+    table::{SETTINGS, Setting},
+};
 
 /// Reads settings one by one, and gathers what is wrong with them.
 pub(super) struct Reader<'a> {
     value: &'a dyn Fn(&Setting) -> Option<String>,
     /// One sentence each.
-    pub(super) mistakes: Vec<String>,
+    mistakes: Vec<String>,
 }
 
 impl<'a> Reader<'a> {
     pub(super) fn new(value: &'a dyn Fn(&Setting) -> Option<String>) -> Self {
         Reader { value, mistakes: Vec::new() }
+    }
+
+    /// What is wrong with the settings that were read.
+    pub(super) fn into_mistakes(self) -> Vec<String> {
+        self.mistakes
     }
 
     /// The value as written, or the default; `None` if both are empty.

@@ -18,7 +18,7 @@ pub struct Lease {
     pub eni: EniId,
     /// Slot of that ENI when the lease was made.
     pub slot: u32,
-    /// What the runtime told about the pod.
+    /// What the runtime said about the pod.
     pub pod: Option<PodRef>,
     /// Number of this interface among those of the same pod in our network.
     pub index: u32,

@@ -86,7 +86,7 @@ pub struct Eni {
     pub state: EniState,
     /// EC2 confirmed our tag in this run, so it may be changed.
     pub ours: bool,
-    /// Id of its attachment, if EC2 told it in this run.
+    /// Id of its attachment, if EC2 named it in this run.
     pub attachment: Option<String>,
     /// Metadata does not show it any more.
     pub unconfirmed: bool,

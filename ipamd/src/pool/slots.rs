@@ -56,7 +56,7 @@ impl Slots {
         (!self.recorded.values().any(|recorded| *recorded == slot)).then_some(slot)
     }
 
-    /// Whether both have the same record, told without comparing it.
+    /// Whether both have the same record, found without comparing it.
     pub(crate) fn is_same(&self, other: &Slots) -> bool {
         self.recorded.ptr_eq(&other.recorded)
     }

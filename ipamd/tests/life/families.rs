@@ -14,11 +14,11 @@ fn a_pod_of_two_families_gets_both_from_one_eni_and_a_new_eni_comes_with_both() 
     assert_eq!(world.ledger.leases.len(), 5);
     let enis: BTreeSet<&EniId> = world.ledger.leases.values().map(|lease| &lease.eni).collect();
     assert_eq!(enis.len(), 2, "three fit on an ENI");
-    // The primary is asked for its /80; the other ENI is born with one.
+    // The primary is asked for its /80; the other ENI is created with one.
     assert_eq!(world.sent.iter().filter(|action| **action == "AssignIpv6Addresses").count(), 1, "{:?}", world.sent);
     let lease = world.ledger.leases[&key(1)].clone();
     world.del(1, true);
-    assert!(lease.addresses().all(|address| world.ledger.cooling.contains_key(&address)), "both rest");
+    assert!(lease.addresses().all(|address| world.ledger.cooling.contains_key(&address)), "both are cooling");
 }
 
 #[test]
@@ -105,7 +105,7 @@ fn a_lost_store_gives_every_eni_the_slot_that_the_kernel_has_for_it() {
     world.ledger = Ledger { kernel_slots, ..Ledger::default() };
     world.links.clear();
     world.restart(true);
-    // The host goes on with what it has, before EC2 has told whose ENIs these are.
+    // The host goes on with what it has, before EC2 has said whose ENIs these are.
     world.metadata();
     let carried: BTreeMap<[u8; 6], u32> = world.core.host_enis().map(|(eni, slot)| (eni.facts.mac, slot)).collect();
     assert_eq!((carried[&macs[0]], carried[&macs[1]]), (2, 1));

@@ -16,7 +16,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 256, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn any_life_keeps_the_invariants_and_comes_to_rest(moves in moves(), mode in 0..5_usize) {
+    fn any_run_keeps_the_invariants_and_settles(moves in moves(), mode in 0..5_usize) {
         let v6 = Policy { kind: Kind::V6Prefix, second: Second::NodeLocal, ..policy() };
         let dual = Policy { second: Second::V6OfEni, ..policy() };
         let modes = [
@@ -94,7 +94,7 @@ fn a_quiet_node_calls_nobody() {
 }
 
 #[test]
-fn an_address_rests_before_it_is_given_again_and_rest_survives_a_restart() {
+fn an_address_is_cooling_before_it_is_assigned_again_and_cooldown_survives_a_restart() {
     let mut world = World::new();
     world.settle();
     world.ask(1);
@@ -146,7 +146,7 @@ fn single_addresses_in_place_of_prefixes_leave_room_for_these() {
 
 /// Found by the property above: an audit took an ENI back into service while its detaching was put off.
 #[test]
-fn an_eni_on_its_way_out_serves_nobody() {
+fn an_eni_that_is_being_detached_serves_nobody() {
     use Move::{Answer, Ask, Del, Metadata, Refuse, Restart, Wire};
     let mut world = World::new();
     let moves = [
@@ -174,7 +174,7 @@ fn an_eni_on_its_way_out_serves_nobody() {
 
 /// Metadata that leaves an ENI out at the start of a life is no reason to take the rules from the pods behind it.
 #[test]
-fn what_leases_name_is_spared_until_metadata_shows_it() {
+fn what_leases_name_is_retained_until_metadata_shows_it() {
     let mut world = World::new();
     world.settle();
     for pod in 0..6 {
@@ -228,7 +228,7 @@ fn nobody_is_given_an_address_while_the_host_cannot_forward() {
 }
 
 #[test]
-fn rests_of_a_block_that_is_never_counted_out_are_forgotten() {
+fn cooldowns_of_a_block_that_is_never_used_up_are_forgotten() {
     let v6 = Policy { kind: Kind::V6Prefix, second: Second::NodeLocal, ..policy() };
     let mut world = World::with(v6, LIMITS);
     world.settle();

@@ -141,7 +141,10 @@ impl World {
                 Effect::Offer { ticket, key, lease } => {
                     let recorded = self.ledger.leases.get(&key).expect("the record goes with the offer");
                     assert!(recorded.addresses().eq(lease.addresses()));
-                    assert!(lease.addresses().all(|address| !self.ledger.cooling.contains_key(&address)), "it rests");
+                    assert!(
+                        lease.addresses().all(|address| !self.ledger.cooling.contains_key(&address)),
+                        "it is cooling"
+                    );
                     self.is_whole(&lease);
                     self.asked.remove(&ticket);
                     self.offered.insert(ticket, (key, lease));
@@ -363,9 +366,9 @@ impl World {
         }
     }
 
-    pub fn del(&mut self, pod: u8, told: bool) {
+    pub fn del(&mut self, pod: u8, reported: bool) {
         self.links.remove(&key(pod));
-        if told {
+        if reported {
             self.tickets += 1;
             self.step(Event::Release { ticket: Ticket(self.tickets), key: key(pod) });
         }
@@ -398,7 +401,7 @@ impl World {
             Move::Ask(pod) if self.node.policy.multi_card && pod % 3 > 0 => self.ask_on(pod, Some((pod % 3).into())),
             Move::Ask(pod) => self.ask(pod),
             Move::Wire(dies) => self.wire(dies),
-            Move::Del(pod, told) => self.del(pod, told),
+            Move::Del(pod, reported) => self.del(pod, reported),
             Move::Answer => self.answer(),
             Move::Metadata => self.metadata(),
             Move::Listing => self.listing(),
@@ -447,7 +450,7 @@ pub fn moves() -> impl Strategy<Value = Vec<Move>> {
     let one = prop_oneof![
         6 => (0..12_u8).prop_map(Move::Ask),
         5 => prop::bool::weighted(0.2).prop_map(Move::Wire),
-        4 => ((0..12_u8), any::<bool>()).prop_map(|(pod, told)| Move::Del(pod, told)),
+        4 => ((0..12_u8), any::<bool>()).prop_map(|(pod, reported)| Move::Del(pod, reported)),
         6 => Just(Move::Answer),
         4 => Just(Move::Metadata),
         2 => Just(Move::Listing),

@@ -15,28 +15,20 @@ mod cloud;
 mod counts;
 mod fleet;
 mod mutations;
+mod run;
 mod stories;
 mod story;
 mod world;
 
-use std::{
-    collections::BTreeMap,
-    path::{Path, PathBuf},
-    process::ExitCode,
-};
+use std::{collections::BTreeMap, path::Path, process::ExitCode};
 
 use anyhow::Context;
 use comfy_table::{Table, presets::NOTHING};
-use enid_ipamd::{Mutation, Second};
-use vpclab::model::Options;
 
 use crate::{
-    story::Move,
-    world::{Tally, World, settings},
+    run::{MOVES, play},
+    world::Tally,
 };
-
-/// Moves of one life.
-const MOVES: usize = 400;
 
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
@@ -82,45 +74,13 @@ fn run(args: &[String]) -> anyhow::Result<()> {
     }
 }
 
-/// EC2's ways in a life of this seed.
-fn options(seed: u64) -> Options {
-    let slow = seed.is_multiple_of(3);
-    Options {
-        seed,
-        imds_lag_ms: if slow { (500, 8_000) } else { (50, 500) },
-        ec2_lag_ms: if seed.is_multiple_of(5) { (0, 2_000) } else { (0, 0) },
-        ..Options::default()
-    }
-}
-
-/// Plays a life; what broke, and what was counted.
-pub fn play(seed: u64, story: &[Move], mutation: Option<Mutation>) -> (Option<String>, Tally) {
-    let mut first = settings(u8::try_from(seed % 8).unwrap_or(0));
-    if seed % 5 == 3 {
-        first.second = Second::V6OfEni; // pods of both families
-    }
-    let Ok(mut world) = World::new(options(seed), first, mutation) else {
-        return (Some("the instance does not start".to_owned()), Tally::default());
-    };
-    for step in story {
-        world.play(step);
-        if world.broken.is_some() {
-            break;
-        }
-    }
-    if world.broken.is_none() {
-        world.settle();
-    }
-    (world.broken, world.tally)
-}
-
 fn seeds(first: u64, count: u64) -> anyhow::Result<()> {
     let mut all = Tally::default();
     for seed in first..first + count {
         let story = story::draw(seed, MOVES);
         let (broken, tally) = play(seed, &story, None);
         if let Some(what) = broken {
-            return Err(tell(seed, &story, &what)?);
+            return Err(stories::record(seed, &story, &what)?);
         }
         all.steps += tally.steps;
         all.millis += tally.millis;
@@ -148,26 +108,4 @@ fn report(tally: &Tally) {
         table.add_row([kind.to_owned(), number.to_string()]);
     }
     println!("{table}\n");
-}
-
-/// Shrinks a broken life, writes it down and tells it.
-fn tell(seed: u64, story: &[Move], what: &str) -> anyhow::Result<anyhow::Error> {
-    let head = |text: &str| {
-        text.split([' ', ':'])
-            .filter(|word| word.chars().all(char::is_alphabetic))
-            .map(str::to_owned)
-            .collect::<Vec<_>>()
-    };
-    let wanted = head(what);
-    let short = story::shrink(story, |shorter| play(seed, shorter, None).0.is_some_and(|found| head(&found) == wanted));
-    let path = folder().join(format!("seed-{seed}.json"));
-    let text = serde_json::to_string(&stories::Recorded { seed, what: what.to_owned(), moves: short.clone() })?;
-    std::fs::write(&path, text + "\n").with_context(|| format!("cannot write {}", path.display()))?;
-    let lines: Vec<String> = short.iter().map(|step| format!("  {step:?}")).collect();
-    Ok(anyhow::anyhow!("seed {seed} breaks: {what}\n{}\nwritten to {}", lines.join("\n"), path.display()))
-}
-
-/// Where lives that broke are kept.
-pub fn folder() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("stories")
 }

@@ -3,12 +3,15 @@
 use comfy_table::{Table, presets::NOTHING};
 use enid_ipamd::Mutation;
 
-use crate::{MOVES, play, story};
+use crate::{
+    run::{MOVES, play},
+    story,
+};
 
 /// Every guard, and the invariant (design) that it stands for.
 const GUARDS: [(Mutation, &str); 11] = [
     (Mutation::AssignTwice, "1: an address has one owner"),
-    (Mutation::IgnoreOrphans, "1: a link that no lease explains owns its address"),
+    (Mutation::IgnoreOrphans, "1: an orphaned link owns its address"),
     (Mutation::UnassignInUse, "2: nothing that a live pod uses is unassigned"),
     (Mutation::DetachInUse, "2: nothing that a live pod uses is detached"),
     (Mutation::IgnoreKernel, "2: a listing of the kernel after the decision stands before every release"),
@@ -17,7 +20,7 @@ const GUARDS: [(Mutation, &str); 11] = [
     (Mutation::CreateUnrecorded, "4: a creation is written down before it is sent"),
     (Mutation::ChangeUnmanaged, "5: an ENI is changed only if it is ours"),
     (Mutation::ServeUnprotected, "an ENI serves only after delete-on-termination"),
-    (Mutation::NoCooldown, "addresses rest before they are given again"),
+    (Mutation::NoCooldown, "an address is not assigned again during its cooldown"),
 ];
 
 /// Seeds that are tried before a mutation counts as unseen.

@@ -1,17 +1,19 @@
-//! Lives that once broke, and the bugs that users of the peer know by number: each must pass.
+//! Runs that once broke, and the bugs that users of the peer know by number: each must pass.
+
+use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    folder, play,
-    story::{Boundary, Move},
+    run::play,
+    story::{self, Boundary, Move},
 };
 
-/// A life in a file.
+/// A run in a file.
 #[derive(Serialize, Deserialize)]
 pub struct Recorded {
-    /// Decides EC2's ways and the first settings.
+    /// Decides how EC2 behaves and the first settings.
     pub seed: u64,
     /// What broke.
     pub what: String,
@@ -148,7 +150,7 @@ fn known() -> Vec<(&'static str, u64, Vec<Move>)> {
             ],
         ),
         (
-            "resting addresses counted as available",
+            "cooling addresses counted as available",
             2,
             vec![
                 Pass(10_000),
@@ -211,4 +213,26 @@ pub fn replay() -> anyhow::Result<()> {
     println!();
     anyhow::ensure!(failed == 0, "{failed} stories break");
     Ok(())
+}
+
+/// Shrinks a run that broke, writes it to a file and describes it.
+pub fn record(seed: u64, story: &[Move], what: &str) -> anyhow::Result<anyhow::Error> {
+    let head = |text: &str| {
+        text.split([' ', ':'])
+            .filter(|word| word.chars().all(char::is_alphabetic))
+            .map(str::to_owned)
+            .collect::<Vec<_>>()
+    };
+    let wanted = head(what);
+    let short = story::shrink(story, |shorter| play(seed, shorter, None).0.is_some_and(|found| head(&found) == wanted));
+    let path = folder().join(format!("seed-{seed}.json"));
+    let text = serde_json::to_string(&Recorded { seed, what: what.to_owned(), moves: short.clone() })?;
+    std::fs::write(&path, text + "\n").with_context(|| format!("cannot write {}", path.display()))?;
+    let lines: Vec<String> = short.iter().map(|step| format!("  {step:?}")).collect();
+    Ok(anyhow::anyhow!("seed {seed} breaks: {what}\n{}\nwritten to {}", lines.join("\n"), path.display()))
+}
+
+/// Where runs that broke are kept.
+fn folder() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("stories")
 }

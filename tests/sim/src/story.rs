@@ -80,18 +80,18 @@ pub enum Boundary {
 /// A story of this many moves from a seed.
 pub fn draw(seed: u64, moves: usize) -> Vec<Move> {
     let mut rng = fastrand::Rng::with_seed(seed);
-    // Each story has its own weather: some are calm, some are not.
-    let storm = rng.u8(0..4);
-    let mut story: Vec<Move> = (0..moves).map(|_| one(&mut rng, storm)).collect();
+    // Some stories have no faults of EC2 and no kills.
+    let faults = rng.u8(0..4);
+    let mut story: Vec<Move> = (0..moves).map(|_| one(&mut rng, faults)).collect();
     if seed.is_multiple_of(ORPHANS_IN) {
         (0..ORPHANS).for_each(|_| story.insert(rng.usize(0..story.len().max(1)), Move::Orphan));
     }
     story
 }
 
-fn one(rng: &mut fastrand::Rng, storm: u8) -> Move {
+fn one(rng: &mut fastrand::Rng, faults: u8) -> Move {
     let percent = |rng: &mut fastrand::Rng| if rng.bool() { 0 } else { rng.u8(0..60) };
-    let roll = rng.u32(0..if storm == 0 { 60 } else { 101 });
+    let roll = rng.u32(0..if faults == 0 { 60 } else { 101 });
     match roll {
         0..12 => Move::Pass(rng.u64(1..400)),
         12..18 => Move::Pass(rng.u64(400..8_000)),

@@ -7,7 +7,7 @@ use comfy_table::{Table, presets::NOTHING};
 use enid_ipamd::Target;
 use vpclab::model::Options;
 
-use super::{Fleet, Setting, float};
+use super::{Fleet, Setting, number::float};
 use crate::world::settings;
 
 /// What the buckets are to be used for at the least, and how much later than the least the last pod may come.

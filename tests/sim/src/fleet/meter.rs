@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use enid_ipamd::{CallError, Cause, Ec2Answer};
 use vpclab::model::{Options, bucket};
 
-use super::float;
+use super::number::float;
 
 /// The use of every bucket.
 pub struct Meter {

@@ -6,6 +6,7 @@
 pub mod crowd;
 mod meter;
 mod node;
+mod number;
 pub mod plot;
 pub mod trace;
 pub mod waste;
@@ -18,12 +19,7 @@ use vpclab::model::{Counted, Options};
 use crate::cloud::Cloud;
 use meter::Meter;
 use node::Node;
-
-/// A count to divide with; exact below 2^53.
-#[expect(clippy::as_conversions, reason = "there is no other way from u64 to f64")]
-fn float(count: u64) -> f64 {
-    count as f64
-}
+use number::float;
 
 /// A request needs this long to reach EC2, in milliseconds, ends included.
 const ON_THE_WAY_MS: (u64, u64) = (5, 60);

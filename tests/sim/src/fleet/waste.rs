@@ -5,7 +5,8 @@ use enid_ipamd::Target;
 use vpclab::model::Options;
 
 use super::{
-    Fleet, Setting, WIRING_MS, float,
+    Fleet, Setting, WIRING_MS,
+    number::float,
     trace::{KINDS, LENGTH, Trace},
 };
 use crate::world::settings;

@@ -1,8 +1,9 @@
 //! One node in its surroundings: the real core; disk, kernel, runtime, plugins, EC2 and metadata simulated.
 
-mod judge;
 mod moves;
 mod plugins;
+mod pods;
+mod rules;
 mod settings;
 
 use std::{
@@ -16,18 +17,14 @@ use enid_ipamd::{
 };
 use vpclab::model::Options;
 
-pub use settings::settings;
+pub use settings::{COOLDOWN_MS, settings};
 
 use crate::{
     cloud::{Cloud, Reply},
     story::Boundary,
 };
-use plugins::{Link, Plugin, Pod, Step};
+use pods::{Link, Plugin, Pod, Step};
 
-/// How long an address rests here.
-pub const REST_MS: u64 = 5_000;
-/// How long a plugin waits for an address.
-const PATIENCE_MS: u64 = 60_000;
 /// The kernel's links are listed this often, metadata is read this often when nothing is expected.
 const LISTING_MS: u64 = 5_000;
 const METADATA_MS: u64 = 30_000;
@@ -87,7 +84,7 @@ pub struct World {
     by_hand: BTreeSet<EniId>,
     /// Every event and effect is printed (SIM_TRACE).
     traces: bool,
-    /// Addresses of pods whose lease was on a disk that was lost: nobody knows when they go.
+    /// Addresses of pods whose lease was on a disk that was lost: nothing records when they go.
     unrecorded: BTreeSet<IpAddr>,
     /// Pods without a lease that no listing has shown yet.
     orphans: BTreeSet<AttachmentKey>,
@@ -182,10 +179,10 @@ impl World {
         self.tally.steps += 1;
         let now = self.clock();
         let is_in_batch = matches!(event, Event::Ask { .. });
-        let told = if self.traces { format!("{event:?}") } else { String::new() };
+        let event_text = if self.traces { format!("{event:?}") } else { String::new() };
         let (effects, plan) = self.core.step_and_plan(now, event);
-        if self.traces && (!effects.is_empty() || !told.starts_with("Tick")) {
-            eprintln!("{:>9} {told:.9000}", self.now);
+        if self.traces && (!effects.is_empty() || !event_text.starts_with("Tick")) {
+            eprintln!("{:>9} {event_text:.9000}", self.now);
             for Action { step, reason } in &plan.actions {
                 eprintln!("{:>9}   {step}: {reason}", "");
             }
@@ -204,12 +201,12 @@ impl World {
     fn carry_out(&mut self, effects: Vec<Effect>) {
         let kill = if effects.is_empty() { None } else { self.kill.take() };
         let mut writes = Vec::new();
-        let mut rest = Vec::new();
+        let mut others = Vec::new();
         for effect in effects {
             match effect {
                 Effect::Record(write) => writes.push(write),
                 Effect::Offer { ticket, key, lease } => self.offered(ticket, &key, lease),
-                other => rest.push(other),
+                other => others.push(other),
             }
         }
         if kill == Some(Boundary::BeforeDisk) {
@@ -221,9 +218,9 @@ impl World {
         let done = match kill {
             Some(Boundary::AfterDisk) => 0,
             Some(Boundary::After(count)) => usize::from(count),
-            _ => rest.len(),
+            _ => others.len(),
         };
-        for effect in rest.into_iter().take(done) {
+        for effect in others.into_iter().take(done) {
             self.act(effect);
         }
         if kill.is_some() {
@@ -235,7 +232,7 @@ impl World {
         self.fault("daemon killed");
         if std::mem::take(&mut self.lost_store) {
             self.disk = Ledger::default();
-            // What rested was on that disk and nowhere else, and so were the leases of those who live.
+            // What was cooling was on that disk and nowhere else, and so were the leases of running pods.
             self.released.clear();
             let promised = self.plugins.values().filter_map(|plugin| plugin.lease.as_ref());
             let promised = promised.flat_map(Lease::addresses);
@@ -316,8 +313,8 @@ impl World {
     fn read_metadata(&mut self) {
         let instance = self.instance.clone();
         let enis = self.cloud.imds(self.now, &instance);
-        let hurry = self.core.awaits_metadata();
-        self.next_metadata = self.now + if hurry { 500 } else { METADATA_MS };
+        let soon = self.core.awaits_metadata();
+        self.next_metadata = self.now + if soon { 500 } else { METADATA_MS };
         self.tell(Event::Wall { ms: self.now + self.wall });
         if !enis.is_empty() {
             self.tell(Event::Imds { enis, addressless: Vec::new() });

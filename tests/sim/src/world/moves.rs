@@ -8,7 +8,7 @@ use std::{
 use enid_ipamd::{AttachmentKey, EniId, Event, Intent, Millis, Policy};
 use vpclab::model::Request;
 
-use super::{REST_MS, World, settings};
+use super::{COOLDOWN_MS, World, settings};
 use crate::story::Move;
 
 impl World {
@@ -175,9 +175,9 @@ impl World {
         self.links.clear();
         let all: Vec<AttachmentKey> = self.pods.keys().cloned().collect();
         all.iter().for_each(|key| self.release(key));
-        // As the store does it: the clock began anew, what was held or rested rests from now on.
+        // As the store does it: the clock began anew, what was assigned or cooling is cooling from now on.
         self.boot = self.now;
-        let until = Millis(REST_MS);
+        let until = Millis(COOLDOWN_MS);
         self.disk.cooling.values_mut().for_each(|at| *at = until);
         for lease in std::mem::take(&mut self.disk.leases).into_values() {
             self.disk.cooling.extend(lease.addresses().map(|address| (address, until)));

@@ -2,52 +2,15 @@
 
 use std::net::IpAddr;
 
-use enid_ipamd::{AttachmentKey, Awaited, EniId, Event, Lease, PodRef, Ticket};
+use enid_ipamd::{AttachmentKey, Awaited, Event, Lease, PodRef, Ticket};
 
-use super::{PATIENCE_MS, World};
+use super::{
+    World,
+    pods::{Link, Plugin, Pod, Step},
+};
 
-/// What a plugin does next.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Step {
-    /// It waits for an offer.
-    Waits,
-    /// It has an offer and makes the pair.
-    Creates,
-    /// The pair is there; it tells so.
-    Tells,
-    /// It waits for the verdict.
-    Awaits,
-    /// The verdict is good: it makes the address reachable and prints.
-    Prints,
-}
-
-/// A plugin that carries out an ADD.
-#[derive(Clone, Debug)]
-pub(super) struct Plugin {
-    pub(super) ticket: Ticket,
-    pub(super) key: AttachmentKey,
-    pub(super) step: Step,
-    pub(super) lease: Option<Lease>,
-    /// It does nothing before that.
-    pub(super) at: u64,
-    /// Its connection to the daemon; a daemon that ends closes it.
-    pub(super) connected: bool,
-}
-
-/// A pod's link in the kernel.
-#[derive(Clone, Debug)]
-pub(super) struct Link {
-    pub(super) addresses: Vec<IpAddr>,
-    /// The host routes the addresses over it.
-    pub(super) routed: bool,
-}
-
-/// A pod whose ADD has been answered.
-#[derive(Clone, Debug)]
-pub(super) struct Pod {
-    pub(super) addresses: Vec<IpAddr>,
-    pub(super) eni: EniId,
-}
+/// How long a plugin waits for an address.
+const TIMEOUT_MS: u64 = 60_000;
 
 impl World {
     /// The plugin undoes what it made and ends with an error.
@@ -69,7 +32,7 @@ impl World {
         let plugin = Plugin { ticket, key: key.clone(), step: Step::Waits, lease: None, at: self.now, connected: true };
         self.plugins.insert(self.tickets, plugin);
         let pod = PodRef { namespace: "default".into(), name: key.container.clone() };
-        self.tell(Event::Ask { ticket, key, pod: Some(pod), timeout_ms: PATIENCE_MS, card: None });
+        self.tell(Event::Ask { ticket, key, pod: Some(pod), timeout_ms: TIMEOUT_MS, card: None });
     }
 
     pub(super) fn delete(&mut self, key: &AttachmentKey) {
@@ -80,7 +43,7 @@ impl World {
         self.tell(Event::Release { ticket, key: key.clone() });
     }
 
-    /// A pod is not there any more: its address rests from now on, if anybody knew that it had one.
+    /// A pod is not there any more: its address is cooling from now on, if any record says that it had one.
     pub(super) fn release(&mut self, key: &AttachmentKey) {
         let Some(pod) = self.pods.remove(key) else { return };
         let recorded = pod.addresses.into_iter().filter(|address| !self.unrecorded.contains(address));
@@ -127,7 +90,7 @@ impl World {
         let taken =
             self.links.iter().any(|(other, link)| *other != key && link.routed && shared(&link.addresses).is_some());
         if taken || !self.links.contains_key(&key) {
-            // The host routes the address elsewhere: the plugin leaves it there.
+            // The host routes the address over another link: the plugin leaves it there.
             return self.give_up(at);
         }
         if let Some(link) = self.links.get_mut(&key) {

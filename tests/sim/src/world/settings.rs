@@ -2,7 +2,8 @@
 
 use enid_ipamd::{Kind, Policy, Provisioning, Second, Target};
 
-use super::REST_MS;
+/// How long an address is cooling here.
+pub const COOLDOWN_MS: u64 = 5_000;
 
 /// A few settings that a node may have.
 pub fn settings(number: u8) -> Policy {
@@ -24,7 +25,7 @@ pub fn settings(number: u8) -> Policy {
         multi_card: false,
         max_enis: None,
         max_pods: Some(110),
-        cooldown_ms: REST_MS,
+        cooldown_ms: COOLDOWN_MS,
         manage_untagged: true,
         provisioning: Provisioning::On,
         clean_leaked: true,

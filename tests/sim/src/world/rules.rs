@@ -5,8 +5,8 @@ use std::{collections::BTreeSet, net::IpAddr};
 use enid_ipamd::{AttachmentKey, Call, Effect, Event, Intent, Lease, Plan, Second, Ticket};
 
 use super::{
-    REST_MS, World,
-    plugins::{Pod, Step},
+    COOLDOWN_MS, World,
+    pods::{Pod, Step},
 };
 use crate::cloud::is_ours;
 
@@ -24,22 +24,22 @@ impl World {
         }
     }
 
-    /// Judged from outside: what EC2 is asked must not hurt anybody.
+    /// A call that must not be made: it would take something away that is in use, or change what is not ours.
     pub(super) fn check_call(&mut self, call: &Call) {
         let enis = self.cloud.enis(self.now);
         let uses = |pod: &Pod, net: &ipnet::IpNet| pod.addresses.iter().any(|address| net.contains(address));
         let used = |net: &ipnet::IpNet| self.pods.values().any(|pod| uses(pod, net));
         let wrong = match call {
             Call::Create { token, .. } if !self.disk.intents.contains_key(token) => {
-                Some(format!("a creation that is not written down: {token}"))
+                Some(format!("a creation without a record: {token}"))
             }
             Call::Unassign { blocks, .. } => {
-                blocks.iter().find(|net| used(net)).map(|net| format!("{net} is given back, and a live pod uses it"))
+                blocks.iter().find(|net| used(net)).map(|net| format!("{net} is unassigned, and a live pod uses it"))
             }
             Call::Detach { eni, .. } | Call::Delete { eni }
                 if !self.by_hand.contains(eni) && self.pods.values().any(|pod| pod.eni == *eni) =>
             {
-                Some(format!("{eni} is given back, and a live pod is on it"))
+                Some(format!("{eni} is detached or deleted, and a live pod uses it"))
             }
             Call::Assign { eni, .. } => {
                 let ours =
@@ -72,12 +72,12 @@ impl World {
         let eni = self.cloud.enis(self.now).into_iter().find(|eni| eni.id == lease.eni.0);
         match eni {
             Some(eni) if !protected(&eni) && eni.attachment.is_some() => {
-                self.wrong(format!("{} serves {address} and outlives its instance", eni.id));
+                self.wrong(format!("{} serves {address} and is not deleted with its instance", eni.id));
             }
             _ => {}
         }
         let lives = |pod: &Pod| pod.addresses.contains(&address);
-        // Nobody could know of it yet: it comes to nothing.
+        // No listing could show it yet: it never comes up.
         let unseen = self.orphans.iter().find(|key| self.pods.get(*key).is_some_and(lives)).cloned();
         if let Some(key) = unseen {
             self.orphans.remove(&key);
@@ -88,10 +88,10 @@ impl World {
             let other = other.container.clone();
             self.wrong(format!("{address} is offered to {}, and {other} lives with it", key.container));
         }
-        let rested = self.released.get(&address).is_none_or(|at| self.now - at >= REST_MS);
+        let cooled = self.released.get(&address).is_none_or(|at| self.now - at >= COOLDOWN_MS);
         let held = self.pods.get(key).is_some_and(|pod| pod.addresses.contains(&address));
-        if !rested && !held && !self.links.contains_key(key) {
-            self.wrong(format!("{address} is offered before it has rested"));
+        if !cooled && !held && !self.links.contains_key(key) {
+            self.wrong(format!("{address} is offered during its cooldown"));
         }
     }
 
@@ -104,7 +104,7 @@ impl World {
                     && crate::cloud::blocks(eni).iter().any(|net| net.contains(&address))
             })
         };
-        // Who comes to an ENI before metadata has told that somebody detached it is nobody's fault here.
+        // A pod may get an address of an ENI that was detached by hand before metadata shows that.
         let here = self.pods.iter().filter(|(_, pod)| !self.by_hand.contains(&pod.eni));
         let mut lost =
             here.filter_map(|(key, pod)| Some((key, pod.addresses.iter().find(|address| !on_node(**address))?)));
@@ -114,7 +114,7 @@ impl World {
         }
     }
 
-    /// The weather clears and everybody goes home: nobody may wait for ever, nothing may be left behind.
+    /// All faults end and time passes: no ADD may wait for ever, and nothing may be left behind.
     pub fn settle(&mut self) {
         *self.cloud.faults() = vpclab::model::Faults::default();
         self.cloud.defragment();
@@ -137,7 +137,7 @@ impl World {
         self.check_enis();
     }
 
-    /// No ENI of ours hangs nowhere, no intent is open.
+    /// No ENI of ours is unattached, no intent is open.
     pub(super) fn check_enis(&mut self) {
         let enis = self.cloud.enis(self.now);
         // What somebody detached under a pod that lives on it is kept for that pod's sake.
@@ -145,7 +145,7 @@ impl World {
         let mut loose = enis.iter().filter(|eni| is_ours(eni, &self.instance) && eni.attachment.is_none());
         let loose = loose.find(|eni| !kept(eni));
         if let Some(eni) = loose {
-            let what = format!("{} is ours and hangs nowhere", eni.id);
+            let what = format!("{} is ours and attached to nothing", eni.id);
             return self.wrong(what);
         }
         let unfinished = |intent: &Intent| matches!(intent, Intent::Create(_) | Intent::Delete(_));

@@ -1,0 +1,70 @@
+//! The table of settings.
+
+/// One setting.
+pub struct Setting {
+    /// Environment variable.
+    pub name: &'static str,
+    /// Flag, without the dashes.
+    pub flag: &'static str,
+    /// As it would be written.
+    pub default: &'static str,
+    /// One line.
+    pub help: &'static str,
+}
+
+macro_rules! settings {
+    ($($name:literal $flag:literal $default:literal $help:literal;)*) => {
+        /// The table.
+        pub const SETTINGS: &[Setting] =
+            &[$(Setting { name: $name, flag: $flag, default: $default, help: $help }),*];
+    };
+}
+
+settings! {
+    "WARM_ENI_TARGET" "warm-eni-target" "" "Whole ENIs' worth of addresses to keep available; with no target set, the daemon learns its own";
+    "WARM_IP_TARGET" "warm-ip-target" "" "Addresses to keep available; switches WARM_ENI_TARGET and WARM_PREFIX_TARGET off";
+    "MINIMUM_IP_TARGET" "minimum-ip-target" "" "Addresses to have at least, assigned or not; switches the same two off";
+    "WARM_PREFIX_TARGET" "warm-prefix-target" "" "Idle /28s to keep, with ENABLE_PREFIX_DELEGATION";
+    "ENABLE_IPv4" "ipv4" "true" "Pods get IPv4 addresses of the VPC";
+    "ENABLE_IPv6" "ipv6" "false" "Pods get IPv6 addresses of the VPC, out of a /80 on each ENI; with ENABLE_IPv4 both";
+    "ENABLE_V4_EGRESS" "v4-egress" "true" "With IPv6 alone: pods reach IPv4 destinations, as the node";
+    "ENABLE_V6_EGRESS" "v6-egress" "false" "With IPv4 alone: pods reach IPv6 destinations, as the node, if it has an IPv6 address";
+    "ENABLE_MULTI_NIC" "multi-nic" "false" "Use network cards above the first, and give pods that ask for it an interface on each";
+    "ENABLE_PREFIX_DELEGATION" "prefix-delegation" "false" "Ask for /28s; single addresses where the type or the subnet has none";
+    "MAX_ENI" "max-eni" "" "ENIs at most, below the instance type's own limit; 0 is no limit";
+    "MAX_PODS" "max-pods" "" "Pods that fit on the node: the pool is never larger than that ahead of need";
+    "IP_COOLDOWN_PERIOD" "ip-cooldown-period" "30" "Seconds that an address is in its cooldown after use";
+    "MANAGE_UNTAGGED_ENI" "manage-untagged-eni" "true" "Adopt attached ENIs that carry no tag of ours";
+    "DISABLE_NETWORK_RESOURCE_PROVISIONING" "disable-provisioning" "false" "Create, change and release nothing in EC2";
+    "ENABLE_IMDS_ONLY_MODE" "imds-only" "false" "Do not ask EC2 at all; implies the previous one";
+    "DISABLE_LEAKED_ENI_CLEANUP" "disable-leaked-eni-cleanup" "false" "Do not delete leaked ENIs of other nodes of the cluster";
+    "AWS_MANAGE_ENIS_NON_SCHEDULABLE" "manage-cordoned" "false" "Keep a pool ahead on a cordoned node too";
+    "CLUSTER_NAME" "cluster-name" "" "Tag on ENIs: which cluster they belong to; leaked ENIs are looked for only with it";
+    "ADDITIONAL_ENI_TAGS" "additional-eni-tags" "{}" "JSON object of further tags on new ENIs";
+    "AWS_VPC_ENI_MTU" "eni-mtu" "9001" "MTU of ENIs, bytes, 576 to 9001";
+    "POD_MTU" "pod-mtu" "" "MTU of pods, bytes, 576 to 9001; as the ENIs' if not set";
+    "AWS_VPC_K8S_CNI_VETHPREFIX" "veth-prefix" "eni" "Prefix of the names of pods' host links, four characters at most";
+    "AWS_VPC_K8S_CNI_EXCLUDE_SNAT_CIDRS" "exclude-snat-cidrs" "" "Comma list of IPv4 CIDRs that see the pod's own address";
+    "AWS_VPC_K8S_CNI_EXTERNALSNAT" "external-snat" "false" "Leave pods' addresses as they are, whatever the destination: a gateway behind the ENIs translates";
+    "AWS_VPC_K8S_CNI_RANDOMIZESNAT" "randomize-snat" "prng" "How source ports are chosen: prng, hashrandom or none";
+    "AWS_EXTERNAL_SERVICE_CIDRS" "external-service-cidrs" "" "Comma list of IPv4 CIDRs that are asked of the main table before the ENIs' own";
+    "AWS_VPC_CNI_NODE_PORT_SUPPORT" "node-port-support" "true" "Answer by the primary ENI what came in there, whichever ENI the pod's address is on";
+    "AWS_VPC_K8S_CNI_CONNMARK" "connmark" "0x80" "Bits of connection marks that remember what came in by the primary ENI";
+    "ENID_ENI_MARK_MASK" "eni-mark-mask" "0x7f" "Seven bits side by side of packet marks that name an ENI";
+    "ENID_FORWARD_PROBE" "forward-probe" "true" "Be ready only if a packet passes between two namespaces, where another firewall drops at the forward hook";
+    "AWS_VPC_K8S_CNI_LOGLEVEL" "log-level" "info" "error, warn, info, debug or trace";
+    "ENID_LOG_FORMAT" "log-format" "text" "text or json";
+    "AWS_EC2_ENDPOINT" "ec2-endpoint" "" "EC2's URL, if not the region's own";
+    "MY_NODE_NAME" "node-name" "" "The node's name in Kubernetes; the host's name if not set";
+    "ENID_RUN_DIR" "run-dir" "/run/enid" "Folder of the sockets";
+    "ENID_STORE_DIR" "store-dir" "/var/lib/enid" "Folder of the store";
+    "HOST_CNI_BIN_PATH" "cni-bin-dir" "/opt/cni/bin" "Folder the plugin is installed in";
+    "HOST_CNI_CONFDIR_PATH" "cni-conf-dir" "/etc/cni/net.d" "Folder of the network configuration";
+    "ENABLE_BANDWIDTH_PLUGIN" "bandwidth-plugin" "false" "Chain the bandwidth plugin, which shapes what pods' annotations ask for";
+    "DISABLE_POD_V6" "disable-pod-v6" "false" "Chain the tuning plugin, which switches IPv6 off in pods";
+    "ENID_CONFLIST_TEMPLATE" "conflist-template" "" "File with a network configuration to start from, instead of our own";
+    "ENID_ADD_WAIT" "add-wait" "60" "Seconds an ADD waits for an address, 1 to 600: below the runtime's own limit";
+    "ENID_START_WAIT" "start-wait" "30" "Seconds to wait for instance metadata at start";
+    "ENID_METRICS_ADDRESS" "metrics-address" "0.0.0.0:61678" "Where /metrics is served";
+    "DISABLE_METRICS" "disable-metrics" "false" "Serve no metrics";
+}
