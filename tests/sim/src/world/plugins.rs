@@ -116,6 +116,9 @@ impl World {
         let Some((_, until)) = self.surplus_address() else { return };
         self.pass((until + self.boot).saturating_sub(self.now + 1));
         let Some((address, _)) = self.surplus_address() else { return };
+        if self.pods.values().any(|pod| pod.addresses.contains(&address)) {
+            return;
+        }
         let eni = self.core.view(self.clock()).blocks.values().find(|block| block.net().contains(&address)).cloned();
         let Some(eni) = eni.map(|block| block.eni().clone()) else { return };
         self.fault("orphaned link");
