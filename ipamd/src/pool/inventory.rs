@@ -1,11 +1,7 @@
 //! The ENIs of the node and the blocks on them. What an ENI counts and in which order it assigns follows every change of
 //! a block, because every change passes through here.
 
-use std::{
-    cmp::Reverse,
-    collections::{BTreeMap, BTreeSet},
-    net::IpAddr,
-};
+use std::{cmp::Reverse, collections::BTreeSet, net::IpAddr};
 
 use imbl::{OrdMap, OrdSet};
 use ipnet::IpNet;
@@ -13,16 +9,13 @@ use ipnet::IpNet;
 use super::{
     block::{Block, BlockState, InUse, Rank},
     eni::{AddresslessEni, Eni, EniFacts, EniState, Sums},
-    expected::{Expected, STALE_MS},
+    expected::{Expectations, Expected, Met},
 };
 use crate::{
     ids::{EniId, Millis, Place},
     node::Node,
     supply::{Counts, Second, kind, per_eni},
 };
-
-/// An address is assigned once instance metadata shows it, or when it has not for so long after EC2 confirmed it.
-pub(crate) const IMDS_LAG_MS: u64 = 10_000;
 
 /// An address taken out of a block for a pod, and its second one.
 pub(crate) struct Taken {
@@ -43,7 +36,7 @@ pub(crate) struct Pool {
     addressless: OrdMap<EniId, Place>,
     unconfirmed: OrdSet<IpNet>,
     unassigning: OrdSet<IpNet>,
-    expected: OrdMap<EniId, Expected>,
+    expected: Expectations,
     /// ENIs that carry our tag, as EC2 has said in this run.
     tagged: OrdSet<EniId>,
     /// Changes with every ENI and block that comes or goes.
@@ -413,21 +406,12 @@ impl Pool {
 
     /// EC2 has confirmed blocks that metadata is to show; `since` is when the ENI was attached.
     pub(crate) fn expect(&mut self, id: &EniId, blocks: Vec<IpNet>, since: Option<Millis>, asked: Millis) {
-        let blocks = blocks.into_iter().collect();
-        match self.expected.get_mut(id) {
-            Some(expected) => {
-                expected.blocks = expected.blocks.clone().union(blocks);
-                expected.since = since.or(expected.since);
-            }
-            None => drop(self.expected.insert(id.clone(), Expected { blocks, since, asked, place: None })),
-        }
+        self.expected.add(id, blocks, since, asked);
     }
 
     /// A new ENI was attached there, and metadata is to show it.
     pub(crate) fn expect_eni(&mut self, now: Millis, id: &EniId, place: Option<Place>) {
-        if let Some(expected) = self.expected.get_mut(id) {
-            (expected.since, expected.place) = (Some(now), place);
-        }
+        self.expected.attached(now, id, place);
     }
 
     pub(crate) fn expected(&self) -> impl Iterator<Item = (&EniId, &Expected)> {
@@ -436,32 +420,12 @@ impl Pool {
 
     /// When EC2's word for something that metadata does not show has to do.
     pub(crate) fn next_expected(&self) -> impl Iterator<Item = Millis> {
-        self.expected.values().filter_map(|expected| Some(expected.since?.plus(IMDS_LAG_MS)))
+        self.expected.next()
     }
 
     /// Ends expectations that metadata has met, or that have lasted so long that EC2's word has to do.
     pub(crate) fn end_expected(&mut self, now: Millis) -> Vec<Met> {
-        let due: BTreeMap<EniId, Expected> =
-            self.expected.iter().map(|(id, expected)| (id.clone(), expected.clone())).collect();
-        let mut met = Vec::new();
-        for (id, expected) in due {
-            let waited = |limit: u64| expected.since.is_some_and(|since| now.since(since) >= limit);
-            let outcome = match self.enis.get(&id) {
-                None if waited(STALE_MS) => Met::Never,
-                None => continue,
-                Some(eni) => {
-                    let open: Vec<IpNet> =
-                        expected.blocks.iter().filter(|net| !eni.blocks.contains(*net)).copied().collect();
-                    if !open.is_empty() && !waited(IMDS_LAG_MS) {
-                        continue;
-                    }
-                    Met::Delivered { eni: id.clone(), blocks: open, took_ms: now.since(expected.asked) }
-                }
-            };
-            self.expected.remove(&id);
-            met.push(outcome);
-        }
-        met
+        self.expected.end(now, |id| self.enis.get(id).map(|eni| &eni.blocks))
     }
 
     /// Changes a block, and what its ENI counts and orders by it.
@@ -485,14 +449,6 @@ impl Pool {
             self.with_block(net, change);
         }
     }
-}
-
-/// How an expectation ended.
-pub(crate) enum Met {
-    /// Metadata has never shown the ENI.
-    Never,
-    /// Everything is there; these blocks by EC2's word alone.
-    Delivered { eni: EniId, blocks: Vec<IpNet>, took_ms: u64 },
 }
 
 fn needs_v6(node: &Node) -> bool {

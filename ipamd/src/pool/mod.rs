@@ -9,6 +9,6 @@ mod slots;
 pub(crate) use block::InUse;
 pub use block::{Block, BlockState};
 pub use eni::{AddresslessEni, Eni, EniFacts, EniState, Sums};
-pub(crate) use expected::{STALE_MS, Unassigned};
-pub(crate) use inventory::{IMDS_LAG_MS, Met, Pool, Taken};
+pub(crate) use expected::{IMDS_LAG_MS, Met, STALE_MS, Unassigned};
+pub(crate) use inventory::{Pool, Taken};
 pub(crate) use slots::Slots;
