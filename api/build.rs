@@ -11,7 +11,11 @@ fn main() -> Result<(), Box<dyn Error>> {
     let descriptors = protox::compile(PROTOS, ["proto"])?;
     let out_dir = PathBuf::from(env::var("OUT_DIR")?);
     fs::write(out_dir.join("enid.v1.bin"), descriptors.encode_to_vec())?;
+    // Services, and with them the runtime, only for who wants them.
+    let grpc = env::var_os("CARGO_FEATURE_GRPC").is_some();
     tonic_prost_build::configure()
+        .build_client(grpc)
+        .build_server(grpc)
         .type_attribute(".", "#[cfg_attr(feature = \"serde\", derive(serde::Serialize))]")
         .compile_fds(descriptors)?;
     Ok(())

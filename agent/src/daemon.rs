@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use anyhow::Context;
-use enid_api::v1::{cni_server::CniServer, debug_server::DebugServer};
+use enid_api::v1::debug_server::DebugServer;
 use enid_datapath::Family;
 use enid_ipamd::{Core, Event, Ledger, Node, Provisioning};
 use tokio::{
@@ -13,6 +13,7 @@ use tokio::{
     time::{Instant, timeout},
 };
 use tonic::transport::Server;
+use tonic_health::ServingStatus;
 use tracing::{info, warn};
 
 use crate::{
@@ -32,8 +33,9 @@ use crate::{
     reconcile::{forward::Forward, links},
     runtime::conflist,
     serve::cni::CniService,
-    serve::debug::DebugService,
+    serve::debug::{CNI_HEALTH, DebugService},
     serve::metrics,
+    serve::packets::Listener,
     serve::sockets,
     settings::Settings,
     store::{self, Store},
@@ -124,7 +126,7 @@ async fn serve(mut settings: Settings, elsewhere: runtime::Handle) -> anyhow::Re
     let v6 = settings.steering.policy.knows(Family::V6);
     let repair = Repair { handle: handle.clone(), kernel, counters: counters.clone(), shadows, hooks, v6 };
 
-    let cni = sockets::listen(&sockets::cni(&settings.run_dir))?;
+    let plugins = Listener::bind(&sockets::cni(&settings.run_dir))?;
     let debug = {
         let _entered = elsewhere.enter();
         sockets::listen(&sockets::debug(&settings.run_dir))?
@@ -152,8 +154,6 @@ async fn serve(mut settings: Settings, elsewhere: runtime::Handle) -> anyhow::Re
         .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
         .build_v1()
         .context("cannot describe the services")?;
-    let plugins =
-        Server::builder().add_service(CniServer::new(cni_service)).serve_with_incoming(sockets::incoming(cni));
     let operators = Server::builder()
         .add_service(DebugServer::new(debug_service))
         .add_service(health_service)
@@ -170,7 +170,7 @@ async fn serve(mut settings: Settings, elsewhere: runtime::Handle) -> anyhow::Re
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot wait for SIGINT")?;
     tokio::select! {
         ended = tokio::spawn(brain.run()) => { ended?; anyhow::bail!("the brain ended") }
-        ended = tokio::spawn(plugins) => ended?.context("the plugin's server ended"),
+        ended = tokio::spawn(cni_service.run(plugins)) => { ended?; anyhow::bail!("the plugins' server ended") }
         ended = elsewhere.spawn(operators) => ended?.context("the debug server ended"),
         ended = elsewhere.spawn(metrics_server) => ended?,
         ended = elsewhere.spawn(read_metadata(imds, handle.clone(), hurries)) => { ended?; anyhow::bail!("the metadata reader ended") }
@@ -241,9 +241,9 @@ async fn announce(
             announced = conflist::write(&settings).await?;
         }
         if ready {
-            health.set_serving::<CniServer<CniService>>().await;
+            health.set_service_status(CNI_HEALTH, ServingStatus::Serving).await;
         } else {
-            health.set_not_serving::<CniServer<CniService>>().await;
+            health.set_service_status(CNI_HEALTH, ServingStatus::NotServing).await;
         }
         if let Ok(Err(_)) = timeout(CONFLIST, readiness.changed()).await {
             return Ok(()); // the brain has ended

@@ -23,20 +23,20 @@ use crate::{
 
 /// Wires the attachment, and those on further network cards, and returns the result document.
 pub fn add(env: &Env, config: &Config) -> Result<String, Error> {
-    // One patience for all of its interfaces: the runtime has one.
-    let (begun, patience) = (Instant::now(), Duration::from_secs(config.add_wait_seconds));
+    // One wait for all of its interfaces: the runtime has one.
+    let (begun, wait) = (Instant::now(), Duration::from_secs(config.add_wait_seconds));
     let netns_path = env.netns.as_deref().unwrap_or(Path::new(""));
     let (host_ns, pod_ns) = namespaces(netns_path, env.own_netns_allowed)?;
     let host = Netlink::open().map_err(kernel_refused)?;
     let mut kernel = Kernel { host, inside: enter(&pod_ns, &host_ns)?, host_ns, pod_ns };
     // What is in the way is found before an address is taken for it.
     kernel.check_free(config, &env.container, &env.ifname)?;
-    let daemon = Daemon::connect(&config.socket)?;
+    let daemon = Daemon::at(&config.socket);
     let each_card = config.each_card && env.ifname == identity::FIRST;
     let ask = |ifname: &str, card| Ask {
         attachment: Some(attachment_of(env, config, ifname)),
         pod: env.pod.clone().map(|(namespace, name)| Pod { namespace, name, uid: env.pod_uid.clone() }),
-        patience_ms: millis(patience.saturating_sub(begun.elapsed())),
+        timeout_ms: millis(wait.saturating_sub(begun.elapsed())),
         card,
         each_card: each_card && card.is_none(),
     };
@@ -64,10 +64,11 @@ fn millis(time: Duration) -> u64 {
 /// One attachment, from question to route; and the network cards that its pod wants more of.
 fn wire(kernel: &mut Kernel, daemon: &Daemon, ask: Ask) -> Result<(Wired, Vec<u32>), Error> {
     let attachment = ask.attachment.clone().unwrap_or_default();
-    let (mut session, offer) = daemon.attach(ask)?;
+    let session = daemon.connect()?;
+    let offer = session.ask(ask)?;
     let cards = offer.further_cards.clone();
     let link = link_for(offer, &attachment.ifname)?;
-    let (pair, routes) = kernel.confirm(&link, &mut session).inspect_err(|_| pod::undo(&link, &mut kernel.host))?;
+    let (pair, routes) = kernel.confirm(&link, &session).inspect_err(|_| pod::undo(&link, &mut kernel.host))?;
     if link.families().contains(&Family::V6) {
         // A hardened host switches it off for links to come.
         netns::allow_ipv6(&link.host_ifname).map_err(kernel_refused).inspect_err(|_| {
@@ -118,7 +119,7 @@ impl Kernel {
 
     /// Makes the link up to the daemon's verdict. The daemon looks at it while the pod's end is configured.
     /// The host's end comes later: an address that is not ours any more is never made reachable.
-    fn confirm(&mut self, link: &PodLink, session: &mut Session<'_>) -> Result<(Pair, Routes), Error> {
+    fn confirm(&mut self, link: &PodLink, session: &Session) -> Result<(Pair, Routes), Error> {
         let pair = pod::create(link, &mut self.host, &self.host_ns, &mut self.inside).map_err(kernel_refused)?;
         if let Some(aside) = &pair.moved_aside {
             note!("{} belonged to another attachment and is now {aside}", link.host_ifname);

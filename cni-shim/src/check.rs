@@ -17,7 +17,7 @@ pub fn check(env: &Env, config: &Config) -> Result<(), Error> {
     let previous = config.prev_result.as_ref().ok_or_else(|| Error::config("CHECK needs a \"prevResult\""))?;
     let netns = env.netns.as_deref().unwrap_or(std::path::Path::new(""));
     let (host_ns, pod_ns) = namespaces(netns, env.own_netns_allowed)?;
-    let daemon = Daemon::connect(&config.socket)?;
+    let daemon = Daemon::at(&config.socket);
     let mut host = Netlink::open().map_err(|error| Error::kernel(DOING, error))?;
     let mut inside = enter(&pod_ns, &host_ns)?;
     let further =

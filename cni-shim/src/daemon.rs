@@ -1,182 +1,197 @@
-//! The conversation with the daemon.
+//! The conversation with the daemon: packets over its Unix socket, one connection for each conversation.
 //!
-//! An attachment is one stream, kept open until the link stands: when it closes early, the daemon takes
-//! the address back. Every step has a deadline, so a daemon that hangs costs no more than that.
+//! An attachment's connection is kept open until the link stands: when it closes early, the daemon takes the address
+//! back. Every step has a deadline for all of its packets, so a daemon that hangs costs no more than that.
 
-use std::{future::Future, path::Path, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use enid_api::{
-    Cork,
+    parts,
     v1::{
-        AttachReply, AttachRequest, CollectReply, CollectRequest, LookupReply, LookupRequest, Refusal, ReleaseRequest,
-        StatusReply, StatusRequest, Wired, attach_reply, attach_request, cni_client::CniClient,
+        CollectReply, LookupReply, LookupRequest, Pending, Refusal, ReleaseRequest, StatusReply, StatusRequest, Wired,
+        from_daemon::Kind as Answer, from_plugin::Kind,
     },
 };
-use hyper_util::rt::TokioIo;
-use tokio::{net::UnixStream, runtime::Runtime, sync::mpsc, time::timeout};
-use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Code, Status, Streaming, transport::Channel, transport::Endpoint};
-use tower::service_fn;
 
-use crate::error::Error;
+use crate::{
+    error::Error,
+    packets::{Deadline, Fault, Packets, Room, words},
+};
 
 // Causes that only the plugin can name, beside the daemon's own (enid_ipamd::Cause): daemon_down,
 // daemon_silent, daemon_refused.
 
-/// How long the daemon may take for anything but growth.
+/// How long the daemon may take for anything but growth, connection included.
 const ANSWER: Duration = Duration::from_secs(2);
 /// How long STATUS may take, connection included: runtimes ask every few seconds.
 const STATUS: Duration = Duration::from_millis(900);
 /// How long a listing of all links may take, with thousands of them.
 const COLLECT: Duration = Duration::from_secs(10);
-/// How long a verdict may take: the disk stands before it, and connection tracking's table where the address has
-/// just rested (0.7 s for a quarter of a million entries).
+/// How long a verdict may take: the disk stands before it, and connection tracking's table where the address was
+/// used a moment ago (0.7 s for a quarter of a million entries).
 const VERDICT: Duration = Duration::from_secs(10);
 
 /// The message types of a request.
 pub use enid_api::v1::{Ask, Attachment, Offer, Pod};
 
-/// A connected daemon, and the one-thread runtime that the connection lives on.
+/// Where the daemon is.
 pub struct Daemon {
-    runtime: Runtime,
-    client: CniClient<Channel>,
+    socket: PathBuf,
 }
 
 /// An attachment under way.
-pub struct Session<'a> {
-    daemon: &'a Daemon,
-    requests: mpsc::Sender<AttachRequest>,
-    replies: Streaming<AttachReply>,
+pub struct Session {
+    packets: Packets,
+}
+
+/// A conversation of one question: what it is for, how long it takes, how long its answer may be.
+struct Question {
+    doing: &'static str,
+    limit: Duration,
+    room: Room,
 }
 
 impl Daemon {
-    /// Connects to the daemon's socket.
-    pub fn connect(socket: &Path) -> Result<Self, Error> {
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .map_err(|source| Error::io(format!("cannot start the plugin's runtime: {source}")))?;
-        let path = socket.to_owned();
-        let connector = service_fn(move |_| {
-            let path = path.clone();
-            async move { UnixStream::connect(path).await.map(|socket| TokioIo::new(Cork::new(socket))) }
-        });
-        // The name is not looked up: the connector goes to the socket.
-        let endpoint = Endpoint::from_static("http://enid.local");
-        let channel = runtime
-            .block_on(async { timeout(ANSWER, endpoint.connect_with_connector(connector)).await })
-            .map_err(|_| silent("accept a connection"))?
-            .map_err(|error| {
-                let why = std::error::Error::source(&error).map_or_else(|| error.to_string(), root);
-                let at = socket.display();
-                Error::later(format!("the enid daemon does not answer on {at}: {why}"), "cause=daemon_down")
-            })?;
-        Ok(Daemon { runtime, client: CniClient::new(channel) })
+    /// The daemon that listens there.
+    pub fn at(socket: &Path) -> Self {
+        Daemon { socket: socket.to_owned() }
     }
 
-    /// Asks for an address and waits for it as long as the question says.
-    pub fn attach(&self, ask: Ask) -> Result<(Session<'_>, Offer), Error> {
-        let patience = Duration::from_millis(ask.patience_ms);
-        let (requests, stream) = mpsc::channel(2);
-        let mut client = self.client.clone();
-        let first = AttachRequest { step: Some(attach_request::Step::Ask(ask)) };
-        let replies = self.within("take the request", ANSWER, async {
-            requests.send(first).await.map_err(|_| Status::cancelled("the stream closed"))?;
-            client.attach(ReceiverStream::new(stream)).await
-        })?;
-        let mut session = Session { daemon: self, requests, replies: replies.into_inner() };
-        match session.next("offer an address", patience + ANSWER)? {
-            attach_reply::Step::Offer(offer) => Ok((session, offer)),
-            attach_reply::Step::Refusal(refusal) => Err(refused(refusal)),
-            attach_reply::Step::Verdict(_) => Err(unexpected("a verdict before an offer")),
-        }
+    /// Connects, for an attachment that is asked for next.
+    pub fn connect(&self) -> Result<Session, Error> {
+        Ok(Session { packets: self.connected(Deadline::within(ANSWER))? })
     }
 
     /// Lets the daemon end an attachment: whether its link is gone as well.
     pub fn release(&self, attachment: Attachment) -> Result<bool, Error> {
-        let mut client = self.client.clone();
+        let question = Question { doing: "release the address", limit: ANSWER, room: Room::Usual };
         let request = ReleaseRequest { attachment: Some(attachment) };
-        let reply = self.within("release the address", ANSWER, client.release(request))?;
-        Ok(reply.into_inner().link_deleted)
+        match self.ask(&question, [Kind::Release(request)])? {
+            Answer::Released(reply) => Ok(reply.link_deleted),
+            other => Err(unexpected(&other)),
+        }
     }
 
     /// What the daemon knows of an attachment.
     pub fn lookup(&self, attachment: Attachment) -> Result<LookupReply, Error> {
-        let mut client = self.client.clone();
+        let question = Question { doing: "look the attachment up", limit: ANSWER, room: Room::Whole };
         let request = LookupRequest { attachment: Some(attachment) };
-        self.within("look the attachment up", ANSWER, client.lookup(request)).map(tonic::Response::into_inner)
+        match self.ask(&question, [Kind::Lookup(request)])? {
+            Answer::Found(reply) => Ok(reply),
+            other => Err(unexpected(&other)),
+        }
     }
 
     /// Whether an ADD would succeed now.
     pub fn status(&self) -> Result<StatusReply, Error> {
-        let mut client = self.client.clone();
-        let call = client.status(StatusRequest::default());
-        self.within("say whether it is ready", STATUS, call).map(tonic::Response::into_inner)
+        let question = Question { doing: "say whether it is ready", limit: STATUS, room: Room::Whole };
+        match self.ask(&question, [Kind::Status(StatusRequest {})])? {
+            Answer::Status(reply) => Ok(reply),
+            other => Err(unexpected(&other)),
+        }
     }
 
     /// Ends what is not among the valid and not in the kernel.
     pub fn collect(&self, network: &str, valid: &[(String, String)]) -> Result<CollectReply, Error> {
+        let question = Question { doing: "collect what is left over", limit: COLLECT, room: Room::Whole };
         let name = |(container, ifname): &(String, String)| Attachment {
             network: network.to_owned(),
             container: container.clone(),
             ifname: ifname.clone(),
         };
-        let request = CollectRequest { network: network.to_owned(), valid: valid.iter().map(name).collect() };
-        let mut client = self.client.clone();
-        self.within("collect what is left over", COLLECT, client.collect(request)).map(tonic::Response::into_inner)
+        let parts = parts::split(network, valid.iter().map(name)).map_err(|error| Error::config(error.to_string()))?;
+        match self.ask(&question, parts.into_iter().map(Kind::Collect))? {
+            Answer::Collected(reply) => Ok(reply),
+            other => Err(unexpected(&other)),
+        }
     }
 
-    fn within<T>(
-        &self,
-        doing: &str,
-        limit: Duration,
-        call: impl Future<Output = Result<T, Status>>,
-    ) -> Result<T, Error> {
-        let answer = self.runtime.block_on(async { timeout(limit, call).await }).map_err(|_| silent(doing))?;
-        answer.map_err(|status| match status.code() {
-            Code::Unimplemented => Error::later(
-                format!("what listens on the socket is not an enid daemon of this kind: it cannot {doing}"),
-                "cause=daemon_refused",
-            ),
-            // A stream that breaks off is a daemon that ended.
-            Code::Unavailable | Code::Unknown | Code::Internal if gone(&status) => {
-                Error::later(format!("the enid daemon went away: could not {doing}"), "cause=daemon_down")
+    fn ask(&self, question: &Question, packets: impl IntoIterator<Item = Kind>) -> Result<Answer, Error> {
+        let deadline = Deadline::within(question.limit);
+        let connected = self.connected(deadline)?;
+        for packet in packets {
+            connected.send(packet, deadline).map_err(|fault| failed(question.doing, fault))?;
+        }
+        answered(&connected, question.doing, question.room, deadline)
+    }
+
+    fn connected(&self, deadline: Deadline) -> Result<Packets, Error> {
+        Packets::connect(&self.socket, deadline).map_err(|fault| match fault {
+            Fault::Io(errno) => {
+                let (at, why) = (self.socket.display(), words(errno));
+                Error::later(format!("the enid daemon does not answer on {at}: {why}"), "cause=daemon_down")
             }
-            code => {
-                let words = if status.message().is_empty() { code.description() } else { status.message() };
-                Error::later(format!("the enid daemon could not {doing}: {words}"), "cause=daemon_refused")
-            }
+            fault => failed("accept a connection", fault),
         })
     }
 }
 
-impl Session<'_> {
-    /// Says that the link stands.
-    pub fn say_wired(&mut self, host_ifname: &str) -> Result<(), Error> {
-        let wired = Wired { host_ifname: host_ifname.to_owned() };
-        let request = AttachRequest { step: Some(attach_request::Step::Wired(wired)) };
-        self.daemon.within("take the news of the link", ANSWER, async {
-            self.requests.send(request).await.map_err(|_| Status::unavailable("the connection has closed"))?;
-            // Lets the connection's tasks put it on the wire now; left out, it would go with the verdict's wait.
-            tokio::task::yield_now().await;
-            Ok(())
-        })
-    }
-
-    /// Whether the attachment is still ours.
-    pub fn verdict(&mut self) -> Result<bool, Error> {
-        match self.next("confirm the attachment", VERDICT)? {
-            attach_reply::Step::Verdict(verdict) => Ok(verdict.mine),
-            attach_reply::Step::Refusal(refusal) => Err(refused(refusal)),
-            attach_reply::Step::Offer(_) => Err(unexpected("a second offer")),
+impl Session {
+    /// Asks for an address and waits for it as long as the question says. A daemon that has none yet says so at once.
+    pub fn ask(&self, ask: Ask) -> Result<Offer, Error> {
+        const DOING: &str = "offer an address";
+        let (first, whole) =
+            (Deadline::within(ANSWER), Deadline::within(Duration::from_millis(ask.timeout_ms) + ANSWER));
+        self.packets.send(Kind::Ask(ask), first).map_err(|fault| failed("take the request", fault))?;
+        let mut answer = answered(&self.packets, "take the request", Room::Usual, first)?;
+        while let Answer::Pending(Pending {}) = answer {
+            answer = answered(&self.packets, DOING, Room::Usual, whole)?;
+        }
+        match answer {
+            Answer::Offer(offer) => Ok(offer),
+            Answer::Refusal(refusal) => Err(refused(refusal)),
+            other => Err(unexpected(&other)),
         }
     }
 
-    fn next(&mut self, doing: &str, limit: Duration) -> Result<attach_reply::Step, Error> {
-        let reply = self.daemon.within(doing, limit, self.replies.message())?.ok_or_else(|| {
-            Error::later(format!("the enid daemon closed the connection before it could {doing}"), "cause=daemon_down")
-        })?;
-        reply.step.ok_or_else(|| unexpected("a step that this plugin does not know"))
+    /// Says that the link stands.
+    pub fn say_wired(&self, host_ifname: &str) -> Result<(), Error> {
+        let wired = Kind::Wired(Wired { host_ifname: host_ifname.to_owned() });
+        let said = self.packets.send(wired, Deadline::within(ANSWER));
+        said.map_err(|fault| failed("take the news of the link", fault))
+    }
+
+    /// Whether the attachment is still ours.
+    pub fn verdict(&self) -> Result<bool, Error> {
+        match answered(&self.packets, "confirm the attachment", Room::Usual, Deadline::within(VERDICT))? {
+            Answer::Verdict(verdict) => Ok(verdict.mine),
+            Answer::Refusal(refusal) => Err(refused(refusal)),
+            other => Err(unexpected(&other)),
+        }
+    }
+}
+
+/// The next answer, if the daemon could do it.
+fn answered(packets: &Packets, doing: &str, room: Room, deadline: Deadline) -> Result<Answer, Error> {
+    match packets.receive(room, deadline) {
+        Ok(Answer::Failure(failure)) if failure.not_understood => Err(Error::later(
+            format!("what listens on the socket is not an enid daemon of this kind: it cannot {doing}"),
+            "cause=daemon_refused",
+        )),
+        Ok(Answer::Failure(failure)) => {
+            Err(Error::later(format!("the enid daemon could not {doing}: {}", failure.message), "cause=daemon_refused"))
+        }
+        Ok(answer) => Ok(answer),
+        Err(fault) => Err(failed(doing, fault)),
+    }
+}
+
+fn failed(doing: &str, fault: Fault) -> Error {
+    match fault {
+        Fault::Late => Error::later(format!("the enid daemon did not {doing} in time"), "cause=daemon_silent"),
+        Fault::Closed => {
+            let words = format!("the enid daemon closed the connection before it could {doing}");
+            Error::later(words, "cause=daemon_down")
+        }
+        Fault::TooLong(length) => Error::internal(format!("the question to {doing} has {length} bytes, too many")),
+        Fault::Malformed(malformed) => no_answer(&malformed.to_string()),
+        Fault::Io(errno) => {
+            let words = format!("the connection to the enid daemon failed, which was to {doing}: {}", words(errno));
+            Error::later(words, "cause=daemon_down")
+        }
     }
 }
 
@@ -192,19 +207,19 @@ fn refused(refusal: Refusal) -> Error {
     Error::later(format!("no address for the pod ({cause}): {message}"), details)
 }
 
-/// The connection itself ended, which the daemon cannot say.
-fn gone(status: &Status) -> bool {
-    status.code() == Code::Unavailable || std::error::Error::source(status).is_some()
+/// The daemon says something that is not its turn.
+fn unexpected(answer: &Answer) -> Error {
+    no_answer(match answer {
+        Answer::Pending(_) => "\"pending\" out of turn",
+        Answer::Offer(_) => "an offer out of turn",
+        Answer::Verdict(_) => "a verdict out of turn",
+        Answer::Refusal(_) => "a refusal out of turn",
+        Answer::Released(_) | Answer::Found(_) | Answer::Status(_) | Answer::Collected(_) | Answer::Failure(_) => {
+            "the answer to another question"
+        }
+    })
 }
 
-fn silent(doing: &str) -> Error {
-    Error::later(format!("the enid daemon did not {doing} in time"), "cause=daemon_silent")
-}
-
-fn unexpected(what: &str) -> Error {
+fn no_answer(what: &str) -> Error {
     Error::internal(format!("the enid daemon sent {what}; plugin and daemon do not understand each other"))
-}
-
-fn root(error: &(dyn std::error::Error + 'static)) -> String {
-    error.source().map_or_else(|| error.to_string(), root)
 }

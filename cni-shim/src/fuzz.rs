@@ -5,20 +5,22 @@
 
 use std::{ffi::OsString, os::unix::ffi::OsStringExt};
 
-use enid_api::v1::{AttachReply, CollectReply, LookupReply, ReleaseReply, StatusReply};
+use enid_api::{
+    packet,
+    v1::{Offer, from_daemon::Kind},
+};
 use enid_datapath::{
     Mac,
     pod::{PodLink, Routes},
 };
 use proptest::prelude::*;
-use prost::Message;
 
 use super::*;
 use crate::result::Wired;
 
-/// One way to spoil a document.
+/// One way to corrupt a document.
 #[derive(Clone, Debug)]
-enum Harm {
+enum Corruption {
     Cut(usize),
     Flip(usize, u8),
     Insert(usize, Vec<u8>),
@@ -27,7 +29,7 @@ enum Harm {
     Word(usize, &'static str),
 }
 
-fn harms() -> impl Strategy<Value = Vec<Harm>> {
+fn corruptions() -> impl Strategy<Value = Vec<Corruption>> {
     let words = prop::sample::select(vec![
         "null",
         "[]",
@@ -45,36 +47,38 @@ fn harms() -> impl Strategy<Value = Vec<Harm>> {
         "\"0.3.1\"",
     ]);
     let one = prop_oneof![
-        any::<usize>().prop_map(Harm::Cut),
-        (any::<usize>(), any::<u8>()).prop_map(|(at, bits)| Harm::Flip(at, bits)),
-        (any::<usize>(), prop::collection::vec(any::<u8>(), 0..8)).prop_map(|(at, bytes)| Harm::Insert(at, bytes)),
-        (any::<usize>(), any::<usize>(), 0..64_usize).prop_map(|(from, to, length)| Harm::Splice(from, to, length)),
-        (any::<usize>(), words).prop_map(|(at, word)| Harm::Word(at, word)),
+        any::<usize>().prop_map(Corruption::Cut),
+        (any::<usize>(), any::<u8>()).prop_map(|(at, bits)| Corruption::Flip(at, bits)),
+        (any::<usize>(), prop::collection::vec(any::<u8>(), 0..8))
+            .prop_map(|(at, bytes)| Corruption::Insert(at, bytes)),
+        (any::<usize>(), any::<usize>(), 0..64_usize)
+            .prop_map(|(from, to, length)| Corruption::Splice(from, to, length)),
+        (any::<usize>(), words).prop_map(|(at, word)| Corruption::Word(at, word)),
     ];
     prop::collection::vec(one, 0..6)
 }
 
-fn spoilt(mut bytes: Vec<u8>, harms: &[Harm]) -> Vec<u8> {
-    for harm in harms {
+fn corrupted(mut bytes: Vec<u8>, corruptions: &[Corruption]) -> Vec<u8> {
+    for corruption in corruptions {
         let place = |at: usize| at % (bytes.len() + 1);
-        match harm {
-            Harm::Cut(at) => bytes.truncate(place(*at)),
-            Harm::Flip(at, bits) => {
+        match corruption {
+            Corruption::Cut(at) => bytes.truncate(place(*at)),
+            Corruption::Flip(at, bits) => {
                 let at = place(*at);
                 if let Some(byte) = bytes.get_mut(at) {
                     *byte ^= bits;
                 }
             }
-            Harm::Insert(at, more) => {
+            Corruption::Insert(at, more) => {
                 let at = place(*at);
                 bytes.splice(at..at, more.iter().copied());
             }
-            Harm::Splice(from, to, length) => {
+            Corruption::Splice(from, to, length) => {
                 let (from, to) = (place(*from), place(*to));
                 let part: Vec<u8> = bytes.iter().skip(from).take(*length).copied().collect();
                 bytes.splice(to..to, part);
             }
-            Harm::Word(at, word) => {
+            Corruption::Word(at, word) => {
                 let at = place(*at);
                 bytes.splice(at..at, word.bytes());
             }
@@ -88,7 +92,7 @@ fn corpus() -> impl Strategy<Value = Vec<u8>> {
     let mut files: Vec<_> = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
     files.sort();
     let texts: Vec<Vec<u8>> = files.iter().map(|path| std::fs::read(path).unwrap()).collect();
-    (prop::sample::select(texts), harms()).prop_map(|(text, harms)| spoilt(text, &harms))
+    (prop::sample::select(texts), corruptions()).prop_map(|(text, corruptions)| corrupted(text, &corruptions))
 }
 
 fn link() -> PodLink {
@@ -150,13 +154,12 @@ proptest! {
         }
     }
 
-    /// What a daemon of any version may send.
+    /// What a daemon of any version may send: noise, and a message that is nearly right.
     #[test]
-    fn frames_are_decoded_or_refused(frame in prop::collection::vec(any::<u8>(), 0..80)) {
-        let _ = AttachReply::decode(&frame[..]);
-        let _ = LookupReply::decode(&frame[..]);
-        let _ = ReleaseReply::decode(&frame[..]);
-        let _ = StatusReply::decode(&frame[..]);
-        let _ = CollectReply::decode(&frame[..]);
+    fn packets_are_decoded_or_refused(noise in prop::collection::vec(any::<u8>(), 0..80), more in 0..3_usize, corruptions in corruptions()) {
+        let _ = packet::read_daemon(&noise, noise.len() + more);
+        let offer = Offer { address: "10.0.1.20".to_owned(), host_mac: vec![10, 0, 0, 0, 0, 1], ..Offer::default() };
+        let packet = corrupted(packet::from_daemon(Kind::Offer(offer)), &corruptions);
+        let _ = packet::read_daemon(&packet, packet.len());
     }
 }

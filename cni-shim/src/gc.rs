@@ -9,9 +9,12 @@ pub fn gc(config: &Config) -> Result<(), Error> {
         note!("the configuration has no list of valid attachments, so none is ended");
         return Ok(());
     };
-    let reply = Daemon::connect(&config.socket)?.collect(&config.name, &valid)?;
+    let reply = Daemon::at(&config.socket).collect(&config.name, &valid)?;
     for kept in reply.kept {
         note!("{} of {} is not in the list and is kept, since its link stands", kept.ifname, kept.container);
+    }
+    if reply.kept_unnamed > 0 {
+        note!("{} more are not in the list and are kept, since their links stand", reply.kept_unnamed);
     }
     Ok(())
 }

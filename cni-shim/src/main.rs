@@ -16,6 +16,7 @@ mod del;
 mod env;
 mod error;
 mod gc;
+mod packets;
 mod result;
 mod status;
 mod version;

@@ -5,9 +5,7 @@ use crate::{config::Config, daemon::Daemon, error::Error};
 /// Silent if the daemon can give an address; otherwise its cause, with code 50, or 51 where pods that run may be
 /// cut off. A daemon that is away cannot serve an ADD either.
 pub fn status(config: &Config) -> Result<(), Error> {
-    let said = Daemon::connect(&config.socket)
-        .and_then(|daemon| daemon.status())
-        .map_err(|error| Error::unavailable(error.msg, error.details))?;
+    let said = Daemon::at(&config.socket).status().map_err(|error| Error::unavailable(error.msg, error.details))?;
     if said.ready {
         return Ok(());
     }

@@ -1,40 +1,29 @@
-//! Conversations between plugin and daemon as bare gRPC messages: written down, kept, and played to either side.
+//! Conversations between plugin and daemon as bare packets: written down, kept, and played to either side.
 //!
-//! Nothing here knows what a message means, so what an older plugin or daemon said stays what it was.
+//! Nothing here knows what a message means beyond its envelope, so what an older plugin or daemon said stays what it
+//! was.
 
 use std::{
-    collections::VecDeque,
-    convert::Infallible,
     fmt,
-    future::Future,
-    path::Path,
+    io::{self, Read},
+    os::unix::fs::FileTypeExt,
+    path::{Path, PathBuf},
     str::FromStr,
-    sync::{Arc, Mutex, PoisonError},
-    task::{self, Poll},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread,
     time::Duration,
 };
 
 use anyhow::Context;
-use hyper_util::rt::TokioIo;
-use prost::bytes::{Buf, BufMut};
-use tokio::{
-    net::{UnixListener, UnixStream},
-    sync::mpsc,
-};
-use tokio_stream::wrappers::{ReceiverStream, UnixListenerStream};
-use tonic::{
-    Code, Request, Response, Status, Streaming,
-    body::Body,
-    client::Grpc,
-    codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder},
-    codegen::{BoxFuture, http},
-    server::{NamedService, StreamingService},
-    transport::{Channel, Endpoint, Server},
-};
-use tower::{Service, service_fn};
+use socket2::{Domain, SockAddr, Socket, Type};
 
 /// How long an answer may take.
 const BOUND: Duration = Duration::from_secs(30);
+/// Longer than any packet that the kernel lets through.
+const ROOM: usize = 256 * 1024;
 
 /// Who says something.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,26 +34,26 @@ pub enum Side {
     Daemon,
 }
 
-/// One message.
+/// One packet.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Message {
-    /// The call, such as `Attach`.
-    pub method: String,
+pub struct Packet {
+    /// The verb whose conversation it is of, such as `ADD`.
+    pub verb: String,
     /// Who says it.
     pub from: Side,
     /// In protobuf's wire format.
     pub bytes: Vec<u8>,
 }
 
-/// What both sides said, in order; as text one message a line: call, side, bytes in hexadecimal.
+/// What both sides said, in order; as text one packet a line: verb, side, bytes in hexadecimal.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Recording(pub Vec<Message>);
+pub struct Recording(pub Vec<Packet>);
 
 impl fmt::Display for Recording {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.iter().try_for_each(|Message { method, from, bytes }| {
+        self.0.iter().try_for_each(|Packet { verb, from, bytes }| {
             let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
-            writeln!(f, "{method} {} {hex}", if *from == Side::Plugin { "plugin" } else { "daemon" })
+            writeln!(f, "{verb} {} {hex}", if *from == Side::Plugin { "plugin" } else { "daemon" })
         })
     }
 }
@@ -73,39 +62,36 @@ impl FromStr for Recording {
     type Err = anyhow::Error;
 
     fn from_str(text: &str) -> anyhow::Result<Self> {
-        let message = |line: &str| {
+        let packet = |line: &str| {
             let mut words = line.split_whitespace();
-            let method = words.next()?.to_owned();
+            let verb = words.next()?.to_owned();
             let from = match words.next()? {
                 "plugin" => Side::Plugin,
                 "daemon" => Side::Daemon,
                 _ => return None,
             };
-            let hex = words.next().unwrap_or_default();
+            let hex = words.next()?;
             let byte = |at: usize| u8::from_str_radix(hex.get(at..at + 2)?, 16).ok();
             let bytes = (0..hex.len()).step_by(2).map(byte).collect::<Option<_>>()?;
-            Some(Message { method, from, bytes })
+            Some(Packet { verb, from, bytes })
         };
         let lines = text.lines().filter(|line| !line.is_empty() && !line.starts_with('#'));
         lines
-            .map(|line| message(line).with_context(|| format!("no message: {line:?}")))
+            .map(|line| packet(line).with_context(|| format!("no packet: {line:?}")))
             .collect::<Result<_, _>>()
             .map(Self)
     }
 }
 
 impl Recording {
-    /// The messages of one call.
-    pub fn of(&self, method: &str) -> Vec<Message> {
-        self.0.iter().filter(|message| message.method == method).cloned().collect()
+    /// The packets of one conversation.
+    pub fn of(&self, verb: &str) -> Vec<Packet> {
+        self.0.iter().filter(|packet| packet.verb == verb).cloned().collect()
     }
 
-    /// As a later version might say it: every message has fields more, of each wire type.
+    /// As a later version might say it: every envelope and every message has fields more, of each wire type.
     pub fn with_unknown_fields(self) -> Self {
-        let with_more = |message: Message| {
-            let bytes = with_unknown_fields(&message.bytes, message.method == "Attach");
-            Message { bytes, ..message }
-        };
+        let with_more = |packet: Packet| Packet { bytes: with_unknown_fields(&packet.bytes), ..packet };
         Recording(self.0.into_iter().map(with_more).collect())
     }
 }
@@ -118,170 +104,142 @@ const UNKNOWN: &[u8] = &[
     0xdd, 0x3e, 9, 9, 9, 9, // 1003
 ];
 
-fn with_unknown_fields(bytes: &[u8], is_step: bool) -> Vec<u8> {
-    // The step of a stream is a message within.
-    if is_step
-        && let [key, length, inner @ ..] = bytes
-        && usize::from(*length) == inner.len()
-        && let Ok(longer @ ..0x80) = u8::try_from(inner.len() + UNKNOWN.len())
-    {
-        return [&[*key, longer], inner, UNKNOWN, UNKNOWN].concat();
-    }
-    [bytes, UNKNOWN].concat()
+/// An envelope: its version (field 1), and its kind (a message).
+fn with_unknown_fields(packet: &[u8]) -> Vec<u8> {
+    let [0x08, version, key, rest @ ..] = packet else { return [packet, UNKNOWN].concat() };
+    let (length, inner) = taken_varint(rest);
+    assert_eq!(length, inner.len(), "the kind ends the packet: {packet:?}");
+    let longer = varint(inner.len() + UNKNOWN.len());
+    [&[0x08, *version, *key], &longer[..], inner, UNKNOWN, UNKNOWN].concat()
 }
 
-/// Messages as they are.
-#[derive(Clone, Copy, Default)]
-struct Bare;
-
-impl Codec for Bare {
-    type Encode = Vec<u8>;
-    type Decode = Vec<u8>;
-    type Encoder = Self;
-    type Decoder = Self;
-
-    fn encoder(&mut self) -> Self {
-        Bare
-    }
-
-    fn decoder(&mut self) -> Self {
-        Bare
+fn varint(mut value: usize) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    loop {
+        let byte = u8::try_from(value & 0x7f).unwrap_or_default();
+        value >>= 7;
+        if value == 0 {
+            bytes.push(byte);
+            return bytes;
+        }
+        bytes.push(byte | 0x80);
     }
 }
 
-impl Encoder for Bare {
-    type Item = Vec<u8>;
-    type Error = Status;
+fn taken_varint(bytes: &[u8]) -> (usize, &[u8]) {
+    let length = bytes.iter().take_while(|byte| **byte >= 0x80).count() + 1;
+    let (number, rest) = bytes.split_at(length.min(bytes.len()));
+    (number.iter().rev().fold(0, |value, byte| value << 7 | usize::from(byte & 0x7f)), rest)
+}
 
-    fn encode(&mut self, item: Vec<u8>, target: &mut EncodeBuf<'_>) -> Result<(), Status> {
-        target.put_slice(&item);
-        Ok(())
+/// The verb whose conversation begins with this packet: the number of its kind says so.
+fn verb_of(first: &[u8]) -> &'static str {
+    match first {
+        [0x08, _, key, ..] => match key >> 3 {
+            2 => "ADD",
+            4 => "DEL",
+            5 => "CHECK",
+            6 => "STATUS",
+            7 => "GC",
+            _ => "unknown",
+        },
+        _ => "unknown",
     }
 }
 
-impl Decoder for Bare {
-    type Item = Vec<u8>;
-    type Error = Status;
+/// One end of a connection that carries packets.
+pub struct Connection(Socket);
 
-    fn decode(&mut self, source: &mut DecodeBuf<'_>) -> Result<Option<Vec<u8>>, Status> {
-        Ok(Some(source.copy_to_bytes(source.remaining()).to_vec()))
-    }
-}
-
-/// A plugin that speaks from a recording.
-pub struct Plugin {
-    runtime: tokio::runtime::Runtime,
-    channel: Channel,
-}
-
-/// A call that it has open.
-pub struct Open<'a> {
-    plugin: &'a Plugin,
-    said: mpsc::Sender<Vec<u8>>,
-    answers: Streaming<Vec<u8>>,
-}
-
-impl Plugin {
-    /// Connects to a daemon's socket.
-    pub fn connect(socket: &Path) -> anyhow::Result<Self> {
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
-        let channel = runtime.block_on(connect(socket))?;
-        Ok(Plugin { runtime, channel })
+impl Connection {
+    /// Connects to a socket.
+    pub fn to(socket: &Path) -> anyhow::Result<Self> {
+        let connected = || {
+            let connection = Connection::new(Socket::new(Domain::UNIX, Type::SEQPACKET, None)?)?;
+            connection.0.connect(&SockAddr::unix(socket)?)?;
+            io::Result::Ok(connection)
+        };
+        connected().with_context(|| format!("cannot connect to {}", socket.display()))
     }
 
-    /// Opens a call with its first message.
-    pub fn open(&self, method: &str, first: &[u8]) -> Result<Open<'_>, Status> {
-        let (said, stream) = mpsc::channel(4);
-        self.within(async {
-            said.send(first.to_vec()).await.map_err(|_| Status::cancelled("closed"))?;
-            let answers = call(self.channel.clone(), method, stream).await?;
-            Ok(Open { plugin: self, said, answers })
-        })
+    fn new(socket: Socket) -> io::Result<Self> {
+        socket.set_read_timeout(Some(BOUND))?;
+        socket.set_write_timeout(Some(BOUND))?;
+        Ok(Connection(socket))
     }
 
-    /// A call of one message and one answer.
-    pub fn ask(&self, method: &str, message: &[u8]) -> Result<Vec<u8>, Status> {
-        let (said, stream) = mpsc::channel(1);
-        self.within(async {
-            said.send(message.to_vec()).await.map_err(|_| Status::cancelled("closed"))?;
-            // A daemon answers such a call when it has ended.
-            drop(said);
-            let mut answers = call(self.channel.clone(), method, stream).await?;
-            answers.message().await?.ok_or_else(|| Status::cancelled("no answer"))
-        })
+    /// Sends a packet.
+    pub fn say(&self, bytes: &[u8]) -> io::Result<()> {
+        self.0.send(bytes).map(drop)
     }
 
-    fn within<T>(&self, call: impl Future<Output = Result<T, Status>>) -> Result<T, Status> {
-        let late = |_| Status::deadline_exceeded("no answer in time");
-        self.runtime.block_on(async { tokio::time::timeout(BOUND, call).await }).map_err(late)?
+    /// The next packet; `None` where the other side has closed.
+    pub fn hear(&self) -> io::Result<Option<Vec<u8>>> {
+        let mut buffer = vec![0; ROOM];
+        loop {
+            match (&self.0).read(&mut buffer) {
+                Ok(length) => {
+                    buffer.truncate(length);
+                    return Ok((length > 0).then_some(buffer));
+                }
+                // The other side closed before it had read everything. What it said before comes next, or the end.
+                Err(error) if error.kind() == io::ErrorKind::ConnectionReset => {}
+                Err(error) => return Err(error),
+            }
+        }
     }
-}
 
-impl Open<'_> {
-    /// Says more.
-    pub fn say(&self, message: &[u8]) -> Result<(), Status> {
-        self.plugin.within(async { self.said.send(message.to_vec()).await.map_err(|_| Status::cancelled("closed")) })
+    /// A conversation of one question and one answer; `None` where the other side closes instead.
+    pub fn ask(&self, bytes: &[u8]) -> io::Result<Option<Vec<u8>>> {
+        self.say(bytes)?;
+        self.hear()
     }
-
-    /// The next answer.
-    pub fn hear(&mut self) -> Result<Vec<u8>, Status> {
-        let answer = self.answers.message();
-        self.plugin.within(async { answer.await?.ok_or_else(|| Status::cancelled("the stream ended")) })
-    }
-}
-
-async fn connect(socket: &Path) -> anyhow::Result<Channel> {
-    let socket = socket.to_owned();
-    let connector = service_fn(move |_| {
-        let socket = socket.clone();
-        async move { UnixStream::connect(socket).await.map(TokioIo::new) }
-    });
-    Endpoint::from_static("http://enid.local").connect_with_connector(connector).await.context("no daemon")
-}
-
-async fn call(channel: Channel, method: &str, said: mpsc::Receiver<Vec<u8>>) -> Result<Streaming<Vec<u8>>, Status> {
-    let path = format!("/enid.v1.Cni/{method}").parse().map_err(|_| Status::internal("no path"))?;
-    let mut client = Grpc::new(channel);
-    client.ready().await.map_err(|error| Status::unavailable(error.to_string()))?;
-    client.streaming(Request::new(ReceiverStream::new(said)), path, Bare).await.map(Response::into_inner)
 }
 
 /// A daemon that speaks from a recording, or passes everything on to a real one and writes it down.
 pub struct Stage {
-    // Ends the server's tasks when it goes.
-    _runtime: tokio::runtime::Runtime,
+    path: PathBuf,
+    ended: Arc<AtomicBool>,
+    listening: Option<thread::JoinHandle<()>>,
     log: Log,
 }
 
-type Log = Arc<Mutex<Vec<Message>>>;
+type Log = Arc<Mutex<Vec<Packet>>>;
 
 #[derive(Clone)]
 enum Script {
     Play(Arc<Recording>),
-    Relay(Channel),
+    Relay(PathBuf),
 }
 
+/// The daemon's words for a packet that it does not know: version 1, failure (field 10) with not_understood set.
+pub const NOT_UNDERSTOOD: &[u8] = &[0x08, 1, 0x52, 2, 0x08, 1];
+
 impl Stage {
-    /// Plays the daemon's part. A call that the recording has not is not implemented.
+    /// Plays the daemon's part. A conversation that the recording has not is not understood.
     pub fn play(socket: &Path, recording: Recording) -> anyhow::Result<Self> {
-        Stage::start(socket, |_| Ok(Script::Play(Arc::new(recording))))
+        Stage::start(socket, Script::Play(Arc::new(recording)))
     }
 
     /// Passes on to the daemon behind that socket.
     pub fn relay(socket: &Path, daemon: &Path) -> anyhow::Result<Self> {
-        Stage::start(socket, |runtime| runtime.block_on(connect(daemon)).map(Script::Relay))
+        Stage::start(socket, Script::Relay(daemon.to_owned()))
     }
 
-    fn start(
-        socket: &Path,
-        script: impl FnOnce(&tokio::runtime::Runtime) -> anyhow::Result<Script>,
-    ) -> anyhow::Result<Self> {
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
-        let log = Log::default();
-        let actor = Actor { script: script(&runtime)?, log: log.clone() };
-        let listener = runtime.block_on(async { UnixListener::bind(socket) }).context("cannot listen")?;
-        runtime.spawn(Server::builder().add_service(actor).serve_with_incoming(UnixListenerStream::new(listener)));
-        Ok(Stage { _runtime: runtime, log })
+    fn start(socket: &Path, script: Script) -> anyhow::Result<Self> {
+        let listener = listener(socket, 128)?;
+        let (log, ended) = (Log::default(), Arc::new(AtomicBool::new(false)));
+        let (noted, over) = (log.clone(), ended.clone());
+        let listening = thread::spawn(move || {
+            while let Ok((accepted, _)) = listener.accept() {
+                if over.load(Ordering::Acquire) {
+                    return;
+                }
+                let (script, log) = (script.clone(), noted.clone());
+                // A plugin that goes ends its conversation; the test sees what came of it.
+                thread::spawn(move || Connection::new(accepted).and_then(|plugin| converse(plugin, &script, &log)));
+            }
+        });
+        Ok(Stage { path: socket.to_owned(), ended, listening: Some(listening), log })
     }
 
     /// What was said so far.
@@ -290,115 +248,79 @@ impl Stage {
     }
 }
 
-#[derive(Clone)]
-struct Actor {
-    script: Script,
-    log: Log,
-}
-
-impl NamedService for Actor {
-    const NAME: &'static str = "enid.v1.Cni";
-}
-
-impl Service<http::Request<Body>> for Actor {
-    type Response = http::Response<Body>;
-    type Error = Infallible;
-    type Future = BoxFuture<Self::Response, Infallible>;
-
-    fn poll_ready(&mut self, _: &mut task::Context<'_>) -> Poll<Result<(), Infallible>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, request: http::Request<Body>) -> Self::Future {
-        let method = request.uri().path().rsplit('/').next().unwrap_or_default().to_owned();
-        let part = Part { method, actor: self.clone() };
-        Box::pin(async move { Ok(tonic::server::Grpc::new(Bare).streaming(part, request).await) })
+impl Drop for Stage {
+    fn drop(&mut self) {
+        self.ended.store(true, Ordering::Release);
+        // Wakes it.
+        let _ = Connection::to(&self.path);
+        let _ = self.listening.take().map(thread::JoinHandle::join);
+        if std::fs::symlink_metadata(&self.path).is_ok_and(|found| found.file_type().is_socket()) {
+            let _ = std::fs::remove_file(&self.path);
+        }
     }
 }
 
-/// One call's part.
-struct Part {
-    method: String,
-    actor: Actor,
+/// Listens for packets; so many connections may wait.
+pub fn listener(socket: &Path, backlog: i32) -> anyhow::Result<Socket> {
+    let bound = || {
+        let listener = Socket::new(Domain::UNIX, Type::SEQPACKET, None)?;
+        listener.bind(&SockAddr::unix(socket)?)?;
+        listener.listen(backlog)?;
+        io::Result::Ok(listener)
+    };
+    bound().with_context(|| format!("cannot listen on {}", socket.display()))
 }
 
-impl StreamingService<Vec<u8>> for Part {
-    type Response = Vec<u8>;
-    type ResponseStream = ReceiverStream<Result<Vec<u8>, Status>>;
-    type Future = BoxFuture<Response<Self::ResponseStream>, Status>;
-
-    fn call(&mut self, request: Request<Streaming<Vec<u8>>>) -> Self::Future {
-        let (method, Actor { script, log }) = (self.method.clone(), self.actor.clone());
-        let note = move |from, bytes: &[u8]| {
-            let message = Message { method: method.clone(), from, bytes: bytes.to_vec() };
-            log.lock().unwrap_or_else(PoisonError::into_inner).push(message);
-        };
-        let method = self.method.clone();
-        Box::pin(async move {
-            let (answers, stream) = mpsc::channel(4);
-            let said = request.into_inner();
-            match script {
-                Script::Play(recording) => {
-                    let part = recording.of(&method);
-                    if part.is_empty() {
-                        return Err(Status::new(Code::Unimplemented, ""));
+fn converse(plugin: Connection, script: &Script, log: &Log) -> io::Result<()> {
+    let Some(first) = plugin.hear()? else { return Ok(()) };
+    let verb = verb_of(&first);
+    let note = |from, bytes: &[u8]| {
+        let packet = Packet { verb: verb.to_owned(), from, bytes: bytes.to_vec() };
+        log.lock().unwrap_or_else(PoisonError::into_inner).push(packet);
+    };
+    note(Side::Plugin, &first);
+    match script {
+        Script::Play(recording) => {
+            let part = recording.of(verb);
+            if part.is_empty() {
+                return plugin.say(NOT_UNDERSTOOD);
+            }
+            // The first has been heard.
+            for Packet { from, bytes, .. } in &part[1..] {
+                match from {
+                    Side::Daemon => {
+                        note(Side::Daemon, bytes);
+                        plugin.say(bytes)?;
                     }
-                    tokio::spawn(play(part.into(), said, answers, note));
-                }
-                Script::Relay(channel) => drop(tokio::spawn(relay(channel, method, said, answers, note))),
-            }
-            Ok(Response::new(ReceiverStream::new(stream)))
-        })
-    }
-}
-
-type Answers = mpsc::Sender<Result<Vec<u8>, Status>>;
-
-async fn play(mut part: VecDeque<Message>, mut said: Streaming<Vec<u8>>, answers: Answers, note: impl Fn(Side, &[u8])) {
-    while let Some(Message { from, bytes, .. }) = part.pop_front() {
-        match from {
-            Side::Plugin => match said.message().await {
-                Ok(Some(bytes)) => note(Side::Plugin, &bytes),
-                _ => return,
-            },
-            Side::Daemon => {
-                note(Side::Daemon, &bytes);
-                if answers.send(Ok(bytes)).await.is_err() {
-                    return;
+                    Side::Plugin => match plugin.hear()? {
+                        Some(bytes) => note(Side::Plugin, &bytes),
+                        None => return Ok(()),
+                    },
                 }
             }
+            // The plugin reads, and closes.
+            plugin.hear().map(drop)
         }
-    }
-}
-
-async fn relay(
-    channel: Channel,
-    method: String,
-    mut said: Streaming<Vec<u8>>,
-    answers: Answers,
-    note: impl Fn(Side, &[u8]) + Clone + Send + 'static,
-) {
-    let (onward, stream) = mpsc::channel(4);
-    let noted = note.clone();
-    tokio::spawn(async move {
-        while let Ok(Some(bytes)) = said.message().await {
-            noted(Side::Plugin, &bytes);
-            if onward.send(bytes).await.is_err() {
-                return;
-            }
-        }
-    });
-    match call(channel, &method, stream).await {
-        Ok(mut heard) => {
-            while let Some(answer) = heard.message().await.transpose() {
-                if let Ok(bytes) = &answer {
-                    note(Side::Daemon, bytes);
+        Script::Relay(path) => {
+            let daemon = Connection::to(path).map_err(io::Error::other)?;
+            daemon.say(&first)?;
+            thread::scope(|scope| {
+                scope.spawn(|| {
+                    while let Ok(Some(bytes)) = plugin.hear() {
+                        note(Side::Plugin, &bytes);
+                        if daemon.say(&bytes).is_err() {
+                            return;
+                        }
+                    }
+                    let _ = daemon.0.shutdown(std::net::Shutdown::Both);
+                });
+                while let Ok(Some(bytes)) = daemon.hear() {
+                    note(Side::Daemon, &bytes);
+                    plugin.say(&bytes)?;
                 }
-                if answers.send(answer).await.is_err() {
-                    return;
-                }
-            }
+                let _ = plugin.0.shutdown(std::net::Shutdown::Both);
+                Ok(())
+            })
         }
-        Err(status) => drop(answers.send(Err(status)).await),
     }
 }

@@ -12,12 +12,10 @@ use tonic::transport::{Channel, Endpoint};
 use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient};
 use tower::service_fn;
 
-use crate::{serve::sockets, settings::Settings};
+use crate::{serve::debug::CNI_HEALTH, serve::sockets, settings::Settings};
 
 /// How long an operator waits for a daemon that hangs.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// Health's name for "an ADD would get an address".
-const CNI_SERVICE: &str = "enid.v1.Cni";
 
 /// Runs one of the reading commands.
 pub fn run(name: &str, settings: &Settings, as_json: bool) -> anyhow::Result<()> {
@@ -57,7 +55,7 @@ pub fn run(name: &str, settings: &Settings, as_json: bool) -> anyhow::Result<()>
                 table(["POD", "CONTAINER", "INTERFACE", "ADDRESS", "ENI", "STATE", "HOST LINK"], rows)
             })?,
             "health" | "ready" => {
-                let service = if name == "ready" { CNI_SERVICE } else { "" }.to_owned();
+                let service = if name == "ready" { CNI_HEALTH } else { "" }.to_owned();
                 let answer = HealthClient::new(channel).check(HealthCheckRequest { service }).await?.into_inner();
                 if answer.status() != ServingStatus::Serving {
                     bail!("the daemon answers {:?}", answer.status());

@@ -11,7 +11,10 @@ use std::{
 use enid_datapath::Family;
 use enid_ipamd::{AttachmentKey, Event, Lease, PodRef, Refusal, Ticket, View};
 use ipnet::Ipv4Net;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{
+    mpsc::{self, error::TrySendError},
+    oneshot,
+};
 
 use crate::host::kernel::Wanted;
 
@@ -136,7 +139,10 @@ impl Request {
 
 impl Drop for Request {
     fn drop(&mut self) {
-        let (handle, ticket) = (self.handle.clone(), self.ticket);
-        tokio::spawn(async move { handle.tell(Event::Closed { ticket }).await });
+        let gone = Message::Event(Event::Closed { ticket: self.ticket });
+        if let Err(TrySendError::Full(gone)) = self.handle.sender.try_send(gone) {
+            let sender = self.handle.sender.clone();
+            tokio::spawn(async move { drop(sender.send(gone).await) });
+        }
     }
 }

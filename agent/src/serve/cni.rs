@@ -1,18 +1,20 @@
-//! `enid.v1.Cni` on cni.sock: a plugin's conversation, turned into messages to the brain.
+//! cni.sock: a plugin's conversation, turned into messages to the core's task. Each connection is one conversation, and a
+//! task on the core's own thread.
 
-use std::{collections::BTreeSet, net::IpAddr, pin::Pin, sync::Arc, time::Instant};
+use std::{collections::BTreeSet, io, net::IpAddr, sync::Arc, time::Duration, time::Instant};
 
-use enid_api::v1::{
-    AttachReply, AttachRequest, Attachment, CollectReply, CollectRequest, LookupReply, LookupRequest, Offer,
-    ReleaseReply, ReleaseRequest, StatusReply, StatusRequest, Verdict, attach_reply::Step as Reply,
-    attach_request::Step as Said, cni_server::Cni,
+use enid_api::{
+    parts,
+    v1::{
+        Ask, Attachment, CollectReply, CollectRequest, Failure, LookupReply, LookupRequest, Offer, Pending,
+        ReleaseReply, ReleaseRequest, StatusReply, Verdict, from_daemon::Kind as Reply, from_plugin::Kind as Said,
+    },
 };
 use enid_datapath::{identity, marks};
 use enid_ipamd::{AttachmentKey, Cause, Event, Lease, PodRef, Refusal};
 use futures_util::future::try_join_all;
+use prost::Message;
 use tokio::sync::watch;
-use tokio_stream::Stream;
-use tonic::{Request, Response, Status, Streaming};
 use tracing::{info, warn};
 
 use crate::{
@@ -22,7 +24,15 @@ use crate::{
     host::kernel,
     metrics::Counters,
     reconcile::links,
+    serve::packets::{Connection, Fault, Listener},
 };
+
+/// When a plugin whose request waits for an address is told so; well within what it gives a daemon to answer at all.
+const PENDING: Duration = Duration::from_millis(200);
+/// Longest sentence in an answer, bytes: plugins have room for a few kilobytes.
+const SENTENCE_MAX: usize = 2_000;
+/// Attachments that GC keeps are named up to this length, bytes; the rest are counted.
+const NAMED_MAX: usize = 64 * 1024;
 
 /// The service.
 pub struct CniService {
@@ -42,129 +52,175 @@ pub struct CniService {
     pub readiness: watch::Receiver<Readiness>,
 }
 
-#[tonic::async_trait]
-impl Cni for CniService {
-    type AttachStream = Pin<Box<dyn Stream<Item = Result<AttachReply, Status>> + Send>>;
+/// Why a conversation ends before its answer.
+enum End {
+    /// The plugin has gone, or the daemon is ending.
+    Gone,
+    /// What the plugin sent is no conversation.
+    NotUnderstood(String),
+    /// What it asked for could not be done.
+    Failed(String),
+}
 
-    async fn attach(&self, request: Request<Streaming<AttachRequest>>) -> Result<Response<Self::AttachStream>, Status> {
-        let mut said = request.into_inner();
-        let mut under_way = self.handle.open().await.ok_or_else(ending)?;
-        let started = Instant::now();
-        let counters = self.counters.clone();
-        let handle = self.handle.clone();
-        let (mtu, prefix, multi_card) = (self.pod_mtu, self.veth_prefix.clone(), self.multi_card);
-        let deletion = self.deletion.clone();
-        let stream = async_stream::try_stream! {
-            let Some(Said::Ask(ask)) = said.message().await?.and_then(|message| message.step) else {
-                Err(Status::invalid_argument("an attachment begins with a question"))?;
-                return;
-            };
-            let key = key(ask.attachment)?;
-            let pod = ask.pod.map(|pod| PodRef { namespace: pod.namespace, name: pod.name });
-            if (ask.each_card || ask.card.is_some()) && !multi_card {
-                let words = "the pod asks for an interface on every network card, and the settings forbid to use \
-                             further ones (ENABLE_MULTI_NIC)";
-                let refusal = Refusal::new(Cause::ProvisioningOff, words);
-                counters.add(started.elapsed(), Some(refusal.cause));
-                yield reply(refused(refusal));
-                return;
-            }
-            let further = if ask.each_card { handle.further_cards().await.ok_or_else(ending)? } else { Vec::new() };
-            under_way.ask(key.clone(), pod, ask.patience_ms, ask.card).await;
-            let lease = match answered(&mut under_way, &mut said).await? {
-                Answer::Offer(lease) => lease,
-                Answer::Refused(refusal) => {
-                    counters.add(started.elapsed(), Some(refusal.cause));
-                    warn!(container = key.container, cause = %refusal.cause, "ADD refused: {}", refusal.message);
-                    yield reply(refused(refusal));
-                    return;
-                }
-                _ => Err(Status::internal("an answer to another question"))?,
-            };
-            let _wiring = deletion.give_way();
-            yield reply(Reply::Offer(Offer { further_cards: further, ..offer(&key, &lease, mtu, &prefix) }));
-            let Some(Said::Wired(wired)) = said.message().await?.and_then(|message| message.step) else {
-                return; // the plugin gave up; the request's end tells the brain
-            };
-            let seen = kernel::is_wired(&key, &wired.host_ifname)
-                .map_err(|failure| Status::internal(format!("cannot look for the link: {failure:#}")))?;
-            handle.tell(Event::Wired { ticket: under_way.ticket, key: key.clone(), seen }).await;
-            let mine = match under_way.answer().await {
-                Some(Answer::Verdict(mine)) => mine,
-                Some(Answer::Refused(refusal)) => {
-                    counters.add(started.elapsed(), Some(refusal.cause));
-                    yield reply(refused(refusal)); // the lease could not be written down
-                    return;
-                }
-                _ => false,
-            };
-            counters.add(started.elapsed(), (!mine).then_some(Cause::Superseded));
-            let pod = lease.pod.map(|pod| format!("{}/{}", pod.namespace, pod.name)).unwrap_or_default();
-            let took_ms = started.elapsed().as_secs_f64() * 1000.0;
-            info!(pod, container = key.container, address = %lease.address, eni = %lease.eni, mine, took_ms, "ADD");
-            yield reply(Reply::Verdict(Verdict { mine }));
-        };
-        Ok(Response::new(Box::pin(stream)))
+impl From<Fault> for End {
+    fn from(fault: Fault) -> Self {
+        match fault {
+            Fault::Malformed(malformed) => End::NotUnderstood(malformed.to_string()),
+            Fault::Io(_) => End::Gone,
+        }
+    }
+}
+
+impl From<io::Error> for End {
+    fn from(_: io::Error) -> Self {
+        End::Gone
+    }
+}
+
+impl CniService {
+    /// Serves all who connect, until the daemon ends.
+    pub async fn run(self, listener: Listener) {
+        let service = Arc::new(self);
+        loop {
+            let connection = listener.accept().await;
+            let service = service.clone();
+            tokio::spawn(async move { service.converse(&connection).await });
+        }
     }
 
-    async fn release(&self, request: Request<ReleaseRequest>) -> Result<Response<ReleaseReply>, Status> {
-        let key = key(request.into_inner().attachment)?;
+    async fn converse(&self, plugin: &Connection) {
+        let (not_understood, message) = match self.answer(plugin).await {
+            Ok(()) | Err(End::Gone) => return,
+            Err(End::NotUnderstood(words)) => (true, words),
+            Err(End::Failed(words)) => (false, words),
+        };
+        warn!("a connection of cni.sock is closed: {message}");
+        // A plugin that does not read it has the closed connection.
+        let _ = plugin.send(Reply::Failure(Failure { not_understood, message: sentence(message) })).await;
+    }
+
+    /// One conversation, begun by its first packet.
+    async fn answer(&self, plugin: &Connection) -> Result<(), End> {
+        let Some(first) = plugin.receive().await? else { return Ok(()) };
+        let reply = match first {
+            Said::Ask(ask) => return self.attach(ask, plugin).await,
+            Said::Wired(_) => return Err(End::NotUnderstood("\"wired\" comes before \"ask\"".to_owned())),
+            Said::Release(request) => Reply::Released(self.release(request).await?),
+            Said::Lookup(request) => Reply::Found(self.lookup(request).await?),
+            Said::Status(_) => Reply::Status(self.status()),
+            Said::Collect(first) => Reply::Collected(self.collect(whole_list(first, plugin).await?).await?),
+        };
+        Ok(plugin.send(reply).await?)
+    }
+
+    /// ADD, from its question to its verdict. When it ends early, the request's end gives the address back.
+    async fn attach(&self, ask: Ask, plugin: &Connection) -> Result<(), End> {
+        let started = Instant::now();
+        let key = key(ask.attachment)?;
+        let pod = ask.pod.map(|pod| PodRef { namespace: pod.namespace, name: pod.name });
+        if (ask.each_card || ask.card.is_some()) && !self.multi_card {
+            let words = "the pod asks for an interface on every network card, and the settings forbid to use \
+                         further ones (ENABLE_MULTI_NIC)";
+            let refusal = Refusal::new(Cause::ProvisioningOff, words);
+            self.counters.add(started.elapsed(), Some(refusal.cause));
+            return Ok(plugin.send(refused(refusal)).await?);
+        }
+        let further = if ask.each_card { self.handle.further_cards().await.ok_or(End::Gone)? } else { Vec::new() };
+        let mut request = self.handle.open().await.ok_or(End::Gone)?;
+        request.ask(key.clone(), pod, ask.timeout_ms, ask.card).await;
+        let lease = match offered(&mut request, plugin).await? {
+            Answer::Offer(lease) => lease,
+            Answer::Refused(refusal) => {
+                self.counters.add(started.elapsed(), Some(refusal.cause));
+                warn!(container = key.container, cause = %refusal.cause, "ADD refused: {}", refusal.message);
+                return Ok(plugin.send(refused(refusal)).await?);
+            }
+            _ => return Err(End::Failed("an answer to another question".to_owned())),
+        };
+        let _wiring = self.deletion.give_way();
+        let offer = Offer { further_cards: further, ..offer(&key, &lease, self.pod_mtu, &self.veth_prefix) };
+        plugin.send(Reply::Offer(offer)).await?;
+        let wired = match plugin.receive().await? {
+            Some(Said::Wired(wired)) => wired,
+            Some(_) => return Err(End::NotUnderstood("after an offer comes \"wired\"".to_owned())),
+            None => return Err(End::Gone),
+        };
+        let seen = kernel::is_wired(&key, &wired.host_ifname)
+            .map_err(|failure| End::Failed(format!("cannot look for the link: {failure:#}")))?;
+        self.handle.tell(Event::Wired { ticket: request.ticket, key: key.clone(), seen }).await;
+        let mine = match request.answer().await {
+            Some(Answer::Verdict(mine)) => mine,
+            Some(Answer::Refused(refusal)) => {
+                self.counters.add(started.elapsed(), Some(refusal.cause));
+                return Ok(plugin.send(refused(refusal)).await?); // the lease could not be written down
+            }
+            _ => false,
+        };
+        plugin.send(Reply::Verdict(Verdict { mine })).await?;
+        self.counters.add(started.elapsed(), (!mine).then_some(Cause::Superseded));
+        let pod = lease.pod.map(|pod| format!("{}/{}", pod.namespace, pod.name)).unwrap_or_default();
+        let took_ms = started.elapsed().as_secs_f64() * 1000.0;
+        info!(pod, container = key.container, address = %lease.address, eni = %lease.eni, mine, took_ms, "ADD");
+        Ok(())
+    }
+
+    async fn release(&self, request: ReleaseRequest) -> Result<ReleaseReply, End> {
+        let key = key(request.attachment)?;
         self.counters.del();
         let mut keys = vec![key.clone()];
         if key.ifname == identity::FIRST {
-            let view = self.handle.view().await.ok_or_else(ending)?;
+            let view = self.handle.view().await.ok_or(End::Gone)?;
             keys.extend(view.of_container(&key).filter(|other| identity::is_on_card(&other.ifname)).cloned());
         }
         // At once, so that their links are deleted together.
         let addresses = try_join_all(keys.into_iter().map(|key| self.end(key))).await?;
         let address = addresses.into_iter().next().unwrap_or_default();
-        Ok(Response::new(ReleaseReply { address, link_deleted: true }))
+        Ok(ReleaseReply { address, link_deleted: true })
     }
 
-    async fn lookup(&self, request: Request<LookupRequest>) -> Result<Response<LookupReply>, Status> {
-        let key = key(request.into_inner().attachment)?;
-        let found = self.handle.lookup(key).await.ok_or_else(ending)?;
-        let Some(Found { lease, fault, wanted }) = found else { return Ok(Response::new(LookupReply::default())) };
-        let failed = |failure: String| Status::internal(format!("cannot look at the host: {failure}"));
+    async fn lookup(&self, request: LookupRequest) -> Result<LookupReply, End> {
+        let key = key(request.attachment)?;
+        let found = self.handle.lookup(key).await.ok_or(End::Gone)?;
+        let Some(Found { lease, fault, wanted }) = found else { return Ok(LookupReply::default()) };
+        let failed = |failure: String| End::Failed(format!("cannot look at the host: {failure}"));
         let mut host_faults = tokio::task::spawn_blocking(move || kernel::faults(&wanted, lease.slot))
             .await
             .map_err(|failure| failed(failure.to_string()))?
             .map_err(|failure| failed(format!("{failure:#}")))?;
         host_faults.extend(fault);
-        Ok(Response::new(LookupReply {
+        Ok(LookupReply {
             address: lease.address.to_string(),
             second_address: text(lease.second_of_vpc()),
             local_address: text(lease.local()),
             device_group: marks::group(lease.slot),
             host_faults,
-        }))
+        })
     }
 
-    async fn status(&self, _: Request<StatusRequest>) -> Result<Response<StatusReply>, Status> {
+    fn status(&self) -> StatusReply {
         let Readiness { obstacle, risk } = self.readiness.borrow().clone();
         let pods_at_risk = risk.is_some();
         // Who may be cut off already comes first: it is the worse news.
-        let reply = match risk.or(obstacle) {
+        match risk.or(obstacle) {
             None => StatusReply { ready: true, ..StatusReply::default() },
             Some(refusal) => StatusReply {
                 ready: false,
                 pods_at_risk,
                 cause: refusal.cause.name().to_owned(),
-                message: refusal.message,
+                message: sentence(refusal.message),
                 retry_after_ms: refusal.retry_after.unwrap_or_default(),
             },
-        };
-        Ok(Response::new(reply))
+        }
     }
 
-    async fn collect(&self, request: Request<CollectRequest>) -> Result<Response<CollectReply>, Status> {
-        let CollectRequest { network, valid } = request.into_inner();
+    async fn collect(&self, list: CollectRequest) -> Result<CollectReply, End> {
+        let CollectRequest { network, valid, .. } = list;
         let mut alive: Vec<AttachmentKey> = valid
             .into_iter()
             .map(|valid| AttachmentKey { network: network.clone(), container: valid.container, ifname: valid.ifname })
             .collect();
-        let doubted: Vec<AttachmentKey> = {
-            let view = self.handle.view().await.ok_or_else(ending)?;
+        let unlisted: Vec<AttachmentKey> = {
+            let view = self.handle.view().await.ok_or(End::Gone)?;
             // The runtime does not know of those on further network cards: they live as long as their container's first.
             let on_card = |key: &&AttachmentKey| identity::is_on_card(&key.ifname);
             let further = alive.iter().flat_map(|key| view.of_container(key).filter(on_card).cloned());
@@ -178,35 +234,41 @@ impl Cni for CniService {
         };
         self.handle.tell(Event::Gc { network, alive }).await;
         links::list(&self.handle, |_, _| Ok(())).await.map_err(|failure| {
-            Status::internal(format!("nothing is released, since the links cannot be listed: {failure:#}"))
+            End::Failed(format!("nothing is released, since the links cannot be listed: {failure:#}"))
         })?;
-        let after = self.handle.view().await.ok_or_else(ending)?.leases;
-        let (kept, released): (Vec<_>, Vec<_>) = doubted.into_iter().partition(|key| after.contains_key(key));
+        let after = self.handle.view().await.ok_or(End::Gone)?.leases;
+        let (kept, released): (Vec<_>, Vec<_>) = unlisted.into_iter().partition(|key| after.contains_key(key));
         released.iter().for_each(|key| info!(container = key.container, ifname = key.ifname, "GC"));
         for key in &kept {
             warn!(container = key.container, ifname = key.ifname, "GC does not list it, and its link stands: kept");
         }
-        let name =
-            |key: AttachmentKey| Attachment { network: key.network, container: key.container, ifname: key.ifname };
-        Ok(Response::new(CollectReply {
-            released: u32::try_from(released.len()).unwrap_or(u32::MAX),
-            kept: kept.into_iter().map(name).collect(),
-        }))
+        let number = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
+        let (released, all) = (number(released.len()), kept.len());
+        let mut room = NAMED_MAX;
+        let kept: Vec<Attachment> = kept
+            .into_iter()
+            .map(|key| Attachment { network: key.network, container: key.container, ifname: key.ifname })
+            .take_while(|kept| {
+                // With its key and its length.
+                let left = room.checked_sub(kept.encoded_len() + 8);
+                room = left.unwrap_or_default();
+                left.is_some()
+            })
+            .collect();
+        Ok(CollectReply { released, kept_unnamed: number(all - kept.len()), kept })
     }
-}
 
-impl CniService {
     /// Takes an attachment's link away, and then ends its lease; the address that rests now.
-    async fn end(&self, key: AttachmentKey) -> Result<String, Status> {
-        let found = self.handle.lookup(key.clone()).await.ok_or_else(ending)?;
+    async fn end(&self, key: AttachmentKey) -> Result<String, End> {
+        let found = self.handle.lookup(key.clone()).await.ok_or(End::Gone)?;
         let name = found.map(|Found { lease, .. }| host_ifname(&key, &lease, &self.veth_prefix));
         self.delete_link(&key, name.as_deref()).await?;
-        let mut under_way = self.handle.open().await.ok_or_else(ending)?;
+        let mut under_way = self.handle.open().await.ok_or(End::Gone)?;
         self.handle.tell(Event::Release { ticket: under_way.ticket, key: key.clone() }).await;
-        let Some(Answer::Released(address)) = under_way.answer().await else { return Err(ending()) };
+        let Some(Answer::Released(address)) = under_way.answer().await else { return Err(End::Gone) };
         // An ADD of the same attachment may have made its link after the deletion, and before its lease ended.
         let late = name.as_deref().map_or(Ok(address.is_some()), |name| kernel::is_wired(&key, name));
-        if late.map_err(|failure| Status::internal(format!("cannot look for the link: {failure:#}")))? {
+        if late.map_err(|failure| End::Failed(format!("cannot look for the link: {failure:#}")))? {
             self.delete_link(&key, name.as_deref()).await?;
         }
         let address = address.map(|address| address.to_string()).unwrap_or_default();
@@ -214,21 +276,48 @@ impl CniService {
         Ok(address)
     }
 
-    async fn delete_link(&self, key: &AttachmentKey, likely_name: Option<&str>) -> Result<(), Status> {
+    async fn delete_link(&self, key: &AttachmentKey, likely_name: Option<&str>) -> Result<(), End> {
         let AttachmentKey { network, container, ifname } = key;
         let without_pod = || identity::ifname_for_attachment(&self.veth_prefix, network, container, ifname);
         let likely_name = likely_name.map_or_else(without_pod, str::to_owned);
         let deleted = self.deletion.of(identity::host_mac(network, container, ifname), likely_name).await;
-        deleted.map_err(|failure| Status::internal(format!("the link stays: {failure}")))
+        deleted.map_err(|failure| End::Failed(format!("the link stays: {failure}")))
     }
 }
 
-/// Waits for the brain's answer, unless the plugin goes first.
-async fn answered(under_way: &mut handle::Request, said: &mut Streaming<AttachRequest>) -> Result<Answer, Status> {
-    tokio::select! {
-        answer = under_way.answer() => answer.ok_or_else(ending),
-        // Whatever the plugin says before it has an offer, it is not waiting any more.
-        _ = said.message() => Err(Status::cancelled("the plugin closed the request")),
+/// Waits for an address, unless the plugin goes first. A plugin that has to wait hears that it does.
+async fn offered(request: &mut handle::Request, plugin: &Connection) -> Result<Answer, End> {
+    let mut pending = std::pin::pin!(tokio::time::sleep(PENDING));
+    let mut said = false;
+    loop {
+        tokio::select! {
+            biased;
+            answer = request.answer() => return answer.ok_or(End::Gone),
+            packet = plugin.receive() => return Err(match packet? {
+                None => End::Gone,
+                Some(_) => End::NotUnderstood("the plugin speaks before it has an offer".to_owned()),
+            }),
+            () = &mut pending, if !said => {
+                plugin.send(Reply::Pending(Pending {})).await?;
+                said = true;
+            }
+        }
+    }
+}
+
+/// GC's list, all of its parts.
+async fn whole_list(first: CollectRequest, plugin: &Connection) -> Result<CollectRequest, End> {
+    let mut list = parts::List::default();
+    let mut part = first;
+    loop {
+        if let Some(whole) = list.take(part).map_err(|error| End::NotUnderstood(error.to_string()))? {
+            return Ok(whole);
+        }
+        part = match plugin.receive().await? {
+            Some(Said::Collect(next)) => next,
+            Some(_) => return Err(End::NotUnderstood("something else comes between two parts of a list".to_owned())),
+            None => return Err(End::Gone),
+        };
     }
 }
 
@@ -260,13 +349,13 @@ pub fn host_ifname(key: &AttachmentKey, lease: &Lease, prefix: &str) -> String {
     }
 }
 
-fn key(attachment: Option<Attachment>) -> Result<AttachmentKey, Status> {
+fn key(attachment: Option<Attachment>) -> Result<AttachmentKey, End> {
     let Some(Attachment { network, container, ifname }) = attachment else {
-        return Err(Status::invalid_argument("the request names no attachment"));
+        return Err(End::Failed("the request names no attachment".to_owned()));
     };
     for (field, value) in [("network", &network), ("container", &container), ("ifname", &ifname)] {
         if value.is_empty() || value.len() > 512 || value.contains('\0') {
-            return Err(Status::invalid_argument(format!("the attachment's {field} is empty or not a name")));
+            return Err(End::Failed(format!("the attachment's {field} is empty or not a name")));
         }
     }
     Ok(AttachmentKey { network, container, ifname })
@@ -275,16 +364,14 @@ fn key(attachment: Option<Attachment>) -> Result<AttachmentKey, Status> {
 fn refused(refusal: Refusal) -> Reply {
     Reply::Refusal(enid_api::v1::Refusal {
         cause: refusal.cause.name().to_owned(),
-        message: refusal.message,
+        message: sentence(refusal.message),
         aws_request_id: refusal.request_id.unwrap_or_default(),
         retry_after_ms: refusal.retry_after.unwrap_or_default(),
     })
 }
 
-fn reply(step: Reply) -> AttachReply {
-    AttachReply { step: Some(step) }
-}
-
-fn ending() -> Status {
-    Status::unavailable("the daemon is ending")
+/// Not longer than what a plugin has room for.
+fn sentence(mut text: String) -> String {
+    text.truncate(text.floor_char_boundary(SENTENCE_MAX));
+    text
 }

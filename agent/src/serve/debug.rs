@@ -16,6 +16,9 @@ use crate::{
     host::kernel::{self, route_table},
 };
 
+/// Health's name for "an ADD would get an address".
+pub const CNI_HEALTH: &str = "enid.v1.Cni";
+
 /// The service.
 pub struct DebugService {
     /// To the brain.

@@ -3,4 +3,5 @@
 pub mod cni;
 pub mod debug;
 pub mod metrics;
+pub mod packets;
 pub mod sockets;

@@ -7,7 +7,6 @@ use std::{
 };
 
 use anyhow::Context;
-use enid_api::Cork;
 use nix::{
     errno::Errno,
     fcntl::{Flock, FlockArg},
@@ -42,19 +41,15 @@ pub fn claim(run_dir: &Path) -> anyhow::Result<Flock<fs::File>> {
 }
 
 /// Who connects, if it is root or who we are: the folder keeps all others out already.
-pub fn incoming(listener: UnixListener) -> impl Stream<Item = std::io::Result<Cork>> {
-    UnixListenerStream::new(listener).filter_map(|accepted| match accepted {
-        Ok(socket) if is_trusted(&socket) => Some(Ok(Cork::new(socket))),
-        Ok(_) => None,
-        Err(error) => Some(Err(error)),
-    })
+pub fn incoming(listener: UnixListener) -> impl Stream<Item = std::io::Result<UnixStream>> {
+    UnixListenerStream::new(listener).filter(|accepted| accepted.as_ref().map_or(true, is_of_trusted))
 }
 
-fn is_trusted(socket: &UnixStream) -> bool {
+fn is_of_trusted(socket: &UnixStream) -> bool {
     match socket.peer_cred() {
-        Ok(peer) if [0, nix::unistd::geteuid().as_raw()].contains(&peer.uid()) => true,
+        Ok(peer) if is_trusted(peer.uid()) => true,
         Ok(peer) => {
-            warn!(uid = peer.uid(), pid = peer.pid(), "a connection was closed: only root may ask");
+            warn!(uid = peer.uid(), "a connection was closed: only root may ask");
             false
         }
         Err(error) => {
@@ -64,15 +59,31 @@ fn is_trusted(socket: &UnixStream) -> bool {
     }
 }
 
-/// Listens on a path; a socket that an earlier life left there goes first.
+/// Root, or who we are.
+pub fn is_trusted(uid: u32) -> bool {
+    [0, nix::unistd::geteuid().as_raw()].contains(&uid)
+}
+
+/// Listens on a path, for root alone, as gRPC does.
 pub fn listen(path: &Path) -> anyhow::Result<UnixListener> {
+    make_room(path)?;
+    let listener = UnixListener::bind(path).with_context(|| format!("cannot listen on {}", path.display()))?;
+    for_root_alone(path)?;
+    Ok(listener)
+}
+
+/// Removes a socket that an earlier run left there.
+pub fn make_room(path: &Path) -> anyhow::Result<()> {
     let at = || format!("cannot listen on {}", path.display());
     match fs::symlink_metadata(path) {
-        Ok(found) if found.file_type().is_socket() => fs::remove_file(path).with_context(at)?,
+        Ok(found) if found.file_type().is_socket() => fs::remove_file(path).with_context(at),
         Ok(_) => anyhow::bail!("{}: something that is no socket is there", at()),
-        Err(_) => {}
+        Err(_) => Ok(()),
     }
-    let listener = UnixListener::bind(path).with_context(at)?;
-    fs::set_permissions(path, fs::Permissions::from_mode(0o600)).with_context(at)?;
-    Ok(listener)
+}
+
+/// Lets nobody but root connect.
+pub fn for_root_alone(path: &Path) -> anyhow::Result<()> {
+    fs::set_permissions(path, fs::Permissions::from_mode(0o600))
+        .with_context(|| format!("cannot protect {}", path.display()))
 }

@@ -11,6 +11,7 @@ mod del;
 mod gc;
 mod kills;
 mod many;
+mod packets;
 mod skew;
 mod status;
 

@@ -1,0 +1,149 @@
+//! cni.sock: connections of type SOCK_SEQPACKET, a message a packet (`enid_api::packet`).
+//!
+//! tokio has no type for such sockets. Its `UnixListener` and `UnixStream` do for them: both wait for a descriptor and
+//! call the kernel, which alone knows the type. (`AsyncFd` would say it better; its safe constructors are deprecated.)
+//!
+//! What can be done at once is done without asking the poller first: a plugin's packet is usually there when its
+//! connection is accepted, and there is always room for an answer.
+
+use std::{
+    cell::RefCell,
+    io,
+    os::fd::{AsRawFd, OwnedFd},
+    path::Path,
+    time::Duration,
+};
+
+use anyhow::Context;
+use enid_api::{
+    packet::{self, Malformed, PACKET_MAX},
+    v1::{from_daemon, from_plugin},
+};
+use nix::sys::socket::{MsgFlags, recv};
+use socket2::{Domain, SockAddr, Socket, Type};
+use tokio::{
+    io::Interest,
+    net::{UnixListener, UnixStream},
+};
+use tracing::warn;
+
+use crate::serve::sockets;
+
+/// Connections that may wait to be accepted: a node's pods all at once, and more.
+const BACKLOG: i32 = 1024;
+/// How long nothing is accepted after the kernel refused, for want of descriptors for instance.
+const PAUSE: Duration = Duration::from_millis(100);
+
+thread_local! {
+    /// Each packet is received here and decoded at once. Pages that no packet has filled take no memory.
+    static BUFFER: RefCell<Vec<u8>> = RefCell::new(vec![0; PACKET_MAX]);
+}
+
+/// Waits for plugins.
+pub struct Listener(UnixListener);
+
+/// A plugin that has connected.
+pub struct Connection(UnixStream);
+
+/// Why nothing was received.
+#[derive(Debug, thiserror::Error)]
+pub enum Fault {
+    /// What came is no message.
+    #[error(transparent)]
+    Malformed(#[from] Malformed),
+    /// The connection failed.
+    #[error(transparent)]
+    Io(#[from] io::Error),
+}
+
+impl Listener {
+    /// Listens on a path, for root alone.
+    pub fn bind(path: &Path) -> anyhow::Result<Self> {
+        let at = || format!("cannot listen on {}", path.display());
+        sockets::make_room(path)?;
+        let socket = Socket::new(Domain::UNIX, Type::SEQPACKET.nonblocking(), None).with_context(at)?;
+        socket.bind(&SockAddr::unix(path).with_context(at)?).with_context(at)?;
+        sockets::for_root_alone(path)?;
+        socket.listen(BACKLOG).with_context(at)?;
+        Ok(Listener(UnixListener::from_std(OwnedFd::from(socket).into()).with_context(at)?))
+    }
+
+    /// The next plugin that root runs, or who we are; the folder keeps all others out already.
+    pub async fn accept(&self) -> Connection {
+        loop {
+            match self.0.accept().await.map(|(socket, _)| Connection(socket)) {
+                Ok(connection) if connection.is_trusted() => return connection,
+                Ok(_) => {}
+                Err(error) => {
+                    warn!("cni.sock: cannot accept a connection: {error}");
+                    tokio::time::sleep(PAUSE).await;
+                }
+            }
+        }
+    }
+}
+
+impl Connection {
+    fn is_trusted(&self) -> bool {
+        match self.0.peer_cred() {
+            Ok(peer) if sockets::is_trusted(peer.uid()) => true,
+            Ok(peer) => {
+                warn!(uid = peer.uid(), "a connection was closed: only root may ask");
+                false
+            }
+            Err(error) => {
+                warn!("a connection was closed: it does not say whose it is: {error}");
+                false
+            }
+        }
+    }
+
+    /// The next message; `None` once the plugin has closed. What is dropped before it is done takes no packet.
+    pub async fn receive(&self) -> Result<Option<from_plugin::Kind>, Fault> {
+        let received = match receive(&self.0) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                self.0.async_io(Interest::READABLE, || receive(&self.0)).await
+            }
+            received => received,
+        };
+        match received {
+            Ok(message) => Ok(message.transpose()?),
+            // It ended before it had read all that was said to it.
+            Err(error) if error.kind() == io::ErrorKind::ConnectionReset => Ok(None),
+            Err(error) => Err(Fault::Io(error)),
+        }
+    }
+
+    /// Sends a message. One that fits no packet goes as a failure that says so.
+    pub async fn send(&self, kind: from_daemon::Kind) -> io::Result<()> {
+        let mut bytes = packet::from_daemon(kind);
+        if bytes.len() > PACKET_MAX {
+            let message = format!("its answer has {} bytes, and a packet holds {PACKET_MAX}", bytes.len());
+            bytes = packet::from_daemon(from_daemon::Kind::Failure(enid_api::v1::Failure {
+                not_understood: false,
+                message,
+            }));
+        }
+        match send(&self.0, &bytes) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                self.0.async_io(Interest::WRITABLE, || send(&self.0, &bytes)).await
+            }
+            sent => sent,
+        }
+    }
+}
+
+/// Takes the packet that is there; `None` where the plugin has closed.
+fn receive(socket: &UnixStream) -> io::Result<Option<Result<from_plugin::Kind, Malformed>>> {
+    BUFFER.with_borrow_mut(|buffer| {
+        // With MSG_TRUNC the kernel tells the whole length of a packet that it had to cut.
+        let length = recv(socket.as_raw_fd(), buffer, MsgFlags::MSG_TRUNC | MsgFlags::MSG_DONTWAIT)?;
+        Ok((length > 0).then(|| packet::read_plugin(buffer, length)))
+    })
+}
+
+fn send(socket: &UnixStream, bytes: &[u8]) -> io::Result<()> {
+    // A packet goes whole or not at all.
+    nix::sys::socket::send(socket.as_raw_fd(), bytes, MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL)?;
+    Ok(())
+}
