@@ -17,7 +17,7 @@ pub(crate) const PATIENCE_MS: u64 = 60_000;
 /// EC2 needs some seconds to detach an ENI, and refuses to delete it before.
 const DETACHING_MS: u64 = 5_000;
 /// An ENI younger than this stays.
-const ENI_AGE_MS: u64 = 60_000;
+pub(crate) const ENI_AGE_MS: u64 = 60_000;
 
 /// An ENI on its way out.
 #[derive(Clone, Debug)]
@@ -98,7 +98,7 @@ impl Core {
         }
     }
 
-    fn is_giving_back(&self) -> bool {
+    pub(crate) fn is_giving_back(&self) -> bool {
         !self.departures.is_empty()
             || self.enis.values().any(|eni| matches!(eni.state, EniState::Leaving(_)))
             || !self.leaving.is_empty()

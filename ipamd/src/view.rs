@@ -175,4 +175,13 @@ impl Core {
     pub fn expects_imds(&self) -> bool {
         self.expected.values().any(|expected| expected.since.is_some()) || self.enis.is_empty()
     }
+
+    /// Whether a listing of the kernel's links is waited for: the first of all, the second without a link, one after the
+    /// decision to give something back; and the next, which says how old a young ENI is.
+    pub fn awaits_listing(&self) -> bool {
+        let young = |at: Millis| self.enis.values().any(|eni| at.since(eni.since) < crate::shrink::ENI_AGE_MS);
+        self.links_listed.is_none_or(young)
+            || self.is_giving_back()
+            || self.leases.values().any(|lease| lease.missing_since.is_some())
+    }
 }

@@ -13,7 +13,7 @@ use enid_ipamd::{AttachmentKey, Event, Lease, PodRef, Refusal, Ticket, View};
 use ipnet::Ipv4Net;
 use tokio::sync::{mpsc, oneshot};
 
-use crate::host::kernel::Wanted;
+use crate::{core::carry::Attempt, host::kernel::Wanted};
 
 /// What a request hears.
 #[derive(Debug)]
@@ -36,6 +36,7 @@ pub enum Message {
     View(oneshot::Sender<View>),
     Forgotten(Vec<IpAddr>),
     KernelFailed(Option<String>),
+    Carried(Box<Attempt>),
     Vpc(Vec<Ipv4Net>),
     Forwarding(Option<String>),
 }

@@ -19,7 +19,7 @@ use crate::{
     core::handle::{self, Answer, Found, Handle},
     core::readiness::Readiness,
     host::deletion::Deletion,
-    host::kernel,
+    host::{kernel, pod_links},
     metrics::Counters,
     reconcile::links,
 };
@@ -86,7 +86,7 @@ impl Cni for CniService {
             let Some(Said::Wired(wired)) = said.message().await?.and_then(|message| message.step) else {
                 return; // the plugin gave up; the request's end tells the brain
             };
-            let seen = kernel::is_wired(&key, &wired.host_ifname)
+            let seen = pod_links::is_wired(&key, &wired.host_ifname)
                 .map_err(|failure| Status::internal(format!("cannot look for the link: {failure:#}")))?;
             handle.tell(Event::Wired { ticket: under_way.ticket, key: key.clone(), seen }).await;
             let mine = match under_way.answer().await {
@@ -126,10 +126,8 @@ impl Cni for CniService {
         let found = self.handle.lookup(key).await.ok_or_else(ending)?;
         let Some(Found { lease, fault, wanted }) = found else { return Ok(Response::new(LookupReply::default())) };
         let failed = |failure: String| Status::internal(format!("cannot look at the host: {failure}"));
-        let mut host_faults = tokio::task::spawn_blocking(move || kernel::faults(&wanted, lease.slot))
-            .await
-            .map_err(|failure| failed(failure.to_string()))?
-            .map_err(|failure| failed(format!("{failure:#}")))?;
+        let host_faults = kernel::faults(&wanted, lease.slot).await;
+        let mut host_faults = host_faults.map_err(|failure| failed(format!("{failure:#}")))?;
         host_faults.extend(fault);
         Ok(Response::new(LookupReply {
             address: lease.address.to_string(),
@@ -177,7 +175,7 @@ impl Cni for CniService {
                 .collect()
         };
         self.handle.tell(Event::Collect { network, alive }).await;
-        links::list(&self.handle, |_, _| Ok(())).await.map_err(|failure| {
+        links::list(&self.handle).await.map_err(|failure| {
             Status::internal(format!("nothing is released, since the links cannot be listed: {failure:#}"))
         })?;
         let after = self.handle.view().await.ok_or_else(ending)?.leases;
@@ -205,7 +203,7 @@ impl CniService {
         self.handle.tell(Event::Release { ticket: under_way.ticket, key: key.clone() }).await;
         let Some(Answer::Released(address)) = under_way.answer().await else { return Err(ending()) };
         // An ADD of the same attachment may have made its link after the deletion, and before its lease ended.
-        let late = name.as_deref().map_or(Ok(address.is_some()), |name| kernel::is_wired(&key, name));
+        let late = name.as_deref().map_or(Ok(address.is_some()), |name| pod_links::is_wired(&key, name));
         if late.map_err(|failure| Status::internal(format!("cannot look for the link: {failure:#}")))? {
             self.delete_link(&key, name.as_deref()).await?;
         }
