@@ -23,15 +23,15 @@ use crate::{
     clock,
     core::handle::Handle,
     core::readiness::Readiness,
-    core::task::{Brain, Parts},
+    core::task::{Brain, Parts, Published},
     families,
     host::deletion::Deletion,
     host::kernel::{self, Kernel},
     host::nft,
     metrics::Counters,
     reconcile::repair::Repair,
-    reconcile::{forward::Forward, links},
-    runtime::conflist,
+    reconcile::{forward::Forward, links::Links},
+    runtime::{conflist, versions::Versions},
     serve::cni::CniService,
     serve::debug::{CNI_HEALTH, DebugService},
     serve::metrics,
@@ -101,7 +101,7 @@ async fn serve(mut settings: Settings, elsewhere: runtime::Handle) -> anyhow::Re
     // Two lives of a node must not share a client token: the boot and the moment tell them apart.
     let token_seed = format!("{}-{}", boot.split('-').next().unwrap_or_default(), clock::now().0);
     let node = Node { instance_id: instance.id.clone(), limits, policy: settings.policy.clone(), token_seed };
-    let kernel_slots = kernel::slots(&settings.steering.policy)?;
+    let kernel_slots = kernel::slots(&settings.steering.policy).await?;
     let core = Core::new(node, Ledger { kernel_slots, ..ledger });
     let kernel = Kernel::new(&settings.run_dir);
     let parts = Parts {
@@ -115,16 +115,18 @@ async fn serve(mut settings: Settings, elsewhere: runtime::Handle) -> anyhow::Re
         probes: settings.forward_probe,
         elsewhere: elsewhere.clone(),
     };
-    let (brain, handle, hurries, readiness) = Brain::new(parts);
-    let shadows = watch::Sender::new(Vec::new());
-    let seen_shadows = shadows.subscribe();
-    let hooks = Arc::new(Notify::new());
+    let (brain, handle, Published { hurries, awaits_listing, readiness }) = Brain::new(parts);
+    let conflicts = watch::Sender::new(Vec::new());
+    let seen_conflicts = conflicts.subscribe();
+    let (hooks, changed) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
+    let links = Links { handle: handle.clone(), changed: changed.clone(), awaited: awaits_listing };
     let vpc = instance.vpc_cidrs.clone();
     let forward = Forward { handle: handle.clone(), kernel: kernel.clone(), changed: hooks.clone(), vpc };
     let probes = settings.forward_probe;
     let forward = async move { if probes { forward.run().await } else { std::future::pending().await } };
     let v6 = settings.steering.policy.knows(Family::V6);
-    let repair = Repair { handle: handle.clone(), kernel, counters: counters.clone(), shadows, hooks, v6 };
+    let repair =
+        Repair { handle: handle.clone(), kernel, counters: counters.clone(), conflicts, hooks, links: changed, v6 };
 
     let plugins = Listener::bind(&sockets::cni(&settings.run_dir))?;
     let debug = {
@@ -147,7 +149,7 @@ async fn serve(mut settings: Settings, elsewhere: runtime::Handle) -> anyhow::Re
         node: settings.node_name.clone(),
         instance,
         readiness: readiness.clone(),
-        shadows: seen_shadows,
+        shadows: seen_conflicts,
     };
     let reflection = tonic_reflection::server::Builder::configure()
         .register_encoded_file_descriptor_set(enid_api::DESCRIPTORS)
@@ -174,7 +176,7 @@ async fn serve(mut settings: Settings, elsewhere: runtime::Handle) -> anyhow::Re
         ended = elsewhere.spawn(operators) => ended?.context("the debug server ended"),
         ended = elsewhere.spawn(metrics_server) => ended?,
         ended = elsewhere.spawn(read_metadata(imds, handle.clone(), hurries)) => { ended?; anyhow::bail!("the metadata reader ended") }
-        ended = elsewhere.spawn(links::run(handle.clone())) => { ended?; anyhow::bail!("the listing of links ended") }
+        ended = elsewhere.spawn(links.run()) => { ended?; anyhow::bail!("the listing of links ended") }
         ended = elsewhere.spawn(repair.run()) => { ended??; anyhow::bail!("the repair ended") }
         ended = elsewhere.spawn(forward) => ended?,
         ended = elsewhere.spawn(announce(settings, readiness, health)) => ended?,
@@ -233,12 +235,12 @@ async fn announce(
     mut readiness: watch::Receiver<Readiness>,
     health: tonic_health::server::HealthReporter,
 ) -> anyhow::Result<()> {
-    let mut announced = false;
+    let (mut announced, mut versions) = (false, Versions::default());
     loop {
         let ready = readiness.borrow_and_update().is_ready();
         // Once it is there it stays: one that somebody takes away is put back.
         if ready || announced {
-            announced = conflist::write(&settings).await?;
+            announced = conflist::write(&settings, &mut versions).await?;
         }
         if ready {
             health.set_service_status(CNI_HEALTH, ServingStatus::Serving).await;

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use enid_datapath::watch::Kind;
+use enid_datapath::kind::Kind;
 use enid_ipamd::{CallError, Cause};
 use prometheus::{
     HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGaugeVec, Opts, Registry, proto::MetricFamily,
@@ -44,12 +44,12 @@ impl Counters {
                     .buckets(vec![0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 1.0, 5.0, 15.0, 60.0]),
                 &["outcome"],
             )?,
-            repairs: vec(&["kind"], "enid_repairs", "Things of ours in the kernel that were put right, by kind")?,
+            repairs: vec(&["kind"], "enid_repairs", "Drift in the kernel that was repaired, by kind")?,
             repair_failures: IntCounter::new("enid_repair_failures", "Repairs that the kernel refused")?,
             readings: IntCounter::new("enid_readings", "Times that all of ours in the kernel was read again")?,
             overruns: IntCounter::new(
                 "enid_watch_overruns",
-                "Times that more was changed in the kernel than could be told",
+                "Times that more was changed in the kernel than was notified of",
             )?,
             registry,
         };
@@ -90,12 +90,12 @@ impl Counters {
         self.readings.inc();
     }
 
-    /// Something of ours in the kernel was put right.
+    /// Something of ours in the kernel was repaired.
     pub fn repaired(&self, kind: Kind) {
         self.repairs.with_label_values(&[kind.name()]).inc();
     }
 
-    /// More was changed than the kernel could tell.
+    /// More was changed than the kernel notified of.
     pub fn overrun(&self) {
         self.overruns.inc();
     }

@@ -1,13 +1,12 @@
 //! Whether this host forwards packets between pods.
 //!
 //! A base chain of somebody else that drops at the forward hook cannot be overruled from a table of ours, since a drop
-//! is final (nft(8), verdict statement). Which chains could do it is read from nftables; whether one does is found by
-//! sending a packet between two namespaces that are wired as pods are.
-//!
-//! Numbers: linux/netfilter.h and linux/netfilter/nf_tables.h.
+//! is final (nft(8), verdict statement). Which chains could do it is read from nftables
+//! ([`crate::netfilter::chains`]); whether one does is found by sending a packet between two namespaces that are wired as
+//! pods are.
 
 use std::{
-    fs, io,
+    io,
     net::{IpAddr, Ipv4Addr, SocketAddr as IpSocketAddr, UdpSocket},
     path::Path,
     thread,
@@ -15,104 +14,24 @@ use std::{
 };
 
 use ipnet::{Ipv4Net, Ipv6Net};
-use netlink_packet_core::NlasIterator;
 use nix::sched::{CloneFlags, unshare};
 
 use crate::{
-    family::Family,
     identity, marks,
-    netfilter::{NFTABLES, Netfilter},
-    netlink::{DUMPS, Error, Netlink},
+    netlink::{error::Error, socket::Netlink},
     netns::{self, Netns},
     pod::{self, PodLink, WireError},
 };
-
-const NFT_GETCHAIN: u16 = 4;
-const NFTA_CHAIN_TABLE: u16 = 1;
-const NFTA_CHAIN_NAME: u16 = 3;
-const NFTA_CHAIN_HOOK: u16 = 4;
-const NFTA_CHAIN_POLICY: u16 = 5;
-const NFTA_HOOK_HOOKNUM: u16 = 1;
-/// NF_INET_FORWARD.
-const FORWARD: u32 = 2;
-/// NF_DROP.
-const DROP: u32 = 0;
-/// The table of a firewall that accepts by policy and rejects by its last rule (firewalld's nftables backend). Of all
-/// others only the policy is looked at, since their rules may be many.
-const FIREWALLD: &str = "firewalld";
-/// NFPROTO_INET, NFPROTO_IPV4 and NFPROTO_IPV6.
-const FAMILIES: [(u8, &str); 3] = [(1, "inet"), (2, "ip"), (10, "ip6")];
 
 /// Discard's number (RFC 863): nobody waits for anything there.
 const PORT: u16 = 9;
 /// How often a packet is sent, and how long each is waited for.
 const TRIES: u32 = 3;
-const PATIENCE: Duration = Duration::from_millis(300);
-
-/// Chains that may drop packets of this family which they do not know at the forward hook, as `family table chain`. The
-/// tables of the older iptables do not tell their policy: they are named if there is a filter among them.
-pub fn suspects(of: Family) -> Result<Vec<String>, Error> {
-    let mut suspects = list_chains(of)?;
-    let (names, program) = match of {
-        Family::V4 => ("/proc/net/ip_tables_names", "iptables"),
-        Family::V6 => ("/proc/net/ip6_tables_names", "ip6tables"),
-    };
-    let legacy = fs::read_to_string(names).unwrap_or_default();
-    if legacy.lines().any(|name| name == "filter") {
-        suspects.push(format!("the older {program}' filter FORWARD"));
-    }
-    Ok(suspects)
-}
-
-fn suspect(of: Family, family: u8, attributes: &[u8]) -> Option<String> {
-    let (_, family) = FAMILIES.into_iter().find(|(number, _)| *number == family)?;
-    if family != "inet" && family != of.word() {
-        return None;
-    }
-    let (mut table, mut name, mut policy, mut hook) = (None, None, None, None);
-    for attribute in NlasIterator::new(attributes).flatten() {
-        let value = attribute.value();
-        match attribute.kind() {
-            NFTA_CHAIN_TABLE => table = text(value),
-            NFTA_CHAIN_NAME => name = text(value),
-            NFTA_CHAIN_POLICY => policy = number(value),
-            NFTA_CHAIN_HOOK => {
-                let mut parts = NlasIterator::new(value).flatten();
-                hook = parts.find(|part| part.kind() == NFTA_HOOK_HOOKNUM).and_then(|part| number(part.value()));
-            }
-            _ => {}
-        }
-    }
-    let table = table.unwrap_or_default();
-    (hook == Some(FORWARD) && (policy == Some(DROP) || table == FIREWALLD))
-        .then(|| format!("{family} {table} {}", name.unwrap_or_default()))
-}
-
-fn text(value: &[u8]) -> Option<String> {
-    value.split(|byte| *byte == 0).next().map(|text| String::from_utf8_lossy(text).into_owned())
-}
-
-fn number(value: &[u8]) -> Option<u32> {
-    value.try_into().ok().map(u32::from_be_bytes)
-}
-
-/// The suspects among the chains of nftables. Chains alone, never rules: there may be many of those.
-fn list_chains(of: Family) -> Result<Vec<String>, Error> {
-    let what = "list the chains of nftables";
-    let mut netfilter = Netfilter::open()?;
-    for _ in 0..DUMPS {
-        let mut suspects = Vec::new();
-        let see = |family: u8, attributes: &[u8]| suspects.extend(suspect(of, family, attributes));
-        if netfilter.list(what, NFTABLES | NFT_GETCHAIN, 0, see)? {
-            return Ok(suspects);
-        }
-    }
-    Err(Error::new(what, io::Error::other(format!("they changed during each of {DUMPS} listings"))))
-}
+const TIMEOUT: Duration = Duration::from_millis(300);
 
 /// Two addresses of this subnet that EC2 gives to nobody: of the first four and the last, which it reserves, those that
 /// no resolver answers on (Amazon VPC User Guide, subnet CIDR blocks: the VPC's own is at its base plus two).
-pub fn nobodys(subnet: Ipv4Net, vpc: &[Ipv4Net]) -> Option<[IpAddr; 2]> {
+pub fn reserved(subnet: Ipv4Net, vpc: &[Ipv4Net]) -> Option<[IpAddr; 2]> {
     let base = u32::from(subnet.network());
     let at = |offset: u32| Ipv4Addr::from(base + offset);
     let resolves = |address: Ipv4Addr| vpc.iter().any(|net| u32::from(net.network()) + 2 == u32::from(address));
@@ -124,7 +43,7 @@ pub fn nobodys(subnet: Ipv4Net, vpc: &[Ipv4Net]) -> Option<[IpAddr; 2]> {
 }
 
 /// Two addresses of a block of ours that no pod is given: the first and the last of so many.
-pub fn nobodys_v6(block: Ipv6Net) -> [IpAddr; 2] {
+pub fn reserved_v6(block: Ipv6Net) -> [IpAddr; 2] {
     [block.network().into(), block.broadcast().into()]
 }
 
@@ -134,7 +53,7 @@ pub fn forwards([from, to]: [IpAddr; 2]) -> Result<bool, WireError> {
     let (near, far) = (Space::new("a", from)?, Space::new("b", to)?);
     let failed = |source: io::Error| Error::new("send a packet between two namespaces", source);
     let receiver = far.socket(to)?;
-    receiver.set_read_timeout(Some(PATIENCE)).map_err(failed)?;
+    receiver.set_read_timeout(Some(TIMEOUT)).map_err(failed)?;
     let sender = near.socket(from)?;
     let arrives = (0..TRIES).any(|_| {
         // Whether it arrives is asked at the other end.
@@ -208,7 +127,7 @@ mod tests {
     #[test]
     fn the_vpcs_resolver_is_left_alone() {
         let vpc = ["10.0.0.0/16".parse().unwrap()];
-        let of = |subnet: &str| nobodys(subnet.parse().unwrap(), &vpc).unwrap().map(|address| address.to_string());
+        let of = |subnet: &str| reserved(subnet.parse().unwrap(), &vpc).unwrap().map(|address| address.to_string());
         assert_eq!(of("10.0.1.10/24"), ["10.0.1.3", "10.0.1.2"]);
         assert_eq!(of("10.0.0.10/24"), ["10.0.0.3", "10.0.0.0"]);
     }

@@ -1,46 +1,38 @@
 //! What a pod and an ENI look like in the kernel, as values, and the netlink that applies them.
 //!
-//! Used by the plugin, which wires pods, and by the daemon, which owns whatever belongs to the node or
-//! to an ENI. Wanted state is computed by pure functions; [`netlink`] is the one place that talks to
-//! the kernel, with plain blocking sockets: a request is a few messages long and answered at once.
+//! Used by the plugin, which wires pods, and by the daemon, which owns whatever belongs to the node or to an ENI. Wanted
+//! state is computed by pure functions, and what has to change is a list of requests. The plugin sends them over the
+//! blocking socket here, the daemon over its own asynchronous ones.
 //!
-//! - [`pod`]: one veth, one host route, one permanent neighbour at each end.
-//! - [`node`]: links, addresses, tables and rules of the ENIs, and what differs from them.
-//! - [`rules`]: the routing policy rules, a handful for all ENIs.
-//! - [`removal`]: pods' links taken away, one or many together.
-//! - [`pods`]: the host ends of pods that run, and what differs from them.
-//! - [`shadow`]: what stands before our rules and routes.
-//! - [`watch`]: what others change under us, as the kernel tells it.
-//! - [`policy`]: how packets are steered and translated, as the operator wants it.
+//! - [`pod`]: one veth, one host route, one permanent neighbour at each end; the host ends of pods that run
+//!   ([`pod::host_end`]), CHECK's findings ([`faults`]), links taken away ([`removal`]).
+//! - [`node`]: links, addresses, tables and rules of the ENIs, what differs from them, and conflicts with others.
+//! - [`netlink`]: messages, requests and the plugin's socket; [`notification`]: what others change, as the kernel tells.
+//! - [`netfilter`]: connection tracking, and what of nftables is read without `nft`.
 //! - [`ruleset`]: the one nftables table, `ip enid`, as text.
 //! - [`forward`]: whether this host forwards packets between pods.
+//! - [`policy`]: how packets are steered and translated, as the operator wants it; [`marks`]: the numbers for it.
 //! - [`identity`]: whose link it is, told from its MAC, and what it is called.
-//! - [`conntrack`]: what connection tracking remembers of an address, dropped before the address is used again.
+//! - [`netns`]: other network namespaces.
 //!
 //! Not here: `nft` itself (the daemon runs it), sysctl policy beyond names and values.
 
-pub mod conntrack;
 mod family;
-pub mod faults;
 pub mod forward;
 pub mod identity;
-pub mod link;
+pub mod kind;
 pub mod marks;
-mod message;
-mod netfilter;
+pub mod netfilter;
 pub mod netlink;
 pub mod netns;
 pub mod node;
+pub mod notification;
 pub mod pod;
-pub mod pods;
 pub mod policy;
-pub mod removal;
-pub mod rules;
 pub mod ruleset;
-pub mod shadow;
-pub mod watch;
 
-pub use conntrack::Conntrack;
 pub use family::{Family, GATEWAY, GATEWAY_V6, ROUTER_V6};
 pub use identity::Mac;
-pub use netlink::{Error, Netlink};
+pub use netfilter::conntrack::Conntrack;
+pub use netlink::{error::Error, link, request::Request, socket::Netlink};
+pub use pod::{faults, removal};

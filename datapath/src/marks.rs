@@ -77,10 +77,10 @@ pub const SLOTS: u32 = 64;
 
 /// Device group of the links that are being deleted together: none of an ENI's, so the table marks none of their packets
 /// and they go by the host's own routes until the link is gone.
-pub const GROUP_GOING: u32 = GROUP_BASE + SLOTS;
+pub const GROUP_DELETED: u32 = GROUP_BASE + SLOTS;
 
 /// Device group of the links that probe whether this host forwards: pods' routes, and no ENI's.
-pub const GROUP_PROBE: u32 = GROUP_GOING + 1;
+pub const GROUP_PROBE: u32 = GROUP_DELETED + 1;
 
 /// Only routes over links of a non-default group, that is pods' veths: `lookup main suppress_ifgroup 0`.
 pub const PRIORITY_PODS: u32 = 512;
@@ -101,6 +101,11 @@ pub fn group(slot: u32) -> u32 {
 /// The slot that a device group names, if it is one of ours.
 pub fn slot_of_group(group: u32) -> Option<u32> {
     group.checked_sub(GROUP_BASE).filter(|slot| *slot < SLOTS)
+}
+
+/// Whether links of this device group are pods': those that are being deleted among them.
+pub fn is_of_a_pod(group: u32) -> bool {
+    slot_of_group(group).is_some() || group == GROUP_DELETED
 }
 
 /// Route table of a secondary ENI, with the peer's numbers: device + 1 on card 0, 10000 + 100·card + device elsewhere.
@@ -125,7 +130,7 @@ mod tests {
             assert_eq!(slot_of_group(group(slot)), Some(slot));
         }
         assert_eq!(slot_of_group(0), None);
-        assert_eq!(slot_of_group(GROUP_GOING), None);
+        assert_eq!(slot_of_group(GROUP_DELETED), None);
     }
 
     #[test]

@@ -15,8 +15,8 @@ use nix::{
 };
 
 use crate::{
-    conntrack::Conntrack,
-    netlink::{Error, Netlink},
+    netfilter::conntrack::Conntrack,
+    netlink::{error::Error, socket::Netlink},
 };
 
 /// What statfs says of namespace files (linux/magic.h, NSFS_MAGIC).

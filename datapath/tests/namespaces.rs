@@ -14,9 +14,8 @@ use std::{
 use enid_datapath::{
     Family, Mac, Netlink, faults, identity, marks,
     netns::Netns,
-    node::{self, EniNet, Found},
-    pod::{self, PodLink, WireError},
-    pods,
+    node::{changes::changes, eni::EniNet, found::Found, rules},
+    pod::{self, PodLink, WireError, host_end},
     policy::Policy,
     removal,
     ruleset::Ruleset,
@@ -88,6 +87,11 @@ fn wire(link: &PodLink, host: &Space, pod: &Space) -> Result<pod::Pair, WireErro
     pod::configure_inside(link, &pair, &mut outside, &mut inside)?;
     pod::configure_outside(link, &pair, &mut outside)?;
     Ok(pair)
+}
+
+fn found(netlink: &mut Netlink, families: &[Family]) -> Found {
+    let (links, addresses) = (netlink.links().unwrap(), netlink.addresses().unwrap());
+    Found::new(links, addresses, netlink.routes(families).unwrap(), netlink.rules().unwrap())
 }
 
 fn snapshot(space: &Space) -> String {
@@ -184,8 +188,8 @@ fn links_go_together_and_no_other_with_them() {
     removal::remove_together(&[usual(&links[3])], &mut netlink).unwrap();
     assert_eq!(left(), "eni0000000005 ");
     // One that an earlier try had only gathered is still seen as a pod's, and goes with the next.
-    host.sh(&format!("ip link set eni0000000005 group {}", marks::GROUP_GOING));
-    assert_eq!(pods::pod_links(&netlink.links().unwrap()).len(), 1);
+    host.sh(&format!("ip link set eni0000000005 group {}", marks::GROUP_DELETED));
+    assert_eq!(host_end::pod_links(&netlink.links().unwrap()).len(), 1);
     removal::remove_together(&[usual(&links[4])], &mut netlink).unwrap();
     assert_eq!(left(), "");
 }
@@ -248,14 +252,8 @@ fn enis_are_set_up_once_and_repaired() {
     let enis = [eni(0, 1, "10.0.1.10/24", 254), eni(1, 2, "10.0.1.11/24", marks::route_table(1, 0))];
     let mut netlink = host.netns().netlink().unwrap();
     let mut apply = |enis: &[EniNet]| {
-        let requests = node::changes(
-            enis,
-            &BTreeSet::new(),
-            &[],
-            &Policy::default(),
-            &Found::read(&mut netlink, &[Family::V4]).unwrap(),
-        )
-        .unwrap();
+        let requests =
+            changes(enis, &BTreeSet::new(), &[], &Policy::default(), &found(&mut netlink, &[Family::V4])).unwrap();
         netlink.apply(&requests).unwrap();
         requests.len()
     };
@@ -276,8 +274,8 @@ fn enis_are_set_up_once_and_repaired() {
     let rules = host.sh("ip rule");
     assert!(!rules.contains("lookup 2") && rules.contains("from 192.0.2.7 lookup 10"), "{rules}");
     let missing = [eni(2, 9, "10.0.1.12/24", 3)];
-    let found = Found::read(&mut Netlink::open().unwrap(), &[Family::V4]).unwrap();
-    assert!(node::changes(&missing, &BTreeSet::new(), &[], &Policy::default(), &found).is_err());
+    let found = found(&mut Netlink::open().unwrap(), &[Family::V4]);
+    assert!(changes(&missing, &BTreeSet::new(), &[], &Policy::default(), &found).is_err());
 }
 
 /// Metadata may leave an ENI out, and its link may have lost its MAC while no daemon ran.
@@ -289,17 +287,17 @@ fn an_eni_that_cannot_be_looked_at_keeps_its_rules_and_its_link_is_known_by_them
          ip addr add 10.0.1.10/24 dev eth0; ip link set eth0 up; ip link set p0 up; ip link set p1 up");
     let enis = [eni(0, 1, "10.0.1.10/24", 254), eni(1, 2, "10.0.1.11/24", marks::route_table(1, 0))];
     let (mut netlink, policy) = (host.netns().netlink().unwrap(), Policy::default());
-    let mut changes = |enis: &[EniNet], spared: &[u32]| {
-        let found = Found::read(&mut netlink, &[Family::V4]).unwrap();
-        node::changes(enis, &spared.iter().copied().collect(), &[], &policy, &found).unwrap()
+    let mut changes_of = |enis: &[EniNet], spared: &[u32]| {
+        let found = found(&mut netlink, &[Family::V4]);
+        changes(enis, &spared.iter().copied().collect(), &[], &policy, &found).unwrap()
     };
-    let set_up = changes(&enis, &[]);
+    let set_up = changes_of(&enis, &[]);
     host.netns().netlink().unwrap().apply(&set_up).unwrap();
-    assert!(changes(&enis[..1], &[1]).is_empty(), "its rules go though it is only not shown");
-    assert_eq!(changes(&enis[..1], &[2]).len(), 2, "rules of an ENI that nobody needs");
+    assert!(changes_of(&enis[..1], &[1]).is_empty(), "its rules go though it is only not shown");
+    assert_eq!(changes_of(&enis[..1], &[2]).len(), 2, "rules of an ENI that nobody needs");
     host.sh("ip link set eth1 address 02:00:00:00:00:99");
-    let found = Found::read(&mut host.netns().netlink().unwrap(), &[Family::V4]).unwrap();
-    let left: Vec<Mac> = found.left_to(&enis, &policy).into_keys().collect();
+    let found = found(&mut host.netns().netlink().unwrap(), &[Family::V4]);
+    let left: Vec<Mac> = rules::links_without_mac(&found, &enis, &policy).into_keys().collect();
     assert_eq!(left, [enis[1].mac]);
 }
 
@@ -323,8 +321,8 @@ fn enis_of_two_families_are_set_up_once_repaired_and_left_behind_clean() {
     let dual = Policy { of_vpc: Family::ALL.into(), ..Policy::default() };
     let mut netlink = host.netns().netlink().unwrap();
     let mut apply = |policy: &Policy| {
-        let found = Found::read(&mut netlink, &policy.families()).unwrap();
-        let requests = node::changes(&enis, &BTreeSet::new(), &pool, policy, &found).unwrap();
+        let found = found(&mut netlink, &policy.families());
+        let requests = changes(&enis, &BTreeSet::new(), &pool, policy, &found).unwrap();
         netlink.apply(&requests).unwrap();
         requests.iter().map(ToString::to_string).collect::<Vec<_>>()
     };
@@ -358,11 +356,8 @@ fn enis_of_two_families_are_set_up_once_repaired_and_left_behind_clean() {
             "{harm}"
         );
     }
-    let found = Found::read(&mut host.netns().netlink().unwrap(), &dual.families()).unwrap();
-    assert_eq!(
-        enid_datapath::rules::slots(&dual, &found).into_iter().collect::<Vec<_>>(),
-        [(Mac([2, 0, 0, 0, 0, 2]), 1)]
-    );
+    let found = found(&mut host.netns().netlink().unwrap(), &dual.families());
+    assert_eq!(rules::slots(&dual, &found).into_iter().collect::<Vec<_>>(), [(Mac([2, 0, 0, 0, 0, 2]), 1)]);
     assert_eq!(apply(&dual), [""; 0]);
     // Nobody has IPv6 any more: our rules go, the kernel's own stays.
     apply(&Policy::default());

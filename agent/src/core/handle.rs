@@ -16,7 +16,7 @@ use tokio::sync::{
     oneshot,
 };
 
-use crate::host::kernel::Wanted;
+use crate::{core::carry::Attempt, host::kernel::Wanted};
 
 /// What a request hears.
 #[derive(Debug)]
@@ -39,6 +39,7 @@ pub enum Message {
     View(oneshot::Sender<View>),
     Forgotten(Vec<IpAddr>),
     KernelFailed(Option<String>),
+    Carried(Box<Attempt>),
     Vpc(Vec<Ipv4Net>),
     Forwarding(Option<String>),
 }

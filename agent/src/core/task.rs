@@ -16,15 +16,16 @@ use tokio::{
     sync::{mpsc, watch},
     time::timeout,
 };
-use tracing::{debug, info, warn};
+use tracing::{info, warn};
 
 use crate::{
     aws::ec2::Ec2,
     clock::now,
+    core::carry::{Carrier, configuring},
     core::handle::{Answer, Found, Handle, Message},
     core::readiness::{Readiness, Rule},
     host::conntrack::{Forgetting, Offered},
-    host::kernel::{Kernel, Steering, Wanted},
+    host::kernel::{Kernel, Steering},
     metrics::Counters,
     store::Store,
 };
@@ -46,19 +47,16 @@ pub struct Brain {
     store: Arc<Store>,
     ec2: Ec2,
     counters: Arc<Counters>,
-    vpc: Vec<Ipv4Net>,
-    steering: Steering,
+    carrier: Carrier,
     elsewhere: runtime::Handle,
     receiver: mpsc::Receiver<Message>,
     handle: Handle,
     open: BTreeMap<Ticket, Caller>,
     forgetting: Forgetting,
-    kernel: Kernel,
-    applied: Wanted,
-    /// The topology that `applied` was made from.
-    carried: Option<u64>,
     /// Set while something is expected that only metadata or the kernel can show.
     hurry: watch::Sender<bool>,
+    /// Set while a listing of the kernel's links is waited for.
+    listing: watch::Sender<bool>,
     rule: Rule,
     ready: watch::Sender<Readiness>,
     /// When readiness may change by itself.
@@ -66,8 +64,6 @@ pub struct Brain {
     /// What the store has refused so far, and in which words.
     unwritten: Vec<Write>,
     store_failure: Option<String>,
-    /// What the kernel refused last: told once.
-    kernel_failure: Option<String>,
 }
 
 /// What the brain is made of.
@@ -92,11 +88,22 @@ pub struct Parts {
     pub elsewhere: runtime::Handle,
 }
 
+/// What the brain publishes.
+pub struct Published {
+    /// Whether metadata should be read in a hurry.
+    pub hurries: watch::Receiver<bool>,
+    /// Whether a listing of the kernel's links is waited for.
+    pub awaits_listing: watch::Receiver<bool>,
+    /// Whether pods can be served.
+    pub readiness: watch::Receiver<Readiness>,
+}
+
 impl Brain {
-    /// The brain, a way to it, whether metadata should be read in a hurry, and readiness.
-    pub fn new(parts: Parts) -> (Self, Handle, watch::Receiver<bool>, watch::Receiver<Readiness>) {
+    /// The brain, a way to it, and what it publishes.
+    pub fn new(parts: Parts) -> (Self, Handle, Published) {
         let (sender, receiver) = mpsc::channel(1024);
         let (hurry, hurries) = watch::channel(true);
+        let (listing, awaits_listing) = watch::channel(true);
         let (ready, readiness) = watch::channel(Readiness::starting());
         let Parts { mut core, store, ec2, counters, vpc, steering, kernel, probes, elsewhere } = parts;
         let families = steering.policy.families().into();
@@ -114,25 +121,21 @@ impl Brain {
             store,
             ec2,
             counters,
-            vpc,
-            steering,
+            carrier: Carrier::new(kernel, steering, vpc),
             elsewhere,
             receiver,
             handle: handle.clone(),
             open: BTreeMap::new(),
             forgetting,
-            kernel,
-            applied: Wanted::default(),
-            carried: None,
             hurry,
+            listing,
             rule: Rule::new(),
             ready,
             look_again: None,
             unwritten: Vec::new(),
             store_failure: None,
-            kernel_failure: None,
         };
-        (brain, handle, hurries, readiness)
+        (brain, handle, Published { hurries, awaits_listing, readiness })
     }
 
     /// Runs until every handle has gone, which is when the daemon ends.
@@ -146,7 +149,7 @@ impl Brain {
             // The batch is complete: what it needs is ordered together.
             effects.extend(self.core.step(now(), Event::Tick));
             self.perform(effects).await;
-            self.carry().await;
+            self.carry();
             self.publish();
             if self.receiver.is_closed() && self.receiver.is_empty() {
                 break;
@@ -157,6 +160,7 @@ impl Brain {
     async fn wait(&mut self) -> Vec<Message> {
         let at = now();
         let due = self.core.next_due(at).map_or(PERIOD, |due| Duration::from_millis(due.since(at).max(1)));
+        let due = self.carrier.due(at).map_or(due, |again| due.min(Duration::from_millis(again.since(at).max(1))));
         // A link that has not shown up yet is looked for soon.
         let due = self.look_again.map_or(due, |again| due.min(Duration::from_millis(again.since(at).max(1))));
         let due = if *self.hurry.borrow() { due.min(Duration::from_millis(100)) } else { due };
@@ -180,13 +184,14 @@ impl Brain {
                 view.blocked = self.obstacle();
                 drop(reply.send(view));
             }
-            Message::KernelFailed(failure) => self.kernel_failed(failure),
-            Message::Vpc(cidrs) if cidrs != self.vpc => {
-                info!(?cidrs, "the VPC has other CIDRs");
-                self.vpc = cidrs;
-                self.carried = None;
+            Message::KernelFailed(failure) => self.carrier.failed(failure),
+            Message::Carried(attempt) => {
+                let (up, waited) = self.carrier.end(*attempt, now());
+                waited.into_iter().for_each(|ticket| self.verdict_after_wait(ticket));
+                // It may serve those who wait.
+                up.into_iter().for_each(|eni| effects.extend(self.core.step(now(), Event::EniConfigured { eni })));
             }
-            Message::Vpc(_) => {}
+            Message::Vpc(cidrs) => self.carrier.set_vpc(cidrs),
             Message::Forwarding(dropped) => {
                 self.core.set_blocked(dropped.map(|words| Refusal::new(Cause::ForwardDropped, words)));
             }
@@ -269,81 +274,28 @@ impl Brain {
         }
     }
 
-    /// Makes the kernel carry the ENIs before their addresses are answered.
-    async fn carry(&mut self) {
-        let joining = self.joining();
-        if joining.is_empty() && self.carried == Some(self.core.topology()) {
-            return;
+    /// Has the kernel carry the ENIs, if it does not.
+    fn carry(&mut self) {
+        if let Some(attempt) = self.carrier.start(&self.core, now()) {
+            let handle = self.handle.clone();
+            // A closed channel means that the daemon is ending.
+            self.elsewhere.spawn(async move {
+                drop(handle.sender.send(Message::Carried(Box::new(attempt.await))).await);
+            });
         }
-        let topology = self.core.topology();
-        let wanted = self.wanted();
-        if (wanted == self.applied && joining.is_empty()) || self.core.host_enis().next().is_none() {
-            self.carried = Some(topology);
-            return;
-        }
-        let (kernel, attempt) = (self.kernel.clone(), wanted.clone());
-        let done = tokio::task::spawn_blocking(move || kernel.apply(&attempt)).await;
-        let answer = done.unwrap_or_else(|failure| Err(anyhow::anyhow!("the kernel's task ended: {failure}")));
-        match answer {
-            Ok(applied) => {
-                self.kernel_failure = None;
-                for change in &applied.changes {
-                    debug!(kind = change.kind.name(), "kernel: {}", change.what);
-                }
-                if let Some(reason) = &applied.waits_for {
-                    debug!(reason, "kernel waits");
-                } else {
-                    self.applied = wanted;
-                    self.carried = Some(topology);
-                }
-                let up = joining.into_iter().filter(|(_, slot)| applied.slots.contains(slot));
-                for (eni, slot) in up {
-                    info!(%eni, slot, "ENI is up");
-                    // It may serve those who wait.
-                    let effects = self.core.step(now(), Event::EniConfigured { eni });
-                    self.perform(effects).await;
-                }
-            }
-            Err(failure) => self.kernel_failed(Some(format!("{failure:#}"))),
-        }
-    }
-
-    fn kernel_failed(&mut self, failure: Option<String>) {
-        if let Some(words) = failure.as_ref().filter(|_| self.kernel_failure != failure) {
-            warn!("the kernel refused: {words}");
-        }
-        self.kernel_failure = failure;
     }
 
     fn find(&self, key: &AttachmentKey) -> Option<Found> {
         let lease = self.core.lease(key)?;
-        // What is only on its way into the kernel is no fault there.
-        let carries = self.applied != Wanted::default();
-        let wanted = if carries { self.applied.clone() } else { self.wanted() };
+        let wanted = self.carrier.carried(&self.core);
         Some(Found { lease: lease.clone(), fault: self.core.lease_fault(lease), wanted })
-    }
-
-    fn wanted(&self) -> Wanted {
-        Wanted::new(&self.core, &self.vpc, &self.steering)
-    }
-
-    fn joining(&self) -> Vec<(enid_ipamd::EniId, u32)> {
-        let joining = |(eni, slot): (&enid_ipamd::Eni, u32)| {
-            (eni.state == enid_ipamd::EniState::Configuring).then(|| (eni.facts.id.clone(), slot))
-        };
-        self.core.host_enis().filter_map(joining).collect()
     }
 
     fn act(&mut self, effect: Effect) {
         match effect {
             Effect::Record(_) | Effect::Offer { .. } => {}
             Effect::Refuse { ticket, refusal } => self.answer(ticket, Answer::Refused(self.in_full(refusal))),
-            Effect::Verdict { ticket, mine } => {
-                let offered = self.open.get(&ticket).and_then(|caller| caller.offered.as_ref()).filter(|_| mine);
-                if !offered.is_some_and(|offered| self.forgetting.keeps(ticket, offered)) {
-                    self.answer(ticket, Answer::Verdict(mine));
-                }
-            }
+            Effect::Verdict { ticket, mine } => self.verdict(ticket, mine),
             Effect::Released { ticket, address } => self.answer(ticket, Answer::Released(address)),
             Effect::ForgetConnections { addresses } => self.forgetting.begin(addresses),
             Effect::Call { id, call, .. } => {
@@ -359,6 +311,27 @@ impl Brain {
                 });
             }
         }
+    }
+
+    /// Answers with a verdict, unless the kernel or connection tracking is not ready for the address yet.
+    fn verdict(&mut self, ticket: Ticket, mine: bool) {
+        if mine && self.carrier.keeps(ticket) {
+            return;
+        }
+        let offered = self.open.get(&ticket).and_then(|caller| caller.offered.as_ref()).filter(|_| mine);
+        if !offered.is_some_and(|offered| self.forgetting.keeps(ticket, offered)) {
+            self.answer(ticket, Answer::Verdict(mine));
+        }
+    }
+
+    fn verdict_after_wait(&mut self, ticket: Ticket) {
+        let offered = self.open.get(&ticket).and_then(|caller| caller.offered.as_ref());
+        // A DEL may have come in between.
+        let is_lease = |(key, offered): &Offered| {
+            self.core.lease(key).is_some_and(|lease| lease.addresses().eq(offered.iter().copied()))
+        };
+        let mine = offered.is_some_and(is_lease);
+        self.verdict(ticket, mine);
     }
 
     fn answer(&self, ticket: Ticket, answer: Answer) {
@@ -378,12 +351,14 @@ impl Brain {
     /// What is on its way for the core is so because the kernel refuses it, if it does.
     fn in_full(&self, refusal: Refusal) -> Refusal {
         let waits = matches!(refusal.cause, Cause::Starting | Cause::StillGrowing);
-        self.kernel_failure.as_ref().filter(|_| waits).map_or(refusal, |words| refused_by_kernel(words))
+        self.carrier.failure().filter(|_| waits).map_or(refusal, refused_by_kernel)
     }
 
     fn publish(&mut self) {
-        let expects = self.core.awaits_metadata() || !self.joining().is_empty();
+        let expects = self.core.awaits_metadata() || !configuring(&self.core).is_empty();
         self.hurry.send_if_modified(|hurry| std::mem::replace(hurry, expects) != expects);
+        let awaits = self.core.awaits_listing();
+        self.listing.send_if_modified(|listing| std::mem::replace(listing, awaits) != awaits);
         let seen = Readiness { obstacle: self.obstacle(), risk: self.risk() };
         let (said, look_again) = self.rule.look(now(), seen);
         self.look_again = look_again;
@@ -400,8 +375,8 @@ impl Brain {
 
     /// Why pods that run may have no network.
     fn risk(&self) -> Option<Refusal> {
-        let refused = self.kernel_failure.as_ref().filter(|_| self.core.counts().assigned > 0);
-        self.core.pods_at_risk().or_else(|| refused.map(|words| refused_by_kernel(words)))
+        let refused = self.carrier.failure().filter(|_| self.core.counts().assigned > 0);
+        self.core.pods_at_risk().or_else(|| refused.map(refused_by_kernel))
     }
 }
 

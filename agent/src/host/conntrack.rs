@@ -1,6 +1,6 @@
 //! Connection tracking forgets an address before the address is used again.
 //!
-//! The core says when an address has rested, and may give it away in the same breath. Forgetting reads the
+//! The core says when an address is past its cooldown, and may assign it in the same step. Forgetting reads the
 //! whole table, so it runs beside the pods' path, one listing for all that has come together meanwhile. What
 //! waits for it is the verdict alone, without which a plugin makes nothing reachable, and only the verdict on
 //! an address that is being forgotten: a late deletion would cut the new pod's own connections.
@@ -25,41 +25,41 @@ pub type Offered = (AttachmentKey, Vec<IpAddr>);
 /// What is being forgotten, and the verdicts that wait for it.
 pub struct Forgetting {
     lists: mpsc::UnboundedSender<Vec<IpAddr>>,
-    /// How many lists under way name the address.
-    under_way: BTreeMap<IpAddr, u32>,
+    /// How many lists in flight name the address.
+    in_flight: BTreeMap<IpAddr, u32>,
     waiting: Vec<(Ticket, Offered)>,
 }
 
 impl Forgetting {
     /// Starts the task beside; it calls `done` with each list that has been dealt with, well or badly.
     pub fn start<F: Future<Output = ()> + Send>(
-        elsewhere: &runtime::Handle,
+        background: &runtime::Handle,
         done: impl Fn(Vec<IpAddr>) -> F + Send + 'static,
     ) -> Self {
         let (lists, mut receiver) = mpsc::unbounded_channel::<Vec<IpAddr>>();
-        elsewhere.spawn(async move {
-            let mut told = None;
+        background.spawn(async move {
+            let mut reported = None;
             let mut batch = Vec::new();
             while receiver.recv_many(&mut batch, BATCH).await > 0 {
                 let list: Vec<IpAddr> = batch.drain(..).flatten().collect();
                 let addresses = list.iter().copied().collect();
                 let ended = tokio::task::spawn_blocking(move || forget(&addresses)).await;
                 let failure = ended.unwrap_or_else(|failure| Err(failure.to_string())).err();
-                if failure.is_some() && failure != told {
+                if failure.is_some() && failure != reported {
                     let failure = failure.as_deref().unwrap_or_default();
                     warn!("what connection tracking remembers of used addresses ends by its own timeouts: {failure}");
                 }
-                told = failure;
+                reported = failure;
                 done(list).await;
             }
         });
-        Forgetting { lists, under_way: BTreeMap::new(), waiting: Vec::new() }
+        Forgetting { lists, in_flight: BTreeMap::new(), waiting: Vec::new() }
     }
 
-    /// These addresses have rested.
+    /// These addresses are past their cooldown.
     pub fn begin(&mut self, addresses: Vec<IpAddr>) {
         for address in &addresses {
-            *self.under_way.entry(*address).or_default() += 1;
+            *self.in_flight.entry(*address).or_default() += 1;
         }
         // A closed channel means that the daemon is ending.
         let _ = self.lists.send(addresses);
@@ -67,7 +67,7 @@ impl Forgetting {
 
     /// Keeps the verdict of an offer if it has to wait: whether it does.
     pub fn keeps(&mut self, ticket: Ticket, offered: &Offered) -> bool {
-        let waits = offered.1.iter().any(|address| self.under_way.contains_key(address));
+        let waits = offered.1.iter().any(|address| self.in_flight.contains_key(address));
         if waits {
             self.waiting.push((ticket, offered.clone()));
         }
@@ -77,15 +77,15 @@ impl Forgetting {
     /// A list has been dealt with: the offers whose verdict need not wait any more.
     pub fn end(&mut self, addresses: &[IpAddr]) -> Vec<(Ticket, Offered)> {
         for address in addresses {
-            if let Some(lists) = self.under_way.get_mut(address) {
+            if let Some(lists) = self.in_flight.get_mut(address) {
                 *lists -= 1;
                 if *lists == 0 {
-                    self.under_way.remove(address);
+                    self.in_flight.remove(address);
                 }
             }
         }
-        let under_way = |address: &IpAddr| self.under_way.contains_key(address);
-        self.waiting.extract_if(.., |(_, (_, addresses))| !addresses.iter().any(under_way)).collect()
+        let in_flight = |address: &IpAddr| self.in_flight.contains_key(address);
+        self.waiting.extract_if(.., |(_, (_, addresses))| !addresses.iter().any(in_flight)).collect()
     }
 }
 
@@ -110,7 +110,7 @@ mod tests {
     #[test]
     fn a_verdict_waits_for_its_own_address_and_for_every_list_that_names_it() {
         let (lists, mut sent) = mpsc::unbounded_channel();
-        let mut forgetting = Forgetting { lists, under_way: BTreeMap::new(), waiting: Vec::new() };
+        let mut forgetting = Forgetting { lists, in_flight: BTreeMap::new(), waiting: Vec::new() };
         let [a, b, c] = ["10.0.1.20", "10.0.1.21", "2001:db8::1"].map(|text| text.parse::<IpAddr>().unwrap());
         forgetting.begin(vec![a, b]);
         forgetting.begin(vec![a]);
@@ -121,6 +121,6 @@ mod tests {
         assert_eq!(forgetting.end(&[a, b]), [(Ticket(2), pods[1].clone())]);
         assert_eq!(forgetting.end(&[a]), [(Ticket(1), pods[0].clone())]);
         assert!(!forgetting.keeps(Ticket(4), &pods[0]));
-        assert!(forgetting.end(&[c]).is_empty() && forgetting.under_way.is_empty());
+        assert!(forgetting.end(&[c]).is_empty() && forgetting.in_flight.is_empty());
     }
 }

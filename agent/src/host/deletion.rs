@@ -1,20 +1,22 @@
 //! Pods' links are deleted together, and while no pod is being wired.
 //!
 //! A link's deletion waits for the kernel's grace periods, and for some milliseconds holds up every other change of a
-//! link on the node: sixteen at once hold up an ADD sixteen times. So one deletion is under way at a time and takes
+//! link on the node: sixteen at once hold up an ADD sixteen times. So one deletion is in flight at a time and takes
 //! along all that has come together meanwhile, and pods that come go before pods that go.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
-use enid_datapath::{Mac, Netlink, removal};
+use enid_datapath::{Family, Mac, link, removal};
 use tokio::{
     runtime,
     sync::{mpsc, oneshot, watch},
     time::timeout,
 };
 
+use crate::host::netlink::Netlink;
+
 /// How long a deletion waits at most for pods that are being wired.
-const PATIENCE: Duration = Duration::from_millis(100);
+const LONGEST_WAIT: Duration = Duration::from_millis(100);
 
 /// A way to the deletions.
 #[derive(Clone)]
@@ -34,19 +36,18 @@ pub struct Wiring(watch::Sender<usize>);
 
 impl Deletion {
     /// Starts the task that deletes.
-    pub fn start(elsewhere: &runtime::Handle) -> Self {
+    pub fn start(background: &runtime::Handle) -> Self {
         let (wishes, mut receiver) = mpsc::unbounded_channel::<Wish>();
         let wiring = watch::Sender::new(0);
-        let mut under_way = wiring.subscribe();
-        elsewhere.spawn(async move {
+        let mut wired = wiring.subscribe();
+        background.spawn(async move {
             while let Some(first) = receiver.recv().await {
                 // Neither its end nor the limit's is a failure: the deletion is due either way.
-                let _ = timeout(PATIENCE, under_way.wait_for(|pods| *pods == 0)).await;
+                let _ = timeout(LONGEST_WAIT, wired.wait_for(|pods| *pods == 0)).await;
                 let mut batch = vec![first];
                 batch.extend(std::iter::from_fn(|| receiver.try_recv().ok()));
                 let links: Vec<_> = batch.iter().map(|wish| (wish.mac, wish.likely_name.clone())).collect();
-                let ended = tokio::task::spawn_blocking(move || delete(&links)).await;
-                let ended = ended.unwrap_or_else(|failure| Err(failure.to_string().into()));
+                let ended = delete(&links).await.map_err(|error| Arc::from(error.to_string()));
                 // Who does not wait any more has deleted it without us, or died.
                 batch.into_iter().for_each(|wish| drop(wish.done.send(ended.clone())));
             }
@@ -75,7 +76,18 @@ impl Drop for Wiring {
     }
 }
 
-fn delete(links: &[(Mac, String)]) -> Result<(), Arc<str>> {
-    let deleted = Netlink::open().and_then(|mut netlink| removal::remove_together(links, &mut netlink));
-    deleted.map_err(|error| error.to_string().into())
+/// The likely name is where each link is looked for first; a listing of all finds the others.
+async fn delete(links: &[(Mac, String)]) -> Result<(), enid_datapath::Error> {
+    let mut netlink = Netlink::open()?;
+    let (mut found, mut under_other_names) = (Vec::new(), BTreeSet::new());
+    for (wanted, name) in links {
+        match netlink.link(name).await?.filter(|there| link::mac(there) == Some(*wanted)) {
+            Some(link) => found.push((*wanted, link)),
+            None => drop(under_other_names.insert(*wanted)),
+        }
+    }
+    if !under_other_names.is_empty() {
+        found.extend(removal::picked(&under_other_names, netlink.list(&[Family::V4]).await?));
+    }
+    netlink.apply(&removal::together(&found)).await
 }

@@ -1,7 +1,15 @@
 //! The host's kernel: ENI links, route tables, rules, sysctls, the nftables tables, connection tracking, and the
-//! deletion of pods' links. All of it blocks or runs a program; nothing here knows the core's task.
+//! deletion of pods' links. Nothing here knows the core's task.
+//!
+//! - [`netlink`]: listings and changes; [`listener`]: what the kernel notifies of.
+//! - [`kernel`]: what host and table should carry, and how they come to do so; [`nft`], [`sysctl`]: its parts.
+//! - [`pod_links`], [`deletion`]: pods' links; [`conntrack`]: what is remembered of their addresses.
 
 pub mod conntrack;
 pub mod deletion;
 pub mod kernel;
+pub mod listener;
+pub mod netlink;
 pub mod nft;
+pub mod pod_links;
+pub mod sysctl;

@@ -1,9 +1,10 @@
 //! Our tables, `ip enid` and `ip6 enid`, in the kernel, through `nft`: replaced whole, and only when they are not what
 //! they should be.
 //!
-//! The digest in a table's comment says what was wanted; whether anybody has changed the tables since is told by
-//! comparing their listing with the one that was taken right after it was written. What that was lies in the run
-//! directory, so that a restart can tell too.
+//! The digest in a table's comment says what was wanted. Whether anybody has changed the tables since is seen from their
+//! listing, compared with the one that was taken right after they were written; its digest lies in the run directory, so
+//! that a restart can compare too. Nothing is listed while the generation of nftables' ruleset is the one of the last
+//! listing: then nobody has committed anything, to any table.
 
 use std::{
     collections::BTreeMap,
@@ -16,20 +17,22 @@ use std::{
 use anyhow::{Context, bail};
 use enid_datapath::{
     Family,
+    netfilter::generation::generation,
     ruleset::{Ruleset, Unheld, digest},
 };
-use tokio::{io::AsyncWriteExt, process::Command, runtime::Handle, time::timeout};
+use tokio::{io::AsyncWriteExt, process::Command, time::timeout};
 use tracing::warn;
 
-/// How long nft may take for our tables; large ones take some milliseconds. Callers block, on a thread that may.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// How long nft may take for our tables; large ones take some milliseconds.
+const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Our tables, and what they were last made to hold.
 #[derive(Default)]
 pub struct Table {
     file: PathBuf,
     written: Option<Written>,
-    looked: bool,
+    /// The generation at which the tables were last seen to be as written.
+    seen_at: Option<u32>,
 }
 
 /// What was put there, and what the kernel listed then.
@@ -40,33 +43,39 @@ struct Written {
 }
 
 impl Table {
-    /// What an earlier life has noted in the run directory, if anything.
+    /// What an earlier run of the daemon has noted in the run directory, if anything.
     pub fn new(run_dir: &Path) -> Self {
         let file = run_dir.join("table");
         let note = fs::read_to_string(&file).unwrap_or_default();
         let written = note.trim().split_once(' ');
         let written = written.map(|(ruleset, listing)| Written { ruleset: ruleset.into(), listing: listing.into() });
-        Table { file, written, looked: false }
+        Table { file, written, seen_at: None }
     }
 
     /// Puts the tables in place, unless they are there; `look` says that somebody may have changed them. Whether they
     /// were written.
-    pub fn ensure(&mut self, ruleset: &Ruleset, look: bool) -> anyhow::Result<bool> {
+    pub async fn ensure(&mut self, ruleset: &Ruleset, look: bool) -> anyhow::Result<bool> {
         let wanted = ruleset.digest();
         let as_wanted = self.written.as_ref().is_some_and(|written| written.ruleset == wanted);
-        if as_wanted && self.looked && !look {
+        if as_wanted && self.seen_at.is_some() && !look {
+            return Ok(false);
+        }
+        // Before the listing: what is committed in between is looked at the next time.
+        let now = generation()?;
+        if as_wanted && self.seen_at == Some(now) {
             return Ok(false);
         }
         if let Some(written) = self.written.as_ref().filter(|_| as_wanted)
-            && written.listing == Listed::now()?.digest()
+            && written.listing == Listed::now().await?.digest()
         {
-            self.looked = true;
+            self.seen_at = Some(now);
             return Ok(false);
         }
         // Until it is seen there, nobody knows what is.
-        self.looked = false;
-        replace(&ruleset.transaction(&there()?))?;
-        let listed = Listed::now()?;
+        self.seen_at = None;
+        replace(&ruleset.transaction(&there().await?)).await?;
+        let now = generation()?;
+        let listed = Listed::now().await?;
         // Somebody may have flushed everything again meanwhile.
         if let Some(family) = ruleset.families().into_iter().find(|family| !listed.says(*family, &wanted)) {
             self.written = None;
@@ -74,19 +83,19 @@ impl Table {
         }
         let written = Written { ruleset: wanted, listing: listed.digest() };
         let note = format!("{} {}\n", written.ruleset, written.listing);
-        // Without the note the next life writes the table once more, and that is all.
+        // Without the note the next run writes the table once more, and that is all.
         if let Err(failure) = fs::write(&self.file, note) {
             warn!("cannot write {}: {failure}", self.file.display());
         }
         self.written = Some(written);
-        self.looked = true;
+        self.seen_at = Some(now);
         Ok(true)
     }
 }
 
 /// Whether the kernel has a table of ours.
-pub fn is_there(family: Family) -> anyhow::Result<bool> {
-    Ok(list(&[], family)?.is_some())
+pub async fn is_there(family: Family) -> anyhow::Result<bool> {
+    Ok(list(&[], family).await?.is_some())
 }
 
 /// Whether the program is there.
@@ -96,13 +105,13 @@ pub async fn check() -> anyhow::Result<()> {
 }
 
 /// A table as the kernel lists it; `None` if there is none.
-fn list(flags: &[&str], family: Family) -> anyhow::Result<Option<Vec<u8>>> {
-    let output = nft(&[flags, &["list", "table", family.word(), "enid"]].concat(), "")?;
+async fn list(flags: &[&str], family: Family) -> anyhow::Result<Option<Vec<u8>>> {
+    let output = nft(&[flags, &["list", "table", family.word(), "enid"]].concat(), "").await?;
     Ok(Some(output.stdout).filter(|_| output.status.success()))
 }
 
 /// Runs the program, for so long at most.
-fn nft(args: &[&str], input: &str) -> anyhow::Result<Output> {
+async fn nft(args: &[&str], input: &str) -> anyhow::Result<Output> {
     let run = async {
         let mut child = Command::new("nft")
             .args(args)
@@ -118,19 +127,21 @@ fn nft(args: &[&str], input: &str) -> anyhow::Result<Output> {
         }
         child.wait_with_output().await.context("cannot wait for nft")
     };
-    let limited = async { timeout(PATIENCE, run).await };
-    let answer = Handle::current().block_on(limited);
-    answer
-        .with_context(|| format!("nft {} did not end within {} s, and was ended", args.join(" "), PATIENCE.as_secs()))?
+    timeout(TIMEOUT, run)
+        .await
+        .with_context(|| format!("nft {} did not end within {} s, and was ended", args.join(" "), TIMEOUT.as_secs()))?
 }
 
 /// Both tables as the kernel lists them, without what their counters have come to; empty where there is none.
 struct Listed(BTreeMap<Family, Vec<u8>>);
 
 impl Listed {
-    fn now() -> anyhow::Result<Self> {
-        let listed = |family| Ok((family, list(&["-s"], family)?.unwrap_or_default()));
-        Family::ALL.into_iter().map(listed).collect::<anyhow::Result<_>>().map(Listed)
+    async fn now() -> anyhow::Result<Self> {
+        let mut listed = BTreeMap::new();
+        for family in Family::ALL {
+            listed.insert(family, list(&["-s"], family).await?.unwrap_or_default());
+        }
+        Ok(Listed(listed))
     }
 
     fn digest(&self) -> String {
@@ -145,19 +156,22 @@ impl Listed {
 }
 
 /// Which tables there are, and what their counters have come to.
-fn there() -> anyhow::Result<BTreeMap<Family, Unheld>> {
+async fn there() -> anyhow::Result<BTreeMap<Family, Unheld>> {
     let unheld = |listed: Vec<u8>| {
         let text = String::from_utf8_lossy(&listed).into_owned();
         let counter = text.split("counter unheld {").nth(1).unwrap_or_default();
         let number = |name: &str| counter.split(name).nth(1)?.split_whitespace().next()?.parse().ok();
         (number("packets").unwrap_or(0), number("bytes").unwrap_or(0))
     };
-    let of = |family| Ok(list(&[], family)?.map(|listed| (family, unheld(listed))));
-    Family::ALL.into_iter().filter_map(|family| of(family).transpose()).collect()
+    let mut there = BTreeMap::new();
+    for family in Family::ALL {
+        there.extend(list(&[], family).await?.map(|listed| (family, unheld(listed))));
+    }
+    Ok(there)
 }
 
-fn replace(transaction: &str) -> anyhow::Result<()> {
-    let output = nft(&["-f", "-"], transaction)?;
+async fn replace(transaction: &str) -> anyhow::Result<()> {
+    let output = nft(&["-f", "-"], transaction).await?;
     if !output.status.success() {
         bail!("nft refused the tables called enid: {}", String::from_utf8_lossy(&output.stderr).trim());
     }

@@ -1,24 +1,24 @@
 //! Whether somebody's firewall keeps this host from forwarding between pods: probed at start, when a chain at a hook
-//! changes, and now and then for firewalls that do not tell.
+//! changes, and now and then for firewalls that do not notify.
 
-use std::{sync::Arc, time::Duration};
+use std::{net::IpAddr, sync::Arc, time::Duration};
 
 use anyhow::Context;
-use enid_datapath::{Family, forward};
+use enid_datapath::{Family, forward, netfilter::chains};
 use ipnet::Ipv4Net;
 use tokio::{sync::Notify, time::timeout};
 use tracing::warn;
 
 use crate::{core::handle::Handle, host::kernel::Kernel};
 
-/// The older iptables tells nobody of its changes.
+/// The older iptables notifies nobody of its changes.
 const PERIOD: Duration = Duration::from_secs(30);
 /// While it drops.
 const PERIOD_WHILE_DROPPED: Duration = Duration::from_secs(2);
 
 /// What the task is made of.
 pub struct Forward {
-    /// To whom it is told.
+    /// To the core.
     pub handle: Handle,
     /// Once it carries something, there is something to probe.
     pub kernel: Kernel,
@@ -35,8 +35,9 @@ impl Forward {
         let mut unable = None;
         let mut dropped = None;
         loop {
-            let (kernel, vpc) = (self.kernel.clone(), self.vpc.clone());
-            let probed = tokio::task::spawn_blocking(move || probe(&kernel, &vpc)).await;
+            let addresses = self.kernel.reserved(&self.vpc).await;
+            // It makes namespaces and waits for packets: on a thread that may block.
+            let probed = tokio::task::spawn_blocking(move || probe(addresses)).await;
             match probed.context("the probe ended").flatten() {
                 Ok(answer) => (dropped, unable) = (answer, None),
                 // What was seen last stands.
@@ -56,9 +57,9 @@ impl Forward {
 }
 
 /// Why packets between pods do not pass, if they do not.
-fn probe(kernel: &Kernel, vpc: &[Ipv4Net]) -> anyhow::Result<Option<String>> {
-    for (family, addresses) in kernel.nobodys(vpc) {
-        let suspects = forward::suspects(family)?;
+fn probe(reserved: Vec<(Family, [IpAddr; 2])>) -> anyhow::Result<Option<String>> {
+    for (family, addresses) in reserved {
+        let suspects = chains::suspects(family)?;
         if suspects.is_empty() || forward::forwards(addresses)? {
             continue;
         }

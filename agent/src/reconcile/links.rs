@@ -1,46 +1,79 @@
-//! The listing of pods' links: which leases have one, at start and every few seconds. Who is alive is the kernel's to say.
+//! The listing of pods' links: which leases have one. The kernel says which attachments live.
+//!
+//! It is listed at start, after a notification of a link, and while the core waits for a listing: it ends a lease only
+//! after two complete ones without the link, and gives back to EC2 only after one that was made after the decision. On a
+//! quiet node it is listed rarely, in case something was missed.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use anyhow::Context;
-use enid_datapath::Family;
 use enid_ipamd::{AttachmentKey, Event};
+use tokio::{
+    sync::{Notify, watch},
+    time::{Instant, sleep_until, timeout_at},
+};
 use tracing::warn;
 
-use crate::{clock, core::handle::Handle, host::kernel};
+use crate::{clock, core::handle::Handle, host::pod_links};
 
-/// How often the kernel's links are listed.
-const PERIOD: Duration = Duration::from_secs(5);
+/// Two listings are so far apart: the core takes a link that is missing from two of them, 5 s apart, for gone.
+const SPACING: Duration = Duration::from_millis(5_050);
+/// How often links are listed when nobody waits for it.
+const PERIOD: Duration = Duration::from_secs(60);
 
-/// Lists the links periodically until the daemon ends.
-pub async fn run(handle: Handle) {
-    let mut period = tokio::time::interval(PERIOD);
-    let mut first = true;
-    loop {
-        period.tick().await;
-        let before = if first { kernel::remove_half_made } else { |_: &[AttachmentKey], _: &[Family]| Ok(()) };
-        match list(&handle, before).await {
-            Ok(()) => first = false,
-            Err(failure) => warn!("cannot list the links: {failure:#}"),
+/// What the task is made of.
+pub struct Links {
+    /// To the core.
+    pub handle: Handle,
+    /// Notified when a link has changed, come or gone.
+    pub changed: Arc<Notify>,
+    /// Set while the core waits for a listing.
+    pub awaited: watch::Receiver<bool>,
+}
+
+impl Links {
+    /// Runs until the daemon ends.
+    pub async fn run(mut self) {
+        let mut first = true;
+        loop {
+            let listed = async {
+                if first {
+                    remove_half_made(&self.handle).await?;
+                }
+                list(&self.handle).await
+            };
+            match listed.await {
+                Ok(()) => first = false,
+                Err(failure) => warn!("cannot list the links: {failure:#}"),
+            }
+            let last = Instant::now();
+            sleep_until(last + SPACING).await;
+            if !first {
+                let wanted = async {
+                    tokio::select! {
+                        () = self.changed.notified() => {}
+                        // A closed channel means that the daemon is ending.
+                        _ = self.awaited.wait_for(|awaited| *awaited) => {}
+                    }
+                };
+                let _ = timeout_at(last + PERIOD, wanted).await;
+            }
         }
     }
 }
 
-/// Reports to the core which of its leases have a link in the kernel, after `before` has seen the leases.
-pub async fn list(
-    handle: &Handle,
-    before: impl FnOnce(&[AttachmentKey], &[Family]) -> anyhow::Result<()> + Send + 'static,
-) -> anyhow::Result<()> {
-    let begun = clock::now();
+async fn remove_half_made(handle: &Handle) -> anyhow::Result<()> {
     let view = handle.view().await.context("the daemon is ending")?;
     let keys: Vec<AttachmentKey> = view.leases.keys().cloned().collect();
-    let families = handle.families.clone();
-    let asked = keys.clone();
-    let list = move || {
-        before(&keys, &families)?;
-        kernel::listing(view.leases.iter(), &families)
-    };
-    let (seen, used) = tokio::task::spawn_blocking(list).await.context("the listing ended without an answer")??;
+    pod_links::remove_half_made(&keys, &handle.families).await
+}
+
+/// Reports to the core which of its leases have a link in the kernel.
+pub async fn list(handle: &Handle) -> anyhow::Result<()> {
+    let begun = clock::now();
+    let view = handle.view().await.context("the daemon is ending")?;
+    let asked = view.leases.keys().cloned().collect();
+    let (seen, used) = pod_links::listing(view.leases.iter(), &handle.families).await?;
     handle.tell(Event::Links { begun, asked, seen, used }).await;
     Ok(())
 }

@@ -4,21 +4,17 @@
 //! boot left is taken away at start, because it would advertise a network that is not there yet. What others have
 //! chained into it (meshes do) is kept, over a boot too.
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-    process::Stdio,
-    sync::Once,
-    time::Duration,
-};
+use std::{fs, path::Path, sync::Once};
 
 use anyhow::{Context, bail, ensure};
 use serde_json::{Value, json};
-use tokio::io::AsyncWriteExt;
 use tracing::warn;
 
 use crate::{
-    runtime::install::{PLUGIN, put},
+    runtime::{
+        install::{PLUGIN, put},
+        versions::{NEWEST, VERSION, Versions},
+    },
     serve::sockets,
     settings::Settings,
     store,
@@ -28,12 +24,6 @@ use crate::{
 const CONFLIST: &str = "05-enid.conflist";
 /// What an earlier boot left, under a name that no runtime loads.
 const EARLIER: &str = ".05-enid.earlier";
-/// The version that every runtime in use takes.
-const VERSION: &str = "1.0.0";
-/// Offered beside it only if every binary in the chain serves it.
-const NEWEST: &str = "1.1.0";
-/// How long a plugin may take to tell its versions.
-const ANSWER: Duration = Duration::from_secs(2);
 /// Types that we chain ourselves; entries of any other type belong to others.
 const CHAINED: [&str; 3] = ["portmap", "bandwidth", "tuning"];
 
@@ -72,7 +62,7 @@ pub fn hide_stale(settings: &Settings) -> anyhow::Result<()> {
 
 /// Writes the configuration, unless it is there unchanged; false while our plugin is not installed, since every pod
 /// would fail.
-pub async fn write(settings: &Settings) -> anyhow::Result<bool> {
+pub async fn write(settings: &Settings, known: &mut Versions) -> anyhow::Result<bool> {
     let path = settings.conf_dir.join(CONFLIST);
     let there = read(&path)?;
     if !settings.bin_dir.join(PLUGIN).is_file() {
@@ -90,7 +80,7 @@ pub async fn write(settings: &Settings) -> anyhow::Result<bool> {
     let mut list = wanted(settings, &store::boot_id()?, others)?;
     // Who does not answer serves what it served before.
     let before = there.as_ref().is_some_and(|there| !there["cniVersions"].is_null());
-    if serves_newest(settings, &list, before).await {
+    if serves_newest(settings, &list, before, known).await {
         list["cniVersions"] = json!([VERSION, NEWEST]);
     }
     if there.as_ref() != Some(&list) {
@@ -219,10 +209,10 @@ pub fn checked(text: &[u8]) -> anyhow::Result<Value> {
 }
 
 /// Whether every binary of the chain says that it serves the newest version.
-async fn serves_newest(settings: &Settings, list: &Value, before: bool) -> bool {
+async fn serves_newest(settings: &Settings, list: &Value, before: bool, known: &mut Versions) -> bool {
     for kind in entries(list).iter().filter_map(|entry| entry["type"].as_str()) {
         let path = settings.bin_dir.join(kind);
-        match versions(&path).await {
+        match known.of(&path).await {
             Ok(versions) if versions.iter().any(|version| version == NEWEST) => {}
             Ok(_) => return false,
             Err(failure) => {
@@ -232,29 +222,6 @@ async fn serves_newest(settings: &Settings, list: &Value, before: bool) -> bool 
         }
     }
     true
-}
-
-/// What a plugin answers to VERSION.
-async fn versions(path: &PathBuf) -> anyhow::Result<Vec<String>> {
-    let doing = || format!("cannot ask {} for its versions", path.display());
-    let mut child = tokio::process::Command::new(path)
-        .env_clear()
-        .env("CNI_COMMAND", "VERSION")
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::null())
-        .kill_on_drop(true)
-        .spawn()
-        .with_context(doing)?;
-    if let Some(mut stdin) = child.stdin.take() {
-        // A plugin that answers without reading is none the worse.
-        let _ = stdin.write_all(format!(r#"{{"cniVersion":"{NEWEST}"}}"#).as_bytes()).await;
-    }
-    let output =
-        tokio::time::timeout(ANSWER, child.wait_with_output()).await.with_context(doing)?.with_context(doing)?;
-    let answer: Value = serde_json::from_slice(&output.stdout).with_context(doing)?;
-    let listed = answer["supportedVersions"].as_array().with_context(doing)?;
-    Ok(listed.iter().filter_map(Value::as_str).map(str::to_owned).collect())
 }
 
 #[cfg(test)]
@@ -295,13 +262,13 @@ mod tests {
     #[tokio::test]
     async fn the_newest_version_is_offered_if_the_whole_chain_serves_it() {
         let modern = settings("modern", &[("enid-cni", NEW), ("portmap", NEW)]);
-        write(&modern).await.unwrap();
+        write(&modern, &mut Versions::default()).await.unwrap();
         let list = written(&modern);
         assert_eq!((&list["cniVersion"], &list["cniVersions"]), (&json!("1.0.0"), &json!(["1.0.0", "1.1.0"])));
         assert_eq!(types(&list), ["enid-cni", "portmap"]);
         for (name, plugins) in [("old", vec![("enid-cni", NEW), ("portmap", OLD)]), ("mute", vec![("portmap", NEW)])] {
             let settings = settings(name, &plugins);
-            write(&settings).await.unwrap();
+            write(&settings, &mut Versions::default()).await.unwrap();
             assert_eq!(written(&settings).get("cniVersions"), None, "{name}");
             fs::remove_dir_all(settings.bin_dir.parent().unwrap()).unwrap();
         }
@@ -317,7 +284,7 @@ mod tests {
         settings.disable_pod_v6 = true;
         ["bandwidth", "tuning"].iter().for_each(|kind| fs::write(settings.bin_dir.join(kind), "").unwrap());
         check(&settings).unwrap();
-        write(&settings).await.unwrap();
+        write(&settings, &mut Versions::default()).await.unwrap();
         let mut list = written(&settings);
         assert_eq!(types(&list), ["enid-cni", "bandwidth", "tuning"], "no portmap is installed");
         assert_eq!(list["plugins"][2]["sysctl"]["net.ipv6.conf.lo.disable_ipv6"], "1");
@@ -326,10 +293,10 @@ mod tests {
         list["plugins"].as_array_mut().unwrap().push(json!({"type": "mesh-cni", "log": "debug"}));
         fs::write(&path, list.to_string()).unwrap();
         let before = fs::read(&path).unwrap();
-        write(&settings).await.unwrap();
+        write(&settings, &mut Versions::default()).await.unwrap();
         assert_eq!(fs::read(&path).unwrap(), before, "unchanged, so not written");
         settings.chain_bandwidth = false;
-        write(&settings).await.unwrap();
+        write(&settings, &mut Versions::default()).await.unwrap();
         assert_eq!(types(&written(&settings)), ["enid-cni", "tuning", "mesh-cni"]);
         // Another boot: out of sight, and back with everything.
         let mut other = written(&settings);
@@ -337,7 +304,7 @@ mod tests {
         fs::write(&path, other.to_string()).unwrap();
         hide_stale(&settings).unwrap();
         assert!(!path.exists());
-        write(&settings).await.unwrap();
+        write(&settings, &mut Versions::default()).await.unwrap();
         assert_eq!(types(&written(&settings)), ["enid-cni", "tuning", "mesh-cni"]);
         hide_stale(&settings).unwrap();
         assert!(path.exists(), "it is of this boot");
@@ -365,7 +332,7 @@ mod tests {
         let text = r#"{"cniVersion":"0.4.0","name":"pods","plugins":[{"type":"enid-cni","x":1},{"type":"sbr"}]}"#;
         fs::write(&path, text).unwrap();
         settings.conflist_template = Some(path);
-        write(&settings).await.unwrap();
+        write(&settings, &mut Versions::default()).await.unwrap();
         let list = written(&settings);
         assert_eq!((&list["name"], &list["plugins"][0]["x"]), (&json!("pods"), &json!(1)));
         assert_eq!(list["plugins"][0]["socket"], "/run/enid/cni.sock");

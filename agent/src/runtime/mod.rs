@@ -2,3 +2,4 @@
 
 pub mod conflist;
 pub mod install;
+pub mod versions;

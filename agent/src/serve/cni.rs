@@ -21,7 +21,7 @@ use crate::{
     core::handle::{self, Answer, Found, Handle},
     core::readiness::Readiness,
     host::deletion::Deletion,
-    host::kernel,
+    host::{kernel, pod_links},
     metrics::Counters,
     reconcile::links,
     serve::packets::{Connection, Fault, Listener},
@@ -145,7 +145,7 @@ impl CniService {
             Some(_) => return Err(End::NotUnderstood("after an offer comes \"wired\"".to_owned())),
             None => return Err(End::Gone),
         };
-        let seen = kernel::is_wired(&key, &wired.host_ifname)
+        let seen = pod_links::is_wired(&key, &wired.host_ifname)
             .map_err(|failure| End::Failed(format!("cannot look for the link: {failure:#}")))?;
         self.handle.tell(Event::Wired { ticket: request.ticket, key: key.clone(), seen }).await;
         let mine = match request.answer().await {
@@ -183,10 +183,8 @@ impl CniService {
         let found = self.handle.lookup(key).await.ok_or(End::Gone)?;
         let Some(Found { lease, fault, wanted }) = found else { return Ok(LookupReply::default()) };
         let failed = |failure: String| End::Failed(format!("cannot look at the host: {failure}"));
-        let mut host_faults = tokio::task::spawn_blocking(move || kernel::faults(&wanted, lease.slot))
-            .await
-            .map_err(|failure| failed(failure.to_string()))?
-            .map_err(|failure| failed(format!("{failure:#}")))?;
+        let host_faults = kernel::faults(&wanted, lease.slot).await;
+        let mut host_faults = host_faults.map_err(|failure| failed(format!("{failure:#}")))?;
         host_faults.extend(fault);
         Ok(LookupReply {
             address: lease.address.to_string(),
@@ -233,7 +231,7 @@ impl CniService {
                 .collect()
         };
         self.handle.tell(Event::Gc { network, alive }).await;
-        links::list(&self.handle, |_, _| Ok(())).await.map_err(|failure| {
+        links::list(&self.handle).await.map_err(|failure| {
             End::Failed(format!("nothing is released, since the links cannot be listed: {failure:#}"))
         })?;
         let after = self.handle.view().await.ok_or(End::Gone)?.leases;
@@ -267,7 +265,7 @@ impl CniService {
         self.handle.tell(Event::Release { ticket: under_way.ticket, key: key.clone() }).await;
         let Some(Answer::Released(address)) = under_way.answer().await else { return Err(End::Gone) };
         // An ADD of the same attachment may have made its link after the deletion, and before its lease ended.
-        let late = name.as_deref().map_or(Ok(address.is_some()), |name| kernel::is_wired(&key, name));
+        let late = name.as_deref().map_or(Ok(address.is_some()), |name| pod_links::is_wired(&key, name));
         if late.map_err(|failure| End::Failed(format!("cannot look for the link: {failure:#}")))? {
             self.delete_link(&key, name.as_deref()).await?;
         }

@@ -13,7 +13,7 @@ use crate::{
     aws::imds::Instance,
     core::handle::Handle,
     core::readiness::Readiness,
-    host::kernel::{self, route_table},
+    host::{kernel::route_table, pod_links},
 };
 
 /// Health's name for "an ADD would get an address".
@@ -118,10 +118,7 @@ impl Debug for DebugService {
 
     async fn list_leases(&self, _: Request<ListLeasesRequest>) -> Result<Response<ListLeasesResponse>, Status> {
         let failed = |failure: String| Status::internal(format!("cannot list the links: {failure}"));
-        let names = tokio::task::spawn_blocking(kernel::pod_ifnames)
-            .await
-            .map_err(|failure| failed(failure.to_string()))?
-            .map_err(|failure| failed(format!("{failure:#}")))?;
+        let names = pod_links::pod_ifnames().await.map_err(|failure| failed(format!("{failure:#}")))?;
         let leases = self.view().await?.leases.into_iter().map(|(key, lease)| {
             let host_mac = identity::host_mac(&key.network, &key.container, &key.ifname);
             let host_ifname = names.get(&host_mac).cloned().unwrap_or_default();

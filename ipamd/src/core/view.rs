@@ -115,10 +115,12 @@ impl Core {
         self.pool.expected().any(|(_, expected)| expected.since.is_some()) || self.pool.enis().next().is_none()
     }
 
-    /// Whether a listing of the kernel's links is waited for: before an ENI is detached or a block unassigned, and to end
-    /// a lease whose link was missing from the last one.
+    /// Whether a listing of the kernel's links is waited for: the first of all, one before an ENI is detached or a block
+    /// unassigned, and one to end a lease whose link was missing from the last one.
     pub fn awaits_listing(&self) -> bool {
-        plan::awaits_listing(&self.state()) || self.leases.values().any(|lease| lease.missing_since.is_some())
+        !self.observed.has_listed_links()
+            || plan::awaits_listing(&self.state())
+            || self.leases.values().any(|lease| lease.missing_since.is_some())
     }
 
     /// ENIs that host and nftables table must carry: all that have a slot, and those that had one in the kernel when this

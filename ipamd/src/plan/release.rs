@@ -157,7 +157,7 @@ fn choose(state: &State<'_>, now: Millis, card: u32) -> Option<Step> {
     let is_idle = |eni: &&Eni| eni.slot != Some(0) && (eni.is_idle() || state.guards.detaches_in_use);
     let mut idle: Vec<&Eni> = on_card().filter(is_idle).collect();
     idle.sort_by_key(|eni| (eni.sums.total, Reverse(eni.slot)));
-    let is_settled = |eni: &&&Eni| state.observed.links_listed.is_some_and(|at| at.since(eni.since) >= ENI_AGE_MS);
+    let is_settled = |eni: &&&Eni| now.since(eni.since) >= ENI_AGE_MS;
     if let Some(eni) = idle.iter().filter(is_settled).find(|eni| enough(left(eni.sums))) {
         return Some(Step::WithholdEni(eni.id().clone()));
     }

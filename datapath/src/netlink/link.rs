@@ -3,8 +3,9 @@
 use std::net::IpAddr;
 
 use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
+use rtnetlink::{LinkMessageBuilder, LinkUnspec};
 
-use crate::{identity::Mac, netlink::Request};
+use crate::{identity::Mac, netlink::request::Request};
 
 /// The Ethernet address of a link, if it has one.
 pub fn mac(link: &LinkMessage) -> Option<Mac> {
@@ -70,43 +71,28 @@ pub(crate) struct Wanted<'a> {
 impl Wanted<'_> {
     /// What has to change so that the link is so.
     pub(crate) fn changes(&self, link: &LinkMessage) -> Vec<Request> {
-        let (index, name) = (link.header.index, ifname(link));
+        let name = ifname(link);
+        let change = || LinkUnspec::new_with_index(link.header.index);
         let mut requests = Vec::new();
-        let mut set = |what: String, attribute: LinkAttribute| {
-            let mut message = by_index(index);
-            message.attributes.push(attribute);
-            requests.push(Request::set_link(what, message));
+        let mut set = |what: String, message: LinkMessageBuilder<LinkUnspec>| {
+            requests.push(Request::set_link(what, message.build()));
         };
         if mac(link) != Some(self.mac) {
-            set(format!("set the MAC of {name} to {}", self.mac), LinkAttribute::Address(self.mac.0.to_vec()));
+            set(format!("set the MAC of {name} to {}", self.mac), change().address(self.mac.0.to_vec()));
         }
         if group(link) != self.group {
-            let what = format!("put {name} into the device group {:#x}", self.group);
-            set(what, LinkAttribute::Group(self.group));
+            set(format!("put {name} into the device group {:#x}", self.group), change().link_group(self.group));
         }
         if let Some(addresses) = self.addresses.filter(|addresses| named(link) != **addresses) {
             let alias = alias_of(addresses.iter().copied());
-            set(format!("name {alias} in the alias of {name}"), LinkAttribute::IfAlias(alias));
+            set(format!("name {alias} in the alias of {name}"), change().alias(alias));
         }
         if let Some(wanted) = self.mtu.filter(|wanted| mtu(link) != Some(*wanted)) {
-            set(format!("set the MTU of {name} to {wanted}"), LinkAttribute::Mtu(wanted));
+            set(format!("set the MTU of {name} to {wanted}"), change().mtu(wanted));
         }
         if !link.header.flags.contains(LinkFlags::Up) {
-            requests.push(Request::set_link(format!("take {name} up"), updown(index, true)));
+            set(format!("take {name} up"), change().up());
         }
         requests
     }
-}
-
-pub(crate) fn by_index(index: u32) -> LinkMessage {
-    let mut message = LinkMessage::default();
-    message.header.index = index;
-    message
-}
-
-pub(crate) fn updown(index: u32, up: bool) -> LinkMessage {
-    let mut message = by_index(index);
-    message.header.change_mask = LinkFlags::Up;
-    message.header.flags = if up { LinkFlags::Up } else { LinkFlags::empty() };
-    message
 }

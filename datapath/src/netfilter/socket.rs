@@ -6,7 +6,10 @@
 use netlink_packet_core::{NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NetlinkBuffer};
 use netlink_sys::{Socket, protocols::NETLINK_NETFILTER};
 
-use crate::netlink::{Error, connected, frames, of_code};
+use crate::netlink::{
+    datagram::{connected, frames},
+    error::{Error, of_code},
+};
 
 /// NFNL_SUBSYS_CTNETLINK, as the upper byte of a message's type.
 pub(crate) const CONNTRACK: u16 = 1 << 8;
@@ -55,6 +58,24 @@ impl Netfilter {
             })?;
         }
         of_code(what, ended.unwrap_or_default()).map(|()| whole)
+    }
+
+    /// Asks one question of no family, and shows the attributes of the answer.
+    pub(crate) fn get(&mut self, what: &str, kind: u16, mut show: impl FnMut(&[u8])) -> Result<(), Error> {
+        self.send(what, kind, 0, &generic(0))?;
+        let mut answer = None;
+        while answer.is_none() {
+            self.receive(what, |message| {
+                let payload = message.payload();
+                if message.message_type() == NLMSG_ERROR {
+                    answer = Some(code(payload));
+                } else {
+                    show(payload.get(GENERIC..).unwrap_or_default());
+                    answer = Some(0);
+                }
+            })?;
+        }
+        of_code(what, answer.unwrap_or_default())
     }
 
     /// Asks for one change, and waits for the answer.

@@ -13,14 +13,16 @@ use netlink_packet_route::{
 use crate::{
     family::Family,
     identity::Mac,
-    link,
     marks::{self, Marks},
-    message::{
-        TABLE_DEFAULT, TABLE_MAIN, asked_table, destination, is_made_by_us, mark, marked, oif, priority, rule,
-        rule_from, same_rule, table,
+    netlink::{
+        link,
+        message::{
+            TABLE_DEFAULT, TABLE_MAIN, asked_table, destination, is_made_by_us, mark, marked, oif, priority, rule,
+            rule_from, same_rule, table,
+        },
+        request::Request,
     },
-    netlink::Request,
-    node::{EniNet, Found},
+    node::{eni::EniNet, found::Found},
     policy::{NodePorts, Policy},
 };
 
@@ -147,7 +149,7 @@ fn slot_of(rule: &RuleMessage, policy: &Policy) -> Option<u32> {
     (1..marks::SLOTS).find(|slot| policy.marks.eni(*slot) == mark).filter(|_| named)
 }
 
-/// The links that rules and tables give to slots, as an earlier life has left them.
+/// The links that rules and tables give to slots, as an earlier run of the daemon has left them.
 pub fn links(policy: &Policy, found: &Found) -> BTreeMap<u32, u32> {
     let of_rule = |rule: &RuleMessage| {
         let of_table = |route: &&RouteMessage| Some(table(route)) == asked_table(rule) && destination(route).is_none();
@@ -156,13 +158,22 @@ pub fn links(policy: &Policy, found: &Found) -> BTreeMap<u32, u32> {
     found.rules.iter().filter_map(of_rule).collect()
 }
 
-/// The slots of links by MAC, as an earlier life has left them.
+/// The slots of links by MAC, as an earlier run of the daemon has left them.
 pub fn slots(policy: &Policy, found: &Found) -> BTreeMap<Mac, u32> {
     let of_link = |(slot, index): (u32, u32)| {
         let link = found.links.iter().find(|link| link.header.index == index)?;
         Some((link::mac(link)?, slot))
     };
     links(policy, found).into_iter().filter_map(of_link).collect()
+}
+
+/// The links of ENIs that have lost their MAC while no daemon ran: those that rules and tables give to their slots.
+pub fn links_without_mac(found: &Found, enis: &[EniNet], policy: &Policy) -> BTreeMap<Mac, u32> {
+    let links = links(policy, found);
+    let known: BTreeSet<u32> = found.indices(enis).into_values().collect();
+    let lost = enis.iter().filter(|eni| found.link_of(eni.mac).is_none());
+    let left = lost.filter_map(|eni| Some((eni.mac, *links.get(&eni.slot)?)));
+    left.filter(|(_, index)| !known.contains(index)).collect()
 }
 
 /// Whether it is our rule for what an ENI's own address sends.

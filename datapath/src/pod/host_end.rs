@@ -9,11 +9,13 @@ use netlink_packet_route::{link::LinkMessage, route::RouteMessage};
 
 use crate::{
     identity::Mac,
-    link::{self, group, ifname, mac, mtu, named},
     marks,
-    message::{self, TABLE_MAIN, host_route, same_route},
-    netlink::Request,
-    node::Found,
+    netlink::{
+        link::{self, group, ifname, mac, mtu, named},
+        message::{self, TABLE_MAIN, host_route, same_route},
+        request::Request,
+    },
+    node::found::Found,
 };
 
 /// The host end of a pod's link, as the kernel lists it.
@@ -33,16 +35,12 @@ pub struct PodEnd {
 
 /// Every link of a device group of ours, those that are being deleted among them.
 pub fn pod_links(links: &[LinkMessage]) -> Vec<PodEnd> {
-    let ours = links.iter().filter(|link| is_of_a_pod(group(link)));
+    let ours = links.iter().filter(|link| marks::is_of_a_pod(group(link)));
     let end = |link: &LinkMessage| {
         let (index, group) = (link.header.index, group(link));
         Some(PodEnd { mac: mac(link)?, ifname: ifname(link).to_owned(), index, group, addresses: named(link) })
     };
     ours.filter_map(end).collect()
-}
-
-pub(crate) fn is_of_a_pod(group: u32) -> bool {
-    marks::slot_of_group(group).is_some() || group == marks::GROUP_GOING
 }
 
 /// The addresses that main routes over these links, and those that the links' aliases name, one by one: what their
@@ -104,7 +102,7 @@ pub fn changes(pods: &[PodNet], seen: &mut BTreeMap<Mac, Seen>, found: &Found) -
     let mut requests = Vec::new();
     for (pod, link) in pods.iter().zip(links_of(pods, &found.links)) {
         // Without a link there is nothing to repair: its lease ends, or its DEL is under way.
-        let Some(link) = link.filter(|link| group(link) != marks::GROUP_GOING) else { continue };
+        let Some(link) = link.filter(|link| group(link) != marks::GROUP_DELETED) else { continue };
         let index = link.header.index;
         let is_routed = |address: &IpAddr| routed.contains(&(*address, index));
         let before =
@@ -147,10 +145,10 @@ pub fn changes(pods: &[PodNet], seen: &mut BTreeMap<Mac, Seen>, found: &Found) -
 pub fn links_of<'a>(pods: &[PodNet], links: &'a [LinkMessage]) -> Vec<Option<&'a LinkMessage>> {
     let by_mac: BTreeMap<Mac, &LinkMessage> = links.iter().filter_map(|link| Some((mac(link)?, link))).collect();
     let wanted: BTreeSet<Mac> = pods.iter().map(|pod| pod.host_mac).collect();
-    let of_nobody = |link: &LinkMessage| mac(link).is_none_or(|mac| !wanted.contains(&mac));
+    let has_no_pods_mac = |link: &LinkMessage| mac(link).is_none_or(|mac| !wanted.contains(&mac));
     let is_ours = |link: &LinkMessage| marks::slot_of_group(group(link)).is_some();
     let lost: Vec<(Vec<IpAddr>, &LinkMessage)> =
-        links.iter().filter(|link| is_ours(link) && of_nobody(link)).map(|link| (named(link), link)).collect();
+        links.iter().filter(|link| is_ours(link) && has_no_pods_mac(link)).map(|link| (named(link), link)).collect();
     let by_alias = |pod: &PodNet| lost.iter().find(|(named, _)| *named == pod.addresses).map(|(_, link)| *link);
     pods.iter().map(|pod| by_mac.get(&pod.host_mac).copied().or_else(|| by_alias(pod))).collect()
 }
@@ -160,7 +158,6 @@ mod tests {
     use netlink_packet_route::link::{LinkAttribute, LinkFlags};
 
     use super::*;
-    use crate::link::by_index;
 
     fn pod(address: &str) -> PodNet {
         PodNet {
@@ -172,7 +169,8 @@ mod tests {
     }
 
     fn link(index: u32, alias: Option<&str>) -> LinkMessage {
-        let mut link = by_index(index);
+        let mut link = LinkMessage::default();
+        link.header.index = index;
         link.header.flags = LinkFlags::Up;
         link.attributes = vec![
             LinkAttribute::IfName("eni1".to_owned()),
@@ -225,9 +223,9 @@ mod tests {
 
     #[test]
     fn what_is_being_deleted_is_left_alone() {
-        let mut going = link(7, Some("10.0.1.20"));
-        going.attributes.retain(|attribute| !matches!(attribute, LinkAttribute::Group(_)));
-        going.attributes.push(LinkAttribute::Group(marks::GROUP_GOING));
-        assert!(words(&[pod("10.0.1.20")], &mut BTreeMap::new(), vec![going]).is_empty());
+        let mut deleted = link(7, Some("10.0.1.20"));
+        deleted.attributes.retain(|attribute| !matches!(attribute, LinkAttribute::Group(_)));
+        deleted.attributes.push(LinkAttribute::Group(marks::GROUP_DELETED));
+        assert!(words(&[pod("10.0.1.20")], &mut BTreeMap::new(), vec![deleted]).is_empty());
     }
 }

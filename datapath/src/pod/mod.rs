@@ -8,21 +8,30 @@
 use std::{net::IpAddr, os::fd::AsRawFd};
 
 use netlink_packet_route::{
-    link::{InfoData, InfoKind, InfoVeth, LinkAttribute, LinkInfo, LinkMessage},
+    link::{InfoData, InfoKind, InfoVeth, LinkAttribute, LinkMessage},
     rule::{RuleAttribute, RuleMessage},
 };
 use nix::errno::Errno;
+use rtnetlink::{LinkMessageBuilder, LinkUnspec, LinkVeth};
 
 use crate::{
     family::Family,
     identity::{self, Mac},
-    link::{alias_of, by_index, mac, updown},
     marks,
-    message::{self, TABLE_MAIN},
-    netlink::{Error, Netlink, Request},
+    netlink::{
+        error::Error,
+        link::{alias_of, mac},
+        message::{self, TABLE_MAIN},
+        request::Request,
+        socket::Netlink,
+    },
     netns::Netns,
-    removal::remove_by_mac,
+    pod::removal::remove_by_mac,
 };
+
+pub mod faults;
+pub mod host_end;
+pub mod removal;
 
 /// Tables of further interfaces of a pod begin here; the interface's number in the pod is added.
 const OWN_TABLES: u32 = 100_000;
@@ -181,16 +190,13 @@ fn make_room_and_create(
 fn move_aside(name: &str, host: &mut Netlink) -> Result<Option<String>, Error> {
     let Some(found) = host.link(name)? else { return Ok(None) };
     let aside = identity::ifname_aside(mac(&found).unwrap_or(Mac([0; 6])));
-    let rename = || {
-        let mut message = by_index(found.header.index);
-        message.attributes.push(LinkAttribute::IfName(aside.clone()));
-        [Request::set_link(format!("rename {name} to {aside}"), message)]
-    };
+    let change = || LinkUnspec::new_with_index(found.header.index);
+    let rename = || [Request::set_link(format!("rename {name} to {aside}"), change().name(aside.clone()).build())];
     let mut set_aside = || match host.apply(&rename()) {
         Err(error) if error.is(Errno::EBUSY) => {
-            host.apply(&[Request::set_link(format!("take {name} down"), updown(found.header.index, false))])?;
+            host.apply(&[Request::set_link(format!("take {name} down"), change().down().build())])?;
             host.apply(&rename())?;
-            host.apply(&[Request::set_link(format!("take {aside} up"), updown(found.header.index, true))])
+            host.apply(&[Request::set_link(format!("take {aside} up"), change().up().build())])
         }
         answer => answer,
     };
@@ -215,25 +221,19 @@ fn ends(link: &PodLink, pod: &mut Netlink) -> Result<(u32, u32), Error> {
 
 impl PodLink {
     fn pair(&self, host_ns: &Netns) -> LinkMessage {
-        let mut peer = LinkMessage::default();
-        peer.attributes = vec![
-            LinkAttribute::IfName(self.host_ifname.clone()),
-            LinkAttribute::Address(self.host_mac.0.to_vec()),
-            LinkAttribute::Mtu(self.mtu),
-            LinkAttribute::Group(self.group),
-            LinkAttribute::NetNsFd(host_ns.file().as_raw_fd()),
-        ];
-        let mut message = LinkMessage::default();
-        message.attributes = vec![
-            LinkAttribute::IfName(self.pod_ifname.clone()),
-            LinkAttribute::Address(self.pod_mac.0.to_vec()),
-            LinkAttribute::Mtu(self.mtu),
-            LinkAttribute::LinkInfo(vec![
-                LinkInfo::Kind(InfoKind::Veth),
-                LinkInfo::Data(InfoData::Veth(InfoVeth::Peer(peer))),
-            ]),
-        ];
-        message
+        let peer = LinkMessageBuilder::<LinkUnspec>::new()
+            .name(self.host_ifname.clone())
+            .address(self.host_mac.0.to_vec())
+            .mtu(self.mtu)
+            .link_group(self.group)
+            .setns_by_fd(host_ns.file().as_raw_fd())
+            .build();
+        LinkMessageBuilder::<LinkVeth>::new_with_info_kind(InfoKind::Veth)
+            .name(self.pod_ifname.clone())
+            .address(self.pod_mac.0.to_vec())
+            .mtu(self.mtu)
+            .set_info_data(InfoData::Veth(InfoVeth::Peer(peer)))
+            .build()
     }
 
     /// All of its addresses, the one that names it first.
@@ -253,7 +253,8 @@ impl PodLink {
 
     fn pod_requests(&self, index: u32) -> Vec<Request> {
         let name = &self.pod_ifname;
-        let mut requests = vec![Request::set_link(format!("take {name} up"), updown(index, true))];
+        let up = LinkUnspec::new_with_index(index).up().build();
+        let mut requests = vec![Request::set_link(format!("take {name} up"), up)];
         for address in self.addresses() {
             let family = Family::of(address);
             let (gateway, length) = (family.gateway(), family.host_len());
@@ -315,8 +316,7 @@ impl PodLink {
     fn host_requests(&self, index: u32) -> Vec<Request> {
         let name = &self.host_ifname;
         // The alias tells whose addresses they are even when every route is gone.
-        let mut up = updown(index, true);
-        up.attributes.push(LinkAttribute::IfAlias(alias_of(self.addresses())));
+        let up = LinkUnspec::new_with_index(index).up().alias(alias_of(self.addresses())).build();
         let mut requests = vec![Request::set_link(format!("take {name} up"), up)];
         for address in self.addresses() {
             requests.extend([

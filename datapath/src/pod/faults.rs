@@ -11,12 +11,14 @@ use netlink_packet_route::{
 
 use crate::{
     family::Family,
-    link::{group, ifname, mac},
-    message::{TABLE_MAIN, destination, oif, own_address, permanent, table},
-    netlink::{Error, Netlink},
-    pod::{PodLink, own_table},
-    removal::find_by_mac,
-    rules,
+    netlink::{
+        error::Error,
+        link::{group, ifname, mac},
+        message::{TABLE_MAIN, destination, oif, own_address, permanent, table},
+        socket::Netlink,
+    },
+    node::rules,
+    pod::{PodLink, own_table, removal::find_by_mac},
 };
 
 /// What differs from the link as ADD made it, one sentence each. MAC and MTU of the pod's end may have been tuned

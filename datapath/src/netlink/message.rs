@@ -1,13 +1,15 @@
 //! Messages about addresses, neighbours, routes and rules, of either family, and what they say.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use ipnet::Ipv4Net;
 use netlink_packet_route::{
     address::{AddressAttribute, AddressHeaderFlags, AddressMessage},
     neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState},
-    route::{RouteAddress, RouteAttribute, RouteMessage, RouteProtocol, RouteScope, RouteType},
+    route::{RouteAddress, RouteAttribute, RouteMessage, RouteProtocol, RouteScope},
     rule::{RuleAction, RuleAttribute, RuleFlags, RuleMessage},
 };
+use rtnetlink::{AddressMessageBuilder, RouteMessageBuilder};
 
 use crate::{family::Family, identity::Mac};
 
@@ -18,15 +20,17 @@ pub(crate) const TABLE_LOCAL: u32 = 255;
 
 /// An address on a link. IPv6 looks for no double: EC2 gives each address once, and a pod does not wait for it.
 pub(crate) fn address(index: u32, address: IpAddr, prefix_len: u8) -> AddressMessage {
-    let mut message = AddressMessage::default();
-    message.header.family = Family::of(address).netlink();
-    message.header.prefix_len = prefix_len;
-    message.header.index = index;
-    if address.is_ipv6() {
-        message.header.flags = AddressHeaderFlags::Nodad;
+    match address {
+        IpAddr::V4(address) => {
+            AddressMessageBuilder::<Ipv4Addr>::new().index(index).address(address, prefix_len).build()
+        }
+        IpAddr::V6(address) => {
+            let builder = AddressMessageBuilder::<Ipv6Addr>::new().index(index).address(address, prefix_len);
+            let mut message = builder.build();
+            message.header.flags = AddressHeaderFlags::Nodad;
+            message
+        }
     }
-    message.attributes = vec![AddressAttribute::Local(address), AddressAttribute::Address(address)];
-    message
 }
 
 /// The address itself; IPv6 tells it as the far end's.
@@ -78,37 +82,40 @@ pub(crate) fn permanent(neighbour: &NeighbourMessage) -> Option<((u32, IpAddr), 
     Some(((neighbour.header.ifindex, address), entry.1))
 }
 
-pub(crate) fn route_in(family: Family, table: u32, protocol: RouteProtocol) -> RouteMessage {
-    let mut message = RouteMessage::default();
-    message.header.address_family = family.netlink();
-    message.header.protocol = protocol;
-    message.header.scope = RouteScope::Universe;
-    message.header.kind = RouteType::Unicast;
-    // Numbers above 255 do not fit the header; RTA_TABLE carries all of them.
-    message.header.table = u8::try_from(table).unwrap_or(0);
-    message.attributes.push(RouteAttribute::Table(table));
-    message
-}
-
 /// To one address, over a link.
 pub(crate) fn link_route(table: u32, to: IpAddr, index: u32) -> RouteMessage {
-    let family = Family::of(to);
-    let mut message = route_in(family, table, RouteProtocol::Static);
-    if family == Family::V4 {
-        message.header.scope = RouteScope::Link; // IPv6 knows no scope of routes
+    let length = Family::of(to).host_len();
+    match to {
+        IpAddr::V4(to) => {
+            let builder = RouteMessageBuilder::<Ipv4Addr>::new().table_id(table).scope(RouteScope::Link);
+            builder.destination_prefix(to, length).output_interface(index).build()
+        }
+        // IPv6 knows no scope of routes.
+        IpAddr::V6(to) => {
+            let builder = RouteMessageBuilder::<Ipv6Addr>::new().table_id(table);
+            builder.destination_prefix(to, length).output_interface(index).build()
+        }
     }
-    message.header.destination_prefix_length = family.host_len();
-    message.attributes.push(RouteAttribute::Destination(to.into()));
-    message.attributes.push(RouteAttribute::Oif(index));
-    message
 }
 
 /// To everything, over a link by this next hop.
 pub(crate) fn default_route(table: u32, gateway: IpAddr, index: u32) -> RouteMessage {
-    let mut message = route_in(Family::of(gateway), table, RouteProtocol::Static);
-    message.attributes.push(RouteAttribute::Gateway(gateway.into()));
-    message.attributes.push(RouteAttribute::Oif(index));
-    message
+    match gateway {
+        IpAddr::V4(gateway) => {
+            let builder = RouteMessageBuilder::<Ipv4Addr>::new().table_id(table);
+            builder.gateway(gateway).output_interface(index).build()
+        }
+        IpAddr::V6(gateway) => {
+            let builder = RouteMessageBuilder::<Ipv6Addr>::new().table_id(table);
+            builder.gateway(gateway).output_interface(index).build()
+        }
+    }
+}
+
+/// To a link's own subnet, in main, as the kernel makes it with the link's address.
+pub(crate) fn connected_route(subnet: Ipv4Net, index: u32) -> RouteMessage {
+    let builder = RouteMessageBuilder::<Ipv4Addr>::new().protocol(RouteProtocol::Kernel).scope(RouteScope::Link);
+    builder.destination_prefix(subnet.network(), subnet.prefix_len()).output_interface(index).build()
 }
 
 /// The table that a route is in.
@@ -144,14 +151,21 @@ pub(crate) fn host_route(route: &RouteMessage) -> Option<(IpAddr, u32)> {
     (whole && table(route) == TABLE_MAIN).then_some((address, oif(route)?))
 }
 
-/// The kernel lists more attributes than we set; ours must all be among them, and no metric: an MTU is one.
+/// The kernel lists more attributes than we set; ours must all be among them, and no metric: an MTU is one. It lists a
+/// table as an attribute, and is asked for one by the header where the number fits.
 pub(crate) fn same_route(there: &RouteMessage, wanted: &RouteMessage) -> bool {
     let metric = |attribute: &RouteAttribute| matches!(attribute, RouteAttribute::Metrics(list) if !list.is_empty());
+    let is_table = |attribute: &RouteAttribute| matches!(attribute, RouteAttribute::Table(_));
     there.header.address_family == wanted.header.address_family
+        && table(there) == table(wanted)
         && there.header.destination_prefix_length == wanted.header.destination_prefix_length
         && there.header.kind == wanted.header.kind
         && there.header.tos == wanted.header.tos
-        && wanted.attributes.iter().all(|attribute| there.attributes.contains(attribute))
+        && wanted
+            .attributes
+            .iter()
+            .filter(|attribute| !is_table(attribute))
+            .all(|attribute| there.attributes.contains(attribute))
         && !there.attributes.iter().any(metric)
 }
 

@@ -1,4 +1,5 @@
-//! What stands before our rules and routes and is not ours to remove: it is told.
+//! Conflicts: foreign rules, routes and addresses that take precedence over ours and are not ours to remove. They are
+//! reported.
 
 use std::collections::BTreeSet;
 
@@ -11,22 +12,23 @@ use netlink_packet_route::{
 
 use crate::{
     family::Family,
-    link::{group, ifname},
     marks,
-    message::{
-        TABLE_LOCAL, TABLE_MAIN, asked_table, destination, mark, oif, own_address, priority, same_route, same_rule,
-        table,
+    netlink::{
+        link::{group, ifname},
+        message::{
+            TABLE_LOCAL, TABLE_MAIN, asked_table, destination, mark, oif, own_address, priority, same_route, same_rule,
+            table,
+        },
     },
-    node::{self, EniNet, Found},
+    node::{eni::EniNet, found::Found, rules},
     policy::Policy,
-    rules,
 };
 
-/// So many are told one by one: another network plugin leaves two rules for each pod.
+/// So many are reported one by one: another network plugin leaves two rules for each pod.
 const MOST: usize = 20;
 
 /// What catches packets of these pods' addresses before our rules do, or stands in an ENI's table, one sentence each.
-pub fn shadows(enis: &[EniNet], pool: &[IpNet], policy: &Policy, found: &Found) -> Vec<String> {
+pub fn conflicts(enis: &[EniNet], pool: &[IpNet], policy: &Policy, found: &Found) -> Vec<String> {
     let wanted = rules::rules(enis, policy);
     let slots = enis.iter().map(|eni| eni.slot);
     let marks: Vec<u32> = slots.map(|slot| policy.marks.eni(slot)).chain([policy.marks.connmark()]).collect();
@@ -48,17 +50,17 @@ pub fn shadows(enis: &[EniNet], pool: &[IpNet], policy: &Policy, found: &Found) 
         let index = found.link_of(eni.mac).map(|link| link.header.index);
         let foreign = move |route: &&RouteMessage| {
             let ours = index.is_some_and(|index| {
-                let wanted = Family::ALL.into_iter().flat_map(|family| node::eni_routes(eni, family, index));
+                let wanted = Family::ALL.into_iter().flat_map(|family| eni.routes(family, index));
                 wanted.into_iter().any(|(_, wanted)| same_route(route, &wanted))
             });
             table(route) == eni.table && !ours
         };
-        let tell = |route: &RouteMessage| {
+        let report = |route: &RouteMessage| {
             let length = route.header.destination_prefix_length;
             let to = destination(route).map_or("default".to_owned(), |to| format!("{to}/{length}"));
             format!("the route {to} in table {}, which is the ENI {}'s, is not ours", eni.table, eni.mac)
         };
-        found.routes.iter().filter(foreign).map(tell).collect::<Vec<_>>()
+        found.routes.iter().filter(foreign).map(report).collect::<Vec<_>>()
     });
     // A longer or better route in main that leads past a pod's link.
     let past = found.routes.iter().filter(|route| table(route) == TABLE_MAIN).filter_map(|route| {

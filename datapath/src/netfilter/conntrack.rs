@@ -20,8 +20,8 @@ use netlink_packet_core::{NlaBuffer, NlasIterator};
 use nix::{errno::Errno, libc};
 
 use crate::{
-    netfilter::{CONNTRACK, Netfilter, generic},
-    netlink::Error,
+    netfilter::socket::{CONNTRACK, Netfilter, generic},
+    netlink::error::Error,
 };
 
 const GET: u16 = CONNTRACK | 1; // IPCTNL_MSG_CT_GET
@@ -51,7 +51,7 @@ impl Conntrack {
         let mut entries = Vec::new();
         for family in addresses.iter().map(family).collect::<BTreeSet<u8>>() {
             // What comes or goes meanwhile has come after the address was given back, or is gone.
-            let see = |_: u8, attributes: &[u8]| entries.extend(doomed(family, attributes, addresses));
+            let see = |_: u8, attributes: &[u8]| entries.extend(deletion_of(family, attributes, addresses));
             self.netfilter.list("list connection tracking", GET, family, see)?;
         }
         let mut gone = 0;
@@ -75,8 +75,8 @@ impl Conntrack {
     }
 }
 
-/// The body that deletes this entry, if it has one of the addresses at any end.
-fn doomed(family: u8, attributes: &[u8], addresses: &BTreeSet<IpAddr>) -> Option<Vec<u8>> {
+/// The body of the request that deletes this entry, if it has one of the addresses at any end.
+fn deletion_of(family: u8, attributes: &[u8], addresses: &BTreeSet<IpAddr>) -> Option<Vec<u8>> {
     let mut touches = false;
     let mut body = generic(family).to_vec();
     for attribute in NlasIterator::new(attributes).flatten() {

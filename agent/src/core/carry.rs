@@ -1,0 +1,155 @@
+//! What host and table should carry for the core's ENIs: when an attempt is due, and what became of the last one.
+//!
+//! An attempt runs beside the core's task, one at a time. Until it ends, verdicts wait: an address is reachable before
+//! its plugin prints it.
+
+use enid_ipamd::{Core, EniId, EniState, Millis, Ticket};
+use ipnet::Ipv4Net;
+use tracing::{debug, info, warn};
+
+use crate::host::kernel::{Applied, Kernel, Steering, Wanted};
+
+/// A link that has not shown up yet is looked for so often.
+const PAUSE_MS: u64 = 100;
+/// After the kernel has refused something.
+const PAUSE_REFUSED_MS: u64 = 500;
+
+/// The core's side of the kernel.
+pub struct Carrier {
+    kernel: Kernel,
+    steering: Steering,
+    vpc: Vec<Ipv4Net>,
+    applied: Wanted,
+    /// The topology that `applied` was made from.
+    topology: Option<u64>,
+    in_flight: bool,
+    /// When the next attempt may begin.
+    not_before: Millis,
+    /// Verdicts that wait for the attempt in flight.
+    waiting: Vec<Ticket>,
+    /// What the kernel refused last: reported once.
+    failure: Option<String>,
+}
+
+/// An attempt that has ended.
+pub struct Attempt {
+    wanted: Wanted,
+    topology: u64,
+    configuring: Vec<(EniId, u32)>,
+    answer: anyhow::Result<Applied>,
+}
+
+/// The ENIs that the host does not carry yet, with their slots.
+pub fn configuring(core: &Core) -> Vec<(EniId, u32)> {
+    let configuring = |(eni, slot): (&enid_ipamd::Eni, u32)| {
+        (eni.state == EniState::Configuring).then(|| (eni.facts.id.clone(), slot))
+    };
+    core.host_enis().filter_map(configuring).collect()
+}
+
+impl Carrier {
+    /// Nothing is carried yet.
+    pub fn new(kernel: Kernel, steering: Steering, vpc: Vec<Ipv4Net>) -> Self {
+        Carrier {
+            kernel,
+            steering,
+            vpc,
+            applied: Wanted::default(),
+            topology: None,
+            in_flight: false,
+            not_before: Millis(0),
+            waiting: Vec::new(),
+            failure: None,
+        }
+    }
+
+    /// An attempt, if one is due.
+    pub fn start(&mut self, core: &Core, now: Millis) -> Option<impl Future<Output = Attempt> + Send + use<>> {
+        let (configuring, topology) = (configuring(core), core.topology());
+        if self.in_flight || (configuring.is_empty() && self.topology == Some(topology)) || now < self.not_before {
+            return None;
+        }
+        let wanted = Wanted::new(core, &self.vpc, &self.steering);
+        if (wanted == self.applied && configuring.is_empty()) || core.host_enis().next().is_none() {
+            self.topology = Some(topology);
+            return None;
+        }
+        self.in_flight = true;
+        let kernel = self.kernel.clone();
+        Some(async move {
+            let answer = kernel.apply(&wanted).await;
+            Attempt { wanted, topology, configuring, answer }
+        })
+    }
+
+    /// Takes the end of an attempt: the ENIs that are carried now, and the verdicts that need not wait any more.
+    pub fn end(&mut self, attempt: Attempt, now: Millis) -> (Vec<EniId>, Vec<Ticket>) {
+        self.in_flight = false;
+        let mut up = Vec::new();
+        match attempt.answer {
+            Ok(applied) => {
+                self.failure = None;
+                for change in &applied.changes {
+                    debug!(kind = change.kind.name(), "kernel: {}", change.what);
+                }
+                if let Some(reason) = &applied.waits_for {
+                    debug!(reason, "kernel waits");
+                    self.not_before = now.plus(PAUSE_MS);
+                } else {
+                    self.applied = attempt.wanted;
+                    self.topology = Some(attempt.topology);
+                }
+                let carried = attempt.configuring.into_iter().filter(|(_, slot)| applied.slots.contains(slot));
+                up = carried.inspect(|(eni, slot)| info!(%eni, slot, "ENI is up")).map(|(eni, _)| eni).collect();
+            }
+            Err(failure) => {
+                self.not_before = now.plus(PAUSE_REFUSED_MS);
+                self.failed(Some(format!("{failure:#}")));
+            }
+        }
+        (up, std::mem::take(&mut self.waiting))
+    }
+
+    /// Keeps a verdict if it has to wait for an attempt: whether it does.
+    pub fn keeps(&mut self, ticket: Ticket) -> bool {
+        if self.in_flight {
+            self.waiting.push(ticket);
+        }
+        self.in_flight
+    }
+
+    /// What the kernel refuses, or that it refuses nothing any more.
+    pub fn failed(&mut self, failure: Option<String>) {
+        if let Some(words) = failure.as_ref().filter(|_| self.failure != failure) {
+            warn!("the kernel refused: {words}");
+        }
+        self.failure = failure;
+    }
+
+    /// What the kernel refused last.
+    pub fn failure(&self) -> Option<&str> {
+        self.failure.as_deref()
+    }
+
+    /// The VPC's CIDRs, as metadata shows them.
+    pub fn set_vpc(&mut self, cidrs: Vec<Ipv4Net>) {
+        if cidrs != self.vpc {
+            info!(?cidrs, "the VPC has other CIDRs");
+            self.vpc = cidrs;
+            self.topology = None;
+        }
+    }
+
+    /// What is carried, or should be as long as nothing is: what is only on its way into the kernel is no fault there.
+    pub fn carried(&self, core: &Core) -> Wanted {
+        if self.applied == Wanted::default() {
+            return Wanted::new(core, &self.vpc, &self.steering);
+        }
+        self.applied.clone()
+    }
+
+    /// When an attempt may begin for which nothing else wakes the core's task.
+    pub fn due(&self, now: Millis) -> Option<Millis> {
+        Some(self.not_before).filter(|at| *at > now && !self.in_flight)
+    }
+}

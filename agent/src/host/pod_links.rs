@@ -1,0 +1,87 @@
+//! Pods' links on this host, as the leases know them: which stand, what they are called, which were half made.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
+
+use enid_datapath::{
+    Family, Mac, identity, link, marks,
+    pod::host_end::{self, PodEnd, PodNet},
+    removal,
+};
+use enid_ipamd::{AttachmentKey, Lease};
+use netlink_packet_route::{link::LinkMessage, route::RouteMessage};
+use tracing::warn;
+
+use crate::host::netlink::Netlink;
+
+/// The host ends that these leases should have.
+pub fn pod_nets<'a>(leases: impl Iterator<Item = (&'a AttachmentKey, &'a Lease)>) -> Vec<PodNet> {
+    let net = |(key, lease): (&AttachmentKey, &Lease)| {
+        let AttachmentKey { network, container, ifname } = key;
+        PodNet {
+            host_mac: identity::host_mac(network, container, ifname),
+            pod_mac: identity::pod_mac(network, container, ifname),
+            addresses: lease.addresses().collect(),
+            group: marks::group(lease.slot),
+        }
+    };
+    leases.map(net).collect()
+}
+
+/// For the start of the daemon, before any address is given. A pod's link that no lease knows, no route leads to and no
+/// alias names an address of was half made when an earlier run of the daemon, or its store, was lost: its plugin may only be slow,
+/// and must not make an address reachable that another pod gets meanwhile. Without the link it cannot.
+pub async fn remove_half_made(keys: &[AttachmentKey], families: &[Family]) -> anyhow::Result<()> {
+    let mut netlink = Netlink::open()?;
+    let known: BTreeSet<Mac> =
+        keys.iter().map(|key| identity::host_mac(&key.network, &key.container, &key.ifname)).collect();
+    let links: Vec<LinkMessage> = netlink.list(&[Family::V4]).await?;
+    let unknown: Vec<PodEnd> =
+        host_end::pod_links(&links).into_iter().filter(|end| !known.contains(&end.mac)).collect();
+    if unknown.is_empty() {
+        return Ok(());
+    }
+    let routes: Vec<RouteMessage> = netlink.list(families).await?;
+    for end in unknown {
+        if host_end::used_over(std::slice::from_ref(&end), &routes).is_empty() {
+            warn!(link = end.ifname, "removed: half made, and no lease knows it");
+            netlink.apply(&[removal::deletion(end.mac, end.index)]).await?;
+        }
+    }
+    Ok(())
+}
+
+/// One complete listing: the attachments among these leases whose link stands, and the addresses that are routed over
+/// pods' links.
+pub async fn listing<'a>(
+    leases: impl Iterator<Item = (&'a AttachmentKey, &'a Lease)> + Clone,
+    families: &[Family],
+) -> anyhow::Result<(Vec<AttachmentKey>, Vec<IpAddr>)> {
+    let mut netlink = Netlink::open()?;
+    let links: Vec<LinkMessage> = netlink.list(&[Family::V4]).await?;
+    let pods = pod_nets(leases.clone());
+    let of_each = leases.zip(host_end::links_of(&pods, &links));
+    let seen = of_each.filter(|(_, link)| link.is_some()).map(|((key, _), _)| key.clone()).collect();
+    let ends = host_end::pod_links(&links);
+    let routed = match ends.is_empty() {
+        true => Vec::new(),
+        false => host_end::used_over(&ends, &netlink.list(families).await?),
+    };
+    Ok((seen, routed))
+}
+
+/// The names of pods' links, by MAC.
+pub async fn pod_ifnames() -> anyhow::Result<BTreeMap<Mac, String>> {
+    let links: Vec<LinkMessage> = Netlink::open()?.list(&[Family::V4]).await?;
+    Ok(host_end::pod_links(&links).into_iter().map(|end| (end.mac, end.ifname)).collect())
+}
+
+/// Whether the link of this name is the attachment's. A pod waits for it: the plugin's blocking socket answers within
+/// two system calls, on the thread that asks, where a connection of its own would be a task to start and to wake.
+pub fn is_wired(key: &AttachmentKey, ifname: &str) -> anyhow::Result<bool> {
+    let link = enid_datapath::Netlink::open()?.link(ifname)?;
+    let mac = link.as_ref().and_then(link::mac);
+    Ok(mac == Some(identity::host_mac(&key.network, &key.container, &key.ifname)))
+}

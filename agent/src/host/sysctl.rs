@@ -1,0 +1,52 @@
+//! The sysctls that pods' packets depend on: read first, and written only when they differ.
+
+use std::fs;
+
+use anyhow::Context;
+use enid_datapath::{
+    Family,
+    node::{eni::EniNet, found::Found},
+    policy::Policy,
+};
+
+/// The sysctls that packets of pods depend on, and their values.
+pub fn wanted(enis: &[EniNet], policy: &Policy, found: &Found) -> Vec<(String, &'static str)> {
+    let v6 = policy.knows(Family::V6);
+    let mut wanted = vec![("net/ipv4/ip_forward".to_owned(), "1")];
+    for (eni, ifname) in enis.iter().filter_map(|eni| Some((eni, found.ifname_of(eni.mac)?))) {
+        // Loose on every ENI: main's answer for a remote pod is the primary link.
+        wanted.push((format!("net/ipv4/conf/{ifname}/rp_filter"), "2"));
+        wanted.push((format!("net/ipv4/conf/{ifname}/forwarding"), "1"));
+        if v6 {
+            wanted.push((format!("net/ipv6/conf/{ifname}/disable_ipv6"), "0"));
+        }
+        let accepts = format!("net/ipv6/conf/{ifname}/accept_ra");
+        if v6 && eni.slot != 0 {
+            wanted.push((accepts, "0")); // its default route would compete with the primary's
+        } else if v6 && read(&accepts).is_ok_and(|value| value == "1") {
+            // A router ignores routers unless told not to. 0: a program in user space accepts them.
+            wanted.push((accepts, "2"));
+        }
+    }
+    if v6 {
+        wanted.push(("net/ipv6/conf/all/forwarding".to_owned(), "1"));
+    }
+    wanted
+}
+
+/// The value of one, named by its path below /proc/sys.
+pub fn read(key: &str) -> anyhow::Result<String> {
+    let path = format!("/proc/sys/{key}");
+    let found = fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;
+    Ok(found.trim().to_owned())
+}
+
+/// Sets one that has another value; whether it was written.
+pub fn ensure(key: &str, value: &str) -> anyhow::Result<bool> {
+    let path = format!("/proc/sys/{key}");
+    let differs = read(key)? != value;
+    if differs {
+        fs::write(&path, value).with_context(|| format!("cannot write {value} to {path}"))?;
+    }
+    Ok(differs)
+}

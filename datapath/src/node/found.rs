@@ -1,0 +1,68 @@
+//! What the kernel has, as one reading shows it.
+
+use std::collections::BTreeMap;
+
+use netlink_packet_route::{
+    address::AddressMessage, link::LinkMessage, neighbour::NeighbourMessage, route::RouteMessage, rule::RuleMessage,
+};
+
+use crate::{
+    identity::Mac,
+    marks,
+    netlink::link::{self, group, ifname},
+    node::eni::EniNet,
+};
+
+/// The kernel's answer to its listings.
+#[derive(Debug, Default)]
+pub struct Found {
+    pub(crate) links: Vec<LinkMessage>,
+    pub(crate) addresses: Vec<AddressMessage>,
+    pub(crate) routes: Vec<RouteMessage>,
+    pub(crate) rules: Vec<RuleMessage>,
+    pub(crate) neighbours: Vec<NeighbourMessage>,
+    /// Which link had which MAC before.
+    pub(crate) before: BTreeMap<Mac, u32>,
+}
+
+impl Found {
+    /// What a namespace's listings show.
+    pub fn new(
+        links: Vec<LinkMessage>,
+        addresses: Vec<AddressMessage>,
+        routes: Vec<RouteMessage>,
+        rules: Vec<RuleMessage>,
+    ) -> Self {
+        Found { links, addresses, routes, rules, ..Found::default() }
+    }
+
+    /// The neighbours too: pods need them, ENIs do not.
+    pub fn with_neighbours(self, neighbours: Vec<NeighbourMessage>) -> Self {
+        Found { neighbours, ..self }
+    }
+
+    /// Takes what an earlier reading had remembered, so that an ENI's link is known when it has lost its MAC.
+    pub fn remember(mut self, before: &BTreeMap<Mac, u32>) -> Self {
+        self.before = before.clone();
+        self
+    }
+
+    /// Which links these ENIs have.
+    pub fn indices(&self, enis: &[EniNet]) -> BTreeMap<Mac, u32> {
+        enis.iter().filter_map(|eni| Some((eni.mac, self.link_of(eni.mac)?.header.index))).collect()
+    }
+
+    /// Name of the link with this MAC that no device group marks as a pod's.
+    pub fn ifname_of(&self, mac: Mac) -> Option<&str> {
+        self.link_of(mac).map(ifname)
+    }
+
+    pub(crate) fn link_of(&self, mac: Mac) -> Option<&LinkMessage> {
+        let is_no_pods = |link: &&LinkMessage| !marks::is_of_a_pod(group(link));
+        // A VLAN or an ipvlan link on an ENI has its MAC, and came later. Kernels before 6.9 list links in no such order.
+        let of_mac = self.links.iter().filter(is_no_pods).filter(|link| link::mac(link) == Some(mac));
+        let by_mac = of_mac.min_by_key(|link| link.header.index);
+        let before = self.before.get(&mac);
+        by_mac.or_else(|| self.links.iter().filter(is_no_pods).find(|link| Some(&link.header.index) == before))
+    }
+}

@@ -1,0 +1,88 @@
+//! A daemon on a quiet node: it runs no program, and costs next to no processor time.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    time::{Duration, Instant},
+};
+
+use enid_tests::{Daemon, Lab, LabConfig, Place, Pod, kernel::wait_until_idle, wait_until};
+
+const BOUND: Duration = Duration::from_secs(30);
+/// Pods of the node.
+const PODS: usize = 30;
+/// The kernel's clock ticks per second (USER_HZ, which is 100 on every architecture that EC2 has).
+const HZ: f64 = 100.0;
+/// How long it is watched in `make test`: longer than the period of everything that is done periodically.
+const SHORT: Duration = Duration::from_secs(35);
+
+/// A node on which nothing happens any more.
+fn quiet_node() -> (Lab, Daemon, Vec<Pod>) {
+    let config = LabConfig { nodes: 1, instance_type: "m5.xlarge".to_owned(), ..LabConfig::default() };
+    let lab = Lab::up(&config).unwrap();
+    let place = Place::node(&lab, 0);
+    let daemon = Daemon::start(place, &[]).unwrap();
+    let pods: Vec<Pod> = (0..PODS).map(|number| Pod::new(0, &format!("quiet-{number}"))).collect();
+    pods.iter().for_each(|pod| drop(pod.add(place).unwrap()));
+    let settled = || place.number("available").is_ok_and(|available| available > 0);
+    wait_until(BOUND, settled).unwrap();
+    wait_until_idle(place).unwrap();
+    (lab, daemon, pods)
+}
+
+/// Processor time of a process and of its children that have ended, in seconds (proc(5), /proc/PID/stat).
+fn processor_seconds(pid: u32) -> f64 {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    let fields = stat.rsplit_once(") ").unwrap().1.split(' ').collect::<Vec<_>>();
+    // utime, stime, cutime, cstime are the 14th to the 17th; the first of these is the 3rd.
+    let ticks: u32 = fields[11..15].iter().map(|ticks| ticks.parse::<u32>().unwrap()).sum();
+    f64::from(ticks) / HZ
+}
+
+/// Programs that a process has started and that still run.
+fn children(pid: u32) -> BTreeSet<String> {
+    let threads = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    let of_thread = threads.filter_map(|thread| fs::read_to_string(thread.path().join("children")).ok());
+    of_thread.flat_map(|list| list.split_whitespace().map(str::to_owned).collect::<Vec<_>>()).collect()
+}
+
+/// Processor time of children that have ended, and page faults of theirs: both are 0 more if there was none.
+fn of_ended_children(pid: u32) -> [u64; 3] {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    let fields = stat.rsplit_once(") ").unwrap().1.split(' ').collect::<Vec<_>>();
+    [8, 13, 14].map(|at| fields[at].parse().unwrap()) // cminflt, cutime, cstime
+}
+
+#[test]
+fn a_quiet_daemon_runs_no_program() {
+    let (lab, daemon, _pods) = quiet_node();
+    let pid = daemon.pid().unwrap();
+    let before = of_ended_children(pid);
+    let until = Instant::now() + SHORT;
+    let started = wait_until(SHORT, || Instant::now() >= until || !children(pid).is_empty());
+    assert!(children(pid).is_empty(), "it runs {:?}: {started:?}", children(pid));
+    // A program that has ended leaves its page faults here.
+    assert_eq!(of_ended_children(pid), before, "a program was run: {}", daemon.log());
+    drop(lab);
+}
+
+/// `cargo test -p enid-tests --test rest -- --ignored --nocapture`; REST_SECONDS says how long, 600 unless told.
+#[test]
+#[ignore = "minutes of the clock; it prints what a quiet daemon costs"]
+fn what_a_quiet_daemon_costs() {
+    let seconds = std::env::var("REST_SECONDS").ok().map_or(600, |text| text.parse().unwrap());
+    let (lab, daemon, pods) = quiet_node();
+    let pid = daemon.pid().unwrap();
+    let (started, before) = (Instant::now(), processor_seconds(pid));
+    let until = started + Duration::from_secs(seconds);
+    wait_until(Duration::from_secs(seconds + 1), || Instant::now() >= until).unwrap();
+    let (used, took) = (processor_seconds(pid) - before, started.elapsed().as_secs_f64());
+    println!(
+        "{} pods, {took:.0} quiet seconds: {used:.2} s of processor time, children included; in ten minutes {:.2} s",
+        pods.len(),
+        used * 600.0 / took
+    );
+    drop(lab);
+}
