@@ -30,7 +30,7 @@ PLUGIN_BYTES := 1048576
 build:
 	tools/rust-target $(SHIM)
 	cargo build --locked --workspace
-	RUSTFLAGS="-C relocation-model=static" cargo build --locked --profile shim --target $(SHIM) -p enid-cni
+	RUSTFLAGS="-C relocation-model=static -C force-unwind-tables=no" cargo build --locked --profile shim --target $(SHIM) -p enid-cni
 	@size=$$(stat -c %s $(TARGET)/$(SHIM)/shim/enid-cni); \
 	if [ "$$size" -ge $(PLUGIN_BYTES) ]; then echo "enid-cni has $$size bytes; less than $(PLUGIN_BYTES) are allowed"; exit 1; fi
 

@@ -19,6 +19,7 @@
 //!
 //! Not here: `nft` itself (the daemon runs it), sysctl policy beyond names and values.
 
+mod answer;
 pub mod conntrack;
 mod family;
 pub mod faults;

@@ -21,7 +21,7 @@ use netlink_packet_route::{
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
 use nix::errno::Errno;
 
-use crate::{family::Family, watch::Kind};
+use crate::{answer::Answer, family::Family, watch::Kind};
 
 /// One refusal of the kernel, with what was asked.
 #[derive(Debug, thiserror::Error)]
@@ -238,7 +238,7 @@ impl Netlink {
                 }
                 whole &= message.header.flags & NLM_F_DUMP_INTR == 0;
                 match message.payload {
-                    NetlinkPayload::InnerMessage(inner) => found.push(inner),
+                    NetlinkPayload::InnerMessage(Answer(inner)) => found.push(inner),
                     // One that did not come to its end says so here.
                     NetlinkPayload::Done(end) => return of_code(what, end.code).map(|()| whole.then_some(found)),
                     NetlinkPayload::Error(answer) => return Err(Error::new(what, answer.to_io())),
@@ -338,7 +338,7 @@ impl Netlink {
                     continue;
                 }
                 match message.payload {
-                    NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewLink(link)) => return Ok(Some(link)),
+                    NetlinkPayload::InnerMessage(Answer(RouteNetlinkMessage::NewLink(link))) => return Ok(Some(link)),
                     NetlinkPayload::Error(answer) => {
                         let error = Error::new(&what, answer.to_io());
                         return if error.is(Errno::ENODEV) { Ok(None) } else { Err(error) };
@@ -366,7 +366,7 @@ impl Netlink {
         self.socket.send(bytes, 0).map(drop).map_err(|source| Error::new(what, source))
     }
 
-    fn receive(&mut self, what: &str) -> Result<Vec<NetlinkMessage<RouteNetlinkMessage>>, Error> {
+    fn receive(&mut self, what: &str) -> Result<Vec<NetlinkMessage<Answer>>, Error> {
         self.received.clear();
         self.received.reserve(64 * 1024);
         let size = self.socket.recv(&mut self.received, 0).map_err(|source| Error::new(what, source))?;
