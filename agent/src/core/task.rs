@@ -38,6 +38,8 @@ const PERIOD: Duration = Duration::from_secs(5);
 struct Caller {
     answers: mpsc::UnboundedSender<Answer>,
     offered: Option<Offered>,
+    /// It has its last answer: that it goes then is no news to the core.
+    answered: bool,
 }
 
 /// The brain before it runs.
@@ -140,11 +142,14 @@ impl Brain {
         loop {
             let messages = self.wait().await;
             let mut effects = Vec::new();
+            let tick = messages.is_empty() || messages.iter().any(leaves_work);
             for message in messages {
                 self.take(message, &mut effects);
             }
-            // The batch is complete: what it needs is ordered together.
-            effects.extend(self.core.step(now(), Event::Tick));
+            if tick {
+                // The batch is complete: what it needs is ordered together.
+                effects.extend(self.core.step(now(), Event::Tick));
+            }
             self.perform(effects).await;
             self.carry().await;
             self.publish();
@@ -168,12 +173,14 @@ impl Brain {
     fn take(&mut self, message: Message, effects: &mut Vec<Effect>) {
         match message {
             Message::Event(event) => {
-                if let Event::Gone { ticket } = &event {
-                    self.open.remove(ticket);
+                let gone = if let Event::Gone { ticket } = &event { self.open.remove(ticket) } else { None };
+                if !gone.is_some_and(|caller| caller.answered) {
+                    effects.extend(self.core.step(now(), event));
                 }
-                effects.extend(self.core.step(now(), event));
             }
-            Message::Open(ticket, answers) => drop(self.open.insert(ticket, Caller { answers, offered: None })),
+            Message::Open(ticket, answers) => {
+                self.open.insert(ticket, Caller { answers, offered: None, answered: false });
+            }
             Message::Lookup(key, reply) => drop(reply.send(self.find(&key))),
             Message::View(reply) => {
                 let mut view = self.core.view(now());
@@ -361,8 +368,9 @@ impl Brain {
         }
     }
 
-    fn answer(&self, ticket: Ticket, answer: Answer) {
-        if let Some(caller) = self.open.get(&ticket) {
+    fn answer(&mut self, ticket: Ticket, answer: Answer) {
+        if let Some(caller) = self.open.get_mut(&ticket) {
+            caller.answered = matches!(answer, Answer::Verdict(true) | Answer::Released(_));
             let _ = caller.answers.send(answer);
         }
     }
@@ -403,6 +411,18 @@ impl Brain {
         let refused = self.kernel_failure.as_ref().filter(|_| self.core.counts().held > 0);
         self.core.risk().or_else(|| refused.map(|words| refused_by_kernel(words)))
     }
+}
+
+/// Whether the core has something left to order when this has been dealt with. Such messages are most of what a pod's
+/// ADD consists of, and a step costs as much as the rest of it.
+fn leaves_work(message: &Message) -> bool {
+    !matches!(
+        message,
+        Message::Event(Event::Wired { .. } | Event::Gone { .. })
+            | Message::Open(..)
+            | Message::Lookup(..)
+            | Message::View(_)
+    )
 }
 
 fn refused_by_kernel(words: &str) -> Refusal {
