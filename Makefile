@@ -3,7 +3,7 @@ SHELL := /bin/bash
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 SHIM := x86_64-unknown-linux-musl
 
-.PHONY: help tools build check test test-vm sim demo bench audit chart purity structure
+.PHONY: help tools build check test test-vm sim demo bench audit chart borders structure
 
 help:
 	@echo "make demo    two nodes, forty pods, every path a packet can take (KEEP=1 leaves it up)"
@@ -11,7 +11,7 @@ help:
 	@echo "make test-vm pods beside IPVS, under Debian's own kernel in an emulated machine"
 	@echo "make check   format, lints, licences, borders between crates, structure, chart"
 	@echo "make sim     lives of a node from seeds, under every fault (SEEDS=500)"
-	@echo "make bench   ADD and DEL beside the floor; sizes"
+	@echo "make bench   ADD and DEL beside the floor; sizes (SHORT=1: fewer rounds, for development)"
 	@echo "make audit   known vulnerabilities (needs the advisory database, from outside)"
 	@echo "make build   the programs;  make tools   what a fresh Debian 12 lacks"
 
@@ -26,23 +26,32 @@ tools:
 	tools/plugins
 
 # One profile for the daemon everywhere; the plugin as it ships, small and static.
+PLUGIN_BYTES := 1048576
 build:
 	tools/rust-target $(SHIM)
 	cargo build --locked --workspace
-	RUSTFLAGS="-C relocation-model=static" cargo build --locked --profile shim --target $(SHIM) -p enid-cni
+	RUSTFLAGS="-C relocation-model=static -C force-unwind-tables=no" cargo build --locked --profile shim --target $(SHIM) -p enid-cni
+	@size=$$(stat -c %s $(TARGET)/$(SHIM)/shim/enid-cni); \
+	if [ "$$size" -ge $(PLUGIN_BYTES) ]; then echo "enid-cni has $$size bytes; less than $(PLUGIN_BYTES) are allowed"; exit 1; fi
 
-check: tools/cargo-deny purity structure chart
+check: tools/cargo-deny borders structure chart
 	cargo fmt --all --check
 	cargo clippy --locked --workspace --all-targets -- -D warnings
 	.tools/bin/cargo-deny --log-level error check bans licenses sources
 
-# The core has no I/O and no runtime in its tree; the plugin and the datapath have no AWS.
-purity:
+# The core has no I/O and no runtime in its tree; the plugin has no runtime and few crates; plugin and datapath have no
+# AWS.
+PLUGIN_CRATES := 65
+borders:
 	@tree=$$(cargo tree --locked -p enid-ipamd -e normal --prefix none) || exit 1; \
 	if grep -E '^(tokio|aws-|kube|netlink-|nix|tonic)' <<<"$$tree"; then echo "ipamd pulls in I/O (above)"; exit 1; fi
 	@tree=$$(cargo tree --locked -p enid-cni -p enid-datapath -p enid-api -p vpclab -e normal --prefix none) || exit 1; \
 	if grep -E '^aws-' <<<"$$tree"; then echo "the AWS SDK outside the agent (above)"; exit 1; fi
-	@echo "borders: ipamd is pure, AWS stays in the agent"
+	@tree=$$(cargo tree --locked -p enid-cni -e normal --prefix none | sort -u) || exit 1; \
+	if grep -E '^(tokio|hyper|h2|tonic|tower)[- ]' <<<"$$tree"; then echo "the plugin pulls in a runtime (above)"; exit 1; fi; \
+	count=$$(sed 's/ .*//' <<<"$$tree" | sort | wc -l); \
+	if [ "$$count" -gt $(PLUGIN_CRATES) ]; then echo "the plugin has $$count crates; $(PLUGIN_CRATES) are allowed"; exit 1; fi; \
+	echo "borders: ipamd is pure, AWS stays in the agent, the plugin has $$count crates and no runtime"
 
 # No circle of imports, state with one owner; the check itself is tested first.
 structure:
@@ -78,9 +87,11 @@ demo: root
 
 bench: root build
 	localstack/install
-	gcc -O2 -static -Wall -o $(TARGET)/floor tests/bench/floor.c
+	tools/packages
+	musl-gcc -O2 -static -Wall -idirafter /usr/include -idirafter /usr/include/$$(uname -m)-linux-gnu -o $(TARGET)/floor-musl tests/bench/floor.c
+	gcc -O2 -static -Wall -o $(TARGET)/floor-glibc tests/bench/floor.c
 	cargo build --locked --release -p enid-agent
-	ENID_BIN=$(abspath $(TARGET))/release/enid $(TARGET)/debug/bench $(abspath $(TARGET))/floor
+	ENID_BIN=$(abspath $(TARGET))/release/enid $(TARGET)/debug/bench $(if $(SHORT),--short) $(abspath $(TARGET))/floor-musl $(abspath $(TARGET))/floor-glibc
 	ENID_BIN=$(abspath $(TARGET))/release/enid $(TARGET)/debug/scale $(abspath $(TARGET))/scale.svg
 
 audit:

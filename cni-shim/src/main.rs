@@ -58,14 +58,13 @@ fn run(var: env::Lookup<'_>, stdin: impl Read, stdout: &mut impl Write) -> ExitC
     }
     let mut input = Vec::new();
     let read = stdin.take(STDIN_MAX + 1).read_to_end(&mut input);
-    let asked = version::asked(&input);
     let answer = match read {
         Err(source) => Err(Error::io(format!("cannot read the configuration from stdin: {source}"))),
         Ok(_) => answer(&command.to_string_lossy(), var, &input),
     };
     let (text, code) = match answer {
         Ok(text) => (text, ExitCode::SUCCESS),
-        Err(error) => (error.json(&asked), ExitCode::FAILURE),
+        Err(error) => (error.json(&version::asked(&input)), ExitCode::FAILURE),
     };
     if stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()).is_err() {
         return ExitCode::FAILURE;

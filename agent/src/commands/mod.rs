@@ -15,7 +15,7 @@ use tower::service_fn;
 use crate::{serve::debug::CNI_HEALTH, serve::sockets, settings::Settings};
 
 /// How long an operator waits for a daemon that hangs.
-const PATIENCE: Duration = Duration::from_secs(5);
+const TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Runs one of the reading commands.
 pub fn run(name: &str, settings: &Settings, as_json: bool) -> anyhow::Result<()> {
@@ -66,8 +66,8 @@ pub fn run(name: &str, settings: &Settings, as_json: bool) -> anyhow::Result<()>
         })
     };
     let text = runtime
-        .block_on(async { timeout(PATIENCE, answer).await })
-        .with_context(|| format!("the daemon does not answer within {} s", PATIENCE.as_secs()))??;
+        .block_on(async { timeout(TIMEOUT, answer).await })
+        .with_context(|| format!("the daemon does not answer within {} s", TIMEOUT.as_secs()))??;
     // A reader that has seen enough is no fault.
     match writeln!(std::io::stdout(), "{text}") {
         Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(error).context("cannot print"),

@@ -66,8 +66,7 @@ pub struct Handle {
 /// One request under way; dropping it tells the brain that the caller has gone.
 pub struct Request {
     handle: Handle,
-    /// Its number.
-    pub ticket: Ticket,
+    ticket: Ticket,
     answers: mpsc::UnboundedReceiver<Answer>,
 }
 
@@ -127,9 +126,19 @@ impl Handle {
 }
 
 impl Request {
-    /// ADD's question; `card`: the address has to be on that network card.
+    /// ADD's question, which waits so many milliseconds; `card`: the address has to be on that network card.
     pub async fn ask(&self, key: AttachmentKey, pod: Option<PodRef>, timeout_ms: u64, card: Option<u32>) {
         self.handle.tell(Event::Ask { ticket: self.ticket, key, pod, timeout_ms, card }).await;
+    }
+
+    /// The plugin says that the link stands; `seen`: the kernel shows it.
+    pub async fn wired(&self, key: AttachmentKey, seen: bool) {
+        self.handle.tell(Event::Wired { ticket: self.ticket, key, seen }).await;
+    }
+
+    /// DEL.
+    pub async fn release(&self, key: AttachmentKey) {
+        self.handle.tell(Event::Release { ticket: self.ticket, key }).await;
     }
 
     /// The next answer; `None` when the daemon is ending.

@@ -39,6 +39,8 @@ const PERIOD: Duration = Duration::from_secs(5);
 struct Caller {
     answers: mpsc::UnboundedSender<Answer>,
     offered: Option<Offered>,
+    /// It has its last answer: that it goes then is no news to the core.
+    answered: bool,
 }
 
 /// The brain before it runs.
@@ -143,11 +145,14 @@ impl Brain {
         loop {
             let messages = self.wait().await;
             let mut effects = Vec::new();
+            let tick = messages.is_empty() || messages.iter().any(leaves_work);
             for message in messages {
                 self.take(message, &mut effects);
             }
-            // The batch is complete: what it needs is ordered together.
-            effects.extend(self.core.step(now(), Event::Tick));
+            if tick {
+                // The batch is complete: what it needs is ordered together.
+                effects.extend(self.core.step(now(), Event::Tick));
+            }
             self.perform(effects).await;
             self.carry();
             self.publish();
@@ -172,12 +177,14 @@ impl Brain {
     fn take(&mut self, message: Message, effects: &mut Vec<Effect>) {
         match message {
             Message::Event(event) => {
-                if let Event::Closed { ticket } = &event {
-                    self.open.remove(ticket);
+                let gone = if let Event::Closed { ticket } = &event { self.open.remove(ticket) } else { None };
+                if !gone.is_some_and(|caller| caller.answered) {
+                    effects.extend(self.core.step(now(), event));
                 }
-                effects.extend(self.core.step(now(), event));
             }
-            Message::Open(ticket, answers) => drop(self.open.insert(ticket, Caller { answers, offered: None })),
+            Message::Open(ticket, answers) => {
+                self.open.insert(ticket, Caller { answers, offered: None, answered: false });
+            }
             Message::Lookup(key, reply) => drop(reply.send(self.find(&key))),
             Message::View(reply) => {
                 let mut view = self.core.view(now());
@@ -334,8 +341,9 @@ impl Brain {
         self.verdict(ticket, mine);
     }
 
-    fn answer(&self, ticket: Ticket, answer: Answer) {
-        if let Some(caller) = self.open.get(&ticket) {
+    fn answer(&mut self, ticket: Ticket, answer: Answer) {
+        if let Some(caller) = self.open.get_mut(&ticket) {
+            caller.answered = matches!(answer, Answer::Verdict(true) | Answer::Released(_));
             let _ = caller.answers.send(answer);
         }
     }
@@ -378,6 +386,18 @@ impl Brain {
         let refused = self.carrier.failure().filter(|_| self.core.counts().assigned > 0);
         self.core.pods_at_risk().or_else(|| refused.map(refused_by_kernel))
     }
+}
+
+/// Whether the core has something left to order when this has been dealt with. Such messages are most of what a pod's
+/// ADD consists of, and a step costs as much as the rest of it.
+fn leaves_work(message: &Message) -> bool {
+    !matches!(
+        message,
+        Message::Event(Event::Wired { .. } | Event::Closed { .. })
+            | Message::Open(..)
+            | Message::Lookup(..)
+            | Message::View(_)
+    )
 }
 
 fn refused_by_kernel(words: &str) -> Refusal {

@@ -147,7 +147,7 @@ impl CniService {
         };
         let seen = pod_links::is_wired(&key, &wired.host_ifname)
             .map_err(|failure| End::Failed(format!("cannot look for the link: {failure:#}")))?;
-        self.handle.tell(Event::Wired { ticket: request.ticket, key: key.clone(), seen }).await;
+        request.wired(key.clone(), seen).await;
         let mine = match request.answer().await {
             Some(Answer::Verdict(mine)) => mine,
             Some(Answer::Refused(refusal)) => {
@@ -261,9 +261,9 @@ impl CniService {
         let found = self.handle.lookup(key.clone()).await.ok_or(End::Gone)?;
         let name = found.map(|Found { lease, .. }| host_ifname(&key, &lease, &self.veth_prefix));
         self.delete_link(&key, name.as_deref()).await?;
-        let mut under_way = self.handle.open().await.ok_or(End::Gone)?;
-        self.handle.tell(Event::Release { ticket: under_way.ticket, key: key.clone() }).await;
-        let Some(Answer::Released(address)) = under_way.answer().await else { return Err(End::Gone) };
+        let mut request = self.handle.open().await.ok_or(End::Gone)?;
+        request.release(key.clone()).await;
+        let Some(Answer::Released(address)) = request.answer().await else { return Err(End::Gone) };
         // An ADD of the same attachment may have made its link after the deletion, and before its lease ended.
         let late = name.as_deref().map_or(Ok(address.is_some()), |name| pod_links::is_wired(&key, name));
         if late.map_err(|failure| End::Failed(format!("cannot look for the link: {failure:#}")))? {

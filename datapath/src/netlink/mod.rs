@@ -5,8 +5,10 @@
 //! - [`request`]: one change, and which answers of the kernel mean that it is made.
 //! - [`socket`]: a blocking socket, for a process that asks a few things and ends. The daemon's side of netlink is
 //!   asynchronous and lives with the daemon.
+//! - [`answer`]: what of the kernel's answers the socket reads.
 //! - [`datagram`]: the messages of a datagram, for both families of netlink.
 
+mod answer;
 pub(crate) mod datagram;
 pub mod error;
 pub mod link;

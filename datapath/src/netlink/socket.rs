@@ -19,6 +19,7 @@ use nix::errno::Errno;
 use crate::{
     family::Family,
     netlink::{
+        answer::Answer,
         datagram::{connected, frames, undecodable},
         error::{Error, of_code},
         listing::{LISTINGS, Listed, ask_link},
@@ -109,7 +110,7 @@ impl Netlink {
                 }
                 whole &= message.header.flags & NLM_F_DUMP_INTR == 0;
                 match message.payload {
-                    NetlinkPayload::InnerMessage(inner) => found.push(inner),
+                    NetlinkPayload::InnerMessage(Answer(inner)) => found.push(inner),
                     // One that did not come to its end says so here.
                     NetlinkPayload::Done(end) => return of_code(what, end.code).map(|()| whole.then_some(found)),
                     NetlinkPayload::Error(answer) => return Err(Error::new(what, answer.to_io())),
@@ -168,7 +169,7 @@ impl Netlink {
                     continue;
                 }
                 match message.payload {
-                    NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewLink(link)) => return Ok(Some(link)),
+                    NetlinkPayload::InnerMessage(Answer(RouteNetlinkMessage::NewLink(link))) => return Ok(Some(link)),
                     NetlinkPayload::Error(answer) => {
                         let error = Error::new(&what, answer.to_io());
                         return if error.is(Errno::ENODEV) { Ok(None) } else { Err(error) };
@@ -199,7 +200,7 @@ impl Netlink {
         self.socket.send(bytes, 0).map(drop).map_err(|source| Error::new(what, source))
     }
 
-    fn receive(&mut self, what: &str) -> Result<Vec<NetlinkMessage<RouteNetlinkMessage>>, Error> {
+    fn receive(&mut self, what: &str) -> Result<Vec<NetlinkMessage<Answer>>, Error> {
         self.received.clear();
         self.received.reserve(64 * 1024);
         let size = self.socket.recv(&mut self.received, 0).map_err(|source| Error::new(what, source))?;

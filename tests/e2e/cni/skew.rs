@@ -12,7 +12,7 @@ use enid_api::{
 };
 use enid_tests::{
     Call, Lab, LabConfig, Place, Pod,
-    wire::{Connection, Recording, Side, Stage},
+    wire::{Connection, Packet, Recording, Side, Stage},
 };
 use serde_json::{Value, json};
 
@@ -179,6 +179,15 @@ fn the_plugin_understands_other_daemons() {
     deleted.silent().unwrap();
     assert!(deleted.stderr.contains("the link is removed"), "{deleted:?}");
     assert_eq!(place.sh("ip -o link | sed 's/^[0-9]*: //'").unwrap(), before);
+    drop(stage);
+
+    // A daemon that has no address yet says so, as often as it likes.
+    let mut later = whole.of("ADD");
+    let pending = Packet { bytes: vec![0x08, 1, 0x12, 0], ..later[1].clone() };
+    later.splice(1..1, [pending.clone(), pending]);
+    let stage = Stage::play(&path, Recording(later)).unwrap();
+    call(&pod, "ADD", &[socket()]).fine().unwrap();
+    call(&pod, "DEL", &[socket()]).silent().unwrap();
     drop(stage);
 
     // Answers that this plugin does not know, or not now: one clear message each.

@@ -1,5 +1,9 @@
 //! `make bench`: ADD and DEL of the plugin as whole process runs, beside a floor that only makes the same
-//! netlink changes. Both are started by one spawner (`bench spawn`, posix_spawn), turn by turn, by one caller and by many.
+//! netlink changes. All are started by one spawner (`bench spawn`, posix_spawn), turn by turn, by one caller and by many.
+//!
+//! The floor is linked twice. Against musl, as the plugin is, it is what one ADD is compared with; against glibc, whose
+//! programs take longer to start, it is what many callers are compared with, as in earlier figures. `--short` makes
+//! fewer rounds, for a first look.
 
 use std::{
     io::Write,
@@ -12,75 +16,123 @@ use anyhow::Context;
 use comfy_table::{Table, presets::NOTHING};
 use enid_tests::{Daemon, Lab, LabConfig, Place, plugin, pod, wait_until};
 
-/// ADDs of each program in one series; then come as many DELs.
-const RUNS: usize = 200;
-/// Series: a p99 needs more runs than a node has addresses.
-const SERIES: usize = 3;
+/// How much is measured.
+struct Rounds {
+    /// ADDs of each program in one series; then come as many DELs.
+    runs: usize,
+    /// Series: a p99 needs more runs than a node has addresses.
+    series: usize,
+    /// Starts of the daemon of each kind.
+    starts: usize,
+    /// Bursts of each kind, in turns.
+    bursts: usize,
+}
+
+const WHOLE: Rounds = Rounds { runs: 200, series: 3, starts: 31, bursts: 9 };
+const SHORT: Rounds = Rounds { runs: 200, series: 1, starts: 3, bursts: 3 };
+
 const PODS_FOR_MEMORY: u64 = 100;
 /// Callers at once, as a node's runtime may have them.
 const CALLERS: usize = 16;
 /// Pods of a burst; so many are deleted at once, too.
 const BURST: usize = 100;
-/// Starts of the daemon of each kind.
-const STARTS: usize = 31;
 /// Half of them of the older iptables, half of the newer one.
 const FOREIGN_RULES: u32 = 50_000;
-/// Bursts of each kind, in turns.
-const ROUNDS: usize = 9;
+
+/// What is aimed at: times of one caller beside the musl floor's, others beside the glibc floor's.
+const ADD_P50: f64 = 1.5;
+const ADD_P99: f64 = 2.0;
+const DEL_P50: f64 = 1.2;
+const ADD_RATE: f64 = 0.85;
+const PLUGIN_MIB: f64 = 1.0;
+const DAEMON_MIB: f64 = 24.0;
 
 fn main() -> anyhow::Result<()> {
     let args: Vec<String> = std::env::args().skip(1).collect();
     match args.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
-        ["spawn", "turns", floor, plugin] => turns(floor, plugin),
-        ["spawn", "burst", floor, plugin] => bursts(floor, plugin),
-        [floor] => bench(floor),
-        _ => anyhow::bail!("bench FLOOR"),
+        ["spawn", "turns", count, musl, glibc, plugin] => turns(count.parse()?, musl, glibc, plugin),
+        ["spawn", "burst", count, _, glibc, plugin] => bursts(count.parse()?, glibc, plugin),
+        [musl, glibc] => bench(&WHOLE, musl, glibc),
+        ["--short", musl, glibc] => bench(&SHORT, musl, glibc),
+        _ => anyhow::bail!("bench [--short] FLOOR_OF_MUSL FLOOR_OF_GLIBC"),
     }
 }
 
-fn bench(floor: &str) -> anyhow::Result<()> {
+fn bench(rounds: &Rounds, musl: &str, glibc: &str) -> anyhow::Result<()> {
     let config = LabConfig { nodes: 1, instance_type: "m5.4xlarge".to_owned(), ..LabConfig::default() };
     let lab = Lab::up(&config)?;
     let place = Place::node(&lab, 0);
     let settings = [("MINIMUM_IP_TARGET", "232"), ("AWS_VPC_K8S_CNI_LOGLEVEL", "warn")];
     let daemon = Daemon::start(place, &settings)?;
-    let rested = || wait_until(Duration::from_secs(90), || place.number("available").is_ok_and(|free| free == 232));
-    rested()?;
-    place.sh(&format!("for n in $(seq 0 {}); do ip netns add floor-$n; ip netns add pod-$n; done", RUNS - 1))?;
+    let all_available =
+        || wait_until(Duration::from_secs(90), || place.number("available").is_ok_and(|free| free == 232));
+    all_available()?;
+    let last = rounds.runs - 1;
+    place.sh(&format!("for n in $(seq 0 {last}); do for of in musl glibc pod; do ip netns add $of-$n; done; done"))?;
     let plugin = plugin()?;
-    let spawn = |phase: &str| -> anyhow::Result<serde_json::Value> {
-        let own = std::env::current_exe()?;
-        let output = place.command(&own)?.args(["spawn", phase, floor]).arg(&plugin).output()?;
+    let spawn = |phase: &str, count: usize| -> anyhow::Result<serde_json::Value> {
+        let (own, count) = (std::env::current_exe()?, count.to_string());
+        let output = place.command(&own)?.args(["spawn", phase, &count, musl, glibc]).arg(&plugin).output()?;
         anyhow::ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         Ok(serde_json::from_slice(&output.stdout)?)
     };
     let mut series = Vec::new();
-    for _ in 0..SERIES {
-        series.push(spawn("turns")?);
-        rested()?;
+    for _ in 0..rounds.series {
+        series.push(spawn("turns", rounds.runs)?);
+        all_available()?;
     }
     println!("{}\n", one_caller(&series)?);
-    println!("{}\n", many_callers(&[spawn("burst")?])?);
-    rested()?;
+    let bursts = [spawn("burst", rounds.bursts)?];
+    println!("{}\n", many_callers(&bursts)?);
+    all_available()?;
     let size = std::fs::metadata(&plugin)?.len();
-    println!("plugin, static: {:.2} MiB", mib(size)?);
     for number in 0..PODS_FOR_MEMORY {
         enid_tests::Pod::new(0, &format!("pod-{number}")).call(place, "ADD")?;
     }
     let status = std::fs::read_to_string(format!("/proc/{}/status", daemon.pid()?))?;
     let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
     let kib: u64 = resident.trim().trim_end_matches(" kB").parse()?;
-    println!("daemon's resident memory with {PODS_FOR_MEMORY} pods: {:.1} MiB\n", mib(kib * 1024)?);
+    println!("{}\n", targets(&series, &bursts, mib(size)?, mib(kib * 1024)?)?);
     daemon.kill()?;
-    println!("{}\n", starts(place, &settings)?);
+    println!("{}\n", starts(rounds.starts, place, &settings)?);
     Ok(())
 }
 
+/// What is aimed at, and what was measured.
+fn targets(
+    series: &[serde_json::Value],
+    bursts: &[serde_json::Value],
+    plugin: f64,
+    daemon: f64,
+) -> anyhow::Result<Table> {
+    let ratio = |verb: &str, part: f64| -> anyhow::Result<f64> {
+        let time = |who: &str| sorted(series, &format!("{who}_{verb}")).map(|times| quantile(&times, part));
+        Ok(time("plugin")? / time("musl")?)
+    };
+    let rate = |who: &str| sorted(bursts, &format!("{who}_add_rate")).map(|rates| quantile(&rates, 0.5));
+    let rows = [
+        ("ADD p50 / musl floor's", ratio("add", 0.5)?, ADD_P50, true),
+        ("ADD p99 / musl floor's", ratio("add", 0.99)?, ADD_P99, true),
+        ("DEL p50 / musl floor's", ratio("del", 0.5)?, DEL_P50, true),
+        ("ADDs a second, 16 callers / glibc floor's", rate("plugin")? / rate("glibc")?, ADD_RATE, false),
+        ("plugin, static, MiB", plugin, PLUGIN_MIB, true),
+        ("daemon's resident memory with 100 pods, MiB", daemon, DAEMON_MIB, true),
+    ];
+    let mut table = Table::new();
+    table.load_style(NOTHING).set_header(["target", "measured", "aimed at", ""]);
+    for (name, measured, target, at_most) in rows {
+        let met = if at_most { measured <= target } else { measured >= target };
+        let aimed = format!("{} {target}", if at_most { "at most" } else { "at least" });
+        table.add_row([name, &format!("{measured:.2}"), &aimed, if met { "met" } else { "missed" }]);
+    }
+    Ok(table)
+}
+
 /// From the daemon's start to its readiness, on a node without and with many rules of others, whose lock is held.
-fn starts(place: Place<'_>, settings: &[(&str, &str)]) -> anyhow::Result<Table> {
+fn starts(number: usize, place: Place<'_>, settings: &[(&str, &str)]) -> anyhow::Result<Table> {
     let started = || -> anyhow::Result<f64> {
         let mut times = Vec::new();
-        for _ in 0..STARTS {
+        for _ in 0..number {
             let started = Instant::now();
             let daemon = Daemon::start(place, settings)?;
             times.push(started.elapsed());
@@ -117,18 +169,25 @@ fn starts(place: Place<'_>, settings: &[(&str, &str)]) -> anyhow::Result<Table> 
         (format!("beside {FOREIGN_RULES} rules of iptables and a held xtables lock"), beside),
     ];
     for (name, took) in rows {
-        table.add_row([name, STARTS.to_string(), format!("{took:.0}"), format!("{:.2}", took / alone)]);
+        table.add_row([name, number.to_string(), format!("{took:.0}"), format!("{:.2}", took / alone)]);
     }
     Ok(table)
 }
 
 fn one_caller(series: &[serde_json::Value]) -> anyhow::Result<Table> {
     let mut table = Table::new();
-    table.load_style(NOTHING).set_header(["one caller", "runs", "p50 ms", "p99 ms", "p50 / floor's", "p99 / floor's"]);
+    table.load_style(NOTHING).set_header([
+        "one caller",
+        "runs",
+        "p50 ms",
+        "p99 ms",
+        "p50 / musl floor's",
+        "p99 / musl floor's",
+    ]);
     for verb in ["add", "del"] {
-        let floor = sorted(series, &format!("floor_{verb}"))?;
-        for (name, key) in [("floor", format!("floor_{verb}")), ("enid-cni", format!("plugin_{verb}"))] {
-            let times = sorted(series, &key)?;
+        let floor = sorted(series, &format!("musl_{verb}"))?;
+        for (name, who) in [("floor, musl", "musl"), ("floor, glibc", "glibc"), ("enid-cni", "plugin")] {
+            let times = sorted(series, &format!("{who}_{verb}"))?;
             let ratio = |part: f64| format!("{:.2}", quantile(&times, part) / quantile(&floor, part));
             let (p50, p99) = (format!("{:.2}", quantile(&times, 0.5)), format!("{:.2}", quantile(&times, 0.99)));
             let name = format!("{} {name}", verb.to_uppercase());
@@ -140,7 +199,12 @@ fn one_caller(series: &[serde_json::Value]) -> anyhow::Result<Table> {
 
 fn many_callers(series: &[serde_json::Value]) -> anyhow::Result<Table> {
     let mut table = Table::new();
-    table.load_style(NOTHING).set_header([&format!("{CALLERS} callers"), "floor", "enid-cni", "enid-cni / floor"]);
+    table.load_style(NOTHING).set_header([
+        &format!("{CALLERS} callers"),
+        "floor, glibc",
+        "enid-cni",
+        "enid-cni / floor",
+    ]);
     let rows = [
         ("ADDs per second", "add_rate"),
         ("ADD p50 ms", "quiet_p50"),
@@ -150,7 +214,7 @@ fn many_callers(series: &[serde_json::Value]) -> anyhow::Result<Table> {
     ];
     for (what, key) in rows {
         let median = |who: &str| sorted(series, &format!("{who}_{key}")).map(|list| quantile(&list, 0.5));
-        let (floor, plugin) = (median("floor")?, median("plugin")?);
+        let (floor, plugin) = (median("glibc")?, median("plugin")?);
         table.add_row([
             what.to_owned(),
             format!("{floor:.2}"),
@@ -186,12 +250,12 @@ fn share(index: usize, length: usize) -> f64 {
     number(index + 1) / number(length)
 }
 
-/// Runs on the node: starts both programs turn by turn and prints their times in milliseconds.
-fn turns(floor: &str, plugin: &str) -> anyhow::Result<()> {
+/// Runs on the node: starts all programs turn by turn and prints their times in milliseconds.
+fn turns(runs: usize, musl: &str, glibc: &str, plugin: &str) -> anyhow::Result<()> {
     let mut times = Times::default();
     for verb in ["add", "del"] {
-        for number in 0..RUNS {
-            for program in [Program::Floor(floor), Program::Plugin(plugin)] {
+        for number in 0..runs {
+            for program in [Program::Musl(musl), Program::Glibc(glibc), Program::Plugin(plugin)] {
                 times.keep(program, verb, ms(program.run(verb, number)?));
             }
         }
@@ -200,10 +264,10 @@ fn turns(floor: &str, plugin: &str) -> anyhow::Result<()> {
 }
 
 /// The same with many callers at once: a burst of ADDs, a burst of DELs, and ADDs while others are deleted.
-fn bursts(floor: &str, plugin: &str) -> anyhow::Result<()> {
+fn bursts(rounds: usize, floor: &str, plugin: &str) -> anyhow::Result<()> {
     let mut times = Times::default();
-    for _ in 0..ROUNDS {
-        for program in [Program::Floor(floor), Program::Plugin(plugin)] {
+    for _ in 0..rounds {
+        for program in [Program::Glibc(floor), Program::Plugin(plugin)] {
             let half = BURST / 2;
             let (took, each) = burst(program, "add", 0..half, CALLERS)?;
             times.keep(program, "add_rate", 1000.0 * share(half - 1, 1) / ms(took));
@@ -269,8 +333,7 @@ struct Times(std::collections::BTreeMap<String, Vec<f64>>);
 
 impl Times {
     fn keep(&mut self, program: Program<'_>, what: &str, value: f64) {
-        let who = if matches!(program, Program::Floor(_)) { "floor" } else { "plugin" };
-        self.0.entry(format!("{who}_{what}")).or_default().push(value);
+        self.0.entry(format!("{}_{what}", program.name())).or_default().push(value);
     }
 
     fn print(&self) -> anyhow::Result<()> {
@@ -282,16 +345,26 @@ impl Times {
 /// Who is measured.
 #[derive(Clone, Copy)]
 enum Program<'a> {
-    Floor(&'a str),
+    Musl(&'a str),
+    Glibc(&'a str),
     Plugin(&'a str),
 }
 
 impl Program<'_> {
+    fn name(self) -> &'static str {
+        match self {
+            Program::Musl(_) => "musl",
+            Program::Glibc(_) => "glibc",
+            Program::Plugin(_) => "plugin",
+        }
+    }
+
     fn run(self, verb: &str, number: usize) -> anyhow::Result<Duration> {
         match self {
-            Program::Floor(floor) => {
-                let (netns, link) = (format!("/run/netns/floor-{number}"), format!("floor{number}"));
-                let address = format!("192.168.{}.{}", number / 250, number % 250 + 1);
+            Program::Musl(floor) | Program::Glibc(floor) => {
+                let (name, net) = (self.name(), if matches!(self, Program::Musl(_)) { 168 } else { 169 });
+                let (netns, link) = (format!("/run/netns/{name}-{number}"), format!("{name}{number}"));
+                let address = format!("192.{net}.{}.{}", number / 250, number % 250 + 1);
                 let mut command = Command::new(floor);
                 match verb {
                     "add" => command.args(["add", &netns, &link, &address, &number.to_string()]),
