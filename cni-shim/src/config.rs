@@ -5,8 +5,10 @@ use std::path::PathBuf;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
-use crate::{STDIN_MAX, error::Error, version};
+use crate::{error::Error, version};
 
+/// Longest configuration we read; the largest in use are some kilobytes.
+pub const STDIN_MAX: u64 = 1 << 20;
 /// Longest wait for an address that the configuration may ask for: runtimes give up after some minutes.
 const WAIT_MAX_SECONDS: u64 = 600;
 const WAIT_DEFAULT_SECONDS: u64 = 60;

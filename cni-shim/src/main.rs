@@ -26,14 +26,15 @@ use std::{
     process::ExitCode,
 };
 
-use crate::{config::Config, env::Env, error::Error};
+use crate::{
+    config::{Config, STDIN_MAX},
+    env::Env,
+    error::Error,
+};
 
 /// musl's own takes memory from the kernel and gives it back piece by piece, which an ADD feels (docs/benchmarks.md).
 #[global_allocator]
 static ALLOCATOR: dlmalloc::GlobalDlmalloc = dlmalloc::GlobalDlmalloc;
-
-/// Longest configuration we read; the largest in use are some kilobytes.
-const STDIN_MAX: u64 = 1 << 20;
 
 fn main() -> ExitCode {
     tell_panics();

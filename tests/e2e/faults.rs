@@ -81,7 +81,7 @@ fn bad_requests_consume_nothing() {
     assert!(place.sh("ip -n bad addr show eth0").unwrap().contains("192.0.2.1"));
     // None of them took an address out of the pool.
     let status = place.enid("status").unwrap();
-    assert_eq!((&status["assigned"], &status["resting"]), (&0.into(), &0.into()), "{status}");
+    assert_eq!((&status["assigned"], &status["cooling"]), (&0.into(), &0.into()), "{status}");
     // A socket that is not the daemon's.
     place.sh("ip -n bad link del eth0").unwrap();
     let config = r#"{"cniVersion":"1.0.0","name":"enid","socket":"/run/enid/debug.sock"}"#.to_owned();

@@ -283,7 +283,7 @@ fn when_more_changed_than_can_be_told_everything_is_read_again() {
 fn what_stands_in_the_way_is_told_and_left_alone() {
     let stage = stage(1);
     let (place, address) = (stage.place, stage.address());
-    let shadows = || place.enid("status").unwrap()["shadows"].to_string();
+    let shadows = || place.enid("status").unwrap()["conflicts"].to_string();
     assert_eq!(shadows(), "[]");
     let harms = [
         (format!("rule add pref 100 from {address} lookup 77"), "the rule 100".to_owned()),

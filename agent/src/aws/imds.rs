@@ -12,6 +12,8 @@ use aws_config::imds::client::{Client, error::ImdsError};
 use enid_datapath::Mac;
 use enid_ipamd::{AddresslessEni, EniFacts, EniId, Place};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use tokio::time::{Instant, sleep};
+use tracing::warn;
 
 /// What does not change while the instance lives.
 #[derive(Clone, Debug)]
@@ -53,8 +55,33 @@ impl Imds {
         Imds { client }
     }
 
+    /// Facts about the instance, as soon as metadata can be read; for so long it is tried.
+    ///
+    /// # Errors
+    ///
+    /// The last failure, if metadata could not be read within `limit`.
+    pub async fn wait_for_instance(&self, limit: Duration) -> anyhow::Result<Instance> {
+        let started = Instant::now();
+        let mut pause = Duration::from_millis(100);
+        loop {
+            match self.instance().await {
+                Ok(instance) => return Ok(instance),
+                Err(failure) if started.elapsed() + pause >= limit => {
+                    return Err(failure.context(format!(
+                        "the instance metadata service did not answer within {} s (ENID_START_WAIT); enid needs \
+                         IMDSv2, at AWS_EC2_METADATA_SERVICE_ENDPOINT or 169.254.169.254",
+                        limit.as_secs()
+                    )));
+                }
+                Err(failure) => warn!("instance metadata: {failure:#}"),
+            }
+            sleep(pause).await;
+            pause = (pause * 2).min(Duration::from_secs(2));
+        }
+    }
+
     /// Facts about the instance.
-    pub async fn instance(&self) -> anyhow::Result<Instance> {
+    async fn instance(&self) -> anyhow::Result<Instance> {
         let mac = self.get("mac").await?;
         let primary = format!("network/interfaces/macs/{mac}");
         let document = self.raw("/latest/dynamic/instance-identity/document").await?;

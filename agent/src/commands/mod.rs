@@ -114,22 +114,26 @@ fn status(pool: &Pool) -> String {
         [
             "addresses".to_owned(),
             format!(
-                "{}: {} assigned, {} resting, {} available",
+                "{}: {} assigned, {} cooling, {} available",
                 many(pool.total),
                 pool.assigned,
-                pool.resting,
+                pool.cooling,
                 many(pool.available)
             ),
         ],
         ["waiting ADDs".to_owned(), pool.waiting.to_string()],
     ];
-    if !pool.calls.is_empty() {
-        rows.push(["EC2 calls".to_owned(), pool.calls.join(", ")]);
+    let plan = pool.plan.clone().unwrap_or_default();
+    for action in &plan.actions {
+        let when = if action.in_flight { format!(", in flight for {} ms", action.since_ms) } else { String::new() };
+        rows.push(["action".to_owned(), format!("{}{when}: {}", action.step, action.reason)]);
     }
-    if !pool.pause.is_empty() {
-        rows.push(["growth pauses".to_owned(), format!("{} ms more: {}", pool.pause_ms, pool.pause)]);
+    for wait in &plan.waits {
+        let until = if wait.until_ms > 0 { format!(", {} ms more", wait.until_ms) } else { String::new() };
+        let cause = if wait.cause.is_empty() { String::new() } else { format!("{}: ", wait.cause) };
+        rows.push(["waits for".to_owned(), format!("{}{until}: {cause}{}", wait.awaited, wait.message)]);
     }
-    rows.extend(pool.shadows.iter().map(|shadow| ["in the way".to_owned(), shadow.clone()]));
+    rows.extend(pool.conflicts.iter().map(|conflict| ["conflict".to_owned(), conflict.clone()]));
     table(["", ""], rows.into_iter())
 }
 

@@ -1,4 +1,4 @@
-//! A way to the brain, for everybody else: what can be asked and told, and a request that is under way.
+//! A way to the core's task, for everybody else: what can be asked and told, and a request that is under way.
 
 use std::{
     net::IpAddr,
@@ -31,7 +31,7 @@ pub enum Answer {
     Released(Option<IpAddr>),
 }
 
-/// What reaches the brain.
+/// What reaches the core's task.
 pub enum Message {
     Event(Event),
     Open(Ticket, mpsc::UnboundedSender<Answer>),
@@ -54,16 +54,16 @@ pub struct Found {
     pub wanted: Wanted,
 }
 
-/// A way to the brain.
+/// A way to the core's task.
 #[derive(Clone)]
 pub struct Handle {
-    pub(crate) sender: mpsc::Sender<Message>,
+    sender: mpsc::Sender<Message>,
     tickets: Arc<AtomicU64>,
     /// Those that pods' routes are of.
-    pub(crate) families: Arc<[Family]>,
+    pub families: Arc<[Family]>,
 }
 
-/// One request under way; dropping it tells the brain that the caller has gone.
+/// One open request; dropping it tells the core's task that the caller has gone.
 pub struct Request {
     handle: Handle,
     ticket: Ticket,
@@ -84,7 +84,7 @@ impl Handle {
         Some(Request { handle: self.clone(), ticket, answers })
     }
 
-    /// Tells the brain that something happened.
+    /// Tells the core's task that something happened.
     pub async fn tell(&self, event: Event) {
         // A closed channel means that the daemon is ending.
         let _ = self.sender.send(Message::Event(event)).await;
@@ -93,6 +93,16 @@ impl Handle {
     /// What the kernel refused to restore, if anything.
     pub async fn kernel_failed(&self, failure: Option<String>) {
         let _ = self.sender.send(Message::KernelFailed(failure)).await;
+    }
+
+    /// An attempt to have the kernel carry the ENIs has ended.
+    pub async fn carried(&self, attempt: Attempt) {
+        let _ = self.sender.send(Message::Carried(Box::new(attempt))).await;
+    }
+
+    /// Connection tracking has forgotten these addresses.
+    pub async fn forgotten(&self, addresses: Vec<IpAddr>) {
+        let _ = self.sender.send(Message::Forgotten(addresses)).await;
     }
 
     /// Why packets between pods do not pass, or that they do.

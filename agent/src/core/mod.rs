@@ -2,5 +2,8 @@
 
 pub mod carry;
 pub mod handle;
+mod journal;
+pub mod published;
 pub mod readiness;
+mod requests;
 pub mod task;

@@ -7,23 +7,22 @@
 //! beside it and report back as events; a verdict also waits until connection tracking has forgotten the
 //! address ([`crate::host::conntrack`]).
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
-use enid_ipamd::{AttachmentKey, CallError, Cause, Core, Effect, Event, Millis, Refusal, Ticket, Write};
+use enid_ipamd::{Action, AttachmentKey, CallError, Cause, Core, Effect, Event, Refusal, Ticket};
 use ipnet::Ipv4Net;
-use tokio::{
-    runtime,
-    sync::{mpsc, watch},
-    time::timeout,
-};
-use tracing::{info, warn};
+use tokio::{runtime, sync::mpsc, time::timeout};
+use tracing::{debug, info, warn};
 
 use crate::{
     aws::ec2::Ec2,
     clock::now,
     core::carry::{Carrier, configuring},
     core::handle::{Answer, Found, Handle, Message},
-    core::readiness::{Readiness, Rule},
+    core::journal::Journal,
+    core::published::{Published, Publisher},
+    core::readiness::Readiness,
+    core::requests::Requests,
     host::conntrack::{Forgetting, Offered},
     host::kernel::{Kernel, Steering},
     metrics::Counters,
@@ -35,40 +34,22 @@ const BATCH: usize = 256;
 /// The core is stepped at least this often.
 const PERIOD: Duration = Duration::from_secs(5);
 
-/// Who has an open request.
-struct Caller {
-    answers: mpsc::UnboundedSender<Answer>,
-    offered: Option<Offered>,
-    /// It has its last answer: that it goes then is no news to the core.
-    answered: bool,
-}
-
-/// The brain before it runs.
-pub struct Brain {
+/// The task, before it runs.
+pub struct CoreTask {
     core: Core,
-    store: Arc<Store>,
+    journal: Journal,
     ec2: Ec2,
     counters: Arc<Counters>,
     carrier: Carrier,
-    elsewhere: runtime::Handle,
+    background: runtime::Handle,
     receiver: mpsc::Receiver<Message>,
     handle: Handle,
-    open: BTreeMap<Ticket, Caller>,
+    requests: Requests,
     forgetting: Forgetting,
-    /// Set while something is expected that only metadata or the kernel can show.
-    hurry: watch::Sender<bool>,
-    /// Set while a listing of the kernel's links is waited for.
-    listing: watch::Sender<bool>,
-    rule: Rule,
-    ready: watch::Sender<Readiness>,
-    /// When readiness may change by itself.
-    look_again: Option<Millis>,
-    /// What the store has refused so far, and in which words.
-    unwritten: Vec<Write>,
-    store_failure: Option<String>,
+    publisher: Publisher,
 }
 
-/// What the brain is made of.
+/// What the task is made of.
 pub struct Parts {
     /// The state machine, with what the store remembers.
     pub core: Core,
@@ -87,57 +68,39 @@ pub struct Parts {
     /// Whether somebody will tell if the host forwards between pods.
     pub probes: bool,
     /// Where work runs that no pod waits for by the microsecond.
-    pub elsewhere: runtime::Handle,
+    pub background: runtime::Handle,
 }
 
-/// What the brain publishes.
-pub struct Published {
-    /// Whether metadata should be read in a hurry.
-    pub hurries: watch::Receiver<bool>,
-    /// Whether a listing of the kernel's links is waited for.
-    pub awaits_listing: watch::Receiver<bool>,
-    /// Whether pods can be served.
-    pub readiness: watch::Receiver<Readiness>,
-}
-
-impl Brain {
-    /// The brain, a way to it, and what it publishes.
+impl CoreTask {
+    /// The task, a way to it, and what it publishes.
     pub fn new(parts: Parts) -> (Self, Handle, Published) {
         let (sender, receiver) = mpsc::channel(1024);
-        let (hurry, hurries) = watch::channel(true);
-        let (listing, awaits_listing) = watch::channel(true);
-        let (ready, readiness) = watch::channel(Readiness::starting());
-        let Parts { mut core, store, ec2, counters, vpc, steering, kernel, probes, elsewhere } = parts;
+        let Parts { mut core, store, ec2, counters, vpc, steering, kernel, probes, background } = parts;
         let families = steering.policy.families().into();
         let handle = Handle::new(sender, families);
-        let told = handle.clone();
-        let forgetting = Forgetting::start(&elsewhere, move |addresses| {
-            let told = told.clone();
-            async move { drop(told.sender.send(Message::Forgotten(addresses)).await) }
+        let reports = handle.clone();
+        let forgetting = Forgetting::start(&background, move |addresses| {
+            let reports = reports.clone();
+            async move { reports.forgotten(addresses).await }
         });
         if probes {
             core.set_blocked(Some(Refusal::new(Cause::Starting, "it is not known yet whether the host forwards")));
         }
-        let brain = Brain {
+        let (publisher, published) = Publisher::new();
+        let task = CoreTask {
             core,
-            store,
+            journal: Journal::new(store),
             ec2,
             counters,
             carrier: Carrier::new(kernel, steering, vpc),
-            elsewhere,
+            background,
             receiver,
             handle: handle.clone(),
-            open: BTreeMap::new(),
+            requests: Requests::default(),
             forgetting,
-            hurry,
-            listing,
-            rule: Rule::new(),
-            ready,
-            look_again: None,
-            unwritten: Vec::new(),
-            store_failure: None,
+            publisher,
         };
-        (brain, handle, Published { hurries, awaits_listing, readiness })
+        (task, handle, published)
     }
 
     /// Runs until every handle has gone, which is when the daemon ends.
@@ -151,7 +114,7 @@ impl Brain {
             }
             if tick {
                 // The batch is complete: what it needs is ordered together.
-                effects.extend(self.core.step(now(), Event::Tick));
+                self.step(Event::Tick, &mut effects);
             }
             self.perform(effects).await;
             self.carry();
@@ -166,29 +129,37 @@ impl Brain {
         let at = now();
         let due = self.core.next_due(at).map_or(PERIOD, |due| Duration::from_millis(due.since(at).max(1)));
         let due = self.carrier.due(at).map_or(due, |again| due.min(Duration::from_millis(again.since(at).max(1))));
+        let again = self.publisher.look_again();
+        let due = again.map_or(due, |again| due.min(Duration::from_millis(again.since(at).max(1))));
         // A link that has not shown up yet is looked for soon.
-        let due = self.look_again.map_or(due, |again| due.min(Duration::from_millis(again.since(at).max(1))));
-        let due = if *self.hurry.borrow() { due.min(Duration::from_millis(100)) } else { due };
+        let due = if self.publisher.is_awaiting_metadata() { due.min(Duration::from_millis(100)) } else { due };
         let mut messages = Vec::new();
         let _ = timeout(due, self.receiver.recv_many(&mut messages, BATCH)).await;
         messages
     }
 
+    /// Steps the core, and logs what its plan does and why.
+    fn step(&mut self, event: Event, effects: &mut Vec<Effect>) {
+        let (made, plan) = self.core.step_and_plan(now(), event);
+        for Action { step, reason } in &plan.actions {
+            debug!("plan: {step}: {reason}");
+        }
+        effects.extend(made);
+    }
+
     fn take(&mut self, message: Message, effects: &mut Vec<Effect>) {
         match message {
             Message::Event(event) => {
-                let gone = if let Event::Closed { ticket } = &event { self.open.remove(ticket) } else { None };
-                if !gone.is_some_and(|caller| caller.answered) {
-                    effects.extend(self.core.step(now(), event));
+                let is_over = matches!(&event, Event::Closed { ticket } if self.requests.close(*ticket));
+                if !is_over {
+                    self.step(event, effects);
                 }
             }
-            Message::Open(ticket, answers) => {
-                self.open.insert(ticket, Caller { answers, offered: None, answered: false });
-            }
+            Message::Open(ticket, answers) => self.requests.open(ticket, answers),
             Message::Lookup(key, reply) => drop(reply.send(self.find(&key))),
             Message::View(reply) => {
                 let mut view = self.core.view(now());
-                view.blocked = self.obstacle();
+                view.blocked = self.blocked();
                 drop(reply.send(view));
             }
             Message::KernelFailed(failure) => self.carrier.failed(failure),
@@ -196,7 +167,7 @@ impl Brain {
                 let (up, waited) = self.carrier.end(*attempt, now());
                 waited.into_iter().for_each(|ticket| self.verdict_after_wait(ticket));
                 // It may serve those who wait.
-                up.into_iter().for_each(|eni| effects.extend(self.core.step(now(), Event::EniConfigured { eni })));
+                up.into_iter().for_each(|eni| self.step(Event::EniConfigured { eni }, effects));
             }
             Message::Vpc(cidrs) => self.carrier.set_vpc(cidrs),
             Message::Forwarding(dropped) => {
@@ -206,7 +177,7 @@ impl Brain {
                 for (ticket, (key, offered)) in self.forgetting.end(&addresses) {
                     // A DEL may have come in between.
                     let mine = self.core.lease(&key).is_some_and(|lease| lease.addresses().eq(offered));
-                    self.answer(ticket, Answer::Verdict(mine));
+                    self.requests.answer(ticket, Answer::Verdict(mine));
                 }
             }
         }
@@ -216,47 +187,21 @@ impl Brain {
     async fn perform(&mut self, effects: Vec<Effect>) {
         let mut writes = Vec::new();
         let mut offered = Vec::new();
-        let mut rest = Vec::new();
+        let mut others = Vec::new();
         for effect in effects {
             match effect {
                 Effect::Record(write) => writes.push(write),
                 Effect::Offer { ticket, key, lease } => {
                     offered.push(ticket);
-                    if let Some(caller) = self.open.get_mut(&ticket) {
-                        caller.offered = Some((key, lease.addresses().collect()));
-                    }
-                    self.answer(ticket, Answer::Offer(lease));
+                    self.requests.offer(ticket, key, lease);
                 }
-                other => rest.push(other),
+                other => others.push(other),
             }
         }
-        match self.write(writes).await {
-            Ok(()) => rest.into_iter().for_each(|effect| self.act(effect)),
-            Err(failure) => self.give_up(&format!("{failure:#}"), offered, rest),
+        match self.journal.write(writes).await {
+            Ok(()) => others.into_iter().for_each(|effect| self.act(effect)),
+            Err(failure) => self.give_up(&format!("{failure:#}"), offered, others),
         }
-    }
-
-    /// Makes records durable, those first that could not be written before.
-    async fn write(&mut self, writes: Vec<Write>) -> anyhow::Result<()> {
-        self.unwritten.extend(writes);
-        if self.unwritten.is_empty() {
-            return Ok(());
-        }
-        let store = self.store.clone();
-        let writes = std::mem::take(&mut self.unwritten);
-        let (writes, written) = tokio::task::spawn_blocking(move || {
-            let written = store.write(&writes);
-            (writes, written)
-        })
-        .await?;
-        match &written {
-            Ok(()) => self.store_failure = None,
-            Err(failure) => {
-                self.unwritten = writes;
-                self.store_failure = Some(format!("{failure:#}"));
-            }
-        }
-        written
     }
 
     /// The disk refused: whoever was offered an address hears that it is not theirs, and no call goes out.
@@ -264,7 +209,7 @@ impl Brain {
         warn!(failure, "the store cannot be written: requests are refused");
         for ticket in offered {
             let refusal = Refusal::new(Cause::Internal, format!("the store cannot be written: {failure}"));
-            self.answer(ticket, Answer::Refused(refusal));
+            self.requests.answer(ticket, Answer::Refused(refusal));
             let handle = self.handle.clone();
             tokio::spawn(async move { handle.tell(Event::Closed { ticket }).await });
         }
@@ -285,9 +230,8 @@ impl Brain {
     fn carry(&mut self) {
         if let Some(attempt) = self.carrier.start(&self.core, now()) {
             let handle = self.handle.clone();
-            // A closed channel means that the daemon is ending.
-            self.elsewhere.spawn(async move {
-                drop(handle.sender.send(Message::Carried(Box::new(attempt.await))).await);
+            self.background.spawn(async move {
+                handle.carried(attempt.await).await;
             });
         }
     }
@@ -301,14 +245,14 @@ impl Brain {
     fn act(&mut self, effect: Effect) {
         match effect {
             Effect::Record(_) | Effect::Offer { .. } => {}
-            Effect::Refuse { ticket, refusal } => self.answer(ticket, Answer::Refused(self.in_full(refusal))),
+            Effect::Refuse { ticket, refusal } => self.requests.answer(ticket, Answer::Refused(self.in_full(refusal))),
             Effect::Verdict { ticket, mine } => self.verdict(ticket, mine),
-            Effect::Released { ticket, address } => self.answer(ticket, Answer::Released(address)),
+            Effect::Released { ticket, address } => self.requests.answer(ticket, Answer::Released(address)),
             Effect::ForgetConnections { addresses } => self.forgetting.begin(addresses),
             Effect::Call { id, call, .. } => {
                 let (ec2, handle, counters) = (self.ec2.clone(), self.handle.clone(), self.counters.clone());
                 info!(action = call.action(), "EC2 call");
-                self.elsewhere.spawn(async move {
+                self.background.spawn(async move {
                     let answer = ec2.call(&call).await;
                     counters.ec2(call.action(), answer.as_ref().err());
                     if let Err(failure) = &answer {
@@ -325,14 +269,14 @@ impl Brain {
         if mine && self.carrier.keeps(ticket) {
             return;
         }
-        let offered = self.open.get(&ticket).and_then(|caller| caller.offered.as_ref()).filter(|_| mine);
+        let offered = self.requests.offered(ticket).filter(|_| mine);
         if !offered.is_some_and(|offered| self.forgetting.keeps(ticket, offered)) {
-            self.answer(ticket, Answer::Verdict(mine));
+            self.requests.answer(ticket, Answer::Verdict(mine));
         }
     }
 
     fn verdict_after_wait(&mut self, ticket: Ticket) {
-        let offered = self.open.get(&ticket).and_then(|caller| caller.offered.as_ref());
+        let offered = self.requests.offered(ticket);
         // A DEL may have come in between.
         let is_lease = |(key, offered): &Offered| {
             self.core.lease(key).is_some_and(|lease| lease.addresses().eq(offered.iter().copied()))
@@ -341,19 +285,11 @@ impl Brain {
         self.verdict(ticket, mine);
     }
 
-    fn answer(&mut self, ticket: Ticket, answer: Answer) {
-        if let Some(caller) = self.open.get_mut(&ticket) {
-            caller.answered = matches!(answer, Answer::Verdict(true) | Answer::Released(_));
-            let _ = caller.answers.send(answer);
-        }
-    }
-
     /// Why an ADD would fail now.
-    fn obstacle(&self) -> Option<Refusal> {
-        let of_store =
-            |failure: &String| Refusal::new(Cause::Internal, format!("the store cannot be written: {failure}"));
+    fn blocked(&self) -> Option<Refusal> {
+        let of_store = |failure| Refusal::new(Cause::Internal, format!("the store cannot be written: {failure}"));
         let of_core = || self.core.blocked(now()).map(|refusal| self.in_full(refusal));
-        self.store_failure.as_ref().map(of_store).or_else(of_core)
+        self.journal.failure().map(of_store).or_else(of_core)
     }
 
     /// What is on its way for the core is so because the kernel refuses it, if it does.
@@ -363,22 +299,10 @@ impl Brain {
     }
 
     fn publish(&mut self) {
-        let expects = self.core.awaits_metadata() || !configuring(&self.core).is_empty();
-        self.hurry.send_if_modified(|hurry| std::mem::replace(hurry, expects) != expects);
-        let awaits = self.core.awaits_listing();
-        self.listing.send_if_modified(|listing| std::mem::replace(listing, awaits) != awaits);
-        let seen = Readiness { obstacle: self.obstacle(), risk: self.risk() };
-        let (said, look_again) = self.rule.look(now(), seen);
-        self.look_again = look_again;
-        let said = said.clone();
-        self.ready.send_if_modified(|known| {
-            let changed = known.causes() != said.causes();
-            *known = said;
-            if changed {
-                known.log();
-            }
-            changed
-        });
+        let metadata = self.core.awaits_metadata() || !configuring(&self.core).is_empty();
+        self.publisher.awaits(metadata, self.core.awaits_listing());
+        let seen = Readiness { obstacle: self.blocked(), risk: self.risk() };
+        self.publisher.readiness(now(), seen);
     }
 
     /// Why pods that run may have no network.

@@ -26,11 +26,16 @@ pub struct Forward {
     pub changed: Arc<Notify>,
     /// The VPC's CIDRs at start.
     pub vpc: Vec<Ipv4Net>,
+    /// ENID_FORWARD_PROBE.
+    pub probes: bool,
 }
 
 impl Forward {
     /// Runs until the daemon ends.
     pub async fn run(self) -> anyhow::Result<()> {
+        if !self.probes {
+            return std::future::pending().await;
+        }
         self.kernel.carries().await;
         let mut unable = None;
         let mut dropped = None;

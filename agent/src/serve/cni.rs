@@ -36,7 +36,7 @@ const NAMED_MAX: usize = 64 * 1024;
 
 /// The service.
 pub struct CniService {
-    /// To the brain.
+    /// To the core's task.
     pub handle: Handle,
     /// What `/metrics` counts.
     pub counters: Arc<Counters>,
@@ -48,7 +48,7 @@ pub struct CniService {
     pub veth_prefix: String,
     /// ENABLE_MULTI_NIC.
     pub multi_card: bool,
-    /// The one rule's word.
+    /// Whether pods can be served.
     pub readiness: watch::Receiver<Readiness>,
 }
 

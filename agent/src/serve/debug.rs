@@ -1,19 +1,23 @@
 //! `enid.v1.Debug` on debug.sock: the state, read from the core at that moment.
 
+use anyhow::Context;
 use enid_api::v1::{
-    Address, Eni, GetPoolRequest, Lease, ListAddressesRequest, ListAddressesResponse, ListEnisRequest,
-    ListEnisResponse, ListLeasesRequest, ListLeasesResponse, Pool, debug_server::Debug,
+    Action, Address, Eni, GetPoolRequest, Lease, ListAddressesRequest, ListAddressesResponse, ListEnisRequest,
+    ListEnisResponse, ListLeasesRequest, ListLeasesResponse, Plan, Pool, Wait,
+    debug_server::{Debug, DebugServer},
 };
 use enid_datapath::{Mac, identity};
 use enid_ipamd::{AddressState, EniState, View};
-use tokio::sync::watch;
-use tonic::{Request, Response, Status};
+use tokio::{net::UnixListener, sync::watch};
+use tonic::{Request, Response, Status, transport::Server};
+use tonic_health::server::HealthReporter;
 
 use crate::{
     aws::imds::Instance,
     core::handle::Handle,
     core::readiness::Readiness,
     host::{kernel::route_table, pod_links},
+    serve::sockets,
 };
 
 /// Health's name for "an ADD would get an address".
@@ -21,16 +25,16 @@ pub const CNI_HEALTH: &str = "enid.v1.Cni";
 
 /// The service.
 pub struct DebugService {
-    /// To the brain.
+    /// To the core's task.
     pub handle: Handle,
     /// The node's name.
     pub node: String,
     /// The instance.
     pub instance: Instance,
-    /// The one rule's word.
+    /// Whether pods can be served.
     pub readiness: watch::Receiver<Readiness>,
-    /// What is in the way of pods and not ours to remove.
-    pub shadows: watch::Receiver<Vec<String>>,
+    /// Foreign rules, routes and addresses that take precedence over ours.
+    pub conflicts: watch::Receiver<Vec<String>>,
 }
 
 impl DebugService {
@@ -62,11 +66,12 @@ impl Debug for DebugService {
             eni_max: view.capacity.enis,
             total: number(counts.total),
             assigned: number(counts.assigned),
-            resting: number(counts.cooling),
+            cooling: number(counts.cooling),
             available: number(counts.available),
             waiting: number(counts.waiting),
             prefixes: number(counts.prefixes),
-            shadows: self.shadows.borrow().clone(),
+            conflicts: self.conflicts.borrow().clone(),
+            plan: Some(plan(&view)),
             calls: view.in_flight.iter().map(|call| call.action.to_owned()).collect(),
             pause: pause.map(|(.., refusal)| refusal.message.clone()).unwrap_or_default(),
             pause_ms: pause.map_or(0, |(_, until, _)| until.since(view.now)),
@@ -104,14 +109,14 @@ impl Debug for DebugService {
     ) -> Result<Response<ListAddressesResponse>, Status> {
         let view = self.view().await?;
         let addresses = view.addresses().into_iter().map(|seen| {
-            let (state, rests_ms) = match seen.state {
+            let (state, cooldown_ms) = match seen.state {
                 AddressState::Assigned => ("assigned", 0),
-                AddressState::Cooling(until) => ("resting", until.since(view.now)),
+                AddressState::Cooling(until) => ("cooling", until.since(view.now)),
                 AddressState::Available => ("available", 0),
                 AddressState::Withheld => ("withheld", 0),
             };
             let (address, block) = (seen.address.to_string(), seen.block.to_string());
-            Address { address, eni: seen.eni.0, state: state.to_owned(), rests_ms, block }
+            Address { address, eni: seen.eni.0, state: state.to_owned(), cooldown_ms, block }
         });
         Ok(Response::new(ListAddressesResponse { addresses: addresses.collect() }))
     }
@@ -142,11 +147,63 @@ impl Debug for DebugService {
 
 fn state(eni: &enid_ipamd::Eni) -> &'static str {
     match eni.state {
-        _ if eni.unconfirmed => "doubted",
+        _ if eni.unconfirmed => "unconfirmed",
         EniState::Unknown => "unknown",
-        EniState::Configuring => "joining",
+        EniState::Configuring => "configuring",
         EniState::Ready => "ready",
-        EniState::Detaching(_) => "leaving",
-        EniState::Unmanaged => "foreign",
+        EniState::Detaching(_) => "detaching",
+        EniState::Unmanaged => "unmanaged",
     }
+}
+
+/// The calls in flight and what comes next, and what is waited for.
+fn plan(view: &View) -> Plan {
+    let in_flight = view.in_flight.iter().map(|call| Action {
+        step: [Some(call.action), call.eni.as_ref().map(|eni| eni.0.as_str())]
+            .into_iter()
+            .flatten()
+            .collect::<Vec<_>>()
+            .join(" "),
+        reason: call.reason.clone(),
+        in_flight: true,
+        since_ms: view.now.since(call.since),
+    });
+    let next = view.plan.actions.iter().map(|action| Action {
+        step: action.step.to_string(),
+        reason: action.reason.to_string(),
+        in_flight: false,
+        since_ms: 0,
+    });
+    let waits = view.plan.waits.iter().map(|wait| Wait {
+        awaited: wait.awaited.to_string(),
+        cause: wait.cause.map(|cause| cause.name().to_owned()).unwrap_or_default(),
+        message: wait.message.clone(),
+        aws_request_id: wait.request_id.clone().unwrap_or_default(),
+        until_ms: wait.until.map_or(0, |until| until.since(view.now)),
+    });
+    Plan { actions: in_flight.chain(next).collect(), waits: waits.collect() }
+}
+
+/// Serves operators until the task is dropped, with reflection and health; a way to set health.
+pub fn serve(
+    service: DebugService,
+    listener: UnixListener,
+) -> anyhow::Result<(impl Future<Output = Result<(), tonic::transport::Error>>, HealthReporter)> {
+    let (health, health_service) = tonic_health::server::health_reporter();
+    let reflection = tonic_reflection::server::Builder::configure()
+        .register_encoded_file_descriptor_set(enid_api::DESCRIPTORS)
+        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+        .build_v1()
+        .context("cannot describe the services")?;
+    let reporter = health.clone();
+    let server = Server::builder()
+        .add_service(DebugServer::new(service))
+        .add_service(health_service)
+        .add_service(reflection)
+        .serve_with_incoming(sockets::incoming(listener));
+    let server = async move {
+        health.set_serving::<DebugServer<DebugService>>().await;
+        server.await
+    };
+    Ok((server, reporter))
 }

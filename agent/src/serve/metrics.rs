@@ -26,13 +26,14 @@ pub fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
     bind().with_context(|| format!("cannot serve metrics on {address} (ENID_METRICS_ADDRESS)"))
 }
 
-/// Serves until the task is dropped.
+/// Serves until the task is dropped; for ever idle without a listener.
 pub async fn serve(
-    listener: TcpListener,
+    listener: Option<TcpListener>,
     handle: Handle,
     readiness: watch::Receiver<Readiness>,
     counters: Arc<Counters>,
 ) -> anyhow::Result<()> {
+    let Some(listener) = listener else { return std::future::pending().await };
     let listener = tokio::net::TcpListener::from_std(listener).context("cannot serve metrics")?;
     let answer = move || {
         let (handle, readiness, counters) = (handle.clone(), readiness.clone(), counters.clone());
@@ -58,10 +59,10 @@ fn text(counters: &Counters, view: &View, readiness: &Readiness) -> anyhow::Resu
     gauge("awscni_eni_max", "ENIs this node may have", u64::from(view.capacity.enis))?;
     gauge("awscni_ip_max", "Addresses for pods this node could hold", view.capacity.addresses)?;
     gauge("awscni_eni_allocated", "ENIs of this node", length(view.enis.len()))?;
-    gauge("awscni_total_ip_addresses", "Addresses held for pods", counts.total)?;
-    gauge("awscni_assigned_ip_addresses", "Addresses in the hands of pods", counts.assigned)?;
-    gauge("awscni_total_ipv4_prefixes", "IPv4 prefixes held", counts.prefixes)?;
-    gauge("enid_resting_ip_addresses", "Addresses that rest after use", counts.cooling)?;
+    gauge("awscni_total_ip_addresses", "Addresses on the node for pods", counts.total)?;
+    gauge("awscni_assigned_ip_addresses", "Addresses assigned to pods", counts.assigned)?;
+    gauge("awscni_total_ipv4_prefixes", "IPv4 prefixes on the node", counts.prefixes)?;
+    gauge("enid_cooling_ip_addresses", "Addresses in their cooldown after use", counts.cooling)?;
     let ready =
         IntGaugeVec::new(Opts::new("enid_ready", "1 if STATUS says yes, by the cause if not"), &["cause", "risk"])?;
     let name = |cause: Option<Cause>| cause.map_or("", Cause::name);
@@ -74,7 +75,7 @@ fn text(counters: &Counters, view: &View, readiness: &Readiness) -> anyhow::Resu
         "Steps refused because they would have broken an invariant",
         length(view.broken.len()),
     )?;
-    let per_eni = IntGaugeVec::new(Opts::new("awscni_assigned_ip_per_eni", "Addresses given, by ENI"), &["eni"])?;
+    let per_eni = IntGaugeVec::new(Opts::new("awscni_assigned_ip_per_eni", "Addresses assigned, by ENI"), &["eni"])?;
     for (id, eni) in &view.enis {
         per_eni.with_label_values(&[id.0.as_str()]).set(i64::try_from(eni.sums.assigned)?);
     }

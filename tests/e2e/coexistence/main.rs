@@ -223,7 +223,7 @@ fn every_cell_of_the_matrix() {
         other_links(&mut cells, near.place, near_host);
     }
     for node in [&near, &far] {
-        let conflicts = node.place.enid("status").unwrap()["shadows"].clone();
+        let conflicts = node.place.enid("status").unwrap()["conflicts"].clone();
         cells.note("no conflict is reported", conflicts == serde_json::json!([]), || conflicts.to_string());
     }
     println!("{} cells passed, {} failed", cells.passed, cells.failed.len());
