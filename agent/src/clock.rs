@@ -7,7 +7,7 @@ use nix::time::{ClockId, clock_gettime};
 
 /// Now, on CLOCK_BOOTTIME: it survives a restart of the process and ends with the boot.
 pub fn now() -> Millis {
-    // Every Linux has this clock; 0 would only make rests look long.
+    // Every Linux has this clock; 0 would only make cooldowns look long.
     let time = clock_gettime(ClockId::CLOCK_BOOTTIME).map(std::time::Duration::from).unwrap_or_default();
     Millis(u64::try_from(time.as_millis()).unwrap_or(u64::MAX))
 }

@@ -114,7 +114,7 @@ impl Store {
                 ledger.cooling.insert(address.value().parse()?, Millis(until.value()));
             }
             if !same_boot {
-                // The clock began anew, and the pods are gone: whatever rested or was held cooling now.
+                // The clock began anew, and the pods are gone: whatever was cooling or assigned is cooling from now on.
                 let until = now.plus(cooldown_ms);
                 ledger.cooling.values_mut().for_each(|at| *at = until);
                 for lease in std::mem::take(&mut ledger.leases).into_values() {

@@ -47,7 +47,7 @@ for host in range(2, 4):
         || place.sh("cat /proc/sys/net/netfilter/nf_conntrack_count").unwrap().trim().parse::<usize>().unwrap();
     first.del(place).unwrap();
     lab.run(place.name, "python3", &["-c", fill]).unwrap();
-    assert!(of_pod() > 0, "an address that rests is remembered: late packets find their way to nobody");
+    assert!(of_pod() > 0, "connection tracking remembers a cooling address: late packets reach no pod");
     assert!(others() > 100_000);
     // This one waits for the end of the rest, and is answered the moment it comes.
     let second = Pod::new(0, "second");

@@ -256,7 +256,7 @@ impl CniService {
         Ok(CollectReply { released, kept_unnamed: number(all - kept.len()), kept })
     }
 
-    /// Takes an attachment's link away, and then ends its lease; the address that rests now.
+    /// Takes an attachment's link away, and then ends its lease; the address whose cooldown begins.
     async fn end(&self, key: AttachmentKey) -> Result<String, End> {
         let found = self.handle.lookup(key.clone()).await.ok_or(End::Gone)?;
         let name = found.map(|Found { lease, .. }| host_ifname(&key, &lease, &self.veth_prefix));

@@ -68,11 +68,11 @@ fn a_quiet_daemon_runs_no_program() {
     drop(lab);
 }
 
-/// `cargo test -p enid-tests --test rest -- --ignored --nocapture`; REST_SECONDS says how long, 600 unless told.
+/// `cargo test -p enid-tests --test quiet -- --ignored --nocapture`; QUIET_SECONDS says how long, 600 by default.
 #[test]
 #[ignore = "minutes of the clock; it prints what a quiet daemon costs"]
 fn what_a_quiet_daemon_costs() {
-    let seconds = std::env::var("REST_SECONDS").ok().map_or(600, |text| text.parse().unwrap());
+    let seconds = std::env::var("QUIET_SECONDS").ok().map_or(600, |text| text.parse().unwrap());
     let (lab, daemon, pods) = quiet_node();
     let pid = daemon.pid().unwrap();
     let (started, before) = (Instant::now(), processor_seconds(pid));
