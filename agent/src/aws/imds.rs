@@ -4,6 +4,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
@@ -42,6 +43,8 @@ pub struct Instance {
 #[derive(Clone, Debug)]
 pub struct Imds {
     client: Client,
+    /// What does not change while an ENI lives, of those that were listed last, by MAC: it is read once.
+    fixed: Arc<Mutex<BTreeMap<String, Texts>>>,
 }
 
 impl Imds {
@@ -52,7 +55,7 @@ impl Imds {
             .connect_timeout(Duration::from_secs(1))
             .read_timeout(Duration::from_secs(1))
             .build();
-        Imds { client }
+        Imds { client, fixed: Arc::default() }
     }
 
     /// Facts about the instance, as soon as metadata can be read; for so long it is tried.
@@ -119,8 +122,13 @@ impl Imds {
     /// it does.
     pub async fn enis(&self) -> anyhow::Result<(Vec<EniFacts>, Vec<AddresslessEni>)> {
         let (mut enis, mut bare) = (Vec::new(), Vec::new());
-        for mac in lines(&self.get("network/interfaces/macs/").await?) {
-            match self.eni(mac.trim_end_matches('/')).await? {
+        let macs: Vec<String> = lines(&self.get("network/interfaces/macs/").await?)
+            .iter()
+            .map(|mac| mac.trim_end_matches('/').to_owned())
+            .collect();
+        self.fixed.lock().unwrap_or_else(PoisonError::into_inner).retain(|mac, _| macs.contains(mac));
+        for mac in macs {
+            match self.eni(&mac).await? {
                 Shown::Whole(eni) => enis.push(*eni),
                 Shown::Bare(eni) => bare.push(eni),
                 Shown::InPart => {}
@@ -133,13 +141,20 @@ impl Imds {
     }
 
     async fn eni(&self, mac: &str) -> anyhow::Result<Shown> {
-        let mut texts = Texts::new();
-        for key in KEYS {
+        let known = self.fixed.lock().unwrap_or_else(PoisonError::into_inner).get(mac).cloned();
+        let mut texts = known.unwrap_or_default();
+        let unknown: Vec<&'static str> = KEYS.into_iter().filter(|key| !texts.contains_key(key)).collect();
+        for key in unknown {
             if let Some(text) = self.find(&format!("network/interfaces/macs/{mac}/{key}")).await? {
                 texts.insert(key, text);
             }
         }
-        facts(mac, &texts)
+        let shown = facts(mac, &texts)?;
+        if matches!(shown, Shown::Whole(_)) {
+            texts.retain(|key, _| FIXED.contains(key));
+            self.fixed.lock().unwrap_or_else(PoisonError::into_inner).insert(mac.to_owned(), texts);
+        }
+        Ok(shown)
     }
 
     async fn get(&self, path: &str) -> anyhow::Result<String> {
@@ -179,6 +194,9 @@ pub const KEYS: [&str; 9] = [
     "subnet-id",
     "subnet-ipv4-cidr-block",
 ];
+
+/// Those that an ENI keeps for life. Its place is not among them: it may be attached elsewhere.
+const FIXED: [&str; 3] = ["interface-id", "subnet-id", "subnet-ipv4-cidr-block"];
 
 /// How much metadata shows of an ENI.
 #[derive(Debug)]
