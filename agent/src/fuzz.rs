@@ -1,4 +1,4 @@
-//! What the daemon reads from elsewhere, fed with what nobody meant to send: instance metadata, EC2's answers,
+//! What the daemon reads from outside, fed with corrupted input: instance metadata, EC2's answers,
 //! network configurations. What breaks is kept by proptest and tried first from then on.
 
 use std::collections::BTreeMap;

@@ -175,7 +175,7 @@ impl Store {
         Ok(())
     }
 
-    /// The limits of an instance type, if EC2 told them once.
+    /// The limits of an instance type, if EC2 named them once.
     pub fn limits(&self, kind: &str) -> anyhow::Result<Option<Limits>> {
         self.with(|database| Self::limits_in(database, kind))
     }

@@ -77,7 +77,7 @@ fn wire(kernel: &mut Kernel, daemon: &Daemon, ask: Ask) -> Result<(Wired, Vec<u3
         })?;
     }
     pod::configure_outside(&link, &pair, &mut kernel.host).map_err(kernel_refused).inspect_err(|_| {
-        // The daemon has confirmed: it has to be told. If that fails it finds the link missing.
+        // The daemon has confirmed: it has to be notified. If that fails it finds the link missing.
         let _ = daemon.release(attachment);
     })?;
     Ok((Wired { link, routes }, cards))

@@ -38,15 +38,15 @@ fn check_one(
     daemon: &Daemon,
     (host, inside): (&mut Netlink, &mut Netlink),
 ) -> Result<(), Error> {
-    let told = result::addresses_in(previous, ifname);
-    let Some(address) = told.first().copied() else {
+    let reported = result::addresses_in(previous, ifname);
+    let Some(address) = reported.first().copied() else {
         return Err(Error::config(format!("\"prevResult\" names no address on {ifname} of the container")));
     };
     let held = daemon.lookup(attachment_of(env, config, ifname))?;
     let second = some_address(&held.second_address)?;
     let of_daemon: Vec<String> =
         [held.address.clone(), held.second_address].into_iter().filter(|text| !text.is_empty()).collect();
-    let of_result: Vec<String> = told.iter().map(ToString::to_string).collect();
+    let of_result: Vec<String> = reported.iter().map(ToString::to_string).collect();
     // Plugins behind us may have added others.
     if of_daemon.first() != of_result.first() || !of_daemon.iter().all(|address| of_result.contains(address)) {
         let daemon = if of_daemon.is_empty() { "no address".to_owned() } else { of_daemon.join(" and ") };

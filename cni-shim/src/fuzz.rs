@@ -1,4 +1,4 @@
-//! Every parser of the plugin, fed with what nobody meant to send: a document of `corpus/`, cut, spliced and flipped.
+//! Every parser of the plugin, fed with corrupted input: a document of `corpus/`, cut, spliced and flipped.
 //! Whatever comes, an answer comes; what breaks is kept beside the corpus by proptest and tried first from then on.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]

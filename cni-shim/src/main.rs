@@ -32,7 +32,8 @@ use crate::{
     error::Error,
 };
 
-/// musl's own takes memory from the kernel and gives it back piece by piece, which an ADD feels (docs/benchmarks.md).
+/// musl's own takes memory from the kernel and gives it back piece by piece, which slows an ADD down
+/// (docs/decisions/0015-the-plugin-is-linked-with-musl.md).
 #[global_allocator]
 static ALLOCATOR: dlmalloc::GlobalDlmalloc = dlmalloc::GlobalDlmalloc;
 

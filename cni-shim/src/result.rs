@@ -39,7 +39,7 @@ fn describe(config: &Config, Wired { link, routes }: &Wired, sandbox: &str, resu
         pod["mtu"] = json!(link.mtu);
     }
     append(result, "interfaces", vec![host, pod]);
-    for address in link.told() {
+    for address in link.vpc_addresses() {
         let family = Family::of(address);
         let (gateway, length) = (family.gateway().to_string(), family.host_len());
         let mut ip = json!({ "address": format!("{address}/{length}"), "gateway": gateway, "interface": before + 1 });

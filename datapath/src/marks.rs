@@ -141,7 +141,7 @@ mod tests {
         for others in [0x4000, 0x8000, 0x2000, 0xffff_0000_u32, 0xffff_0f00] {
             assert_eq!(ours & others, 0, "{others:#x}");
         }
-        // With it Cilium takes the low byte too: docs/neighbours.md says which setting keeps it from that.
+        // With it Cilium takes the low byte too: docs/compatibility.md says which setting keeps it from that.
         assert_ne!(ours & 0xffff_0fff, 0);
     }
 

@@ -79,7 +79,7 @@ pub enum NodePorts {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Translation {
     /// It stays: somebody else translates, and each packet leaves by its pod's ENI (AWS_VPC_K8S_CNI_EXTERNALSNAT).
-    Elsewhere,
+    External,
     /// It becomes the node's.
     Here(Ports),
 }

@@ -18,7 +18,7 @@ use crate::{
     policy::{NodePorts, Policy, Ports, Translation},
 };
 
-/// Packets and bytes that a table has counted for nobody.
+/// Packets and bytes that a table has counted for addresses that no pod holds.
 pub type Unheld = (u64, u64);
 
 /// All that the tables are made of.
@@ -131,7 +131,7 @@ impl Ruleset {
     }
 
     /// The pool's sets, and the rules that ask them: which ENI the host answers by in a pod's name, and which packets
-    /// nobody here takes. One hashed set for each length of prefix, which is one or two of them: every forwarded packet
+    /// no pod here takes. One hashed set for each length of prefix, which is one or two of them: every forwarded packet
     /// asks, and a set of intervals is searched the longer the more there are.
     fn of_the_pool(&self, family: Family, text: &mut String) -> (Vec<String>, Vec<String>) {
         let (kind, ip) = (kind(family), family.word());
@@ -155,7 +155,7 @@ impl Ruleset {
         (leave, unheld)
     }
 
-    /// Pods have addresses that nobody but this node knows: whatever leaves does so as the node, and pods do not reach
+    /// Pods have addresses that only this node knows: whatever leaves does so as the node, and pods do not reach
     /// one another by them.
     fn of_the_node(&self, range: IpNet, own: IpAddr, text: &mut String) {
         let (link, ip) = (&self.primary_ifname, Family::of(own).word());
@@ -176,7 +176,7 @@ const FULLY_RANDOM: &str = " fully-random";
 /// nft's words for how ports are chosen; `None` where somebody else translates.
 fn ports(translation: Translation) -> Option<&'static str> {
     match translation {
-        Translation::Elsewhere => None,
+        Translation::External => None,
         Translation::Here(Ports::FullyRandom) => Some(FULLY_RANDOM),
         Translation::Here(Ports::Hashed) => Some(" random"),
         Translation::Here(Ports::Kept) => Some(""),
@@ -208,14 +208,14 @@ impl Ruleset {
                 rules.push(format!("{by_primary} {unmarked} return"));
             }
             // By another link than the primary's: a network that this host alone knows, of containers or a VPN.
-            let elsewhere = format!(r#"fib daddr oifname != "{}" fib daddr oif exists"#, self.primary_ifname);
+            let other_link = format!(r#"fib daddr oifname != "{}" fib daddr oif exists"#, self.primary_ifname);
             match policy.translation {
                 // Opened towards the pod's own address, or towards the VPC: by the pod's ENI. The rest leaves by main,
                 // that is by the primary, and is translated there.
                 Translation::Here(_) if family == Family::V4 => {
                     rules.push(format!("ip daddr @native {to_eni} return"));
                     if who == "eni" {
-                        rules.push(format!("ct direction reply {elsewhere} {unmarked} return"));
+                        rules.push(format!("ct direction reply {other_link} {unmarked} return"));
                     }
                     rules.push(format!("ct direction reply {to_eni} return"));
                     // Began untranslated, by the settings or the VPC of that time, and would leave by the primary with
@@ -229,7 +229,7 @@ impl Ruleset {
                 // Somebody behind the ENI translates, or nobody does.
                 _ => {
                     if family == Family::V6 && who == "eni" {
-                        rules.push(format!("{elsewhere} {unmarked} return"));
+                        rules.push(format!("{other_link} {unmarked} return"));
                     }
                     rules.push(format!("{to_eni} return"));
                 }
@@ -306,7 +306,7 @@ mod tests {
 
     #[test]
     fn who_translates_elsewhere_sees_every_packet_by_its_own_eni() {
-        let policy = Policy { translation: Translation::Elsewhere, ..Policy::default() };
+        let policy = Policy { translation: Translation::External, ..Policy::default() };
         let text = Ruleset { policy, ..example() }.transaction(&BTreeMap::new());
         assert!(!text.contains("snat to") && !text.contains("ip daddr @native"), "{text}");
         let ports = |ports| {

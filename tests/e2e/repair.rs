@@ -111,7 +111,7 @@ fn each_thing_that_is_taken_away_comes_back_by_itself() {
     stage.speaks().unwrap();
     let dropped = lab().drops().unwrap();
     let whole = state(place).unwrap();
-    let harms = [
+    let faults = [
         ("a rule of an ENI", "ip rule del pref 1536".to_owned()),
         ("all rules, main's and default's too", "ip rule flush".to_owned()),
         ("the rule for main alone", "ip rule del pref 32766".to_owned()),
@@ -165,9 +165,9 @@ fn each_thing_that_is_taken_away_comes_back_by_itself() {
         )),
     ];
     let mut times = Vec::new();
-    for (what, harm) in harms {
+    for (what, fault) in faults {
         wait_until_idle(place).unwrap();
-        place.sh(&harm).unwrap();
+        place.sh(&fault).unwrap();
         let took =
             wait_until_restored(place, &whole, REPAIR_BOUND).unwrap_or_else(|failure| panic!("{what}: {failure:#}"));
         times.push(took);
@@ -185,8 +185,8 @@ fn each_thing_that_is_taken_away_comes_back_by_itself() {
     }
     // nftables tells whose transaction it was.
     let log = stage.daemon.log();
-    let told = log.lines().find(|line| line.contains("repaired") && line.contains("kind=\"table\"")).unwrap();
-    assert!(told.contains("nft (process "), "{told}");
+    let notified = log.lines().find(|line| line.contains("repaired") && line.contains("kind=\"table\"")).unwrap();
+    assert!(notified.contains("nft (process "), "{notified}");
     // Links' MACs changed while no daemon runs: the pods are alive, and their links come right again.
     let leases = place.leases().unwrap();
     stage.daemon.kill().unwrap();
@@ -239,7 +239,7 @@ fn fifty_restarts_under_traffic_write_nothing_and_lose_nothing() {
     let dropped = lab().drops().unwrap();
     let [stream, translated] = [far, INTERNET_SERVER].map(|server| stage.pod().stream(server, PORT).unwrap());
     let ping = stage.pod().ping_on(far).unwrap();
-    let told = Notifications::record(place).unwrap();
+    let notified = Notifications::record(place).unwrap();
     let whole = || (state(place).unwrap(), place.leases().unwrap());
     let before = whole();
     for _ in 0..50 {
@@ -248,7 +248,7 @@ fn fifty_restarts_under_traffic_write_nothing_and_lose_nothing() {
         wait_until_reconciled(place).unwrap();
         assert_eq!(counter(place, "enid_repairs").unwrap(), 0, "a restart repairs: {}", stage.daemon.log());
     }
-    assert_eq!(told.end().unwrap(), "", "50 restarts changed the kernel");
+    assert_eq!(notified.end().unwrap(), "", "50 restarts changed the kernel");
     assert_eq!(whole(), before);
     let (sent, _) = ping.end().unwrap();
     wait_until(BOUND, || stage.lost() == 0).unwrap_or_else(|_| panic!("{} of {sent} echoes lost", stage.lost()));
@@ -259,7 +259,7 @@ fn fifty_restarts_under_traffic_write_nothing_and_lose_nothing() {
 }
 
 #[test]
-fn when_more_changed_than_can_be_told_everything_is_read_again() {
+fn when_more_changed_than_can_be_notified_everything_is_read_again() {
     let stage = stage(4);
     let place = stage.place;
     let whole = state(place).unwrap();
@@ -267,7 +267,7 @@ fn when_more_changed_than_can_be_told_everything_is_read_again() {
     wait_until_idle(place).unwrap();
     let before = overruns();
     stage.daemon.hang(true).unwrap();
-    // What is told waits in a buffer of one megabyte, and what comes after that is lost: of the rule nothing is told.
+    // Notifications wait in a buffer of one megabyte, and what comes after that is lost: none tells of the rule.
     // Local routes, of which the buffer is full, concern nobody.
     place
         .sh("for n in $(seq 20000); do echo route add local 198.18.$((n / 256)).$((n % 256)) dev lo table local; done > /run/b
@@ -280,12 +280,12 @@ fn when_more_changed_than_can_be_told_everything_is_read_again() {
 }
 
 #[test]
-fn what_stands_in_the_way_is_told_and_left_alone() {
+fn conflicts_are_reported_and_left_alone() {
     let stage = stage(1);
     let (place, address) = (stage.place, stage.address());
-    let shadows = || place.enid("status").unwrap()["conflicts"].to_string();
-    assert_eq!(shadows(), "[]");
-    let harms = [
+    let conflicts = || place.enid("status").unwrap()["conflicts"].to_string();
+    assert_eq!(conflicts(), "[]");
+    let faults = [
         (format!("rule add pref 100 from {address} lookup 77"), "the rule 100".to_owned()),
         ("rule add pref 200 lookup 77".to_owned(), "the rule 200".to_owned()),
         ("rule add pref 300 fwmark 1/1 lookup 77".to_owned(), "the rule 300: from all fwmark 0x1/0x1".to_owned()),
@@ -293,12 +293,12 @@ fn what_stands_in_the_way_is_told_and_left_alone() {
         ("route add 192.0.2.0/24 dev eth1 table 2".to_owned(), "192.0.2.0/24 in table 2".to_owned()),
         (format!("addr add {address}/32 dev lo"), format!("{address}, an address for pods")),
     ];
-    for (harm, words) in harms {
-        place.sh(&format!("ip {harm}")).unwrap();
-        wait_until(BOUND, || shadows().contains(&words)).unwrap_or_else(|_| panic!("{harm}: {}", shadows()));
-        assert!(stage.daemon.log().contains(&words), "{harm}");
-        place.sh(&format!("ip {}", harm.replace(" add ", " del "))).unwrap();
-        wait_until(BOUND, || shadows() == "[]").unwrap_or_else(|_| panic!("{harm}: {}", shadows()));
+    for (fault, words) in faults {
+        place.sh(&format!("ip {fault}")).unwrap();
+        wait_until(BOUND, || conflicts().contains(&words)).unwrap_or_else(|_| panic!("{fault}: {}", conflicts()));
+        assert!(stage.daemon.log().contains(&words), "{fault}");
+        place.sh(&format!("ip {}", fault.replace(" add ", " del "))).unwrap();
+        wait_until(BOUND, || conflicts() == "[]").unwrap_or_else(|_| panic!("{fault}: {}", conflicts()));
     }
     // What others use beside us is nobody's business.
     for harmless in [
@@ -311,5 +311,5 @@ fn what_stands_in_the_way_is_told_and_left_alone() {
     }
     place.sh("ip rule add pref 103 from all to 0.0.0.0/0 fwmark 1 lookup 77; ip rule del pref 1536").unwrap();
     wait_until(BOUND, || place.sh("ip rule").is_ok_and(|rules| rules.contains("1536:"))).unwrap();
-    assert_eq!(shadows(), "[]");
+    assert_eq!(conflicts(), "[]");
 }

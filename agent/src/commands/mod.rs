@@ -14,7 +14,7 @@ use tower::service_fn;
 
 use crate::{serve::debug::CNI_HEALTH, serve::sockets, settings::Settings};
 
-/// How long an operator waits for a daemon that hangs.
+/// How long an operator waits for a daemon that does not answer.
 const TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Runs one of the reading commands.

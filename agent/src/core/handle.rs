@@ -1,4 +1,4 @@
-//! A way to the core's task, for everybody else: what can be asked and told, and a request that is under way.
+//! A way to the core's task, for everything else in the daemon: what can be asked and reported, and an open request.
 
 use std::{
     net::IpAddr,

@@ -21,11 +21,11 @@ const LONGEST_WAIT: Duration = Duration::from_millis(100);
 /// A way to the deletions.
 #[derive(Clone)]
 pub struct Deletion {
-    wishes: mpsc::UnboundedSender<Wish>,
+    requests: mpsc::UnboundedSender<Pending>,
     wiring: watch::Sender<usize>,
 }
 
-struct Wish {
+struct Pending {
     mac: Mac,
     likely_name: String,
     done: oneshot::Sender<Result<(), Arc<str>>>,
@@ -37,7 +37,7 @@ pub struct Wiring(watch::Sender<usize>);
 impl Deletion {
     /// Starts the task that deletes.
     pub fn start(background: &runtime::Handle) -> Self {
-        let (wishes, mut receiver) = mpsc::unbounded_channel::<Wish>();
+        let (requests, mut receiver) = mpsc::unbounded_channel::<Pending>();
         let wiring = watch::Sender::new(0);
         let mut wired = wiring.subscribe();
         background.spawn(async move {
@@ -46,25 +46,25 @@ impl Deletion {
                 let _ = timeout(LONGEST_WAIT, wired.wait_for(|pods| *pods == 0)).await;
                 let mut batch = vec![first];
                 batch.extend(std::iter::from_fn(|| receiver.try_recv().ok()));
-                let links: Vec<_> = batch.iter().map(|wish| (wish.mac, wish.likely_name.clone())).collect();
+                let links: Vec<_> = batch.iter().map(|request| (request.mac, request.likely_name.clone())).collect();
                 let ended = delete(&links).await.map_err(|error| Arc::from(error.to_string()));
                 // Who does not wait any more has deleted it without us, or died.
-                batch.into_iter().for_each(|wish| drop(wish.done.send(ended.clone())));
+                batch.into_iter().for_each(|request| drop(request.done.send(ended.clone())));
             }
         });
-        Deletion { wishes, wiring }
+        Deletion { requests, wiring }
     }
 
     /// Deletes the link with this MAC, if there is one; the likely name is where it is looked for first.
     pub async fn of(&self, mac: Mac, likely_name: String) -> Result<(), Arc<str>> {
         let (done, answer) = oneshot::channel();
         // A closed channel means that the daemon is ending: no answer comes.
-        let _ = self.wishes.send(Wish { mac, likely_name, done });
+        let _ = self.requests.send(Pending { mac, likely_name, done });
         answer.await.unwrap_or_else(|_| Err("the daemon is ending".into()))
     }
 
     /// A pod is about to be wired.
-    pub fn give_way(&self) -> Wiring {
+    pub fn begin_wiring(&self) -> Wiring {
         self.wiring.send_modify(|pods| *pods += 1);
         Wiring(self.wiring.clone())
     }

@@ -198,7 +198,7 @@ fn lost(what: &str) -> Error {
     Error::new(what, io::Error::other("the kernel's answer was lost"))
 }
 
-/// The next message of either stream. What answers no request is looked at first: an overrun is told there, before the
+/// The next message of either stream. What answers no request is looked at first: an overrun is reported there, before the
 /// end of the listing that it took messages from.
 async fn next<M: Unpin>(
     answers: &mut (impl FusedStream<Item = M> + Unpin),

@@ -137,7 +137,7 @@ impl CniService {
             }
             _ => return Err(End::Failed("an answer to another question".to_owned())),
         };
-        let _wiring = self.deletion.give_way();
+        let _wiring = self.deletion.begin_wiring();
         let offer = Offer { further_cards: further, ..offer(&key, &lease, self.pod_mtu, &self.veth_prefix) };
         plugin.send(Reply::Offer(offer)).await?;
         let wired = match plugin.receive().await? {

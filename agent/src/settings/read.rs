@@ -104,7 +104,7 @@ impl<'a> Reader<'a> {
             "none" => Ports::Kept,
             _ => Ports::FullyRandom,
         };
-        let elsewhere = self.switch("AWS_VPC_K8S_CNI_EXTERNALSNAT");
+        let external = self.switch("AWS_VPC_K8S_CNI_EXTERNALSNAT");
         Policy {
             marks: self.marks(),
             node_ports: if self.switch("AWS_VPC_CNI_NODE_PORT_SUPPORT") {
@@ -112,7 +112,7 @@ impl<'a> Reader<'a> {
             } else {
                 NodePorts::Off
             },
-            translation: if elsewhere { Translation::Elsewhere } else { Translation::Here(ports) },
+            translation: if external { Translation::External } else { Translation::Here(ports) },
             by_main: self.destinations("AWS_EXTERNAL_SERVICE_CIDRS"),
             of_vpc: stack.of_vpc(),
             of_node: stack.of_node(),

@@ -241,8 +241,8 @@ impl PodLink {
         [Some(self.address), self.second, self.local].into_iter().flatten()
     }
 
-    /// The addresses that others may be told: those of the VPC.
-    pub fn told(&self) -> impl Iterator<Item = IpAddr> {
+    /// Its addresses of the VPC, which the result names.
+    pub fn vpc_addresses(&self) -> impl Iterator<Item = IpAddr> {
         [Some(self.address), self.second].into_iter().flatten()
     }
 

@@ -3,7 +3,7 @@
 use enid_tests::{Call, Pod, pod, traffic::Spot};
 use serde_json::{Value, json};
 
-use super::{add, at_rest, del, has_lease, host_link, node, pod_of, with};
+use super::{add, del, has_lease, host_link, node, pod_of, when_idle, with};
 
 const VERSIONS: [&str; 5] = ["0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"];
 
@@ -113,9 +113,9 @@ fn namespaces_and_arguments_that_cannot_be_are_refused() {
     let pod = pod_of("1.0.0", "odd");
     let call = Call::new(&pod, "ADD");
     let refused = |call: Call, code: u64, word: &str| {
-        let before = at_rest();
+        let before = when_idle();
         call.make(node()).unwrap().refused(code, &[word]).unwrap();
-        assert_eq!(at_rest(), before);
+        assert_eq!(when_idle(), before);
     };
     refused(call.clone().env("CNI_NETNS", "/proc/self/ns/net"), 8, "/proc/self/ns/net");
     refused(call.clone().env("CNI_NETNS", "/proc/self/ns/mnt"), 4, "no network namespace");

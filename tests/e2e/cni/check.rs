@@ -3,7 +3,7 @@
 use enid_tests::{Call, Pod, wait_until};
 use serde_json::json;
 
-use super::{BOUND, add, at_rest, del, host_link, node, pod_of, with};
+use super::{BOUND, add, del, host_link, node, pod_of, when_idle, with};
 
 fn check(pod: &Pod) -> enid_tests::call::Answer {
     Call::new(pod, "CHECK").make(node()).unwrap()
@@ -20,11 +20,11 @@ fn added(name: &str) -> Pod {
 #[test]
 fn right_after_add_it_is_silent_and_leaves_no_trace() {
     let pod = added("right");
-    let before = at_rest();
+    let before = when_idle();
     for _ in 0..3 {
         check(&pod).silent().unwrap();
     }
-    assert_eq!(at_rest(), before);
+    assert_eq!(when_idle(), before);
     del(&pod);
     pod.remove_namespace(node()).unwrap();
 }
@@ -32,12 +32,12 @@ fn right_after_add_it_is_silent_and_leaves_no_trace() {
 // D71 D72
 #[test]
 fn what_is_missing_is_named() {
-    let mut pod = added("harmed");
+    let mut pod = added("with_fault");
     // The host is put right by the daemon, the pod's own namespace by nobody.
-    let harms = [
-        ("ip -n harmed link set eth0 down", "eth0"),
-        ("ip -n harmed addr del ADDRESS/32 dev eth0", "ADDRESS"),
-        ("ip -n harmed route del default", "default"),
+    let faults = [
+        ("ip -n with_fault link set eth0 down", "eth0"),
+        ("ip -n with_fault addr del ADDRESS/32 dev eth0", "ADDRESS"),
+        ("ip -n with_fault route del default", "default"),
         ("ip route del ADDRESS", "ADDRESS"),
         ("ip link set HOST group 7", "group"),
         ("ip link set HOST down", "HOST"),
@@ -46,25 +46,25 @@ fn what_is_missing_is_named() {
         ("nft delete table ip enid", "ip enid"),
         ("echo 0 > /proc/sys/net/ipv4/ip_forward", "ip_forward"),
     ];
-    for (harm, word) in harms {
-        let address = node().sh("ip -n harmed -4 -o addr show eth0 | awk '{print $4}' | cut -d/ -f1").unwrap();
+    for (fault, word) in faults {
+        let address = node().sh("ip -n with_fault -4 -o addr show eth0 | awk '{print $4}' | cut -d/ -f1").unwrap();
         let host = host_link(&pod);
         let named = |text: &str| text.replace("ADDRESS", address.trim()).replace("HOST", &host);
-        // The daemon may put the host right before CHECK has looked: then the harm is done once more.
+        // The daemon may put the host right before CHECK has looked: then the fault is done once more.
         let mut said = String::new();
         wait_until(BOUND, || {
-            node().sh(&named(harm)).unwrap();
+            node().sh(&named(fault)).unwrap();
             check(&pod).refused(101, &[&named(word)]).map_err(|error| said = format!("{error:#}")).is_ok()
         })
-        .unwrap_or_else(|_| panic!("{harm}: {said}"));
+        .unwrap_or_else(|_| panic!("{fault}: {said}"));
         // Taking a link down takes routes and neighbours with it: the cure is a new one.
         del(&pod);
         pod.config = with(&pod, &[("prevResult", serde_json::Value::Null)]);
         pod.config = with(&pod, &[("prevResult", add(&pod))]);
         wait_until(BOUND, || check(&pod).silent().map_err(|error| said = format!("{error:#}")).is_ok())
-            .unwrap_or_else(|_| panic!("after {harm}: {said}"));
+            .unwrap_or_else(|_| panic!("after {fault}: {said}"));
     }
-    node().sh("ip -n harmed link del eth0").unwrap();
+    node().sh("ip -n with_fault link del eth0").unwrap();
     check(&pod).refused(101, &["eth0"]).unwrap();
     del(&pod);
     check(&pod).refused(101, &["no address"]).unwrap();

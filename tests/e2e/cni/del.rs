@@ -3,12 +3,12 @@
 use enid_tests::{Call, Pod, pod, wait_until};
 use serde_json::json;
 
-use super::{BOUND, add, at_rest, del, has_lease, host_link, node, pod_of, with};
+use super::{BOUND, add, del, has_lease, host_link, node, pod_of, when_idle, with};
 
 // D55 D56 D57 D109
 #[test]
 fn the_first_removes_everything_and_further_ones_succeed() {
-    let before = at_rest();
+    let before = when_idle();
     let pod = pod_of("1.1.0", "gone");
     add(&pod);
     for _ in 0..3 {
@@ -17,7 +17,7 @@ fn the_first_removes_everything_and_further_ones_succeed() {
     pod.remove_namespace(node()).unwrap();
     assert!(!has_lease(&pod));
     del(&Pod { container: "never-seen".to_owned(), ..pod });
-    assert_eq!(at_rest(), before);
+    assert_eq!(when_idle(), before);
 }
 
 // D10 D58 D59 D61 D66
@@ -50,18 +50,18 @@ fn it_needs_no_namespace_no_result_and_no_memory_of_the_configuration() {
 fn a_link_that_is_gone_renamed_or_moved_is_no_obstacle() {
     let pod = pod_of("1.0.0", "moved");
     node().sh("ip netns add elsewhere").unwrap();
-    let harms = [
+    let faults = [
         "ip -n moved link del eth0",
         "ip -n moved link set eth0 down; ip -n moved link set eth0 name other7",
         "ip -n moved link set eth0 netns elsewhere",
         "ip link set HOST down; ip link set HOST name strange0",
     ];
-    for harm in harms {
-        let before = at_rest();
+    for fault in faults {
+        let before = when_idle();
         add(&pod);
-        node().sh(&harm.replace("HOST", &host_link(&pod))).unwrap();
+        node().sh(&fault.replace("HOST", &host_link(&pod))).unwrap();
         del(&pod);
-        assert_eq!(at_rest(), before, "{harm}");
+        assert_eq!(when_idle(), before, "{fault}");
     }
     node().sh("ip netns del elsewhere").unwrap();
     pod.remove_namespace(node()).unwrap();
@@ -89,7 +89,7 @@ fn a_result_that_lies_frees_nobody_elses_address() {
 // D65
 #[test]
 fn during_an_add_of_the_same_attachment_nothing_is_left() {
-    let before = at_rest();
+    let before = when_idle();
     let pod = pod_of("1.0.0", "racing");
     for _ in 0..20 {
         std::thread::scope(|scope| {
@@ -100,7 +100,7 @@ fn during_an_add_of_the_same_attachment_nothing_is_left() {
         del(&pod);
     }
     pod.remove_namespace(node()).unwrap();
-    wait_until(BOUND, || at_rest() == before).unwrap();
+    wait_until(BOUND, || when_idle() == before).unwrap();
 }
 
 // D4

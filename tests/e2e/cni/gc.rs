@@ -20,7 +20,7 @@ fn entry(pod: &Pod) -> Value {
     json!({"containerID": pod.container, "ifname": pod.ifname})
 }
 
-/// The link goes, so the lease hangs in the air: its DEL was lost.
+/// The link goes, so nothing explains the lease: its DEL was lost.
 fn unplug(pod: &Pod) {
     let host = host_link(pod);
     node().sh(&format!("ip link del {host}")).unwrap();

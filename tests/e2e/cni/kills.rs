@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use enid_tests::{Call, Pod};
 
-use super::{add, at_rest, del, has_lease, node, pod_of};
+use super::{add, del, has_lease, node, pod_of, when_idle};
 
 /// What changes anything outside the process, or tells anybody.
 const STEPS: &str = "socket,connect,setns,sendto,sendmsg,write,writev";
@@ -25,9 +25,9 @@ fn steps(pod: &Pod) -> BTreeMap<String, usize> {
 }
 
 /// One ADD with this injected into the call of that number, and whether that call came.
-fn harmed(pod: &Pod, name: &str, number: usize, harm: &str) -> (enid_tests::call::Answer, bool) {
-    let inject = format!("inject={name}:{harm}:when={number}");
-    let log = format!("/tmp/enid-harm-{}", std::process::id());
+fn with_fault(pod: &Pod, name: &str, number: usize, fault: &str) -> (enid_tests::call::Answer, bool) {
+    let inject = format!("inject={name}:{fault}:when={number}");
+    let log = format!("/tmp/enid-fault-{}", std::process::id());
     let strace = ["strace", "-f", "-qq", "-o", &log, "-e", &format!("trace={name}"), "-e", &inject];
     let answer = Call::new(pod, "ADD").under(&strace).make(node()).unwrap();
     let text = node().sh(&format!("cat {log}; rm {log}")).unwrap();
@@ -37,7 +37,7 @@ fn harmed(pod: &Pod, name: &str, number: usize, harm: &str) -> (enid_tests::call
 // D52 D65
 #[test]
 fn killed_at_any_step_del_and_add_work_and_nothing_is_left() {
-    let before = at_rest();
+    let before = when_idle();
     let pod = pod_of("1.1.0", "killed");
     let steps = steps(&pod);
     del(&pod);
@@ -45,7 +45,7 @@ fn killed_at_any_step_del_and_add_work_and_nothing_is_left() {
     for (name, count) in &steps {
         for number in 1..=*count {
             // strace ends by the signal of what it traces.
-            let (answer, _) = harmed(&pod, name, number, "signal=KILL");
+            let (answer, _) = with_fault(&pod, name, number, "signal=KILL");
             tried += 1;
             if answer.code == Some(0) {
                 lived.push(format!("{name} {number}"));
@@ -61,22 +61,22 @@ fn killed_at_any_step_del_and_add_work_and_nothing_is_left() {
     println!("killed at {} of {tried} steps: {steps:?}", tried - lived.len());
     assert!(tried >= 15 && lived.is_empty(), "lived through {lived:?} of {tried}: {steps:?}");
     pod.remove_namespace(node()).unwrap();
-    assert_eq!(at_rest(), before);
+    assert_eq!(when_idle(), before);
 }
 
 // D2 D3 D47 D48 D53
 #[test]
 fn refused_by_the_kernel_at_any_step_it_undoes_its_own_work() {
-    let before = at_rest();
+    let before = when_idle();
     let pod = pod_of("1.1.0", "refused");
     let steps = steps(&pod);
     del(&pod);
-    let made = at_rest();
+    let made = when_idle();
     let mut refusals = 0;
     for (name, error) in [("socket", "EMFILE"), ("connect", "ECONNREFUSED"), ("setns", "EPERM"), ("sendto", "ENOBUFS")]
     {
         for number in 1..=*steps.get(name).unwrap_or(&0) {
-            let (answer, came) = harmed(&pod, name, number, &format!("error={error}"));
+            let (answer, came) = with_fault(&pod, name, number, &format!("error={error}"));
             if !came {
                 answer.fine().unwrap();
                 del(&pod);
@@ -89,12 +89,12 @@ fn refused_by_the_kernel_at_any_step_it_undoes_its_own_work() {
                 .or_else(|_| answer.refused(5, &[]))
                 .unwrap_or_else(|_| panic!("{name} {number} {error}: {answer:?}"));
             enid_tests::wait_until(super::BOUND, || !has_lease(&pod)).unwrap();
-            assert_eq!(at_rest(), made, "{name} {number} {error}");
+            assert_eq!(when_idle(), made, "{name} {number} {error}");
             assert!(node().sh("ip -n refused link show eth0").is_err(), "{name} {number} {error}");
         }
     }
     assert!(refusals >= 12, "{refusals} of {steps:?}");
     del(&pod); // of an ADD that failed
     pod.remove_namespace(node()).unwrap();
-    assert_eq!(at_rest(), before);
+    assert_eq!(when_idle(), before);
 }

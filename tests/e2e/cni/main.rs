@@ -64,7 +64,7 @@ fn with(pod: &Pod, keys: &[(&str, Value)]) -> String {
 }
 
 /// What the host is like when nothing is under way.
-fn at_rest() -> String {
+fn when_idle() -> String {
     let place = node();
     wait_until(BOUND, || place.enid("status").is_ok_and(|status| status["calls"] == serde_json::json!([]))).unwrap();
     place.snapshot().unwrap()

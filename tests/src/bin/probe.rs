@@ -19,7 +19,7 @@ use enid_tests::traffic::{PORT, REJECTED};
 
 const LIMIT: Duration = Duration::from_secs(3);
 /// How long a stream may stand still: it outlives a repair, after which TCP waits for its next try.
-const PATIENCE: Duration = Duration::from_secs(30);
+const TIMEOUT: Duration = Duration::from_secs(30);
 const BYTES: usize = 256 * 1024;
 
 fn main() -> anyhow::Result<()> {
@@ -54,7 +54,7 @@ fn ask(address: SocketAddr) -> anyhow::Result<()> {
 fn stream(address: SocketAddr) -> anyhow::Result<()> {
     let mut stream = TcpStream::connect_timeout(&address, LIMIT).with_context(|| format!("connect to {address}"))?;
     stream.set_nodelay(true)?;
-    stream.set_write_timeout(Some(PATIENCE))?;
+    stream.set_write_timeout(Some(TIMEOUT))?;
     println!("ready");
     let (end, ended) = std::sync::mpsc::channel();
     std::thread::spawn(move || {
@@ -66,7 +66,7 @@ fn stream(address: SocketAddr) -> anyhow::Result<()> {
         sent += stream.write(&[7; 100]).context("send")?;
     }
     stream.shutdown(std::net::Shutdown::Write)?;
-    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.set_read_timeout(Some(TIMEOUT))?;
     let mut seen = String::new();
     stream.read_to_string(&mut seen).context("read the answer")?;
     let (bytes, addresses) = seen.split_once(' ').context("an answer")?;
@@ -117,7 +117,7 @@ fn serve() -> anyhow::Result<()> {
 }
 
 fn answer(mut stream: TcpStream) -> std::io::Result<()> {
-    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.set_read_timeout(Some(TIMEOUT))?;
     let mut all = Vec::new();
     stream.read_to_end(&mut all)?;
     let (peer, own) = (stream.peer_addr()?, stream.local_addr()?.ip().to_canonical());

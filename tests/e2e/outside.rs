@@ -1,4 +1,4 @@
-//! What people, disks and other programs do to a running node: it says so, and no pod pays for it.
+//! What operators, disks and other programs do to a running node: the daemon reports it, and no pod is affected.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
