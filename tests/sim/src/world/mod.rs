@@ -317,7 +317,11 @@ impl World {
         self.next_metadata = self.now + if soon { 500 } else { METADATA_MS };
         self.tell(Event::Wall { ms: self.now + self.wall });
         if !enis.is_empty() {
+            let (before, lives) = (self.configured_enis(), self.lives);
             self.tell(Event::Imds { enis, addressless: Vec::new() });
+            if self.lives == lives {
+                self.check_configured(&before);
+            }
         }
         // The host takes on what it is to carry, if EC2 has really attached it.
         let attached: BTreeSet<String> = self
@@ -327,10 +331,14 @@ impl World {
             .filter(|eni| eni.instance() == Some(&instance))
             .map(|eni| eni.id)
             .collect();
-        let joining: Vec<EniId> = self.core.host_enis().map(|(eni, _)| eni.facts.id.clone()).collect();
-        for eni in joining.into_iter().filter(|eni| attached.contains(&eni.0)) {
+        for eni in self.configured_enis().into_iter().filter(|eni| attached.contains(&eni.0)) {
             self.tell(Event::EniConfigured { eni });
         }
+    }
+
+    /// ENIs that the host has rules and routes for.
+    fn configured_enis(&self) -> Vec<EniId> {
+        self.core.host_enis().map(|(eni, _)| eni.facts.id.clone()).collect()
     }
 
     /// The next moment at which something is due, before `until`.

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, net::IpAddr};
 
-use enid_ipamd::{AttachmentKey, Call, Effect, Event, Intent, Lease, Plan, Second, Ticket};
+use enid_ipamd::{AttachmentKey, Call, Effect, EniId, Event, Intent, Lease, Plan, Second, Ticket};
 
 use super::{
     COOLDOWN_MS, World,
@@ -111,6 +111,19 @@ impl World {
         if let Some((key, address)) = lost.next() {
             let what = format!("{} lives with {address}, which EC2 has taken away", key.container);
             self.wrong(what);
+        }
+    }
+
+    /// What the host had configured before metadata was read it still has, where live pods use it.
+    pub(super) fn check_configured(&mut self, before: &[EniId]) {
+        let now: BTreeSet<EniId> = self.core.host_enis().map(|(eni, _)| eni.facts.id.clone()).collect();
+        let enis = self.cloud.enis(self.now);
+        let attached =
+            |id: &EniId| enis.iter().any(|eni| eni.id == id.0 && eni.instance() == Some(&self.instance));
+        let used = |id: &EniId| self.pods.values().any(|pod| pod.eni == *id);
+        let lost = before.iter().find(|id| !now.contains(*id) && attached(id) && used(id));
+        if let Some(id) = lost {
+            self.wrong(format!("metadata left {id} out, the host gives it up, and a live pod uses it"));
         }
     }
 
