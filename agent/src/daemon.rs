@@ -100,6 +100,7 @@ async fn serve(mut settings: Settings, background: runtime::Handle) -> anyhow::R
         veth_prefix: settings.veth_prefix.clone(),
         multi_card: settings.policy.multi_card,
         readiness: readiness.clone(),
+        background: background.clone(),
     };
     let debug = DebugService {
         handle: handle.clone(),

@@ -11,12 +11,23 @@ pub const VERSION: u32 = 1;
 /// (net.core.wmem_default).
 pub const PACKET_MAX: usize = 128 * 1024;
 
+/// A longer packet may not fit a host's default buffer: its sender asks for [`SEND_BUFFER`] first.
+pub const SMALL: usize = 4 * 1024;
+
+/// Send buffer for long packets, bytes: the kernel counts its own overhead in it.
+pub const SEND_BUFFER: usize = 2 * PACKET_MAX;
+
 /// Why a packet is no message.
 #[derive(Debug, thiserror::Error)]
 pub enum Malformed {
-    /// Longer than any packet may be, so it was cut when it was received; this is its whole length in bytes.
-    #[error("a packet of {0} bytes, and {PACKET_MAX} are allowed")]
-    Cut(usize),
+    /// Longer than its receiver has room for, in bytes, so it was cut when it was received.
+    #[error("a packet of {length} bytes, and {room} are allowed here")]
+    Cut {
+        /// What it has.
+        length: usize,
+        /// What it may have.
+        room: usize,
+    },
     /// Not in protobuf's wire format, or not of these types.
     #[error("a packet that cannot be decoded")]
     Undecodable(#[source] prost::DecodeError),
@@ -52,7 +63,8 @@ pub fn read_daemon(buffer: &[u8], length: usize) -> Result<from_daemon::Kind, Ma
 }
 
 fn whole(buffer: &[u8], length: usize) -> Result<&[u8], Malformed> {
-    buffer.get(..length).filter(|packet| packet.len() <= PACKET_MAX).ok_or(Malformed::Cut(length))
+    let room = buffer.len().min(PACKET_MAX);
+    buffer.get(..length).filter(|_| length <= room).ok_or(Malformed::Cut { length, room })
 }
 
 fn known<K>(version: u32, kind: Option<K>) -> Result<K, Malformed> {
@@ -81,9 +93,9 @@ mod tests {
     fn what_is_no_packet_is_refused() {
         let good = from_plugin(from_plugin::Kind::Status(StatusRequest {}));
         let refused = |packet: &[u8], length: usize| read_plugin(packet, length).unwrap_err();
-        assert!(matches!(refused(&good, good.len() + 1), Malformed::Cut(_)), "longer than the buffer");
+        assert!(matches!(refused(&good, good.len() + 1), Malformed::Cut { .. }), "longer than the buffer");
         let long = vec![0; PACKET_MAX + 1];
-        assert!(matches!(refused(&long, long.len()), Malformed::Cut(_)), "longer than is allowed");
+        assert!(matches!(refused(&long, long.len()), Malformed::Cut { .. }), "longer than is allowed");
         assert!(matches!(refused(&[], 0), Malformed::Version(0)));
         assert!(matches!(refused(&[0x08, 2, 0x32, 0], 4), Malformed::Version(2)));
         assert!(matches!(refused(&[0x08, 1], 2), Malformed::Kind), "an empty envelope");

@@ -15,6 +15,9 @@ const PART_MAX: usize = PACKET_MAX / 2;
 /// Most parts of one list: 32 MiB of names.
 const PARTS_MAX: u32 = 512;
 
+/// Most attachments of one list. A node has some hundred pods; this is what a receiver has memory for.
+const ATTACHMENTS_MAX: usize = 256 * 1024;
+
 /// Why parts are not a list.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
@@ -63,7 +66,9 @@ pub fn split(network: &str, valid: impl IntoIterator<Item = Attachment>) -> Resu
             last.valid.push(attachment);
         }
     }
-    let parts = u32::try_from(requests.len()).ok().filter(|parts| *parts <= PARTS_MAX);
+    let entries: usize = requests.iter().map(|request| request.valid.len()).sum();
+    let parts = u32::try_from(requests.len()).ok();
+    let parts = parts.filter(|parts| *parts <= PARTS_MAX && entries <= ATTACHMENTS_MAX);
     let parts = parts.ok_or(Error::TooLong("the number of its entries"))?;
     for (number, request) in (1..).zip(&mut requests) {
         (request.part, request.parts) = (number, parts);
@@ -94,6 +99,9 @@ impl List {
             self.whole.network = network;
         } else if network != self.whole.network {
             return Err(Error::Network { part });
+        }
+        if self.whole.valid.len() + valid.len() > ATTACHMENTS_MAX {
+            return Err(Error::TooLong("the number of its entries"));
         }
         (self.whole.part, self.whole.parts) = (part, parts);
         self.whole.valid.extend(valid);
@@ -156,6 +164,15 @@ mod tests {
         assert!(List::default().take(unnumbered.clone()).is_err());
         assert!(List::default().take(CollectRequest { part: 1, ..unnumbered.clone() }).is_err());
         assert!(List::default().take(CollectRequest { part: 1, parts: PARTS_MAX + 1, ..unnumbered }).is_err());
+    }
+
+    #[test]
+    fn a_list_of_more_entries_than_there_is_memory_for_is_refused() {
+        let empty = vec![Attachment::default(); ATTACHMENTS_MAX / 2 + 1];
+        let part = |part| CollectRequest { network: "enid".to_owned(), valid: empty.clone(), part, parts: 2 };
+        let mut list = List::default();
+        assert_eq!(list.take(part(1)), Ok(None));
+        assert!(matches!(list.take(part(2)), Err(Error::TooLong(_))));
     }
 
     #[test]

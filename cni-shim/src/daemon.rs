@@ -16,6 +16,8 @@ use enid_api::{
     },
 };
 
+use nix::errno::Errno;
+
 use crate::{
     error::Error,
     packets::{Deadline, Fault, Packets, Room, words},
@@ -120,6 +122,8 @@ impl Daemon {
 
     fn connected(&self, deadline: Deadline) -> Result<Packets, Error> {
         Packets::connect(&self.socket, deadline).map_err(|fault| match fault {
+            // It is a socket of another type (unix(7)).
+            Fault::Io(Errno::EPROTOTYPE) => not_a_daemon("accept a connection"),
             Fault::Io(errno) => {
                 let (at, why) = (self.socket.display(), words(errno));
                 Error::later(format!("the enid daemon does not answer on {at}: {why}"), "cause=daemon_down")
@@ -164,13 +168,16 @@ impl Session {
     }
 }
 
+/// Something else listens there, or a daemon of another version.
+fn not_a_daemon(doing: &str) -> Error {
+    let message = format!("what listens on the socket is not an enid daemon of this kind: it cannot {doing}");
+    Error::later(message, "cause=daemon_refused")
+}
+
 /// The next answer, if the daemon could do it.
 fn answered(packets: &Packets, doing: &str, room: Room, deadline: Deadline) -> Result<Answer, Error> {
     match packets.receive(room, deadline) {
-        Ok(Answer::Failure(failure)) if failure.not_understood => Err(Error::later(
-            format!("what listens on the socket is not an enid daemon of this kind: it cannot {doing}"),
-            "cause=daemon_refused",
-        )),
+        Ok(Answer::Failure(failure)) if failure.not_understood => Err(not_a_daemon(doing)),
         Ok(Answer::Failure(failure)) => {
             Err(Error::later(format!("the enid daemon could not {doing}: {}", failure.message), "cause=daemon_refused"))
         }

@@ -92,6 +92,10 @@ impl Packets {
         if bytes.len() > PACKET_MAX {
             return Err(Fault::TooLong(bytes.len()));
         }
+        if bytes.len() > packet::SMALL {
+            // Where it is refused, sending says so.
+            let _ = setsockopt(&self.0, sockopt::SndBufForce, &packet::SEND_BUFFER);
+        }
         loop {
             setsockopt(&self.0, sockopt::SendTimeout, &deadline.left().ok_or(Fault::Late)?).map_err(Fault::Io)?;
             match send(self.0.as_raw_fd(), &bytes, MsgFlags::MSG_NOSIGNAL) {

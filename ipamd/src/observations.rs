@@ -12,17 +12,11 @@ pub(crate) struct Observations {
     imds_read: Option<Millis>,
     /// When the newest listing of the kernel's links was begun.
     links_listed: Option<Millis>,
-    /// That listing is of the present step.
-    links_are_new: bool,
     /// Why what pods send would not arrive.
     blocked: Option<Refusal>,
 }
 
 impl Observations {
-    pub(crate) fn begin_step(&mut self) {
-        self.links_are_new = false;
-    }
-
     /// Metadata was read; whether for the first time.
     pub(crate) fn read_imds(&mut self, now: Millis) -> bool {
         let first = self.imds_read.is_none();
@@ -32,7 +26,6 @@ impl Observations {
 
     /// The kernel's links were listed; whether for the first time.
     pub(crate) fn listed_links(&mut self, begun: Millis) -> bool {
-        self.links_are_new = true;
         self.links_listed.replace(begun).is_none()
     }
 
@@ -56,7 +49,6 @@ impl Observations {
         Observed {
             imds_read: self.imds_read,
             links_listed: self.links_listed,
-            links_are_new: self.links_are_new,
             blocked: self.blocked.as_ref(),
             is_broken,
         }

@@ -1,7 +1,8 @@
 //! What host and table should carry for the core's ENIs: when an attempt is due, and what became of the last one.
 //!
-//! An attempt runs beside the core's task, one at a time. Until it ends, verdicts wait: an address is reachable before
-//! its plugin prints it.
+//! An attempt runs beside the core's task, one at a time. A verdict waits until one has ended that knows its pod's block:
+//! an address is reachable before its plugin prints it. What the kernel refuses holds no verdict up for longer: it is
+//! reported, and tried again.
 
 use enid_ipamd::{Core, EniId, EniState, Millis, Ticket};
 use ipnet::Ipv4Net;
@@ -25,8 +26,10 @@ pub struct Carrier {
     in_flight: bool,
     /// When the next attempt may begin.
     not_before: Millis,
-    /// Verdicts that wait for the attempt in flight.
-    waiting: Vec<Ticket>,
+    /// The newest topology that an attempt has been made for; nobody waits for an older one.
+    attempted: u64,
+    /// Verdicts, and the topology that each waits for.
+    waiting: Vec<(Ticket, u64)>,
     /// What the kernel refused last: reported once.
     failure: Option<String>,
 }
@@ -58,6 +61,7 @@ impl Carrier {
             topology: None,
             in_flight: false,
             not_before: Millis(0),
+            attempted: 0,
             waiting: Vec::new(),
             failure: None,
         }
@@ -72,6 +76,7 @@ impl Carrier {
         let wanted = Wanted::new(core, &self.vpc, &self.steering);
         if (wanted == self.applied && configuring.is_empty()) || core.host_enis().next().is_none() {
             self.topology = Some(topology);
+            self.attempted = topology;
             return None;
         }
         self.in_flight = true;
@@ -82,9 +87,9 @@ impl Carrier {
         })
     }
 
-    /// Takes the end of an attempt: the ENIs that are carried now, and the verdicts that need not wait any more.
-    pub fn end(&mut self, attempt: Attempt, now: Millis) -> (Vec<EniId>, Vec<Ticket>) {
-        self.in_flight = false;
+    /// Takes the end of an attempt: the ENIs that are carried now.
+    pub fn end(&mut self, attempt: Attempt, now: Millis) -> Vec<EniId> {
+        (self.in_flight, self.attempted) = (false, attempt.topology);
         let mut up = Vec::new();
         match attempt.answer {
             Ok(applied) => {
@@ -107,15 +112,22 @@ impl Carrier {
                 self.failed(Some(format!("{failure:#}")));
             }
         }
-        (up, std::mem::take(&mut self.waiting))
+        up
     }
 
-    /// Keeps a verdict if it has to wait for an attempt: whether it does.
-    pub fn keeps(&mut self, ticket: Ticket) -> bool {
-        if self.in_flight {
-            self.waiting.push(ticket);
+    /// Keeps a verdict until an attempt for this topology, or a newer one, has ended; whether it has to wait.
+    pub fn keeps(&mut self, ticket: Ticket, topology: u64) -> bool {
+        let waits = topology > self.attempted;
+        if waits {
+            self.waiting.push((ticket, topology));
         }
-        self.in_flight
+        waits
+    }
+
+    /// The verdicts that need not wait any more.
+    pub fn ready(&mut self) -> Vec<Ticket> {
+        let attempted = self.attempted;
+        self.waiting.extract_if(.., |(_, topology)| *topology <= attempted).map(|(ticket, _)| ticket).collect()
     }
 
     /// What the kernel refuses, or that it refuses nothing any more.

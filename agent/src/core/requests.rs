@@ -13,6 +13,8 @@ struct Caller {
     offered: Option<Offered>,
     /// It has its last answer: that its connection closes then is no news to the core.
     answered: bool,
+    /// It was refused, also if it was offered something before: it has nothing, whatever it says.
+    refused: bool,
 }
 
 /// The open requests.
@@ -24,7 +26,7 @@ pub struct Requests {
 impl Requests {
     /// A plugin has connected.
     pub fn open(&mut self, ticket: Ticket, answers: mpsc::UnboundedSender<Answer>) {
-        self.open.insert(ticket, Caller { answers, offered: None, answered: false });
+        self.open.insert(ticket, Caller { answers, offered: None, answered: false, refused: false });
     }
 
     /// A plugin's connection has closed; whether it had its last answer.
@@ -45,11 +47,37 @@ impl Requests {
         self.open.get(&ticket)?.offered.as_ref()
     }
 
-    /// Answers; a plugin that has gone hears nothing.
+    /// Whether it was refused.
+    pub fn is_refused(&self, ticket: Ticket) -> bool {
+        self.open.get(&ticket).is_some_and(|caller| caller.refused)
+    }
+
+    /// Answers; a plugin that has gone, or that was refused, hears nothing.
     pub fn answer(&mut self, ticket: Ticket, answer: Answer) {
-        if let Some(caller) = self.open.get_mut(&ticket) {
+        if let Some(caller) = self.open.get_mut(&ticket).filter(|caller| !caller.refused) {
+            caller.refused = matches!(answer, Answer::Refused(_));
             caller.answered = matches!(answer, Answer::Verdict(true) | Answer::Released(_));
             let _ = caller.answers.send(answer);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use enid_ipamd::{Cause, Refusal};
+
+    use super::*;
+
+    #[test]
+    fn who_was_refused_is_told_nothing_else_and_its_end_is_news() {
+        let (sender, mut answers) = mpsc::unbounded_channel();
+        let mut requests = Requests::default();
+        requests.open(Ticket(1), sender);
+        requests.answer(Ticket(1), Answer::Refused(Refusal::new(Cause::Internal, "the store cannot be written")));
+        assert!(requests.is_refused(Ticket(1)));
+        requests.answer(Ticket(1), Answer::Verdict(true));
+        assert!(matches!(answers.try_recv(), Ok(Answer::Refused(_))));
+        assert!(answers.try_recv().is_err(), "no verdict after a refusal");
+        assert!(!requests.close(Ticket(1)), "the core ends the lease");
     }
 }

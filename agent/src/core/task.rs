@@ -9,7 +9,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use enid_ipamd::{Action, AttachmentKey, CallError, Cause, Core, Effect, Event, Refusal, Ticket};
+use enid_ipamd::{Action, AttachmentKey, CallError, Cause, Core, Effect, Event, Millis, Refusal, Ticket};
 use ipnet::Ipv4Net;
 use tokio::{runtime, sync::mpsc, time::timeout};
 use tracing::{debug, info, warn};
@@ -106,9 +106,11 @@ impl CoreTask {
     /// Runs until every handle has gone, which is when the daemon ends.
     pub async fn run(mut self) {
         loop {
-            let messages = self.wait().await;
+            let due = self.core.next_due(now());
+            let messages = self.wait(due).await;
             let mut effects = Vec::new();
-            let tick = messages.is_empty() || messages.iter().any(leaves_work);
+            let is_due = due.is_some_and(|due| due <= now());
+            let tick = is_due || messages.is_empty() || messages.iter().any(leaves_work);
             for message in messages {
                 self.take(message, &mut effects);
             }
@@ -125,9 +127,10 @@ impl CoreTask {
         }
     }
 
-    async fn wait(&mut self) -> Vec<Message> {
+    /// Waits for messages, and no longer than until the core's next step is `due`, or something else is.
+    async fn wait(&mut self, due: Option<Millis>) -> Vec<Message> {
         let at = now();
-        let due = self.core.next_due(at).map_or(PERIOD, |due| Duration::from_millis(due.since(at).max(1)));
+        let due = due.map_or(PERIOD, |due| Duration::from_millis(due.since(at).max(1)));
         let due = self.carrier.due(at).map_or(due, |again| due.min(Duration::from_millis(again.since(at).max(1))));
         let again = self.publisher.look_again();
         let due = again.map_or(due, |again| due.min(Duration::from_millis(again.since(at).max(1))));
@@ -150,7 +153,12 @@ impl CoreTask {
     fn take(&mut self, message: Message, effects: &mut Vec<Effect>) {
         match message {
             Message::Event(event) => {
-                let is_over = matches!(&event, Event::Closed { ticket } if self.requests.close(*ticket));
+                let is_over = match &event {
+                    Event::Closed { ticket } => self.requests.close(*ticket),
+                    // Its lease could not be written down, and ends when the connection closes.
+                    Event::Wired { ticket, .. } => self.requests.is_refused(*ticket),
+                    _ => false,
+                };
                 if !is_over {
                     self.step(event, effects);
                 }
@@ -164,8 +172,7 @@ impl CoreTask {
             }
             Message::KernelFailed(failure) => self.carrier.failed(failure),
             Message::Carried(attempt) => {
-                let (up, waited) = self.carrier.end(*attempt, now());
-                waited.into_iter().for_each(|ticket| self.verdict_after_wait(ticket));
+                let up = self.carrier.end(*attempt, now());
                 // It may serve those who wait.
                 up.into_iter().for_each(|eni| self.step(Event::EniConfigured { eni }, effects));
             }
@@ -226,13 +233,16 @@ impl CoreTask {
         }
     }
 
-    /// Has the kernel carry the ENIs, if it does not.
+    /// Has the kernel carry the ENIs, if it does not. Verdicts that waited for it go out.
     fn carry(&mut self) {
         if let Some(attempt) = self.carrier.start(&self.core, now()) {
             let handle = self.handle.clone();
             self.background.spawn(async move {
                 handle.carried(attempt.await).await;
             });
+        }
+        for ticket in self.carrier.ready() {
+            self.verdict_after_wait(ticket);
         }
     }
 
@@ -266,9 +276,12 @@ impl CoreTask {
 
     /// Answers with a verdict, unless the kernel or connection tracking is not ready for the address yet.
     fn verdict(&mut self, ticket: Ticket, mine: bool) {
-        if mine && self.carrier.keeps(ticket) {
-            return;
+        if !(mine && self.carrier.keeps(ticket, self.core.topology())) {
+            self.verdict_once_forgotten(ticket, mine);
         }
+    }
+
+    fn verdict_once_forgotten(&mut self, ticket: Ticket, mine: bool) {
         let offered = self.requests.offered(ticket).filter(|_| mine);
         if !offered.is_some_and(|offered| self.forgetting.keeps(ticket, offered)) {
             self.requests.answer(ticket, Answer::Verdict(mine));
@@ -282,7 +295,7 @@ impl CoreTask {
             self.core.lease(key).is_some_and(|lease| lease.addresses().eq(offered.iter().copied()))
         };
         let mine = offered.is_some_and(is_lease);
-        self.verdict(ticket, mine);
+        self.verdict_once_forgotten(ticket, mine);
     }
 
     /// Why an ADD would fail now.

@@ -1,8 +1,8 @@
 //! Listens to what the kernel notifies of: rtnetlink's and nftables' multicast groups.
 //!
 //! A full buffer, an ended stream, a closed connection and a message that cannot be read all mean the same: something was
-//! changed, and what it was is not known. The sockets are opened anew, and then [`Notification::Lost`] says that
-//! everything has to be read.
+//! changed, and what it was is not known. [`Notification::Lost`] says that everything has to be read; the sockets are
+//! opened anew, and it is said again: what is changed after that reading is notified of.
 
 use std::{convert::Infallible, io, time::Duration};
 
@@ -43,11 +43,14 @@ pub async fn start(v6: bool) -> Result<mpsc::UnboundedReceiver<Vec<Notification>
     tokio::spawn(async move {
         loop {
             let notifications = listener.next().await;
-            // Before anybody reads: what is changed after the reading has to be notified of.
-            if notifications.contains(&Notification::Lost) {
+            let lost = notifications.contains(&Notification::Lost);
+            let mut sent = sender.send(notifications);
+            if lost {
                 listener = reopened(v6).await;
+                // What was changed in between was not notified of.
+                sent = sender.send(vec![Notification::Lost]);
             }
-            if sender.send(notifications).is_err() {
+            if sent.is_err() {
                 return; // the daemon ends
             }
         }

@@ -42,13 +42,20 @@ impl Links {
                 }
                 list(&self.handle).await
             };
-            match listed.await {
-                Ok(()) => first = false,
-                Err(failure) => warn!("cannot list the links: {failure:#}"),
-            }
+            let failed = match listed.await {
+                Ok(()) => {
+                    first = false;
+                    false
+                }
+                Err(failure) => {
+                    warn!("cannot list the links: {failure:#}");
+                    true
+                }
+            };
             let last = Instant::now();
             sleep_until(last + SPACING).await;
-            if !first {
+            // After a failure it is tried again: a notification may have asked for it.
+            if !failed {
                 let wanted = async {
                     tokio::select! {
                         () = self.changed.notified() => {}

@@ -14,7 +14,7 @@ use enid_datapath::{identity, marks};
 use enid_ipamd::{AttachmentKey, Cause, Event, Lease, PodRef, Refusal};
 use futures_util::future::try_join_all;
 use prost::Message;
-use tokio::sync::watch;
+use tokio::{runtime, sync::watch};
 use tracing::{info, warn};
 
 use crate::{
@@ -50,6 +50,8 @@ pub struct CniService {
     pub multi_card: bool,
     /// Whether pods can be served.
     pub readiness: watch::Receiver<Readiness>,
+    /// Where whole listings of the kernel are made: they would hold up every pod here.
+    pub background: runtime::Handle,
 }
 
 /// Why a conversation ends before its answer.
@@ -66,14 +68,17 @@ impl From<Fault> for End {
     fn from(fault: Fault) -> Self {
         match fault {
             Fault::Malformed(malformed) => End::NotUnderstood(malformed.to_string()),
-            Fault::Io(_) => End::Gone,
+            Fault::Io(error) => error.into(),
         }
     }
 }
 
 impl From<io::Error> for End {
-    fn from(_: io::Error) -> Self {
-        End::Gone
+    fn from(error: io::Error) -> Self {
+        match error.kind() {
+            io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset => End::Gone,
+            _ => End::Failed(format!("cannot send or receive a packet: {error}")),
+        }
     }
 }
 
@@ -125,10 +130,11 @@ impl CniService {
             self.counters.add(started.elapsed(), Some(refusal.cause));
             return Ok(plugin.send(refused(refusal)).await?);
         }
-        let further = if ask.each_card { self.handle.further_cards().await.ok_or(End::Gone)? } else { Vec::new() };
         let mut request = self.handle.open().await.ok_or(End::Gone)?;
         request.ask(key.clone(), pod, ask.timeout_ms, ask.card).await;
-        let lease = match offered(&mut request, plugin).await? {
+        let cards = async { if ask.each_card { self.handle.further_cards().await } else { Some(Vec::new()) } };
+        let (answer, further) = offered(&mut request, cards, plugin).await?;
+        let lease = match answer {
             Answer::Offer(lease) => lease,
             Answer::Refused(refusal) => {
                 self.counters.add(started.elapsed(), Some(refusal.cause));
@@ -183,7 +189,8 @@ impl CniService {
         let found = self.handle.lookup(key).await.ok_or(End::Gone)?;
         let Some(Found { lease, fault, wanted }) = found else { return Ok(LookupReply::default()) };
         let failed = |failure: String| End::Failed(format!("cannot look at the host: {failure}"));
-        let host_faults = kernel::faults(&wanted, lease.slot).await;
+        let slot = lease.slot;
+        let host_faults = self.in_background(async move { kernel::faults(&wanted, slot).await }).await?;
         let mut host_faults = host_faults.map_err(|failure| failed(format!("{failure:#}")))?;
         host_faults.extend(fault);
         Ok(LookupReply {
@@ -231,14 +238,20 @@ impl CniService {
                 .collect()
         };
         self.handle.tell(Event::Gc { network, alive }).await;
-        links::list(&self.handle).await.map_err(|failure| {
+        let handle = self.handle.clone();
+        let listed = self.in_background(async move { links::list(&handle).await }).await?;
+        listed.map_err(|failure| {
             End::Failed(format!("nothing is released, since the links cannot be listed: {failure:#}"))
         })?;
         let after = self.handle.view().await.ok_or(End::Gone)?.leases;
         let (kept, released): (Vec<_>, Vec<_>) = unlisted.into_iter().partition(|key| after.contains_key(key));
         released.iter().for_each(|key| info!(container = key.container, ifname = key.ifname, "GC"));
         for key in &kept {
-            warn!(container = key.container, ifname = key.ifname, "GC does not list it, and its link stands: kept");
+            warn!(
+                container = key.container,
+                ifname = key.ifname,
+                "GC's list does not name it, but its link is there: it keeps its address"
+            );
         }
         let number = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
         let (released, all) = (number(released.len()), kept.len());
@@ -254,6 +267,11 @@ impl CniService {
             })
             .collect();
         Ok(CollectReply { released, kept_unnamed: number(all - kept.len()), kept })
+    }
+
+    /// The result of work that no pod is to wait for.
+    async fn in_background<T: Send + 'static>(&self, work: impl Future<Output = T> + Send + 'static) -> Result<T, End> {
+        self.background.spawn(work).await.map_err(|_| End::Gone)
     }
 
     /// Takes an attachment's link away, and then ends its lease; the address whose cooldown begins.
@@ -283,14 +301,23 @@ impl CniService {
     }
 }
 
-/// Waits for an address, unless the plugin goes first. A plugin that has to wait hears that it does.
-async fn offered(request: &mut handle::Request, plugin: &Connection) -> Result<Answer, End> {
+/// Waits for an address and the further network cards, unless the plugin goes first. A plugin that has to wait hears that
+/// it does.
+async fn offered(
+    request: &mut handle::Request,
+    cards: impl Future<Output = Option<Vec<u32>>>,
+    plugin: &Connection,
+) -> Result<(Answer, Vec<u32>), End> {
+    let mut answer = std::pin::pin!(async {
+        let cards = cards.await?;
+        Some((request.answer().await?, cards))
+    });
     let mut pending = std::pin::pin!(tokio::time::sleep(PENDING));
     let mut said = false;
     loop {
         tokio::select! {
             biased;
-            answer = request.answer() => return answer.ok_or(End::Gone),
+            answer = &mut answer => return answer.ok_or(End::Gone),
             packet = plugin.receive() => return Err(match packet? {
                 None => End::Gone,
                 Some(_) => End::NotUnderstood("the plugin speaks before it has an offer".to_owned()),

@@ -19,7 +19,7 @@ use enid_api::{
     packet::{self, Malformed, PACKET_MAX},
     v1::{from_daemon, from_plugin},
 };
-use nix::sys::socket::{MsgFlags, recv};
+use nix::sys::socket::{MsgFlags, recv, setsockopt, sockopt};
 use socket2::{Domain, SockAddr, Socket, Type};
 use tokio::{
     io::Interest,
@@ -123,6 +123,10 @@ impl Connection {
                 not_understood: false,
                 message,
             }));
+        }
+        if bytes.len() > packet::SMALL {
+            // Where it is refused, sending says so.
+            let _ = setsockopt(&self.0, sockopt::SndBufForce, &packet::SEND_BUFFER);
         }
         match send(&self.0, &bytes) {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {

@@ -6,11 +6,10 @@ use ipnet::IpNet;
 
 use super::{Core, imds::DISCOVER, observe::CONFIRMED_MS};
 use crate::{
-    ec2::{AuditedEni, Call, Class, CreationStage, DeletionStage, Intent, Scope, UnattachedEni},
+    ec2::{AuditedEni, Call, CreationStage, DeletionStage, Intent, Scope, UnattachedEni},
     event::{Effect, Write},
     ids::{EniId, Millis},
     mutation::Mutation,
-    plan::{Action, Reason, Step},
     pool::{Block, BlockState, Eni, EniState, STALE_MS},
     supply::kind,
 };
@@ -190,27 +189,27 @@ impl Core {
         }
         let is_unknown = self.pool.eni(&id).is_some_and(|eni| eni.state == EniState::Unknown);
         if is_unknown && !is_being_created {
-            self.claim(now, found, effects);
+            self.claim(found, effects);
         }
     }
 
     /// EC2 says whose an ENI is that was not known yet.
-    fn claim(&mut self, now: Millis, found: AuditedEni, effects: &mut Vec<Effect>) {
+    fn claim(&mut self, found: AuditedEni, effects: &mut Vec<Effect>) {
         let AuditedEni { id, ours, no_manage, delete_on_termination, attachment, .. } = found;
+        self.audits.end_claim(&id);
         let call = if no_manage || (!ours && !self.node.policy.manage_untagged) {
             return self.pool.set_unmanaged(&id);
         } else if !self.node.provisions() {
             return self.configure(&id, effects);
         } else if !ours {
             // CreateTags is the first and only call until the tag is there.
-            Call::Tag { eni: id }
+            Call::Tag { eni: id.clone() }
         } else if delete_on_termination || self.integrity.is_mutated(Mutation::ServeUnprotected) {
             return self.configure(&id, effects);
         } else {
-            Call::DeleteOnTermination { eni: id, attachment }
+            Call::DeleteOnTermination { eni: id.clone(), attachment }
         };
-        let action = Action { step: Step::Call { call, class: Class::PoolShort }, reason: Reason::UnknownEni };
-        self.carry_out(now, &action, effects);
+        self.audits.claim(id, call);
     }
 
     /// The store began with nothing, so no record says what an earlier run unassigned and stale metadata still shows:

@@ -64,11 +64,13 @@ impl Core {
                 }
             }
             Call::DeleteOnTermination { eni, .. } => {
+                self.audits.end_claim(eni);
                 self.creations.set_stage_of(eni, CreationStage::Protecting(eni.clone()));
             }
             Call::Detach { eni, .. } => self.begin_deletion(eni, DeletionStage::Detaching, None),
             Call::Delete { eni } => self.begin_deletion(eni, DeletionStage::Deleting, None),
-            Call::Tag { .. } | Call::Assign { .. } | Call::Unassign { .. } => {}
+            Call::Tag { eni } => self.audits.end_claim(eni),
+            Call::Assign { .. } | Call::Unassign { .. } => {}
         }
         let id = self.calls.start(now, call.clone(), class, reason);
         effects.push(Effect::Call { id, call, class });

@@ -102,7 +102,6 @@ impl Core {
         // Requests that come together are planned for together: at the tick that ends the batch.
         let is_in_batch = matches!(event, Event::Ask { .. });
         let (mut effects, mut plan) = (Vec::new(), Plan::default());
-        self.observed.begin_step();
         self.end_cooldowns(now, &mut effects);
         self.observe(now, event, &mut effects);
         self.end_expected(now);
@@ -153,13 +152,13 @@ impl Core {
             self.queue.next_deadline(),
             self.cooldown.ends().next().map(|(until, _)| until),
             self.demand.surplus_since().map(|since| since.plus(plan::SURPLUS_MS)),
-            plan::next_audit(&state),
             self.deletions.next(now),
             self.leaks.next(),
             self.demand.no_prefix_until(),
             self.observed.imds_read().filter(|_| self.audits.is_discovering()).map(|at| at.plus(SETTLED_MS)),
         ];
-        let times = times.into_iter().flatten().chain(self.calls.opens(now)).chain(self.pool.next_expected());
+        let times = times.into_iter().flatten().chain(plan::next_audit(&state));
+        let times = times.chain(self.calls.opens(now)).chain(self.pool.next_expected());
         times.filter(|at| *at > now).min()
     }
 

@@ -3,7 +3,7 @@
 
 use imbl::{OrdMap, OrdSet};
 
-use super::call::Scope;
+use super::call::{Call, Scope};
 use crate::ids::{EniId, Millis};
 
 /// The slow audit: twelve times a day.
@@ -29,6 +29,8 @@ pub(crate) struct Audits {
     created_at: OrdMap<EniId, Millis>,
     /// ENIs that leases name, and that neither EC2 nor metadata shows.
     lost: OrdSet<EniId>,
+    /// What attached ENIs need before they serve: our tag, then delete-on-termination.
+    claims: OrdMap<EniId, Call>,
 }
 
 impl Audits {
@@ -106,6 +108,20 @@ impl Audits {
     /// Whether EC2 may deny that it knows this ENI, although it does.
     pub(crate) fn may_be_denied(&self, now: Millis, eni: Option<&EniId>) -> bool {
         eni.and_then(|eni| self.created_at.get(eni)).is_some_and(|at| now.since(*at) < CONSISTENT_MS)
+    }
+
+    /// An ENI that is attached here needs this call before it serves.
+    pub(crate) fn claim(&mut self, eni: EniId, call: Call) {
+        self.claims.insert(eni, call);
+    }
+
+    pub(crate) fn claims(&self) -> impl Iterator<Item = (&EniId, &Call)> {
+        self.claims.iter()
+    }
+
+    /// The call is sent, or the ENI is not here any more.
+    pub(crate) fn end_claim(&mut self, eni: &EniId) {
+        self.claims.remove(eni);
     }
 
     pub(crate) fn set_lost(&mut self, lost: OrdSet<EniId>) {

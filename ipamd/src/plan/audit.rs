@@ -6,8 +6,8 @@ use super::{
 };
 use crate::{
     ec2::{Call, Class, Scope},
-    ids::Millis,
-    pool::{EniState, STALE_MS},
+    ids::{EniId, Millis},
+    pool::{Eni, EniState, STALE_MS},
 };
 
 /// An ENI that metadata shows and EC2 does not know is asked for again after so long.
@@ -38,6 +38,23 @@ pub(super) fn audits(state: &State<'_>, now: Millis, waits: &mut Vec<Wait>) -> V
     if state.may_call(now, call.action(), class, waits) { vec![Action::call(call, class, reason)] } else { Vec::new() }
 }
 
+/// What an ENI needs before it serves that an audit has found attached here, and that no run has made ready: our tag
+/// first, then delete-on-termination.
+pub(super) fn claims(state: &State<'_>, now: Millis, waits: &mut Vec<Wait>) -> Vec<Action> {
+    if !state.node.provisions() {
+        return Vec::new();
+    }
+    let is_unknown = |id: &EniId| state.pool.eni(id).is_some_and(|eni| eni.state == EniState::Unknown);
+    let claims = state.audits.claims().filter(|(id, call)| is_unknown(id) && !state.calls.any(|other| other == *call));
+    for (_, call) in claims {
+        let class = state.class();
+        if state.may_call(now, call.action(), class, waits) {
+            return vec![Action::call(call.clone(), class, Reason::UnknownEni)];
+        }
+    }
+    Vec::new()
+}
+
 fn open_question(state: &State<'_>, now: Millis) -> Option<(Scope, Reason)> {
     let audits = state.audits;
     if state.creations.has_unclear() || state.deletions.unclear(now).next().is_some() {
@@ -66,9 +83,14 @@ fn open_question(state: &State<'_>, now: Millis) -> Option<(Scope, Reason)> {
     slow.then_some((Scope::Ours, Reason::SlowAudit))
 }
 
-/// When an audit is due that is not yet.
-pub(crate) fn next_due(state: &State<'_>) -> Option<Millis> {
+/// When audits are due that are not yet.
+pub(crate) fn next_due(state: &State<'_>) -> impl Iterator<Item = Millis> {
     let audits = state.audits;
     let open = state.pool.has_unconfirmed() || audits.wanted().is_some();
-    audits.last().filter(|_| open).map(|at| at.plus(SETTLE_MS)).into_iter().chain(audits.slow()).min()
+    let settles = audits.last().filter(|_| open).map(|at| at.plus(SETTLE_MS));
+    let waits = |eni: &Eni| {
+        eni.state == EniState::Unknown || matches!(eni.state, EniState::Detaching(_)) && eni.attachment.is_none()
+    };
+    let again = audits.last().filter(|_| state.pool.enis().any(waits)).map(|at| at.plus(AGAIN_MS));
+    settles.into_iter().chain(again).chain(audits.slow())
 }

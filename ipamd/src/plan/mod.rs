@@ -35,9 +35,10 @@ type Stage = fn(&State<'_>, Millis, &mut Vec<Wait>) -> Vec<Action>;
 
 /// Decides one stage after the other. The first that has something to do is carried out before the next is looked at.
 pub(crate) fn next(state: &State<'_>, now: Millis) -> Next {
-    let stages: [Stage; 7] = [
+    let stages: [Stage; 8] = [
         audit::leak_search,
         audit::audits,
+        audit::claims,
         creation::steps,
         growth::growth,
         release::deletions,

@@ -1,7 +1,7 @@
 //! Release of surplus: whole ENIs first, then blocks, and only what nobody has missed for a while.
 //!
-//! Two witnesses are needed: a listing of the kernel, begun after the decision, that shows no link on it, and EC2's own
-//! answer. What is withheld for it is not assigned any more from the decision on.
+//! A listing of the kernel, begun after the decision, must show no link on it. What is withheld is not assigned any more
+//! from the decision on.
 
 use std::cmp::Reverse;
 
@@ -76,7 +76,7 @@ fn detach(state: &State<'_>, now: Millis, eni: &Eni, since: Millis, waits: &mut 
         let asks = is_news && !state.calls.is_auditing() && state.may_call(now, call.action(), class, waits);
         return asks.then(|| Action::call(call, class, Reason::BeforeChange)).into_iter().collect();
     };
-    if kernel_has_spoken(state, since) {
+    if is_listed_since(state, since) {
         return vec![Action::new(Step::Delete { eni: id, attachment }, Reason::Unused)];
     }
     let message = format!("{id} is detached after a listing of links that shows none on it");
@@ -84,10 +84,10 @@ fn detach(state: &State<'_>, now: Millis, eni: &Eni, since: Millis, waits: &mut 
     Vec::new()
 }
 
-/// Whether the kernel was asked since that moment, and has just answered.
-fn kernel_has_spoken(state: &State<'_>, since: Millis) -> bool {
-    let observed = state.observed;
-    state.guards.ignores_kernel || observed.links_are_new && observed.links_listed.is_some_and(|begun| begun > since)
+/// Whether the kernel's links were listed, from a moment after that one on. No link comes later: what is withheld is not
+/// assigned.
+fn is_listed_since(state: &State<'_>, since: Millis) -> bool {
+    state.guards.ignores_kernel || state.observed.links_listed.is_some_and(|begun| begun > since)
 }
 
 fn unassign(state: &State<'_>, now: Millis, waits: &mut Vec<Wait>) -> Vec<Action> {
@@ -99,7 +99,7 @@ fn unassign(state: &State<'_>, now: Millis, waits: &mut Vec<Wait>) -> Vec<Action
         return Vec::new();
     }
     let (ready, waiting): (Vec<_>, Vec<_>) =
-        state.pool.unassigning().partition(|(_, since)| kernel_has_spoken(state, *since));
+        state.pool.unassigning().partition(|(_, since)| is_listed_since(state, *since));
     let Some(eni) = ready.first().map(|(block, _)| block.eni().clone()) else {
         if !waiting.is_empty() {
             let blocks = waiting.iter().map(|(block, _)| block.net()).collect();
@@ -154,7 +154,9 @@ fn choose(state: &State<'_>, now: Millis, card: u32) -> Option<Step> {
     let left = |sums: Sums| -> Counts { counts.without(sums.available, sums.idle_prefixes) };
     let enough = |left: Counts| policy.enough(limits, left, learned);
     let on_card = || state.pool.on_card(card).filter(|eni| eni.is_usable() && eni.ours);
-    let is_idle = |eni: &&Eni| eni.slot != Some(0) && (eni.is_idle() || state.guards.detaches_in_use);
+    // Metadata may fail to show the block that a lease is in.
+    let is_idle = |eni: &Eni| eni.is_idle() && !state.leases.names(eni.id());
+    let is_idle = |eni: &&Eni| eni.slot != Some(0) && (is_idle(eni) || state.guards.detaches_in_use);
     let mut idle: Vec<&Eni> = on_card().filter(is_idle).collect();
     idle.sort_by_key(|eni| (eni.sums.total, Reverse(eni.slot)));
     let is_settled = |eni: &&&Eni| now.since(eni.since) >= ENI_AGE_MS;

@@ -36,8 +36,6 @@ pub(crate) struct Observed<'a> {
     pub(crate) imds_read: Option<Millis>,
     /// When the newest listing of the kernel's links was begun.
     pub(crate) links_listed: Option<Millis>,
-    /// The listing is of this very step.
-    pub(crate) links_are_new: bool,
     /// Why nobody is given an address at present.
     pub(crate) blocked: Option<&'a Refusal>,
     /// A step would have broken an invariant.

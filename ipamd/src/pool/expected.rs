@@ -72,7 +72,8 @@ impl Expectations {
 
     /// When EC2's word for something that metadata does not show has to do.
     pub(super) fn next(&self) -> impl Iterator<Item = Millis> {
-        self.by_eni.values().filter_map(|expected| Some(expected.since?.plus(IMDS_LAG_MS)))
+        let since = self.by_eni.values().filter_map(|expected| expected.since);
+        since.flat_map(|since| [since.plus(IMDS_LAG_MS), since.plus(STALE_MS)])
     }
 
     /// Ends expectations that metadata has met, or that have lasted so long that EC2's word has to do; `shown` tells the

@@ -118,8 +118,7 @@ impl World {
     pub(super) fn check_configured(&mut self, before: &[EniId]) {
         let now: BTreeSet<EniId> = self.core.host_enis().map(|(eni, _)| eni.facts.id.clone()).collect();
         let enis = self.cloud.enis(self.now);
-        let attached =
-            |id: &EniId| enis.iter().any(|eni| eni.id == id.0 && eni.instance() == Some(&self.instance));
+        let attached = |id: &EniId| enis.iter().any(|eni| eni.id == id.0 && eni.instance() == Some(&self.instance));
         let used = |id: &EniId| self.pods.values().any(|pod| pod.eni == *id);
         let lost = before.iter().find(|id| !now.contains(*id) && attached(id) && used(id));
         if let Some(id) = lost {
