@@ -46,7 +46,7 @@ pub async fn remove_half_made(keys: &[AttachmentKey], families: &[Family]) -> an
     let routes: Vec<RouteMessage> = netlink.list(families).await?;
     for end in unknown {
         if host_end::used_over(std::slice::from_ref(&end), &routes).is_empty() {
-            warn!(link = end.ifname, "removed: half made, and no lease knows it");
+            warn!(link = end.ifname, "deleted: the pod link is incomplete and belongs to no lease");
             netlink.apply(&[removal::deletion(end.mac, end.index)]).await?;
         }
     }
