@@ -9,7 +9,7 @@ help:
 	@echo "make demo    two nodes, forty pods, every path a packet can take (KEEP=1 leaves it up)"
 	@echo "make test    everything that tests"
 	@echo "make test-vm pods on nodes where kube-proxy uses IPVS, under Debian's own kernel in an emulated machine"
-	@echo "make check   format, lints, licences, borders between crates, structure, chart"
+	@echo "make check   format, lints, licences, dependencies of crates, structure, chart"
 	@echo "make sim     random histories of a simulated node, with every fault (SEEDS=500)"
 	@echo "make bench   ADD and DEL compared with a minimal program; sizes (SHORT=1: fewer rounds, for development)"
 	@echo "make audit   known vulnerabilities (needs the advisory database, from outside)"
