@@ -7,7 +7,7 @@
 //! - [`pod`]: one veth, one host route, one permanent neighbour at each end; the host ends of pods that run
 //!   ([`pod::host_end`]), CHECK's findings ([`faults`]), links taken away ([`removal`]).
 //! - [`node`]: links, addresses, tables and rules of the ENIs, what differs from them, and conflicts with others.
-//! - [`netlink`]: messages, requests and the plugin's socket; [`notification`]: what others change, as the kernel reports it.
+//! - [`netlink`]: messages, requests and the plugin's socket; [`notification`]: changes that the kernel reports.
 //! - [`netfilter`]: connection tracking, and what of nftables is read without `nft`.
 //! - [`ruleset`]: the one nftables table, `ip enid`, as text.
 //! - [`forward`]: whether this host forwards packets between pods.
