@@ -8,10 +8,10 @@ SHIM := x86_64-unknown-linux-musl
 help:
 	@echo "make demo    two nodes, forty pods, every path a packet can take (KEEP=1 leaves it up)"
 	@echo "make test    everything that tests"
-	@echo "make test-vm pods beside IPVS, under Debian's own kernel in an emulated machine"
-	@echo "make check   format, lints, licences, borders between crates, structure, chart"
-	@echo "make sim     lives of a node from seeds, under every fault (SEEDS=500)"
-	@echo "make bench   ADD and DEL beside the floor; sizes (SHORT=1: fewer rounds, for development)"
+	@echo "make test-vm pods on nodes where kube-proxy uses IPVS, under Debian's own kernel in an emulated machine"
+	@echo "make check   format, lints, licences, dependencies of crates, structure, chart"
+	@echo "make sim     random histories of a simulated node, with every fault (SEEDS=500)"
+	@echo "make bench   ADD and DEL compared with a minimal program; sizes (SHORT=1: fewer rounds, for development)"
 	@echo "make audit   known vulnerabilities (needs the advisory database, from outside)"
 	@echo "make build   the programs;  make tools   what a fresh Debian 12 lacks"
 

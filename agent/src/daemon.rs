@@ -36,7 +36,7 @@ use crate::{
     store::{self, Store},
 };
 
-/// Runs the daemon until it is told to end.
+/// Runs the daemon until it is asked to stop.
 pub fn run(settings: Settings) -> anyhow::Result<()> {
     start_log(&settings);
     // The core's task and the plugins' socket share this thread, so a pod's request never waits for another thread to
@@ -67,7 +67,7 @@ async fn serve(mut settings: Settings, background: runtime::Handle) -> anyhow::R
 
     let imds = Imds::new();
     let counters = Arc::new(Counters::new()?);
-    let (parts, instance) = look_around(&mut settings, &imds, &counters, &background).await?;
+    let (parts, instance) = discover(&mut settings, &imds, &counters, &background).await?;
     let kernel = parts.kernel.clone();
     let (task, handle, published) = CoreTask::new(parts);
     let Published { awaits_metadata, awaits_listing, readiness } = published;
@@ -128,13 +128,13 @@ async fn serve(mut settings: Settings, background: runtime::Handle) -> anyhow::R
         ended = background.spawn(repair.run()) => { ended??; bail!("the repair ended") }
         ended = background.spawn(forward.run()) => ended?,
         ended = background.spawn(announce::run(settings, readiness, health)) => ended?,
-        _ = terminate.recv() => { info!("told to end; pods keep their links"); Ok(()) }
+        _ = terminate.recv() => { info!("asked to stop; pods keep their links"); Ok(()) }
         _ = interrupt.recv() => { info!("interrupted; pods keep their links"); Ok(()) }
     }
 }
 
 /// Reads store, metadata, limits and kernel, and makes of them what the core's task starts with.
-async fn look_around(
+async fn discover(
     settings: &mut Settings,
     imds: &Imds,
     counters: &Arc<Counters>,

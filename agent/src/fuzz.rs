@@ -88,7 +88,7 @@ proptest! {
         match imds::facts(&mac, &texts) {
             // A block is never larger than what EC2 gives: a few bytes of metadata must not mean millions of addresses.
             Ok(imds::Shown::Whole(eni)) => prop_assert!(eni.blocks.iter().all(|net| net.prefix_len() >= 28)),
-            Ok(imds::Shown::Bare(_) | imds::Shown::InPart) => {}
+            Ok(imds::Shown::Addressless(_) | imds::Shown::InPart) => {}
             Err(refusal) => prop_assert!(!refusal.to_string().is_empty()),
         }
     }

@@ -227,7 +227,7 @@ fn set_aside(path: &Path, failure: &DatabaseError) -> anyhow::Result<()> {
         .context("no name is left for the damaged store")?;
     fs::rename(path, &aside).with_context(|| format!("cannot rename the damaged store {}", path.display()))?;
     error!(
-        "the store {} is damaged ({failure}); it is set aside as {}, and a new one is begun from what kernel and EC2 show",
+        "the store {} is damaged ({failure}); it is renamed to {}, and a new one begins with what kernel and EC2 show",
         path.display(),
         aside.display()
     );

@@ -100,7 +100,7 @@ impl Config {
     }
 
     /// GC's list of (container, interface), the union where both keys are given. `None` if neither is: a list that is
-    /// not there says nothing, an empty one says that nobody lives.
+    /// missing says nothing, an empty one says that no attachment is valid.
     pub fn valid_attachments(&self) -> Result<Option<Vec<(String, String)>>, Error> {
         let mut lists = self.valid.iter().flatten().filter(|value| !value.is_null()).peekable();
         if lists.peek().is_none() {

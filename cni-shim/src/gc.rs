@@ -1,4 +1,4 @@
-//! GC (CNI spec 1.1.0, section 2): the runtime names what lives, the daemon ends the rest.
+//! GC (CNI spec 1.1.0, section 2): the runtime names the valid attachments, the daemon ends the others.
 
 use crate::{config::Config, daemon::Daemon, error::Error};
 

@@ -7,12 +7,12 @@
 //! - [`pod`]: one veth, one host route, one permanent neighbour at each end; the host ends of pods that run
 //!   ([`pod::host_end`]), CHECK's findings ([`faults`]), links taken away ([`removal`]).
 //! - [`node`]: links, addresses, tables and rules of the ENIs, what differs from them, and conflicts with others.
-//! - [`netlink`]: messages, requests and the plugin's socket; [`notification`]: what others change, as the kernel tells.
+//! - [`netlink`]: messages, requests and the plugin's socket; [`notification`]: changes that the kernel reports.
 //! - [`netfilter`]: connection tracking, and what of nftables is read without `nft`.
 //! - [`ruleset`]: the one nftables table, `ip enid`, as text.
 //! - [`forward`]: whether this host forwards packets between pods.
 //! - [`policy`]: how packets are steered and translated, as the operator wants it; [`marks`]: the numbers for it.
-//! - [`identity`]: whose link it is, told from its MAC, and what it is called.
+//! - [`identity`]: whose link it is, found by its MAC, and what it is called.
 //! - [`netns`]: other network namespaces.
 //!
 //! Not here: `nft` itself (the daemon runs it), sysctl policy beyond names and values.

@@ -1,4 +1,4 @@
-//! Firewalls that drop what the host forwards: told as a cause of its own, and served again when they are gone.
+//! Firewalls that drop what the host forwards: reported as a cause of its own; ADDs succeed again when they are gone.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 

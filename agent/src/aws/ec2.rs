@@ -27,9 +27,9 @@ const TAG_INSTANCE: &str = "node.k8s.amazonaws.com/instance_id";
 const TAG_CLUSTER: &str = "cluster.k8s.amazonaws.com/name";
 const TAG_NO_MANAGE: &str = "node.k8s.amazonaws.com/no_manage";
 const TAG_CREATED: &str = "node.k8s.amazonaws.com/createdAt";
-/// What descriptions of our kind's ENIs begin with; the instance's id follows.
+/// What the description of every ENI that Enid or the peer creates begins with; the instance's id follows.
 const DESCRIPTION: &str = "aws-K8S-";
-/// Our own: the client token of the creation, by which a later life finds what an earlier one had begun.
+/// Enid's own: the client token of the creation, by which a later run finds what an earlier one had begun.
 const TAG_TOKEN: &str = "enid/token";
 /// An ENI younger than this may be on its way to its node.
 const LEAKED_AGE: Duration = Duration::from_secs(300);
@@ -142,7 +142,7 @@ impl Ec2 {
 
     async fn create(&self, token: &str, creation: Creation) -> Result<Ec2Answer, CallError> {
         let action = "CreateNetworkInterface";
-        // No moment among the tags: a creation that is asked for again under its token has to be the same.
+        // No time of creation among the tags: a creation that is asked for again under its token has to be the same.
         let own = tag(TAG_TOKEN, token);
         let tags = self.tags.iter().map(|(key, value)| tag(key, value)).chain([own]).collect();
         let specification =
@@ -216,8 +216,8 @@ impl Ec2 {
             attachment.and_then(|it| it.instance_id()) == Some(self.instance.id.as_str())
         };
         let (attached, rest): (Vec<_>, Vec<_>) = found.iter().partition(here);
-        let loose = rest.into_iter().filter(|eni| eni.attachment().is_none_or(|it| it.attachment_id().is_none()));
-        let loose = loose.filter_map(|eni| {
+        let unattached = rest.into_iter().filter(|eni| eni.attachment().is_none_or(|it| it.attachment_id().is_none()));
+        let unattached = unattached.filter_map(|eni| {
             Some(UnattachedEni {
                 id: EniId(eni.network_interface_id()?.to_owned()),
                 token: tag_value(eni, TAG_TOKEN).map(str::to_owned),
@@ -225,11 +225,11 @@ impl Ec2 {
         });
         Ok(Ec2Answer::Audited {
             attached: attached.into_iter().filter_map(|eni| audited(eni, &self.instance.id)).collect(),
-            unattached: loose.collect(),
+            unattached: unattached.collect(),
         })
     }
 
-    /// ENIs of this cluster, made by one of our kind minutes ago, that hang nowhere.
+    /// Unattached ENIs with this cluster's tags that Enid or the peer created minutes ago.
     async fn find_leaked(&self) -> Result<Ec2Answer, CallError> {
         let Some((_, cluster)) = self.tags.iter().find(|(key, _)| key == TAG_CLUSTER) else {
             return Ok(Ec2Answer::Leaked { enis: Vec::new() });
@@ -246,7 +246,7 @@ impl Ec2 {
             let created = tag_value(eni, TAG_CREATED).and_then(|text| DateTime::from_str(text, Format::DateTime).ok());
             let age = created.and_then(|at| SystemTime::now().duration_since(at.try_into().ok()?).ok());
             let described = eni.description().is_some_and(|text| text.starts_with(DESCRIPTION));
-            // One of ours has no moment; that it is found twice, minutes apart, says enough.
+            // Enid tags no time of creation: such an ENI is leaked if two searches, minutes apart, find it.
             described && (created.is_none() || age.is_some_and(|age| age > LEAKED_AGE))
         };
         let enis = found.iter().filter(old).filter_map(|eni| Some(EniId(eni.network_interface_id()?.to_owned())));

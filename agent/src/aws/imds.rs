@@ -16,7 +16,7 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use tokio::time::{Instant, sleep};
 use tracing::warn;
 
-/// What does not change while the instance lives.
+/// What does not change while the instance exists.
 #[derive(Clone, Debug)]
 pub struct Instance {
     /// EC2's id.
@@ -43,7 +43,7 @@ pub struct Instance {
 #[derive(Clone, Debug)]
 pub struct Imds {
     client: Client,
-    /// What does not change while an ENI lives, of those that were listed last, by MAC: it is read once.
+    /// What does not change while an ENI exists, of those that were listed last, by MAC: it is read once.
     fixed: Arc<Mutex<BTreeMap<String, Texts>>>,
 }
 
@@ -121,7 +121,7 @@ impl Imds {
     /// All ENIs with their addresses, and those without any. An ENI of which only a part shows is left out until all of
     /// it does.
     pub async fn enis(&self) -> anyhow::Result<(Vec<EniFacts>, Vec<AddresslessEni>)> {
-        let (mut enis, mut bare) = (Vec::new(), Vec::new());
+        let (mut enis, mut addressless) = (Vec::new(), Vec::new());
         let macs: Vec<String> = lines(&self.get("network/interfaces/macs/").await?)
             .iter()
             .map(|mac| mac.trim_end_matches('/').to_owned())
@@ -130,14 +130,14 @@ impl Imds {
         for mac in macs {
             match self.eni(&mac).await? {
                 Shown::Whole(eni) => enis.push(*eni),
-                Shown::Bare(eni) => bare.push(eni),
+                Shown::Addressless(eni) => addressless.push(eni),
                 Shown::InPart => {}
             }
         }
         if enis.is_empty() {
             bail!("it lists no ENI with an IPv4 address");
         }
-        Ok((enis, bare))
+        Ok((enis, addressless))
     }
 
     async fn eni(&self, mac: &str) -> anyhow::Result<Shown> {
@@ -195,7 +195,7 @@ pub const KEYS: [&str; 9] = [
     "subnet-ipv4-cidr-block",
 ];
 
-/// Those that an ENI keeps for life. Its place is not among them: it may be attached elsewhere.
+/// Those that never change for an ENI. Its place is not among them: it may be attached elsewhere.
 const FIXED: [&str; 3] = ["interface-id", "subnet-id", "subnet-ipv4-cidr-block"];
 
 /// How much metadata shows of an ENI.
@@ -204,7 +204,7 @@ pub enum Shown {
     /// All that is needed.
     Whole(Box<EniFacts>),
     /// It has no IPv4 address: it is EFA-only, or that is still to come.
-    Bare(AddresslessEni),
+    Addressless(AddresslessEni),
     /// Too little.
     InPart,
 }
@@ -219,10 +219,10 @@ pub fn facts(mac: &str, texts: &Texts) -> anyhow::Result<Shown> {
     let (Some(addresses), Some(subnet_id), Some(subnet)) =
         (text("local-ipv4s"), text("subnet-id"), text("subnet-ipv4-cidr-block"))
     else {
-        return Ok(Shown::Bare(AddresslessEni { id, place }));
+        return Ok(Shown::Addressless(AddresslessEni { id, place }));
     };
     let mut addresses = parse_lines::<Ipv4Addr>("local-ipv4s", addresses)?.into_iter();
-    let Some(primary) = addresses.next() else { return Ok(Shown::Bare(AddresslessEni { id, place })) };
+    let Some(primary) = addresses.next() else { return Ok(Shown::Addressless(AddresslessEni { id, place })) };
     let own_v6 = parse_lines::<Ipv6Addr>("ipv6s", text("ipv6s").unwrap_or_default())?.into_iter().next();
     let subnet: Ipv4Net = parse("subnet-ipv4-cidr-block", subnet)?;
     let prefixes = parse_lines::<Ipv4Net>("ipv4-prefix", text("ipv4-prefix").unwrap_or_default())?;

@@ -47,7 +47,7 @@ impl Forgetting {
                 let failure = ended.unwrap_or_else(|failure| Err(failure.to_string())).err();
                 if failure.is_some() && failure != reported {
                     let failure = failure.as_deref().unwrap_or_default();
-                    warn!("what connection tracking remembers of used addresses ends by its own timeouts: {failure}");
+                    warn!("cannot delete connection tracking entries; they end by their own timeouts: {failure}");
                 }
                 reported = failure;
                 done(list).await;

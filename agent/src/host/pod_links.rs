@@ -30,9 +30,10 @@ pub fn pod_nets<'a>(leases: impl Iterator<Item = (&'a AttachmentKey, &'a Lease)>
     leases.map(net).collect()
 }
 
-/// For the start of the daemon, before any address is given. A pod's link that no lease knows, no route leads to and no
-/// alias names an address of was half made when an earlier run of the daemon, or its store, was lost: its plugin may only be slow,
-/// and must not make an address reachable that another pod gets meanwhile. Without the link it cannot.
+/// For the start of the daemon, before any address is given. A pod's link is incomplete if it belongs to no lease, no
+/// route leads to it and its alias names no address: an earlier run of the daemon ended, or the store was lost, while a
+/// plugin configured it. That plugin may only be slow, and must not make an address reachable that another pod gets
+/// meanwhile. Without the link it cannot.
 pub async fn remove_half_made(keys: &[AttachmentKey], families: &[Family]) -> anyhow::Result<()> {
     let mut netlink = Netlink::open()?;
     let known: BTreeSet<Mac> =
@@ -46,7 +47,7 @@ pub async fn remove_half_made(keys: &[AttachmentKey], families: &[Family]) -> an
     let routes: Vec<RouteMessage> = netlink.list(families).await?;
     for end in unknown {
         if host_end::used_over(std::slice::from_ref(&end), &routes).is_empty() {
-            warn!(link = end.ifname, "removed: half made, and no lease knows it");
+            warn!(link = end.ifname, "a pod link that is incomplete and belongs to no lease is deleted");
             netlink.apply(&[removal::deletion(end.mac, end.index)]).await?;
         }
     }

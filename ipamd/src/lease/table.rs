@@ -150,7 +150,7 @@ impl Leases {
         Some(lease)
     }
 
-    /// The runtime's list of what lives in a network. It is one witness; the lease of another attachment ends when the
+    /// The runtime's list of the attachments that exist in a network. The lease of another attachment ends when the
     /// next listing of the kernel shows no link of it either.
     pub(crate) fn not_in_list(&mut self, now: Millis, network: &str, alive: &[AttachmentKey]) {
         let alive: BTreeSet<&AttachmentKey> = alive.iter().collect();

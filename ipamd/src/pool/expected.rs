@@ -12,7 +12,7 @@ pub(crate) const STALE_MS: u64 = 60_000;
 /// An address is assigned once instance metadata shows it, or when it has not for so long after EC2 confirmed it.
 pub(crate) const IMDS_LAG_MS: u64 = 10_000;
 
-/// Blocks that EC2 confirmed for an ENI, until metadata shows them or its word has to do.
+/// Blocks that EC2 confirmed for an ENI, until metadata shows them, or EC2's confirmation alone is enough.
 #[derive(Clone, Debug)]
 pub(crate) struct Expected {
     pub(crate) blocks: OrdSet<IpNet>,
@@ -76,8 +76,8 @@ impl Expectations {
         since.flat_map(|since| [since.plus(IMDS_LAG_MS), since.plus(STALE_MS)])
     }
 
-    /// Ends expectations that metadata has met, or that have lasted so long that EC2's word has to do; `shown` tells the
-    /// blocks of ENIs that metadata has shown.
+    /// Ends expectations that metadata has met, or that have lasted so long that EC2's confirmation alone is enough;
+    /// `shown` gives the blocks of ENIs that metadata has shown.
     pub(super) fn end<'a>(&mut self, now: Millis, shown: impl Fn(&EniId) -> Option<&'a OrdSet<IpNet>>) -> Vec<Met> {
         let mut met = Vec::new();
         for (id, expected) in self.by_eni.clone() {

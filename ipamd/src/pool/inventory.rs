@@ -423,7 +423,7 @@ impl Pool {
         self.expected.next()
     }
 
-    /// Ends expectations that metadata has met, or that have lasted so long that EC2's word has to do.
+    /// Ends expectations that metadata has met, or that have lasted so long that EC2's confirmation alone is enough.
     pub(crate) fn end_expected(&mut self, now: Millis) -> Vec<Met> {
         self.expected.end(now, |id| self.enis.get(id).map(|eni| &eni.blocks))
     }

@@ -1,4 +1,4 @@
-//! A node's life against a small EC2 that keeps limits, answers late, and sometimes refuses.
+//! Histories of a node with a small EC2 that keeps limits, answers late, and sometimes refuses.
 //!
 //! The properties hold for every order of events: an address has one owner, what was answered is what is
 //! recorded, and whoever waits is answered in the end.
@@ -172,7 +172,7 @@ fn an_eni_that_is_being_detached_serves_nobody() {
     assert!(world.asked.is_empty() && world.enis.values().all(|eni| eni.place.is_some()));
 }
 
-/// Metadata that leaves an ENI out at the start of a life is no reason to take the rules from the pods behind it.
+/// Metadata that leaves an ENI out at the start of a run is no reason to take the rules from the pods behind it.
 #[test]
 fn what_leases_name_is_retained_until_metadata_shows_it() {
     let mut world = World::new();

@@ -388,7 +388,7 @@ impl World {
         }
         self.offered.clear();
         self.asked.clear();
-        // No two lives share a client token, not even two of one moment.
+        // No two runs share a client token, not even two of one moment.
         self.lives += 1;
         self.node.token_seed = format!("t{}", self.lives);
         self.core = Core::new(self.node.clone(), self.ledger.clone());

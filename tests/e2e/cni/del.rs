@@ -108,7 +108,7 @@ fn during_an_add_of_the_same_attachment_nothing_is_left() {
 fn it_survives_a_stderr_that_nobody_reads() {
     let pod = pod_of("1.0.0", "mute");
     add(&pod);
-    // The daemon cannot be told, which is worth a line on stderr.
+    // The daemon cannot be reached, which is worth a line on stderr.
     let config = with(&pod, &[("socket", json!("/none/such"))]);
     for redirection in ["2>&-", "2>/dev/full"] {
         Call::new(&pod, "DEL").stdin(&config).redirected(redirection).make(node()).unwrap().silent().unwrap();

@@ -1,4 +1,4 @@
-//! GC: two witnesses, the runtime's list and the kernel, end an attachment; one alone does not.
+//! GC: an attachment ends if neither the runtime's list nor the kernel shows it; one alone is not enough.
 
 use enid_tests::{Call, Pod, pod};
 use serde_json::{Value, json};
@@ -43,7 +43,7 @@ fn what_nobody_lists_and_the_kernel_lacks_is_freed() {
     assert!(!has_lease(stale));
     assert!(has_lease(alive), "its link stands");
     assert!(said.contains("sandbox-alive"), "{said}");
-    // An empty list says that nobody lives, twice the same.
+    // An empty list says that no attachment exists; the second time the same.
     for _ in 0..2 {
         collect(&[(VALID, json!([]))]);
         assert!(!has_lease(kept) && has_lease(alive));

@@ -105,7 +105,7 @@ fn packets_that_are_no_conversation_end_only_themselves() {
         Kind::Lookup(LookupRequest { attachment: Some(Attachment::default()) }),
     ];
     nameless.into_iter().for_each(|kind| closed(&[packet::from_plugin(kind)], true));
-    // An empty packet cannot be told from the end.
+    // An empty packet looks like the end of the connection.
     assert_eq!(answered(&[Vec::new()]), None);
     Call::bare("STATUS").stdin(&enid_tests::pod::config("1.1.0", 5)).make(node()).unwrap().silent().unwrap();
     wait_until(BOUND, || files() == before).unwrap();

@@ -1,7 +1,7 @@
-//! `make sim`: lives of a node under every fault we can think of, from seeds.
+//! `make sim`: random histories of a node, each drawn from a seed, with every fault we can think of.
 //!
-//!     sim seeds [COUNT [FIRST]]   random lives; a broken one is shrunk and written to tests/sim/stories
-//!     sim stories                 every life that once broke, and the peer's known bugs, replayed
+//!     sim seeds [COUNT [FIRST]]   random histories; one that fails is shrunk and written to tests/sim/stories
+//!     sim stories                 every history that once failed, and the peer's known bugs, replayed
 //!     sim story FILE              one of them; SIM_TRACE=1 prints every event and effect
 //!     sim mutations               each guard taken away once: somebody must notice
 //!     sim counts                  how many EC2 calls the usual situations cost
@@ -65,7 +65,7 @@ fn run(args: &[String]) -> anyhow::Result<()> {
             Some(_) => fleet::waste::run(Some(number(1, 1)?..number(1, 1)? + number(2, 3)?)),
             None => fleet::waste::run(None),
         },
-        Some("plot") => fleet::plot::draw(Path::new(args.get(1).context("which file?")?), fleet::waste::JUDGES),
+        Some("plot") => fleet::plot::draw(Path::new(args.get(1).context("which file?")?), fleet::waste::SEEDS),
         Some(other) => {
             anyhow::bail!(
                 "there is no {other:?}; sim seeds | story | stories | mutations | counts | fleet | waste | plot"

@@ -14,7 +14,7 @@ use plotters::prelude::*;
 
 /// Pods on the node that grows. 110 and 250 are Kubernetes' and EKS's usual limits, 737 is Amazon's for the largest.
 const SIZES: [usize; 5] = [10, 110, 250, 737, 1000];
-/// Turns, one flood on each node: many and short ones, since what has to be told is three per cent.
+/// Turns, one flood on each node: many and short ones, since a difference of three per cent has to show.
 const PAIRS: usize = 192;
 /// With two rules for each pod, where the difference is a multiple.
 const RULES_PAIRS: usize = 24;

@@ -11,8 +11,8 @@ use super::{
 };
 use crate::world::settings;
 
-/// Seeds that judge. Those that the constants were chosen on are below 100.
-pub const JUDGES: std::ops::Range<u64> = 100..105;
+/// Seeds of the comparison. Those that the constants were chosen on are below 100.
+pub const SEEDS: std::ops::Range<u64> = 100..105;
 
 /// Seconds of waiting for each ADD that make no difference.
 const SAME: f64 = 0.001;
@@ -116,9 +116,9 @@ pub fn play(seeds: std::ops::Range<u64>) -> anyhow::Result<Vec<(&'static str, Co
     Ok(found)
 }
 
-/// Judges; a rival that is better in two of three on a trace is an error.
+/// Compares; a rival that is better in two of three on a trace is an error.
 pub fn run(seeds: Option<std::ops::Range<u64>>) -> anyhow::Result<()> {
-    let seeds = seeds.unwrap_or(JUDGES);
+    let seeds = seeds.unwrap_or(SEEDS);
     let found = play(seeds.clone())?;
     let mut table = Table::new();
     table.load_style(NOTHING).set_header([

@@ -60,7 +60,7 @@ pub struct World {
     pub instance: String,
     limits: Limits,
     policy: Policy,
-    lives: u64,
+    runs: u64,
     disk: Ledger,
     mutation: Option<Mutation>,
     /// EC2 calls on their way: when the answer comes.
@@ -110,7 +110,7 @@ impl World {
             instance,
             limits,
             policy,
-            lives: 0,
+            runs: 0,
             disk: Ledger::default(),
             mutation,
             calls: BTreeMap::new(),
@@ -150,14 +150,14 @@ impl World {
         Millis(self.now - self.boot)
     }
 
-    /// A new life of the daemon: it remembers what the disk says.
+    /// A new run of the daemon: it remembers what the disk says.
     fn start(&mut self) {
-        self.lives += 1;
+        self.runs += 1;
         let node = Node {
             instance_id: self.instance.clone(),
             limits: self.limits,
             policy: self.policy.clone(),
-            token_seed: format!("{}-{}", self.lives, self.now),
+            token_seed: format!("{}-{}", self.runs, self.now),
         };
         self.core = Core::new(node, self.disk.clone());
         if let Some(mutation) = self.mutation {
@@ -317,9 +317,9 @@ impl World {
         self.next_metadata = self.now + if soon { 500 } else { METADATA_MS };
         self.tell(Event::Wall { ms: self.now + self.wall });
         if !enis.is_empty() {
-            let (before, lives) = (self.configured_enis(), self.lives);
+            let (before, runs) = (self.configured_enis(), self.runs);
             self.tell(Event::Imds { enis, addressless: Vec::new() });
-            if self.lives == lives {
+            if self.runs == runs {
                 self.check_configured(&before);
             }
         }

@@ -96,7 +96,7 @@ impl World {
             Move::Reboot => self.reboot(),
             Move::LoseStore => {
                 self.fault("store lost");
-                // A lost store and stale metadata together leave no witness at all. So the daemon is down for
+                // A lost store and stale metadata together leave nothing that shows the ENIs. So the daemon is down for
                 // longer than metadata and EC2 lag, and metadata is not stale.
                 self.cloud.faults().imds_stale = false;
                 self.now += 15_000;
@@ -139,7 +139,7 @@ impl World {
             }
             Move::Stale(stale) => {
                 self.fault("metadata stale");
-                // Where nothing is remembered, stale metadata and no EC2 leave no witness: a known limit.
+                // Where nothing is remembered, stale metadata and no EC2 leave nothing to start from: a known limit.
                 let looks = self.disk.intents.values().any(|intent| *intent == Intent::Discover);
                 self.cloud.faults().imds_stale = *stale && !looks && !self.disk.slots.is_empty();
             }
@@ -154,7 +154,7 @@ impl World {
             Move::Detach(number) => self.detach(*number),
             Move::Settings(number) => {
                 self.fault("settings changed");
-                // Families are chosen for the whole life.
+                // Families are chosen for the whole history.
                 self.policy = Policy { second: self.policy.second, ..settings(*number) };
                 let policy = self.policy.clone();
                 self.tell(Event::Settings { policy });

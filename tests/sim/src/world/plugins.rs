@@ -28,7 +28,7 @@ impl World {
 
     pub(super) fn ask(&mut self, key: AttachmentKey) {
         self.tickets += 1;
-        let ticket = Ticket(self.tickets + self.lives * 1_000_000);
+        let ticket = Ticket(self.tickets + self.runs * 1_000_000);
         let plugin = Plugin { ticket, key: key.clone(), step: Step::Waits, lease: None, at: self.now, connected: true };
         self.plugins.insert(self.tickets, plugin);
         let pod = PodRef { namespace: "default".into(), name: key.container.clone() };
@@ -39,7 +39,7 @@ impl World {
         self.links.remove(key);
         self.release(key);
         self.tickets += 1;
-        let ticket = Ticket(self.tickets + self.lives * 1_000_000);
+        let ticket = Ticket(self.tickets + self.runs * 1_000_000);
         self.tell(Event::Release { ticket, key: key.clone() });
     }
 
