@@ -129,7 +129,7 @@ fn status(pool: &Pool) -> String {
         rows.push(["action".to_owned(), format!("{}{when}: {}", action.step, action.reason)]);
     }
     for wait in &plan.waits {
-        let until = if wait.until_ms > 0 { format!(", {} ms more", wait.until_ms) } else { String::new() };
+        let until = if wait.until_ms > 0 { format!(", for {} ms more", wait.until_ms) } else { String::new() };
         let cause = if wait.cause.is_empty() { String::new() } else { format!("{}: ", wait.cause) };
         rows.push(["waits for".to_owned(), format!("{}{until}: {cause}{}", wait.awaited, wait.message)]);
     }

@@ -26,12 +26,18 @@ pub struct Carrier {
     in_flight: bool,
     /// When the next attempt may begin.
     not_before: Millis,
-    /// The newest topology that an attempt has been made for; nobody waits for an older one.
-    attempted: u64,
-    /// Verdicts, and the topology that each waits for.
-    waiting: Vec<(Ticket, u64)>,
+    verdicts: Verdicts,
     /// What the kernel refused last: reported once.
     failure: Option<String>,
+}
+
+/// Verdicts that wait for an attempt.
+#[derive(Default)]
+struct Verdicts {
+    /// The newest topology that an attempt has been made for; nobody waits for an older one.
+    attempted: u64,
+    /// The topology that each waits for.
+    waiting: Vec<(Ticket, u64)>,
 }
 
 /// An attempt that has ended.
@@ -61,8 +67,7 @@ impl Carrier {
             topology: None,
             in_flight: false,
             not_before: Millis(0),
-            attempted: 0,
-            waiting: Vec::new(),
+            verdicts: Verdicts::default(),
             failure: None,
         }
     }
@@ -76,7 +81,7 @@ impl Carrier {
         let wanted = Wanted::new(core, &self.vpc, &self.steering);
         if (wanted == self.applied && configuring.is_empty()) || core.host_enis().next().is_none() {
             self.topology = Some(topology);
-            self.attempted = topology;
+            self.verdicts.attempted = topology;
             return None;
         }
         self.in_flight = true;
@@ -89,7 +94,7 @@ impl Carrier {
 
     /// Takes the end of an attempt: the ENIs that are carried now.
     pub fn end(&mut self, attempt: Attempt, now: Millis) -> Vec<EniId> {
-        (self.in_flight, self.attempted) = (false, attempt.topology);
+        (self.in_flight, self.verdicts.attempted) = (false, attempt.topology);
         let mut up = Vec::new();
         match attempt.answer {
             Ok(applied) => {
@@ -117,17 +122,12 @@ impl Carrier {
 
     /// Keeps a verdict until an attempt for this topology, or a newer one, has ended; whether it has to wait.
     pub fn keeps(&mut self, ticket: Ticket, topology: u64) -> bool {
-        let waits = topology > self.attempted;
-        if waits {
-            self.waiting.push((ticket, topology));
-        }
-        waits
+        self.verdicts.keeps(ticket, topology)
     }
 
     /// The verdicts that need not wait any more.
     pub fn ready(&mut self) -> Vec<Ticket> {
-        let attempted = self.attempted;
-        self.waiting.extract_if(.., |(_, topology)| *topology <= attempted).map(|(ticket, _)| ticket).collect()
+        self.verdicts.ready()
     }
 
     /// What the kernel refuses, or that it refuses nothing any more.
@@ -163,5 +163,37 @@ impl Carrier {
     /// When an attempt may begin for which nothing else wakes the core's task.
     pub fn due(&self, now: Millis) -> Option<Millis> {
         Some(self.not_before).filter(|at| *at > now && !self.in_flight)
+    }
+}
+
+impl Verdicts {
+    fn keeps(&mut self, ticket: Ticket, topology: u64) -> bool {
+        let waits = topology > self.attempted;
+        if waits {
+            self.waiting.push((ticket, topology));
+        }
+        waits
+    }
+
+    fn ready(&mut self) -> Vec<Ticket> {
+        let attempted = self.attempted;
+        self.waiting.extract_if(.., |(_, topology)| *topology <= attempted).map(|(ticket, _)| ticket).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_verdict_waits_for_an_attempt_that_knows_its_block() {
+        let mut verdicts = Verdicts { attempted: 3, ..Verdicts::default() };
+        assert!(!verdicts.keeps(Ticket(1), 3), "the host carries it");
+        assert!(verdicts.keeps(Ticket(2), 4) && verdicts.keeps(Ticket(3), 5));
+        assert_eq!(verdicts.ready(), []);
+        verdicts.attempted = 4; // it was in flight while the block of the third came
+        assert_eq!(verdicts.ready(), [Ticket(2)]);
+        verdicts.attempted = 6;
+        assert_eq!(verdicts.ready(), [Ticket(3)]);
     }
 }

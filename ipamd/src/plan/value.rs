@@ -158,7 +158,7 @@ impl fmt::Display for Awaited {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Awaited::Addresses { card } => write!(f, "addresses on network card {card}"),
-            Awaited::Permission { action } => write!(f, "permission to call {action}"),
+            Awaited::Permission { action } => write!(f, "the next allowed call of {action}"),
             Awaited::Answer { action } => write!(f, "the answer of {action}"),
             Awaited::Metadata { eni } => write!(f, "instance metadata of {eni}"),
             Awaited::EniListing { eni } => write!(f, "a listing of links before {eni} is detached"),
@@ -187,9 +187,9 @@ impl fmt::Display for Step {
                 None => f.write_str(call.action()),
             },
             Step::Create { .. } => f.write_str("CreateNetworkInterface"),
-            Step::PlanAhead { addresses } => write!(f, "plan for {addresses} addresses"),
-            Step::WithholdEni(eni) => write!(f, "withhold {eni}"),
-            Step::WithholdBlocks(blocks) => write!(f, "withhold {}", List(blocks)),
+            Step::PlanAhead { addresses } => write!(f, "count on {addresses} addresses"),
+            Step::WithholdEni(eni) => write!(f, "assign no more addresses of {eni}"),
+            Step::WithholdBlocks(blocks) => write!(f, "assign no more addresses of {}", List(blocks)),
             Step::KeepEni(eni) => write!(f, "keep {eni}"),
             Step::KeepBlock(block) => write!(f, "keep {block}"),
             Step::Delete { eni, .. } => write!(f, "detach and delete {eni}"),

@@ -172,6 +172,27 @@ fn an_eni_that_is_being_detached_serves_nobody() {
     assert!(world.asked.is_empty() && world.enis.values().all(|eni| eni.place.is_some()));
 }
 
+/// Neither metadata nor EC2 shows the block of a lease any more: its ENI looks idle, and stays.
+#[test]
+fn an_eni_that_a_lease_names_is_not_chosen_for_release() {
+    let mut world = World::new();
+    world.settle();
+    (0..8).for_each(|pod| world.ask(pod));
+    world.settle();
+    let secondary = |lease: &&enid_ipamd::Lease| lease.eni.0 != "eni-0";
+    let lease = world.ledger.leases.values().find(secondary).expect("three addresses fit an ENI").clone();
+    let (kept, _) = world.ledger.leases.iter().find(|(_, other)| other.address == lease.address).expect("it is held");
+    let kept = kept.clone();
+    let block = |net: &ipnet::IpNet| net.contains(&lease.address);
+    world.enis.get_mut(&lease.eni).expect("known").blocks.retain(|net| !block(net));
+    (0..8).filter(|pod| key(*pod) != kept).for_each(|pod| world.del(pod, true));
+    world.restart(true);
+    // The first audit of a run says which ENIs are ours.
+    (0..5).for_each(|_| world.settle());
+    assert!(world.sent.contains(&"DetachNetworkInterface"), "what is really idle goes");
+    assert!(world.enis[&lease.eni].place.is_some(), "a pod has its address");
+}
+
 /// Metadata that leaves an ENI out at the start of a run is no reason to take the rules from the pods behind it.
 #[test]
 fn what_leases_name_is_retained_until_metadata_shows_it() {
