@@ -72,7 +72,7 @@ fn a_damaged_store_is_set_aside_and_said_so() {
     let daemon = Daemon::spawn(place, &[&settings[..], &[("DISABLE_METRICS", "true")]].concat()).unwrap();
     let aside = || place.sh("ls /var/lib/enid-3").is_ok_and(|list| list.contains("damaged"));
     wait_until(BOUND, aside).unwrap();
-    wait_until(BOUND, || daemon.log().contains("set aside")).unwrap();
+    wait_until(BOUND, || daemon.log().contains("it is renamed to")).unwrap();
     wait_until(BOUND, || place.sh("test -S /run/enid-3/cni.sock").is_ok()).unwrap();
 }
 
