@@ -37,11 +37,19 @@ struct StoredLease {
     index: u32,
 }
 
+/// Pages of the file that are kept in memory; redb's default is a gigabyte.
+const CACHE_BYTES: usize = 1024 * 1024;
+
 /// The open file.
 pub struct Store {
     path: PathBuf,
     /// `None` after a failed write, until it can be opened again: redb gives up on a file that failed.
     database: Mutex<Option<Database>>,
+}
+
+/// Opens or makes the file.
+fn create(path: &Path) -> Result<Database, DatabaseError> {
+    Database::builder().set_cache_size(CACHE_BYTES).create(path)
 }
 
 impl Store {
@@ -53,11 +61,11 @@ impl Store {
             .create(dir)
             .with_context(|| format!("cannot make the store's folder {}", dir.display()))?;
         let path = dir.join("enid.redb");
-        let database = match Database::create(&path) {
+        let database = match create(&path) {
             Ok(database) => database,
             Err(failure) if is_damage(&failure) => {
                 set_aside(&path, &failure)?;
-                Database::create(&path).with_context(|| format!("cannot make the store {}", path.display()))?
+                create(&path).with_context(|| format!("cannot make the store {}", path.display()))?
             }
             Err(failure) => {
                 return Err(failure).with_context(|| format!("cannot open the store {}", path.display()));
@@ -79,9 +87,7 @@ impl Store {
         let mut held = self.database.lock().unwrap_or_else(PoisonError::into_inner);
         let database = match held.take() {
             Some(database) => database,
-            None => {
-                Database::create(&self.path).with_context(|| format!("cannot open {} again", self.path.display()))?
-            }
+            None => create(&self.path).with_context(|| format!("cannot open {} again", self.path.display()))?,
         };
         let done = work(&database)?;
         *held = Some(database);

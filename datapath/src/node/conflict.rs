@@ -70,7 +70,8 @@ pub fn conflicts(enis: &[EniNet], pool: &[IpNet], policy: &Policy, found: &Found
         let caught = whole && !ours && pool.iter().any(|block| block.contains(&to));
         caught.then(|| format!("the route {to} in main, whose kind is {:?}, leads past its pod", route.header.kind))
     });
-    let addresses = found.addresses.iter().filter_map(|message| on_foreign_link(message, enis, pool, found));
+    let of_enis: BTreeSet<u32> = found.indices(enis).into_values().collect();
+    let addresses = found.addresses.iter().filter_map(|message| on_foreign_link(message, &of_enis, pool, found));
     let mut all: Vec<String> = rules.chain(routes).chain(past).chain(addresses).collect();
     if let Some(more) = all.len().checked_sub(MOST).filter(|more| *more > 0) {
         all.truncate(MOST);
@@ -139,11 +140,10 @@ fn selectors(rule: &RuleMessage) -> String {
 }
 
 /// A pod's address on a link that is no ENI's makes it the host's own.
-fn on_foreign_link(message: &AddressMessage, enis: &[EniNet], pool: &[IpNet], found: &Found) -> Option<String> {
+fn on_foreign_link(message: &AddressMessage, of_enis: &BTreeSet<u32>, pool: &[IpNet], found: &Found) -> Option<String> {
     let address = own_address(message)?;
     let index = message.header.index;
-    let of_an_eni = enis.iter().any(|eni| found.link_of(eni.mac).is_some_and(|link| link.header.index == index));
-    if of_an_eni || !pool.iter().any(|block| block.contains(&address)) {
+    if of_enis.contains(&index) || !pool.iter().any(|block| block.contains(&address)) {
         return None;
     }
     let name = found.links.iter().find(|link| link.header.index == index).map_or("?", ifname);

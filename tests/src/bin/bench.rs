@@ -90,9 +90,16 @@ fn bench(rounds: &Rounds, musl: &str, glibc: &str) -> anyhow::Result<()> {
         enid_tests::Pod::new(0, &format!("pod-{number}")).call(place, "ADD")?;
     }
     let status = std::fs::read_to_string(format!("/proc/{}/status", daemon.pid()?))?;
-    let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
-    let kib: u64 = resident.trim().trim_end_matches(" kB").parse()?;
-    println!("{}\n", targets(&series, &bursts, mib(size)?, mib(kib * 1024)?)?);
+    let resident = |of: &str| -> anyhow::Result<f64> {
+        let line = status.lines().find_map(|line| line.strip_prefix(of)?.strip_prefix(':'));
+        let kib: u64 = line.with_context(|| format!("no {of}"))?.trim().trim_end_matches(" kB").parse()?;
+        mib(kib * 1024)
+    };
+    println!("{}\n", targets(&series, &bursts, mib(size)?, resident("VmRSS")?)?);
+    let (files, own) = (resident("RssFile")?, resident("RssAnon")?);
+    println!(
+        "of the resident memory: program and libraries, pages of files, {files:.1} MiB; heap and stacks {own:.1} MiB\n"
+    );
     daemon.kill()?;
     println!("{}\n", starts(rounds.starts, place, &settings)?);
     Ok(())
