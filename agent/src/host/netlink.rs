@@ -13,6 +13,7 @@ use std::{convert::Infallible, io, time::Duration};
 use enid_datapath::{
     Error, Family, Request,
     netlink::{
+        answer::link,
         error::of_code,
         listing::{LISTINGS, Listed, ask_link},
     },
@@ -30,7 +31,10 @@ use netlink_proto::{
     ConnectionHandle, new_connection,
     sys::{SocketAddr, protocols::NETLINK_ROUTE},
 };
-use nix::errno::Errno;
+use nix::{
+    errno::Errno,
+    libc::{RTM_DELLINK, RTM_NEWLINK},
+};
 use tokio::time::timeout;
 
 /// Requests that travel in one datagram: they and their acknowledgements fit a socket's buffers.
@@ -51,7 +55,11 @@ impl NetlinkDeserializable for Incoming {
     type Error = Infallible;
 
     fn deserialize(header: &NetlinkHeader, payload: &[u8]) -> Result<Self, Infallible> {
-        let decoded = RouteNetlinkMessage::deserialize(header, payload);
+        let decoded = match header.message_type {
+            RTM_NEWLINK => link(payload).map(RouteNetlinkMessage::NewLink),
+            RTM_DELLINK => link(payload).map(RouteNetlinkMessage::DelLink),
+            _ => RouteNetlinkMessage::deserialize(header, payload),
+        };
         Ok(decoded.map_or(Incoming::Unknown(header.message_type), Incoming::Route))
     }
 }

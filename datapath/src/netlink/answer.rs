@@ -39,7 +39,9 @@ impl NetlinkDeserializable for Answer {
     }
 }
 
-fn link(payload: &[u8]) -> Result<LinkMessage, DecodeError> {
+/// A link as both programs keep it: of some fifty attributes the six that this crate looks at. A node's listing has
+/// hundreds of links, and the daemon reads it again and again.
+pub fn link(payload: &[u8]) -> Result<LinkMessage, DecodeError> {
     let mut link = LinkMessage::default();
     link.header = LinkHeader::parse(payload)?;
     for attribute in NlasIterator::new(payload.get(link.header.buffer_len()..).unwrap_or_default()) {

@@ -8,7 +8,7 @@
 //! - [`answer`]: what of the kernel's answers the socket reads.
 //! - [`datagram`]: the messages of a datagram, for both families of netlink.
 
-mod answer;
+pub mod answer;
 pub(crate) mod datagram;
 pub mod error;
 pub mod link;
