@@ -11,7 +11,7 @@ use std::{sync::Arc, time::Duration};
 
 use enid_ipamd::{Action, AttachmentKey, CallError, Cause, Core, Effect, Event, Millis, Refusal, Ticket};
 use ipnet::Ipv4Net;
-use tokio::{runtime, sync::mpsc, time::timeout};
+use tokio::{runtime, sync::mpsc, task::yield_now, time::timeout};
 use tracing::{debug, info, warn};
 
 use crate::{
@@ -204,6 +204,11 @@ impl CoreTask {
                 }
                 other => others.push(other),
             }
+        }
+        if !offered.is_empty() {
+            // The offers' packets leave before the disk's thread wakes up: on a busy node it would run first, on the very
+            // processor that the plugin waits for.
+            yield_now().await;
         }
         match self.journal.write(writes).await {
             Ok(()) => others.into_iter().for_each(|effect| self.act(effect)),
