@@ -49,7 +49,7 @@ borders:
 	if grep -E '^aws-' <<<"$$tree"; then echo "the AWS SDK outside the agent (above)"; exit 1; fi
 	@tree=$$(cargo tree --locked -p enid-cni -e normal --prefix none | sort -u) || exit 1; \
 	if grep -E '^(tokio|hyper|h2|tonic|tower)[- ]' <<<"$$tree"; then echo "the plugin pulls in a runtime (above)"; exit 1; fi; \
-	count=$$(sed 's/ .*//' <<<"$$tree" | sort | wc -l); \
+	count=$$(sed 's/ (.*//' <<<"$$tree" | sort -u | wc -l); \
 	if [ "$$count" -gt $(PLUGIN_CRATES) ]; then echo "the plugin has $$count crates; $(PLUGIN_CRATES) are allowed"; exit 1; fi; \
 	echo "borders: ipamd is pure, AWS stays in the agent, the plugin has $$count crates and no runtime"
 
