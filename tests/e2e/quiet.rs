@@ -73,7 +73,7 @@ fn a_quiet_daemon_runs_no_program() {
 
 /// `cargo test -p enid-tests --test quiet -- --ignored --nocapture`; QUIET_SECONDS says how long, 600 by default.
 #[test]
-#[ignore = "minutes of the clock; it prints what a quiet daemon costs"]
+#[ignore = "a measurement, not a check: ten minutes of the clock, and other work on the machine would change the figure"]
 fn what_a_quiet_daemon_costs() {
     let seconds = std::env::var("QUIET_SECONDS").ok().map_or(600, |text| text.parse().unwrap());
     let (lab, daemon, pods) = quiet_node();

@@ -42,20 +42,15 @@ impl Links {
                 }
                 list(&self.handle).await
             };
-            let failed = match listed.await {
-                Ok(()) => {
-                    first = false;
-                    false
-                }
-                Err(failure) => {
-                    warn!("cannot list the links: {failure:#}");
-                    true
-                }
-            };
+            let listed = listed.await;
+            if let Err(failure) = &listed {
+                warn!("cannot list the links: {failure:#}");
+            }
+            first &= listed.is_err();
             let last = Instant::now();
             sleep_until(last + SPACING).await;
             // After a failure it is tried again: a notification may have asked for it.
-            if !failed {
+            if listed.is_ok() {
                 let wanted = async {
                     tokio::select! {
                         () = self.changed.notified() => {}

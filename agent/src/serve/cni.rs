@@ -312,6 +312,7 @@ async fn offered(
         let cards = cards.await?;
         Some((request.answer().await?, cards))
     });
+    // The packet has to leave after so long, and only then: it is a deadline, not a wait for something.
     let mut pending = std::pin::pin!(tokio::time::sleep(PENDING));
     let mut said = false;
     loop {

@@ -71,11 +71,12 @@ impl Listener {
     /// The next plugin that root runs, or who we are; the folder keeps all others out already.
     pub async fn accept(&self) -> Connection {
         loop {
-            match self.0.accept().await.map(|(socket, _)| Connection(socket)) {
-                Ok(connection) if connection.is_trusted() => return connection,
+            match self.0.accept().await {
+                Ok((socket, _)) if sockets::is_of_trusted(&socket) => return Connection(socket),
                 Ok(_) => {}
                 Err(error) => {
                     warn!("cni.sock: cannot accept a connection: {error}");
+                    // The same error would come at once; nothing tells when it has passed.
                     tokio::time::sleep(PAUSE).await;
                 }
             }
@@ -84,20 +85,6 @@ impl Listener {
 }
 
 impl Connection {
-    fn is_trusted(&self) -> bool {
-        match self.0.peer_cred() {
-            Ok(peer) if sockets::is_trusted(peer.uid()) => true,
-            Ok(peer) => {
-                warn!(uid = peer.uid(), "a connection was closed: only root may ask");
-                false
-            }
-            Err(error) => {
-                warn!("a connection was closed: it does not say whose it is: {error}");
-                false
-            }
-        }
-    }
-
     /// The next message; `None` once the plugin has closed. What is dropped before it is done takes no packet.
     pub async fn receive(&self) -> Result<Option<from_plugin::Kind>, Fault> {
         let received = match receive(&self.0) {

@@ -45,7 +45,8 @@ pub fn incoming(listener: UnixListener) -> impl Stream<Item = std::io::Result<Un
     UnixListenerStream::new(listener).filter(|accepted| accepted.as_ref().map_or(true, is_of_trusted))
 }
 
-fn is_of_trusted(socket: &UnixStream) -> bool {
+/// Whether root, or who we are, is at the other end.
+pub fn is_of_trusted(socket: &UnixStream) -> bool {
     match socket.peer_cred() {
         Ok(peer) if is_trusted(peer.uid()) => true,
         Ok(peer) => {
@@ -59,8 +60,7 @@ fn is_of_trusted(socket: &UnixStream) -> bool {
     }
 }
 
-/// Root, or who we are.
-pub fn is_trusted(uid: u32) -> bool {
+fn is_trusted(uid: u32) -> bool {
     [0, nix::unistd::geteuid().as_raw()].contains(&uid)
 }
 
