@@ -11,12 +11,12 @@ use enid_api::{
     v1::{LookupReply, Offer, ReleaseReply, Verdict, from_daemon::Kind},
 };
 use enid_tests::{
-    Call, Lab, LabConfig, Place, Pod,
+    Call, Lab, LabConfig, Place, Pod, wait_until,
     wire::{Connection, Packet, Recording, Side, Stage},
 };
 use serde_json::{Value, json};
 
-use super::{add, del, has_lease, node, pod_of, with};
+use super::{BOUND, add, del, has_lease, node, pod_of, with};
 
 /// The pod of the recordings.
 const POD: &str = "skew";
@@ -153,6 +153,8 @@ fn the_plugin_understands_other_daemons() {
         }
         drop(stage);
         pod.remove_namespace(place).unwrap();
+        // The kernel ends a namespace, and the links in it, after `ip netns del` has returned.
+        wait_until(BOUND, || links() == before).unwrap();
     }
 
     // Each conversation left out in turn: one clear message, and DEL helps itself.
