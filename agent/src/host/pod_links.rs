@@ -1,6 +1,7 @@
 //! Pods' links on this host, as the leases know them: which stand, what they are called, which were half made.
 
 use std::{
+    cell::Cell,
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
 };
@@ -79,10 +80,17 @@ pub async fn pod_ifnames() -> anyhow::Result<BTreeMap<Mac, String>> {
     Ok(host_end::pod_links(&links).into_iter().map(|end| (end.mac, end.ifname)).collect())
 }
 
+thread_local! {
+    /// The socket of [`is_wired`]: opened once, as every pod's ADD needs it.
+    static SOCKET: Cell<Option<enid_datapath::Netlink>> = const { Cell::new(None) };
+}
+
 /// Whether the link of this name is the attachment's. A pod waits for it: the plugin's blocking socket answers within
 /// two system calls, on the thread that asks, where a connection of its own would be a task to start and to wake.
 pub fn is_wired(key: &AttachmentKey, ifname: &str) -> anyhow::Result<bool> {
-    let link = enid_datapath::Netlink::open()?.link(ifname)?;
+    let mut socket = SOCKET.take().map_or_else(enid_datapath::Netlink::open, Ok)?;
+    let link = socket.link(ifname)?; // a socket that failed is not used again
+    SOCKET.set(Some(socket));
     let mac = link.as_ref().and_then(link::mac);
     Ok(mac == Some(identity::host_mac(&key.network, &key.container, &key.ifname)))
 }
