@@ -133,7 +133,7 @@ impl Store {
             }
             for entry in txn.open_table(SLOTS)?.iter()? {
                 let (eni, slot) = entry?;
-                ledger.slots.insert(EniId(eni.value().to_owned()), slot.value());
+                ledger.slots.insert(EniId(eni.value().into()), slot.value());
             }
             for entry in txn.open_table(INTENTS)?.iter()? {
                 let (token, intent) = entry?;
@@ -168,8 +168,8 @@ impl Store {
                         drop(cooling.insert(address.to_string().as_str(), until.0)?)
                     }
                     Write::Cooldown(address, None) => drop(cooling.remove(address.to_string().as_str())?),
-                    Write::Slot(eni, Some(slot)) => drop(slots.insert(eni.0.as_str(), slot)?),
-                    Write::Slot(eni, None) => drop(slots.remove(eni.0.as_str())?),
+                    Write::Slot(eni, Some(slot)) => drop(slots.insert(&*eni.0, slot)?),
+                    Write::Slot(eni, None) => drop(slots.remove(&*eni.0)?),
                     Write::Intent(token, Some(intent)) => {
                         intents.insert(token.as_str(), serde_json::to_string(intent)?.as_str())?;
                     }

@@ -1,12 +1,12 @@
 //! Names and numbers, each a type of its own.
 
-use std::fmt;
+use std::{fmt, sync::Arc};
 
 use serde::{Deserialize, Serialize};
 
 /// EC2's id of a network interface.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-pub struct EniId(pub String);
+pub struct EniId(pub Arc<str>);
 
 impl fmt::Display for EniId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -1,6 +1,6 @@
 //! The state as people, metrics and tests see it: always read from the core, never kept beside it.
 
-use std::net::IpAddr;
+use std::{net::IpAddr, sync::Arc};
 
 use imbl::OrdMap;
 use ipnet::IpNet;
@@ -26,12 +26,11 @@ pub struct View {
     /// What the node may have.
     pub capacity: Capacity,
     /// The ENIs.
-    pub enis: OrdMap<EniId, Eni>,
+    pub enis: OrdMap<EniId, Arc<Eni>>,
     /// The blocks on them.
-    pub blocks: OrdMap<IpNet, Block>,
-    /// The leases.
-    pub leases: OrdMap<AttachmentKey, Lease>,
-    pub(crate) holders: OrdMap<IpAddr, AttachmentKey>,
+    pub blocks: OrdMap<IpNet, Arc<Block>>,
+    pub(crate) leases: OrdMap<Arc<AttachmentKey>, Arc<Lease>>,
+    pub(crate) holders: OrdMap<IpAddr, Arc<AttachmentKey>>,
     pub(crate) cooling: OrdMap<IpAddr, Millis>,
     /// EC2 calls in flight.
     pub in_flight: Vec<InFlight>,
@@ -102,12 +101,27 @@ impl View {
         let first = AttachmentKey { ifname: String::new(), ..key.clone() };
         let (network, container) = (key.network.clone(), key.container.clone());
         let within = move |key: &&AttachmentKey| key.network == network && key.container == container;
-        self.leases.range(first..).map(|(key, _)| key).take_while(within)
+        self.leases.range(first..).map(|(key, _)| key.as_ref()).take_while(within)
+    }
+
+    /// The leases, with their keys.
+    pub fn leases(&self) -> impl Iterator<Item = (&AttachmentKey, &Lease)> + Clone {
+        self.leases.iter().map(|(key, lease)| (key.as_ref(), lease.as_ref()))
+    }
+
+    /// The lease of an attachment.
+    pub fn lease(&self, key: &AttachmentKey) -> Option<&Lease> {
+        self.leases.get(key).map(Arc::as_ref)
+    }
+
+    /// The attachments that have a lease.
+    pub fn keys(&self) -> impl Iterator<Item = &AttachmentKey> {
+        self.leases().map(|(key, _)| key)
     }
 
     /// The IPv4 addresses for pods, one by one.
     pub fn addresses(&self) -> Vec<AddressView> {
-        let blocks = self.blocks.values().filter(|block| matches!(block.net(), IpNet::V4(_)));
+        let blocks = self.blocks.values().map(Arc::as_ref).filter(|block| matches!(block.net(), IpNet::V4(_)));
         let each = |block: &Block| {
             let (net, eni) = (block.net(), block.eni().clone());
             let withheld = block.state() != BlockState::Usable;

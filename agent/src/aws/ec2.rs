@@ -106,12 +106,12 @@ impl Ec2 {
             Call::Audit { scope } => self.audit(*scope).await,
             Call::Tag { eni } => {
                 let tags = self.tags.iter().map(|(key, value)| tag(key, value)).collect();
-                let sent = self.client.create_tags().resources(&eni.0).set_tags(Some(tags)).send().await;
+                let sent = self.client.create_tags().resources(&*eni.0).set_tags(Some(tags)).send().await;
                 sent.map(|_| Ec2Answer::Done).map_err(|error| classify(action, error))
             }
             Call::Create { token, creation } => self.create(token, *creation).await,
             Call::Attach { eni, place } => {
-                let request = self.client.attach_network_interface().network_interface_id(&eni.0);
+                let request = self.client.attach_network_interface().network_interface_id(&*eni.0);
                 let request = request.instance_id(&self.instance.id).device_index(signed(place.device_index));
                 let card = Some(signed(place.card)).filter(|card| *card > 0);
                 let request = request.set_network_card_index(card);
@@ -122,7 +122,7 @@ impl Ec2 {
             Call::DeleteOnTermination { eni, attachment } => {
                 let change =
                     NetworkInterfaceAttachmentChanges::builder().attachment_id(attachment).delete_on_termination(true);
-                let request = self.client.modify_network_interface_attribute().network_interface_id(&eni.0);
+                let request = self.client.modify_network_interface_attribute().network_interface_id(&*eni.0);
                 let sent = request.attachment(change.build()).send().await;
                 sent.map(|_| Ec2Answer::Done).map_err(|error| classify(action, error))
             }
@@ -134,7 +134,7 @@ impl Ec2 {
                 sent.map(|_| Ec2Answer::Done).map_err(|error| classify(action, error))
             }
             Call::Delete { eni } => {
-                let sent = self.client.delete_network_interface().network_interface_id(&eni.0).send().await;
+                let sent = self.client.delete_network_interface().network_interface_id(&*eni.0).send().await;
                 sent.map(|_| Ec2Answer::Done).map_err(|error| classify(action, error))
             }
         }
@@ -165,18 +165,18 @@ impl Ec2 {
         let answer = request.send().await.map_err(|error| classify(action, error))?;
         let eni = answer.network_interface().ok_or_else(|| odd(action, "it describes no ENI"))?;
         let id = eni.network_interface_id().ok_or_else(|| odd(action, "it names no ENI"))?;
-        Ok(Ec2Answer::Created { eni: EniId(id.to_owned()), blocks: blocks(eni).collect() })
+        Ok(Ec2Answer::Created { eni: EniId(id.into()), blocks: blocks(eni).collect() })
     }
 
     async fn assign(&self, eni: &EniId, order: Order) -> Result<Ec2Answer, CallError> {
         let count = signed(order.count);
         if order.kind == Kind::V6Prefix {
-            let request = self.client.assign_ipv6_addresses().network_interface_id(&eni.0).ipv6_prefix_count(count);
+            let request = self.client.assign_ipv6_addresses().network_interface_id(&*eni.0).ipv6_prefix_count(count);
             let answer = request.send().await.map_err(|error| classify("AssignIpv6Addresses", error))?;
             let blocks = answer.assigned_ipv6_prefixes().iter().filter_map(|net| net.parse().ok()).collect();
             return Ok(Ec2Answer::Assigned { blocks });
         }
-        let request = self.client.assign_private_ip_addresses().network_interface_id(&eni.0);
+        let request = self.client.assign_private_ip_addresses().network_interface_id(&*eni.0);
         let request = match order.kind {
             Kind::Prefix => request.ipv4_prefix_count(count),
             _ => request.secondary_private_ip_address_count(count),
@@ -192,14 +192,14 @@ impl Ec2 {
         let v6: Vec<String> =
             blocks.iter().filter(|net| matches!(net, IpNet::V6(_))).map(ToString::to_string).collect();
         if !v6.is_empty() {
-            let request = self.client.unassign_ipv6_addresses().network_interface_id(&eni.0);
+            let request = self.client.unassign_ipv6_addresses().network_interface_id(&*eni.0);
             let sent = request.set_ipv6_prefixes(Some(v6)).send().await;
             return sent.map(|_| Ec2Answer::Done).map_err(|error| classify("UnassignIpv6Addresses", error));
         }
         let (singles, prefixes): (Vec<&IpNet>, Vec<&IpNet>) = blocks.iter().partition(|net| net.prefix_len() == 32);
         let singles: Vec<String> = singles.iter().map(|net| net.addr().to_string()).collect();
         let prefixes: Vec<String> = prefixes.iter().map(ToString::to_string).collect();
-        let request = self.client.unassign_private_ip_addresses().network_interface_id(&eni.0);
+        let request = self.client.unassign_private_ip_addresses().network_interface_id(&*eni.0);
         let request = request.set_private_ip_addresses(Some(singles).filter(|list| !list.is_empty()));
         let sent = request.set_ipv4_prefixes(Some(prefixes).filter(|list| !list.is_empty())).send().await;
         sent.map(|_| Ec2Answer::Done).map_err(|error| classify("UnassignPrivateIpAddresses", error))
@@ -219,7 +219,7 @@ impl Ec2 {
         let unattached = rest.into_iter().filter(|eni| eni.attachment().is_none_or(|it| it.attachment_id().is_none()));
         let unattached = unattached.filter_map(|eni| {
             Some(UnattachedEni {
-                id: EniId(eni.network_interface_id()?.to_owned()),
+                id: EniId(eni.network_interface_id()?.into()),
                 token: tag_value(eni, TAG_TOKEN).map(str::to_owned),
             })
         });
@@ -249,7 +249,7 @@ impl Ec2 {
             // Enid tags no time of creation: such an ENI is leaked if two searches, minutes apart, find it.
             described && (created.is_none() || age.is_some_and(|age| age > LEAKED_AGE))
         };
-        let enis = found.iter().filter(old).filter_map(|eni| Some(EniId(eni.network_interface_id()?.to_owned())));
+        let enis = found.iter().filter(old).filter_map(|eni| Some(EniId(eni.network_interface_id()?.into())));
         Ok(Ec2Answer::Leaked { enis: enis.collect() })
     }
 
@@ -267,7 +267,7 @@ impl Ec2 {
 pub fn audited(eni: &NetworkInterface, instance_id: &str) -> Option<AuditedEni> {
     let attachment = eni.attachment();
     Some(AuditedEni {
-        id: EniId(eni.network_interface_id()?.to_owned()),
+        id: EniId(eni.network_interface_id()?.into()),
         ours: tag_value(eni, TAG_INSTANCE) == Some(instance_id),
         no_manage: tag_value(eni, TAG_NO_MANAGE) == Some("true"),
         delete_on_termination: attachment.and_then(|it| it.delete_on_termination()).unwrap_or(false),

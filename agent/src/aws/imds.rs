@@ -213,7 +213,7 @@ pub enum Shown {
 pub fn facts(mac: &str, texts: &Texts) -> anyhow::Result<Shown> {
     let text = |key: &str| texts.get(key).map(String::as_str);
     let (Some(id), Some(device)) = (text("interface-id"), text("device-number")) else { return Ok(Shown::InPart) };
-    let id = EniId(id.trim().to_owned());
+    let id = EniId(id.trim().into());
     let card = text("network-card").map_or(Ok(0), |card| parse("network-card", card))?;
     let place = Place { card, device_index: parse("device-number", device)? };
     let (Some(addresses), Some(subnet_id), Some(subnet)) =

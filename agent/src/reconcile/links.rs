@@ -66,7 +66,7 @@ impl Links {
 
 async fn remove_half_made(handle: &Handle) -> anyhow::Result<()> {
     let view = handle.view().await.context("the daemon is ending")?;
-    let keys: Vec<AttachmentKey> = view.leases.keys().cloned().collect();
+    let keys: Vec<AttachmentKey> = view.keys().cloned().collect();
     pod_links::remove_half_made(&keys, &handle.families).await
 }
 
@@ -74,8 +74,8 @@ async fn remove_half_made(handle: &Handle) -> anyhow::Result<()> {
 pub async fn list(handle: &Handle) -> anyhow::Result<()> {
     let begun = clock::now();
     let view = handle.view().await.context("the daemon is ending")?;
-    let asked = view.leases.keys().cloned().collect();
-    let (seen, used) = pod_links::listing(view.leases.iter(), &handle.families).await?;
+    let asked = view.keys().cloned().collect();
+    let (seen, used) = pod_links::listing(view.leases(), &handle.families).await?;
     handle.tell(Event::Links { begun, asked, seen, used }).await;
     Ok(())
 }

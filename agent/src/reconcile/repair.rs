@@ -114,8 +114,8 @@ impl Repair {
     /// Reads everything once and puts it right; whether all leases are known to have a link or none.
     async fn reconcile(&self, table: bool) -> Option<(anyhow::Result<Applied>, bool)> {
         let view = self.handle.view().await?;
-        let settled = view.leases.values().all(|lease| lease.wired || lease.is_being_wired());
-        let wired = view.leases.iter().filter(|(_, lease)| lease.wired && !lease.is_being_wired());
+        let settled = view.leases().all(|(_, lease)| lease.wired || lease.is_being_wired());
+        let wired = view.leases().filter(|(_, lease)| lease.wired && !lease.is_being_wired());
         let pods = pod_links::pod_nets(wired);
         Some((self.kernel.repair(&pods, table).await, settled))
     }

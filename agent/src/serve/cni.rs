@@ -231,11 +231,7 @@ impl CniService {
             let further = alive.iter().flat_map(|key| view.of_container(key).filter(on_card).cloned());
             alive.extend(further.collect::<Vec<_>>());
             let alive: BTreeSet<&AttachmentKey> = alive.iter().collect();
-            view.leases
-                .into_iter()
-                .map(|(key, _)| key)
-                .filter(|key| key.network == network && !alive.contains(key))
-                .collect()
+            view.keys().filter(|key| key.network == network && !alive.contains(key)).cloned().collect()
         };
         self.handle.tell(Event::Gc { network, alive }).await;
         let handle = self.handle.clone();
@@ -243,8 +239,8 @@ impl CniService {
         listed.map_err(|failure| {
             End::Failed(format!("nothing is released, since the links cannot be listed: {failure:#}"))
         })?;
-        let after = self.handle.view().await.ok_or(End::Gone)?.leases;
-        let (kept, released): (Vec<_>, Vec<_>) = unlisted.into_iter().partition(|key| after.contains_key(key));
+        let after = self.handle.view().await.ok_or(End::Gone)?;
+        let (kept, released): (Vec<_>, Vec<_>) = unlisted.into_iter().partition(|key| after.lease(key).is_some());
         released.iter().for_each(|key| info!(container = key.container, ifname = key.ifname, "GC"));
         for key in &kept {
             warn!(

@@ -85,7 +85,7 @@ impl Debug for DebugService {
             let slot = eni.slot.unwrap_or_default();
             let number = |value: u64| u32::try_from(value).unwrap_or(u32::MAX);
             Eni {
-                id: facts.id.0.clone(),
+                id: facts.id.to_string(),
                 mac: Mac(facts.mac).to_string(),
                 device_index: facts.place.device_index,
                 network_card: facts.place.card,
@@ -116,7 +116,7 @@ impl Debug for DebugService {
                 AddressState::Withheld => ("withheld", 0),
             };
             let (address, block) = (seen.address.to_string(), seen.block.to_string());
-            Address { address, eni: seen.eni.0, state: state.to_owned(), cooldown_ms, block }
+            Address { address, eni: seen.eni.to_string(), state: state.to_owned(), cooldown_ms, block }
         });
         Ok(Response::new(ListAddressesResponse { addresses: addresses.collect() }))
     }
@@ -124,19 +124,20 @@ impl Debug for DebugService {
     async fn list_leases(&self, _: Request<ListLeasesRequest>) -> Result<Response<ListLeasesResponse>, Status> {
         let failed = |failure: String| Status::internal(format!("cannot list the links: {failure}"));
         let names = pod_links::pod_ifnames().await.map_err(|failure| failed(format!("{failure:#}")))?;
-        let leases = self.view().await?.leases.into_iter().map(|(key, lease)| {
+        let view = self.view().await?;
+        let leases = view.leases().map(|(key, lease)| {
             let host_mac = identity::host_mac(&key.network, &key.container, &key.ifname);
             let host_ifname = names.get(&host_mac).cloned().unwrap_or_default();
-            let (pod_namespace, pod_name) = lease.pod.map(|pod| (pod.namespace, pod.name)).unwrap_or_default();
+            let (pod_namespace, pod_name) = lease.pod.clone().map(|pod| (pod.namespace, pod.name)).unwrap_or_default();
             Lease {
-                network: key.network,
-                container: key.container,
-                ifname: key.ifname,
+                network: key.network.clone(),
+                container: key.container.clone(),
+                ifname: key.ifname.clone(),
                 pod_namespace,
                 pod_name,
                 address: lease.address.to_string(),
                 second_address: lease.second.map(|second| second.to_string()).unwrap_or_default(),
-                eni: lease.eni.0,
+                eni: lease.eni.to_string(),
                 state: if lease.wired { "wired" } else { "reserved" }.to_owned(),
                 host_ifname,
             }
@@ -159,7 +160,7 @@ fn state(eni: &enid_ipamd::Eni) -> &'static str {
 /// The calls in flight and what comes next, and what is waited for.
 fn plan(view: &View) -> Plan {
     let in_flight = view.in_flight.iter().map(|call| Action {
-        step: [Some(call.action), call.eni.as_ref().map(|eni| eni.0.as_str())]
+        step: [Some(call.action), call.eni.as_ref().map(|eni| &*eni.0)]
             .into_iter()
             .flatten()
             .collect::<Vec<_>>()

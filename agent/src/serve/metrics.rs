@@ -77,7 +77,7 @@ fn text(counters: &Counters, view: &View, readiness: &Readiness) -> anyhow::Resu
     )?;
     let per_eni = IntGaugeVec::new(Opts::new("awscni_assigned_ip_per_eni", "Addresses assigned, by ENI"), &["eni"])?;
     for (id, eni) in &view.enis {
-        per_eni.with_label_values(&[id.0.as_str()]).set(i64::try_from(eni.sums.assigned)?);
+        per_eni.with_label_values(&[&*id.0]).set(i64::try_from(eni.sums.assigned)?);
     }
     gauges.register(Box::new(per_eni))?;
     let mut text = Vec::new();

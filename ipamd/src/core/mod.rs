@@ -82,7 +82,7 @@ impl Core {
             .node
             .policy
             .local_range()
-            .map(|range| Block::new(range, crate::ids::EniId(String::new()), false, core.in_use(&range)));
+            .map(|range| Block::new(range, crate::ids::EniId("".into()), false, core.in_use(&range)));
         core.pool = Pool::new(local);
         core.resume(intents);
         core

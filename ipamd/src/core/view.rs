@@ -2,8 +2,6 @@
 
 use std::{collections::BTreeSet, net::IpAddr};
 
-use imbl::OrdMap;
-
 use super::Core;
 use crate::{
     cause::{Cause, Refusal},
@@ -37,7 +35,7 @@ impl Core {
             capacity: Capacity { enis, addresses, cards },
             enis: self.pool.enis_by_id().clone(),
             blocks: self.pool.blocks_by_net().clone(),
-            leases: self.leases(),
+            leases: self.leases.all().clone(),
             holders: self.leases.holders().clone(),
             cooling: self.cooldown.by_address().clone(),
             in_flight: in_flight.collect(),
@@ -106,8 +104,8 @@ impl Core {
     }
 
     /// All leases, for matching them with the kernel's links.
-    pub fn leases(&self) -> OrdMap<AttachmentKey, Lease> {
-        self.leases.all().clone()
+    pub fn leases(&self) -> impl Iterator<Item = (&AttachmentKey, &Lease)> {
+        self.leases.all().iter().map(|(key, lease)| (key.as_ref(), lease.as_ref()))
     }
 
     /// Whether something is on its way that instance metadata will show.

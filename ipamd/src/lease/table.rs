@@ -1,10 +1,12 @@
 //! The leases, with the index of their addresses, and the addresses of orphaned links.
 //!
 //! No lease can be made or ended without its index being kept, so an address has one owner as long as this table is asked.
+//! Keys and leases are shared pointers, as the pool's values are, and for the same reason.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
+    sync::Arc,
 };
 
 use imbl::{OrdMap, OrdSet};
@@ -18,13 +20,13 @@ const MISSING_MS: u64 = 5_000;
 /// The table.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Leases {
-    leases: OrdMap<AttachmentKey, Lease>,
+    leases: OrdMap<Arc<AttachmentKey>, Arc<Lease>>,
     /// Which attachment holds an address.
-    holders: OrdMap<IpAddr, AttachmentKey>,
+    holders: OrdMap<IpAddr, Arc<AttachmentKey>>,
     /// Leases with a second address.
     seconds: usize,
     /// Leases whose plugin is connected and has not wired yet.
-    being_wired: OrdMap<Ticket, AttachmentKey>,
+    being_wired: OrdMap<Ticket, Arc<AttachmentKey>>,
     /// Addresses that pods' links use though no lease says so: whoever that is, it is alive.
     orphans: OrdSet<IpAddr>,
 }
@@ -41,23 +43,23 @@ impl Leases {
     }
 
     pub(crate) fn get(&self, key: &AttachmentKey) -> Option<&Lease> {
-        self.leases.get(key)
+        self.leases.get(key).map(Arc::as_ref)
     }
 
-    pub(crate) fn all(&self) -> &OrdMap<AttachmentKey, Lease> {
+    pub(crate) fn all(&self) -> &OrdMap<Arc<AttachmentKey>, Arc<Lease>> {
         &self.leases
     }
 
     pub(crate) fn values(&self) -> impl Iterator<Item = &Lease> {
-        self.leases.values()
+        self.leases.values().map(Arc::as_ref)
     }
 
-    pub(crate) fn holders(&self) -> &OrdMap<IpAddr, AttachmentKey> {
+    pub(crate) fn holders(&self) -> &OrdMap<IpAddr, Arc<AttachmentKey>> {
         &self.holders
     }
 
     pub(crate) fn holder_of(&self, address: &IpAddr) -> Option<&AttachmentKey> {
-        self.holders.get(address)
+        self.holders.get(address).map(Arc::as_ref)
     }
 
     pub(crate) fn is_orphan(&self, address: &IpAddr) -> bool {
@@ -94,29 +96,36 @@ impl Leases {
         self.leases.len() + self.seconds == self.holders.len()
     }
 
+    fn lease_mut(&mut self, key: &AttachmentKey) -> Option<&mut Lease> {
+        self.leases.get_mut(key).map(Arc::make_mut)
+    }
+
     /// A new lease, whose plugin is connected if it has a ticket.
     pub(crate) fn insert(&mut self, key: AttachmentKey, lease: Lease) {
+        let key = Arc::new(key);
         self.holders.extend(lease.addresses().map(|address| (address, key.clone())));
         self.seconds += usize::from(lease.second.is_some());
         self.being_wired.extend(lease.ticket.map(|ticket| (ticket, key.clone())));
-        self.leases.insert(key, lease);
+        self.leases.insert(key, Arc::new(lease));
     }
 
     /// The runtime asks again for an attachment that has a lease: the newer request wires it.
     pub(crate) fn ask_again(&mut self, ticket: Ticket, key: &AttachmentKey) -> Option<Lease> {
-        let lease = self.leases.get_mut(key)?;
+        let (key, _) = self.leases.get_key_value(key)?;
+        let key = key.clone();
+        let lease = self.lease_mut(&key)?;
         let earlier = lease.ticket.replace(ticket);
         let lease = lease.clone();
         if let Some(earlier) = earlier {
             self.being_wired.remove(&earlier);
         }
-        self.being_wired.insert(ticket, key.clone());
+        self.being_wired.insert(ticket, key);
         Some(lease)
     }
 
     /// The plugin says that the link stands, and the kernel shows it or not: whether the attachment is still its own.
     pub(crate) fn wired(&mut self, ticket: Ticket, key: &AttachmentKey, seen: bool) -> bool {
-        match self.leases.get_mut(key) {
+        match self.lease_mut(key) {
             Some(lease) if lease.ticket == Some(ticket) && seen => {
                 (lease.wired, lease.missing_since, lease.ticket) = (true, None, None);
                 self.being_wired.remove(&ticket);
@@ -129,12 +138,12 @@ impl Leases {
     /// A plugin's connection has closed: the lease that ends with it, if it was not wired.
     pub(crate) fn closed(&mut self, ticket: Ticket) -> Option<AttachmentKey> {
         let key = self.being_wired.remove(&ticket)?;
-        match self.leases.get_mut(&key) {
+        match self.lease_mut(&key) {
             Some(lease) if lease.wired => {
                 lease.ticket = None;
                 None
             }
-            _ => Some(key),
+            _ => Some(AttachmentKey::clone(&key)),
         }
     }
 
@@ -147,7 +156,7 @@ impl Leases {
         for address in lease.addresses() {
             self.holders.remove(&address);
         }
-        Some(lease)
+        Some(Arc::unwrap_or_clone(lease))
     }
 
     /// The runtime's list of the attachments that exist in a network. The lease of another attachment ends when the
@@ -155,12 +164,12 @@ impl Leases {
     pub(crate) fn not_in_list(&mut self, now: Millis, network: &str, alive: &[AttachmentKey]) {
         let alive: BTreeSet<&AttachmentKey> = alive.iter().collect();
         let long_ago = Millis(now.0.saturating_sub(MISSING_MS));
-        let missing = |(key, lease): &(&AttachmentKey, &Lease)| {
-            key.network == network && lease.ticket.is_none() && !alive.contains(key)
+        let missing = |(key, lease): &(&Arc<AttachmentKey>, &Arc<Lease>)| {
+            key.network == network && lease.ticket.is_none() && !alive.contains(key.as_ref())
         };
-        let missing: Vec<AttachmentKey> = self.leases.iter().filter(missing).map(|(key, _)| key.clone()).collect();
+        let missing: Vec<Arc<AttachmentKey>> = self.leases.iter().filter(missing).map(|(key, _)| key.clone()).collect();
         for key in missing {
-            if let Some(lease) = self.leases.get_mut(&key) {
+            if let Some(lease) = self.lease_mut(&key) {
                 lease.missing_since = Some(long_ago);
             }
         }
@@ -180,23 +189,23 @@ impl Leases {
         let mut ended = Vec::new();
         let mut changed = Vec::new();
         // It says nothing about those that have come since it was begun.
-        for (key, lease) in self.leases.iter().filter(|(key, _)| asked.contains(key)) {
-            if seen.contains(key) {
+        for (key, lease) in self.leases.iter().filter(|(key, _)| asked.contains(key.as_ref())) {
+            if seen.contains(key.as_ref()) {
                 if (first && !lease.wired) || lease.missing_since.is_some() {
                     changed.push((key.clone(), lease.wired || first, None));
                 }
             } else if first && !lease.wired && lease.ticket.is_none() {
-                ended.push(key.clone());
+                ended.push(AttachmentKey::clone(key));
             } else if lease.wired {
                 match lease.missing_since {
-                    Some(since) if now.since(since) >= MISSING_MS => ended.push(key.clone()),
+                    Some(since) if now.since(since) >= MISSING_MS => ended.push(AttachmentKey::clone(key)),
                     Some(_) => {}
                     None => changed.push((key.clone(), true, Some(now))),
                 }
             }
         }
         for (key, wired, missing_since) in changed {
-            if let Some(lease) = self.leases.get_mut(&key) {
+            if let Some(lease) = self.lease_mut(&key) {
                 (lease.wired, lease.missing_since) = (wired, missing_since);
             }
         }

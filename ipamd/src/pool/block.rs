@@ -242,7 +242,7 @@ mod tests {
 
     #[test]
     fn a_range_of_the_node_is_assigned_to_its_end_and_no_further() {
-        let mut block = Block::new(LOCAL_V4, EniId(String::new()), false, InUse::default());
+        let mut block = Block::new(LOCAL_V4, EniId("".into()), false, InUse::default());
         let assigned: Vec<IpAddr> =
             std::iter::from_fn(|| (block.available() > 0).then(|| block.assign(|_| false))?).collect();
         assert_eq!(assigned.len(), 1022);

@@ -1,7 +1,10 @@
 //! The ENIs of the node and the blocks on them. What an ENI counts and in which order it assigns follows every change of
 //! a block, because every change passes through here.
+//!
+//! Each step is made on a copy of the core that it may be undone to, and copies of these maps share what did not change:
+//! a leaf of a map is copied when one of its values changes, so the values are shared pointers.
 
-use std::{cmp::Reverse, collections::BTreeSet, net::IpAddr};
+use std::{cmp::Reverse, collections::BTreeSet, net::IpAddr, sync::Arc};
 
 use imbl::{OrdMap, OrdSet};
 use ipnet::IpNet;
@@ -28,8 +31,8 @@ pub(crate) struct Taken {
 /// The inventory.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Pool {
-    enis: OrdMap<EniId, Eni>,
-    blocks: OrdMap<IpNet, Block>,
+    enis: OrdMap<EniId, Arc<Eni>>,
+    blocks: OrdMap<IpNet, Arc<Block>>,
     /// Addresses that only this node knows, where pods get one of them as their second.
     local: Option<Block>,
     /// ENIs without any address, which take up a place.
@@ -50,14 +53,14 @@ impl Pool {
     }
 
     pub(crate) fn eni(&self, id: &EniId) -> Option<&Eni> {
-        self.enis.get(id)
+        self.enis.get(id).map(Arc::as_ref)
     }
 
     pub(crate) fn enis(&self) -> impl Iterator<Item = &Eni> {
-        self.enis.values()
+        self.enis.values().map(Arc::as_ref)
     }
 
-    pub(crate) fn enis_by_id(&self) -> &OrdMap<EniId, Eni> {
+    pub(crate) fn enis_by_id(&self) -> &OrdMap<EniId, Arc<Eni>> {
         &self.enis
     }
 
@@ -66,16 +69,16 @@ impl Pool {
     }
 
     pub(crate) fn block(&self, net: &IpNet) -> Option<&Block> {
-        self.blocks.get(net)
+        self.blocks.get(net).map(Arc::as_ref)
     }
 
-    pub(crate) fn blocks_by_net(&self) -> &OrdMap<IpNet, Block> {
+    pub(crate) fn blocks_by_net(&self) -> &OrdMap<IpNet, Arc<Block>> {
         &self.blocks
     }
 
     /// The block that an address is in, if it is on this node.
     pub(crate) fn block_of(&self, address: IpAddr) -> Option<&Block> {
-        kind::candidates(address).iter().find_map(|net| self.blocks.get(net))
+        kind::candidates(address).iter().find_map(|net| self.block(net))
     }
 
     /// Addresses that only this node knows.
@@ -99,7 +102,7 @@ impl Pool {
 
     /// Blocks that are being unassigned, and since when that has been decided.
     pub(crate) fn unassigning(&self) -> impl Iterator<Item = (&Block, Millis)> {
-        self.unassigning.iter().filter_map(|net| self.blocks.get(net)).filter_map(|block| match block.state() {
+        self.unassigning.iter().filter_map(|net| self.block(net)).filter_map(|block| match block.state() {
             BlockState::Unassigning(since) => Some((block, since)),
             _ => None,
         })
@@ -228,17 +231,17 @@ impl Pool {
     /// An ENI that metadata shows for the first time.
     pub(crate) fn add_eni(&mut self, mut eni: Eni) {
         eni.ours = self.tagged.contains(eni.id());
-        self.enis.insert(eni.id().clone(), eni);
+        self.enis.insert(eni.id().clone(), Arc::new(eni));
         self.topology += 1;
     }
 
     /// Metadata shows an ENI that is known; whether it is.
     pub(crate) fn update(&mut self, now: Millis, facts: &EniFacts) -> bool {
-        let Some(eni) = self.enis.get_mut(&facts.id) else { return false };
+        let Some(eni) = self.eni_mut(&facts.id) else { return false };
         (eni.unconfirmed, eni.confirmed_until) = (false, now);
         let same = EniFacts { blocks: facts.blocks.clone(), ..eni.facts.clone() } == *facts;
-        self.topology += u64::from(!same);
         eni.facts = facts.clone();
+        self.topology += u64::from(!same);
         true
     }
 
@@ -249,7 +252,7 @@ impl Pool {
         let known = eni.blocks.clone();
         for net in &known {
             let is_shown = shown.contains(net);
-            match self.blocks.get_mut(net) {
+            match self.blocks.get_mut(net).map(Arc::make_mut) {
                 Some(block) if is_shown => {
                     block.confirm(now);
                     if block.state() == BlockState::Unconfirmed {
@@ -267,14 +270,14 @@ impl Pool {
 
     /// Metadata does not show this ENI: it is withheld as soon as EC2's word for it has run out.
     pub(crate) fn not_shown(&mut self, now: Millis, id: &EniId) {
-        if let Some(eni) = self.enis.get_mut(id) {
+        if let Some(eni) = self.eni_mut(id) {
             eni.unconfirmed = eni.unconfirmed || eni.confirmed_until <= now;
         }
     }
 
     /// EC2 knows this attached ENI; metadata that does not show it is the stale one until then.
     pub(crate) fn confirm(&mut self, id: &EniId, ours: bool, attachment: String, until: Millis) {
-        if let Some(eni) = self.enis.get_mut(id) {
+        if let Some(eni) = self.eni_mut(id) {
             eni.ours = ours;
             eni.attachment = Some(attachment);
             if eni.unconfirmed {
@@ -291,7 +294,7 @@ impl Pool {
 
     /// EC2 has put our tag on an ENI.
     pub(crate) fn set_ours(&mut self, id: &EniId) {
-        if let Some(eni) = self.enis.get_mut(id) {
+        if let Some(eni) = self.eni_mut(id) {
             eni.ours = true;
         }
     }
@@ -303,7 +306,7 @@ impl Pool {
     }
 
     pub(crate) fn set_attachment(&mut self, id: &EniId, attachment: String) {
-        if let Some(eni) = self.enis.get_mut(id) {
+        if let Some(eni) = self.eni_mut(id) {
             eni.attachment = Some(attachment);
         }
     }
@@ -311,7 +314,7 @@ impl Pool {
     /// An ENI is ours and goes with the instance: the host is to carry it.
     pub(crate) fn configure(&mut self, id: &EniId, slot: u32) {
         self.topology += 1;
-        if let Some(eni) = self.enis.get_mut(id) {
+        if let Some(eni) = self.eni_mut(id) {
             eni.slot = Some(slot);
             if eni.state == EniState::Unknown {
                 eni.state = EniState::Configuring;
@@ -321,7 +324,7 @@ impl Pool {
 
     /// The host carries an ENI.
     pub(crate) fn configured(&mut self, now: Millis, id: &EniId) {
-        if let Some(eni) = self.enis.get_mut(id)
+        if let Some(eni) = self.eni_mut(id)
             && eni.state == EniState::Configuring
         {
             (eni.state, eni.since) = (EniState::Ready, now);
@@ -329,7 +332,7 @@ impl Pool {
     }
 
     pub(crate) fn set_unmanaged(&mut self, id: &EniId) {
-        if let Some(eni) = self.enis.get_mut(id) {
+        if let Some(eni) = self.eni_mut(id) {
             eni.state = EniState::Unmanaged;
             self.topology += 1; // what the kernel has of it is not carried any more
         }
@@ -337,14 +340,14 @@ impl Pool {
 
     /// An ENI is to be detached: withheld from now on.
     pub(crate) fn begin_detaching(&mut self, now: Millis, id: &EniId) {
-        if let Some(eni) = self.enis.get_mut(id) {
+        if let Some(eni) = self.eni_mut(id) {
             eni.state = EniState::Detaching(now);
         }
     }
 
     /// An ENI that was to be detached stays.
     pub(crate) fn keep(&mut self, id: &EniId) {
-        if let Some(eni) = self.enis.get_mut(id) {
+        if let Some(eni) = self.eni_mut(id) {
             eni.state = EniState::Ready;
         }
     }
@@ -359,11 +362,11 @@ impl Pool {
         }
         let mut block = Block::new(net, id.clone(), leads, in_use);
         block.confirm(confirmed_until);
-        let Some(eni) = self.enis.get_mut(id) else { return };
+        let Some(eni) = self.eni_mut(id) else { return };
         eni.blocks.insert(net);
         eni.sums += Sums::of(&block);
         eni.ranked.extend(block.rank());
-        self.blocks.insert(net, block);
+        self.blocks.insert(net, Arc::new(block));
         self.topology += 1;
     }
 
@@ -385,7 +388,7 @@ impl Pool {
         self.unassigning.remove(&net);
         let Some(block) = self.blocks.remove(&net) else { return };
         self.topology += 1;
-        if let Some(eni) = self.enis.get_mut(block.eni()) {
+        if let Some(eni) = self.eni_mut(block.eni()) {
             eni.blocks.remove(&net);
             eni.sums -= Sums::of(&block);
             if let Some(rank) = block.rank() {
@@ -428,10 +431,14 @@ impl Pool {
         self.expected.end(now, |id| self.enis.get(id).map(|eni| &eni.blocks))
     }
 
+    fn eni_mut(&mut self, id: &EniId) -> Option<&mut Eni> {
+        self.enis.get_mut(id).map(Arc::make_mut)
+    }
+
     /// Changes a block, and what its ENI counts and orders by it.
     fn with_block<T>(&mut self, net: IpNet, change: impl FnOnce(&mut Block) -> T) -> Option<T> {
-        let block = self.blocks.get_mut(&net)?;
-        let eni = self.enis.get_mut(&block.eni().clone())?;
+        let block = Arc::make_mut(self.blocks.get_mut(&net)?);
+        let eni = Arc::make_mut(self.enis.get_mut(block.eni())?);
         eni.sums -= Sums::of(block);
         if let Some(rank) = block.rank() {
             eni.ranked.remove(&rank);

@@ -54,7 +54,8 @@ fn a_node_of_ipv6_asks_for_one_block_and_never_again() {
 
 #[test]
 fn each_card_has_its_own_pool_and_one_with_nothing_but_an_efa_is_left_alone() {
-    let bare = |card| AddresslessEni { id: EniId(format!("efa-{card}")), place: Place { card, device_index: 1 } };
+    let bare =
+        |card| AddresslessEni { id: EniId(format!("efa-{card}").into()), place: Place { card, device_index: 1 } };
     let multi = Policy { multi_card: true, ..policy() };
     let mut world = World::beside(multi.clone(), THREE_CARDS, vec![bare(2)]);
     world.settle();

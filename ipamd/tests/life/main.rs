@@ -55,11 +55,11 @@ fn a_listing_older_than_a_lease_does_not_end_it() {
     let old = Event::Links { begun: world.now, asked: Vec::new(), seen: Vec::new(), used: Vec::new() };
     world.step(Event::Gc { network: key(1).network, alive: Vec::new() });
     world.step(old);
-    assert!(world.core.leases().contains_key(&key(1)), "the lease of a live pod has ended");
+    assert!(world.core.lease(&key(1)).is_some(), "the lease of a live pod has ended");
     world.links.clear();
     world.step(Event::Gc { network: key(1).network, alive: Vec::new() });
     world.listing();
-    assert!(!world.core.leases().contains_key(&key(1)), "neither runtime nor kernel know it");
+    assert!(world.core.lease(&key(1)).is_none(), "neither runtime nor kernel know it");
 }
 
 #[test]
@@ -179,7 +179,7 @@ fn an_eni_that_a_lease_names_is_not_chosen_for_release() {
     world.settle();
     (0..8).for_each(|pod| world.ask(pod));
     world.settle();
-    let secondary = |lease: &&enid_ipamd::Lease| lease.eni.0 != "eni-0";
+    let secondary = |lease: &&enid_ipamd::Lease| &*lease.eni.0 != "eni-0";
     let lease = world.ledger.leases.values().find(secondary).expect("three addresses fit an ENI").clone();
     let (kept, _) = world.ledger.leases.iter().find(|(_, other)| other.address == lease.address).expect("it is held");
     let kept = kept.clone();

@@ -255,7 +255,7 @@ impl World {
                 if let Some((id, eni)) = self.enis.iter().find(|(_, eni)| eni.token.as_ref() == Some(token)) {
                     return Ec2Answer::Created { eni: id.clone(), blocks: eni.blocks.iter().copied().collect() };
                 }
-                let id = EniId(format!("eni-{}", self.next));
+                let id = EniId(format!("eni-{}", self.next).into());
                 assert!(creation.order.count < LIMITS.addresses_per_eni, "more than an ENI carries");
                 let mut blocks = self.blocks(creation.order);
                 if creation.with_v6 {
@@ -334,7 +334,7 @@ impl World {
     }
 
     pub fn listing(&mut self) {
-        let asked = self.core.leases().keys().cloned().collect();
+        let asked = self.core.leases().map(|(key, _)| key.clone()).collect();
         let seen = self.links.iter().cloned().collect();
         self.step(Event::Links { begun: self.now, asked, seen, used: Vec::new() });
     }

@@ -100,7 +100,7 @@ impl Cloud {
                 let prefixes = eni.prefixes.iter().map(|net| IpNet::V4(*net));
                 let prefixes = prefixes.chain(eni.ipv6_prefixes.iter().map(|net| IpNet::V6(*net)));
                 Some(EniFacts {
-                    id: EniId(eni.id),
+                    id: EniId(eni.id.into()),
                     mac: mac(&eni.mac),
                     place: Place { card: eni.card, device_index: eni.device_index },
                     own_v6: None,
@@ -141,7 +141,7 @@ impl Cloud {
             Call::Audit { scope: Scope::Ours } => describe(vec![(&format!("tag:{TAG_INSTANCE}"), instance)]),
             Call::FindLeaked => describe(vec![("tag-key", TAG_INSTANCE), ("status", "available")]),
             Call::Tag { eni } => Request::CreateTags {
-                resources: vec![eni.0.clone()],
+                resources: vec![eni.0.to_string()],
                 tags: BTreeMap::from([(TAG_INSTANCE.to_owned(), instance.to_owned())]),
             },
             Call::Create { token, creation: Creation { order, with_v6, .. } } => {
@@ -159,22 +159,22 @@ impl Cloud {
                 }
             }
             Call::Attach { eni, place } => Request::AttachNetworkInterface {
-                eni: eni.0.clone(),
+                eni: eni.0.to_string(),
                 instance: instance.to_owned(),
                 device_index: place.device_index,
                 card: place.card,
             },
             Call::DeleteOnTermination { eni, attachment } => Request::ModifyNetworkInterfaceAttribute {
-                eni: eni.0.clone(),
+                eni: eni.0.to_string(),
                 attachment: Some(attachment.clone()),
                 delete_on_termination: Some(true),
                 groups: None,
             },
             Call::Assign { eni, order: Order { kind: Kind::V6Prefix, count } } => {
-                Request::AssignIpv6Addresses { eni: eni.0.clone(), count: None, prefix_count: Some(*count) }
+                Request::AssignIpv6Addresses { eni: eni.0.to_string(), count: None, prefix_count: Some(*count) }
             }
             Call::Assign { eni, order: Order { kind, count } } => Request::AssignPrivateIpAddresses {
-                eni: eni.0.clone(),
+                eni: eni.0.to_string(),
                 count: (*kind == Kind::Single).then_some(*count),
                 prefix_count: (*kind == Kind::Prefix).then_some(*count),
                 addresses: Vec::new(),
@@ -183,7 +183,7 @@ impl Cloud {
                 let v4 = blocks.iter().filter_map(|net| if let IpNet::V4(net) = net { Some(*net) } else { None });
                 let (singles, prefixes): (Vec<_>, Vec<_>) = v4.partition(|net| net.prefix_len() == 32);
                 Request::UnassignPrivateIpAddresses {
-                    eni: eni.0.clone(),
+                    eni: eni.0.to_string(),
                     addresses: singles.iter().map(Ipv4Net::addr).collect(),
                     prefixes,
                 }
@@ -191,7 +191,7 @@ impl Cloud {
             Call::Detach { attachment, .. } => {
                 Request::DetachNetworkInterface { attachment: attachment.clone(), force: false }
             }
-            Call::Delete { eni } => Request::DeleteNetworkInterface { eni: eni.0.clone() },
+            Call::Delete { eni } => Request::DeleteNetworkInterface { eni: eni.0.to_string() },
         }
     }
 }
@@ -204,14 +204,14 @@ fn done(instance: &str, call: &Call, answer: Answer) -> Ec2Answer {
             Ec2Answer::Audited {
                 attached: here.iter().map(|eni| audited(instance, eni)).collect(),
                 unattached: loose
-                    .map(|eni| UnattachedEni { token: eni.tags.get(TAG_TOKEN).cloned(), id: EniId(eni.id) })
+                    .map(|eni| UnattachedEni { token: eni.tags.get(TAG_TOKEN).cloned(), id: EniId(eni.id.into()) })
                     .collect(),
             }
         }
         (Call::FindLeaked, Answer::Interfaces { list, .. }) => {
-            Ec2Answer::Leaked { enis: list.into_iter().map(|eni| EniId(eni.id)).collect() }
+            Ec2Answer::Leaked { enis: list.into_iter().map(|eni| EniId(eni.id.into())).collect() }
         }
-        (_, Answer::Interface(eni)) => Ec2Answer::Created { blocks: blocks(&eni), eni: EniId(eni.id) },
+        (_, Answer::Interface(eni)) => Ec2Answer::Created { blocks: blocks(&eni), eni: EniId(eni.id.into()) },
         (_, Answer::Attached { attachment }) => Ec2Answer::Attached { attachment },
         (_, Answer::Assigned { addresses, prefixes, ipv6_prefixes, .. }) => {
             let singles = addresses.into_iter().map(|address| IpNet::from(IpAddr::V4(address)));
@@ -224,7 +224,7 @@ fn done(instance: &str, call: &Call, answer: Answer) -> Ec2Answer {
 
 fn audited(instance: &str, eni: &EniTruth) -> AuditedEni {
     AuditedEni {
-        id: EniId(eni.id.clone()),
+        id: EniId(eni.id.as_str().into()),
         ours: is_ours(eni, instance),
         no_manage: false,
         delete_on_termination: eni.delete_on_termination(),

@@ -99,7 +99,7 @@ impl Node {
         let running: BTreeSet<AttachmentKey> =
             self.pods.iter().filter(|(_, pod)| pod.runs).map(|(pod, _)| key(*pod)).collect();
         let used: Vec<IpAddr> = running.iter().filter_map(|key| Some(core.lease(key)?.address)).collect();
-        let asked = core.leases().keys().cloned().collect();
+        let asked = core.leases().map(|(key, _)| key.clone()).collect();
         Some(Event::Links { begun: Millis(now), asked, seen: running.into_iter().collect(), used })
     }
 

@@ -164,8 +164,7 @@ impl World {
             self.core.mutate(mutation);
         }
         // The kernel's part of a start: links that no lease knows and no route leads to are half-made.
-        let leases = self.core.leases();
-        self.links.retain(|key, link| link.routed || leases.contains_key(key));
+        self.links.retain(|key, link| link.routed || self.core.lease(key).is_some());
         self.calls.clear();
         self.next_listing = self.now;
         self.next_metadata = self.now;
@@ -301,7 +300,7 @@ impl World {
     }
 
     fn list_links(&mut self) {
-        let held: BTreeSet<AttachmentKey> = self.core.leases().keys().cloned().collect();
+        let held: BTreeSet<AttachmentKey> = self.core.leases().map(|(key, _)| key.clone()).collect();
         let seen = self.links.keys().filter(|key| held.contains(*key)).cloned().collect();
         let routed = self.links.values().filter(|link| link.routed);
         let used = routed.flat_map(|link| link.addresses.clone()).collect();
@@ -331,7 +330,7 @@ impl World {
             .filter(|eni| eni.instance() == Some(&instance))
             .map(|eni| eni.id)
             .collect();
-        for eni in self.configured_enis().into_iter().filter(|eni| attached.contains(&eni.0)) {
+        for eni in self.configured_enis().into_iter().filter(|eni| attached.contains(&*eni.0)) {
             self.tell(Event::EniConfigured { eni });
         }
     }

@@ -202,7 +202,7 @@ impl World {
                             plugin.lease.as_ref().is_some_and(|lease| lease.addresses().any(|it| used(&it)))
                         })
                 })
-                .map(|(eni, attachment)| (EniId(eni.id.clone()), attachment.id))
+                .map(|(eni, attachment)| (EniId(eni.id.as_str().into()), attachment.id))
                 .collect();
         if let Some((eni, attachment)) = idle.get(usize::try_from(number).unwrap_or(0)).cloned() {
             self.fault("ENI detached by hand");

@@ -43,7 +43,7 @@ impl World {
             }
             Call::Assign { eni, .. } => {
                 let ours =
-                    enis.iter().find(|found| found.id == eni.0).is_none_or(|found| is_ours(found, &self.instance));
+                    enis.iter().find(|found| *found.id == *eni.0).is_none_or(|found| is_ours(found, &self.instance));
                 (!ours).then(|| format!("{eni} is changed before it is ours"))
             }
             _ => None,
@@ -69,7 +69,7 @@ impl World {
 
     fn address_offered(&mut self, key: &AttachmentKey, address: IpAddr, lease: &Lease) {
         let protected = |eni: &vpclab::model::EniTruth| eni.delete_on_termination();
-        let eni = self.cloud.enis(self.now).into_iter().find(|eni| eni.id == lease.eni.0);
+        let eni = self.cloud.enis(self.now).into_iter().find(|eni| *eni.id == *lease.eni.0);
         match eni {
             Some(eni) if !protected(&eni) && eni.attachment.is_some() => {
                 self.wrong(format!("{} serves {address} and is not deleted with its instance", eni.id));
@@ -118,7 +118,7 @@ impl World {
     pub(super) fn check_configured(&mut self, before: &[EniId]) {
         let now: BTreeSet<EniId> = self.core.host_enis().map(|(eni, _)| eni.facts.id.clone()).collect();
         let enis = self.cloud.enis(self.now);
-        let attached = |id: &EniId| enis.iter().any(|eni| eni.id == id.0 && eni.instance() == Some(&self.instance));
+        let attached = |id: &EniId| enis.iter().any(|eni| *eni.id == *id.0 && eni.instance() == Some(&self.instance));
         let used = |id: &EniId| self.pods.values().any(|pod| pod.eni == *id);
         let lost = before.iter().find(|id| !now.contains(*id) && attached(id) && used(id));
         if let Some(id) = lost {
@@ -141,7 +141,7 @@ impl World {
             let what = format!("{} still waits ({:?})", plugin.key.container, plugin.step);
             return self.wrong(what);
         }
-        let held: BTreeSet<_> = self.core.leases().keys().cloned().collect();
+        let held: BTreeSet<_> = self.core.leases().map(|(key, _)| key.clone()).collect();
         let living: BTreeSet<_> = self.pods.keys().cloned().collect();
         if let Some(key) = held.difference(&living).next() {
             return self.wrong(format!("{} holds a lease and is gone", key.container));
@@ -153,7 +153,7 @@ impl World {
     pub(super) fn check_enis(&mut self) {
         let enis = self.cloud.enis(self.now);
         // What somebody detached under a pod that lives on it is kept for that pod's sake.
-        let kept = |eni: &&vpclab::model::EniTruth| self.pods.values().any(|pod| pod.eni.0 == eni.id);
+        let kept = |eni: &&vpclab::model::EniTruth| self.pods.values().any(|pod| *pod.eni.0 == *eni.id);
         let mut loose = enis.iter().filter(|eni| is_ours(eni, &self.instance) && eni.attachment.is_none());
         let loose = loose.find(|eni| !kept(eni));
         if let Some(eni) = loose {
