@@ -24,6 +24,7 @@ tools:
 	tools/grpcurl
 	tools/cnitool
 	tools/plugins
+	tools/kubernetes/build
 
 # One profile for the daemon everywhere; the plugin as it ships, small and static.
 PLUGIN_BYTES := 1048576
@@ -67,6 +68,7 @@ test: root build
 	tools/grpcurl
 	tools/cnitool
 	tools/plugins
+	tools/kubernetes/build
 	tools/test
 
 # The kernel here may lack IPVS, VLANs, VRF, ipvlan, netem: Debian's own has them, in a machine of its own.

@@ -2,6 +2,7 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use aws_smithy_types::date_time::{DateTime, Format};
 use enid_ipamd::Millis;
 use nix::time::{ClockId, clock_gettime};
 
@@ -16,4 +17,12 @@ pub fn now() -> Millis {
 pub fn wall_ms() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// The next full minute of the wall clock after so many milliseconds, as RFC 3339 writes it. For texts that others compare
+/// and count: they stay the same for a while.
+pub fn minute_after(ms: u64) -> String {
+    let minutes = wall_ms().saturating_add(ms).div_ceil(60_000);
+    let seconds = i64::try_from(minutes.saturating_mul(60)).unwrap_or(i64::MAX);
+    DateTime::from_secs(seconds).fmt(Format::DateTime).unwrap_or_default()
 }

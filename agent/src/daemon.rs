@@ -63,12 +63,12 @@ async fn serve(mut settings: Settings, background: runtime::Handle) -> anyhow::R
     nft::check().await?;
     conflist::check(&settings)?;
     let metrics = settings.metrics.map(metrics::bind).transpose()?;
-    conflist::hide_stale(&settings)?;
+    let announced = conflist::hide_stale(&settings)?;
 
     let imds = Imds::new();
     let counters = Arc::new(Counters::new()?);
-    let (parts, instance) = discover(&mut settings, &imds, &counters, &background).await?;
-    let kernel = parts.kernel.clone();
+    let (parts, instance) = discover(&mut settings, announced, &imds, &counters, &background).await?;
+    let (kernel, store) = (parts.kernel.clone(), parts.store.clone());
     let (task, handle, published) = CoreTask::new(parts);
     let Published { awaits_metadata, awaits_listing, readiness } = published;
 
@@ -127,15 +127,17 @@ async fn serve(mut settings: Settings, background: runtime::Handle) -> anyhow::R
         ended = background.spawn(links.run()) => { ended?; bail!("the listing of links ended") }
         ended = background.spawn(repair.run()) => { ended??; bail!("the repair ended") }
         ended = background.spawn(forward.run()) => ended?,
-        ended = background.spawn(announce::run(settings, readiness, health)) => ended?,
+        ended = background.spawn(announce::run(settings, store, readiness, health)) => ended?,
         _ = terminate.recv() => { info!("asked to stop; pods keep their links"); Ok(()) }
         _ = interrupt.recv() => { info!("interrupted; pods keep their links"); Ok(()) }
     }
 }
 
-/// Reads store, metadata, limits and kernel, and makes of them what the core's task starts with.
+/// Reads store, metadata, limits and kernel, and makes of them what the core's task starts with. `announced`: the network
+/// configuration of this boot is there.
 async fn discover(
     settings: &mut Settings,
+    announced: bool,
     imds: &Imds,
     counters: &Arc<Counters>,
     background: &runtime::Handle,
@@ -158,6 +160,7 @@ async fn discover(
     let kernel_slots = kernel::slots(&settings.steering.policy).await?;
     let parts = Parts {
         core: Core::new(node, Ledger { kernel_slots, ..ledger }),
+        served: announced || store.has_served()?,
         store: Arc::new(store),
         ec2,
         counters: counters.clone(),

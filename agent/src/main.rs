@@ -85,10 +85,7 @@ fn cli() -> Command {
         .subcommand(reading("pods", "The pods and their addresses"))
         .subcommand(
             reading("health", "Exit 0 while the daemon serves").arg(
-                Arg::new("ready")
-                    .long("ready")
-                    .action(ArgAction::SetTrue)
-                    .help("Exit 0 only while an ADD would get an address"),
+                Arg::new("ready").long("ready").action(ArgAction::SetTrue).help("Exit 0 only while STATUS says yes"),
             ),
         )
 }

@@ -43,6 +43,8 @@ const CACHE_BYTES: usize = 1024 * 1024;
 /// The open file.
 pub struct Store {
     path: PathBuf,
+    /// The boot that it speaks of.
+    boot_id: String,
     /// `None` after a failed write, until it can be opened again: redb gives up on a file that failed.
     database: Mutex<Option<Database>>,
 }
@@ -71,15 +73,15 @@ impl Store {
                 return Err(failure).with_context(|| format!("cannot open the store {}", path.display()));
             }
         };
-        let store = Store { path: path.clone(), database: Mutex::new(Some(database)) };
-        let ledger = store
-            .read(boot_id, now, cooldown_ms)
-            .with_context(|| format!("cannot read the store {}", path.display()))?;
+        let (boot_id, database) = (boot_id.to_owned(), Mutex::new(Some(database)));
+        let store = Store { path: path.clone(), boot_id, database };
+        let ledger =
+            store.read(now, cooldown_ms).with_context(|| format!("cannot read the store {}", path.display()))?;
         Ok((store, ledger))
     }
 
-    fn read(&self, boot_id: &str, now: Millis, cooldown_ms: u64) -> anyhow::Result<Ledger> {
-        self.with(|database| Self::read_from(database, boot_id, now, cooldown_ms))
+    fn read(&self, now: Millis, cooldown_ms: u64) -> anyhow::Result<Ledger> {
+        self.with(|database| Self::read_from(database, &self.boot_id, now, cooldown_ms))
     }
 
     /// Works on the open file, and opens it again if the last write failed.
@@ -181,6 +183,19 @@ impl Store {
         Ok(())
     }
 
+    /// Whether an address could be given since this boot.
+    pub fn has_served(&self) -> anyhow::Result<bool> {
+        self.with(|database| {
+            let txn = database.begin_read()?;
+            Ok(txn.open_table(META)?.get("served")?.is_some_and(|value| value.value() == self.boot_id))
+        })
+    }
+
+    /// Remembers that one could.
+    pub fn keep_served(&self) -> anyhow::Result<()> {
+        self.set_meta("served", &self.boot_id)
+    }
+
     /// The limits of an instance type, if EC2 named them once.
     pub fn limits(&self, kind: &str) -> anyhow::Result<Option<Limits>> {
         self.with(|database| Self::limits_in(database, kind))
@@ -205,9 +220,13 @@ impl Store {
         let Limits { enis, addresses_per_eni, prefixes, further_cards, enis_per_further_card } = limits;
         let prefixes = u32::from(prefixes);
         let value = format!("{enis} {addresses_per_eni} {prefixes} {further_cards} {enis_per_further_card}");
+        self.set_meta(&format!("limits:{kind}"), &value)
+    }
+
+    fn set_meta(&self, key: &str, value: &str) -> anyhow::Result<()> {
         self.with(|database| {
             let txn = database.begin_write()?;
-            txn.open_table(META)?.insert(format!("limits:{kind}").as_str(), value.as_str())?;
+            txn.open_table(META)?.insert(key, value)?;
             txn.commit()?;
             Ok(())
         })

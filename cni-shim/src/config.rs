@@ -31,6 +31,8 @@ pub struct Config {
     pub dns: Option<Value>,
     /// The pod wants an interface on every network card.
     pub each_card: bool,
+    /// The boot in which the daemon wrote this, once an address could be given.
+    pub boot_id: Option<String>,
     valid: [Option<Value>; 2],
 }
 
@@ -42,6 +44,8 @@ struct Raw {
     socket: Option<Value>,
     #[serde(rename = "addWaitSeconds")]
     add_wait_seconds: Option<Value>,
+    #[serde(rename = "bootId")]
+    boot_id: Option<Value>,
     #[serde(rename = "prevResult")]
     prev_result: Option<Value>,
     dns: Option<Value>,
@@ -95,6 +99,7 @@ impl Config {
             prev_result: if reading == Reading::All { previous(raw.prev_result)? } else { None },
             dns: raw.dns.filter(|value| !value.is_null()),
             each_card: each_card(raw.runtime_config.as_ref()),
+            boot_id: raw.boot_id.as_ref().and_then(Value::as_str).map(str::to_owned),
             valid: [raw.valid, raw.attachments],
         })
     }

@@ -203,13 +203,13 @@ fn failed(doing: &str, fault: Fault) -> Error {
 }
 
 fn refused(refusal: Refusal) -> Error {
-    let Refusal { cause, message, aws_request_id, retry_after_ms } = refusal;
+    let Refusal { cause, message, aws_request_id, retry_at } = refusal;
     let mut details = format!("cause={cause}");
     if !aws_request_id.is_empty() {
         details.push_str(&format!(" aws_request_id={aws_request_id}"));
     }
-    if retry_after_ms > 0 {
-        details.push_str(&format!(" retry_after_ms={retry_after_ms}"));
+    if !retry_at.is_empty() {
+        details.push_str(&format!(" retry_at={retry_at}"));
     }
     Error::later(format!("no address for the pod ({cause}): {message}"), details)
 }

@@ -59,12 +59,12 @@ impl Error {
         Error { code: 11, msg: msg.into(), details: details.into() }
     }
 
-    /// Code 50: no ADD can be served now.
+    /// Code 50: no address could be given yet.
     pub fn unavailable(msg: impl Into<String>, details: impl Into<String>) -> Self {
         Error { code: 50, msg: msg.into(), details: details.into() }
     }
 
-    /// Code 51: no ADD can be served now, and pods that run may be cut off.
+    /// Code 51: pods that run are cut off.
     pub fn limited(msg: impl Into<String>, details: impl Into<String>) -> Self {
         Error { code: 51, msg: msg.into(), details: details.into() }
     }

@@ -250,7 +250,7 @@ s.sendto(struct.pack('!HHIIBBHHH', 1000, 80, 0, 0, 0x50, 4, 0, 0, 0), ('198.51.1
     here.sh("nft 'table ip6 filter { chain FORWARD { type filter hook forward priority 0; policy drop; }; }'").unwrap();
     wait_until(3 * REPAIR_BOUND, || cause().contains("drops IPv6 packets between pods")).unwrap();
     here.sh("nft delete table ip6 filter").unwrap();
-    wait_until(BOUND, || here.enid("status").is_ok_and(|status| status["ready"] == true)).unwrap();
+    wait_until(BOUND, || here.serves()).unwrap();
     // One block, however many pods.
     let enis = here.enid("enis").unwrap();
     assert_eq!((enis.as_array().unwrap().len(), enis[0]["blocks"].as_array().unwrap().len()), (1, 1), "{enis}");

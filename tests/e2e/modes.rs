@@ -98,7 +98,7 @@ fn a_full_subnet_is_named_as_the_cause_and_disturbs_no_pod() {
     let request_id = error["details"].as_str().unwrap().split("aws_request_id=").nth(1).unwrap();
     assert_eq!(request_id.split(' ').next().unwrap().len(), 36, "{error}");
     assert_eq!(status()["cause"], "subnet_full");
-    wait_until(BOUND, || status()["ready"] == false).unwrap();
+    assert_eq!(status()["ready"], true, "the pods that run have their network");
     // Running pods keep their connections, and nothing is left half created.
     connect_all((place, &live), (other, &others));
     consistency::check(place).unwrap();
@@ -109,7 +109,7 @@ fn a_full_subnet_is_named_as_the_cause_and_disturbs_no_pod() {
     // Addresses of the subnet are unassigned by others: the next attempt gets one.
     lab.vacate(subnet, &everything[100..120]).unwrap();
     wait_until(MINUTES, || one_more.try_call(place, "ADD").unwrap().0).unwrap();
-    wait_until(BOUND, || status()["ready"] == true).unwrap();
+    wait_until(BOUND, || place.serves()).unwrap();
     wait_until(BOUND, || consistency::check(place).is_ok()).unwrap();
     assert_eq!(place.leases().unwrap().len(), 4);
     assert_eq!(lab.drops().unwrap().foreign_source, 0);
@@ -165,7 +165,7 @@ fn twenty_pods_are_added_while_half_of_the_calls_are_throttled() {
     });
     assert_eq!(place.leases().unwrap().len(), 20);
     throttle(0.0);
-    wait_until(MINUTES, || status()["ready"] == true && consistency::check(place).is_ok()).unwrap();
+    wait_until(MINUTES, || place.serves() && consistency::check(place).is_ok()).unwrap();
     // About ten calls are needed; as many again are throttled at one half, and some before that.
     let (calls, throttled) = (sum(|counted| counted.calls) - calls_before, sum(|counted| counted.throttled));
     assert!((10..100).contains(&calls) && throttled >= 3, "{:?}", lab.ec2_counts());

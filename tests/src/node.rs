@@ -84,6 +84,11 @@ impl<'a> Place<'a> {
             .map(drop)
     }
 
+    /// Whether the daemon runs, STATUS says yes, and a new pod would get an address.
+    pub fn serves(&self) -> bool {
+        self.enid("status").is_ok_and(|status| status["ready"] == true && status["cause"] == "")
+    }
+
     /// The metrics page, as Prometheus reads it.
     pub fn metrics(&self) -> anyhow::Result<String> {
         let ask = "import urllib.request as u; print(u.urlopen('http://127.0.0.1:61678/metrics').read().decode())";
@@ -127,8 +132,7 @@ impl Daemon {
     /// Starts one and waits until it can give an address.
     pub fn start(place: Place<'_>, settings: &[(&str, &str)]) -> anyhow::Result<Self> {
         let daemon = Self::spawn(place, settings)?;
-        let ready = || place.enid("status").is_ok_and(|status| status["ready"] == true);
-        wait_until(Duration::from_secs(20), ready)
+        wait_until(Duration::from_secs(20), || place.serves())
             .with_context(|| format!("the daemon of {} does not become ready: {}", place.name, daemon.log()))?;
         Ok(daemon)
     }

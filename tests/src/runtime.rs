@@ -13,7 +13,8 @@ use hyper_util::rt::TokioIo;
 use k8s_cri::v1::{
     ContainerConfig, ContainerMetadata, CreateContainerRequest, ImageSpec, ListPodSandboxRequest, PodSandboxConfig,
     PodSandboxMetadata, PodSandboxStatusRequest, PortMapping, RemovePodSandboxRequest, RunPodSandboxRequest,
-    StartContainerRequest, StopPodSandboxRequest, VersionRequest, runtime_service_client::RuntimeServiceClient,
+    StartContainerRequest, StatusRequest, StopPodSandboxRequest, VersionRequest,
+    runtime_service_client::RuntimeServiceClient,
 };
 use tokio::net::UnixStream;
 use tonic::transport::{Channel, Endpoint};
@@ -30,6 +31,45 @@ const PAUSE: &str = "localhost/pause:1";
 /// A CRI call makes links, namespaces and processes, fifty at once on a small machine.
 const BOUND: Duration = Duration::from_secs(60);
 
+/// Whose containerd.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Release {
+    /// Debian's, 1.6: it asks no STATUS.
+    Debian,
+    /// A current one, 2.2, which does (tools/kubernetes builds it).
+    Current,
+}
+
+impl Release {
+    /// Where its programs are, and what its configuration says.
+    fn programs_and_config(self) -> (String, String) {
+        let common =
+            format!("root = \"{INSIDE}/root\"\nstate = \"/run/containerd\"\n[grpc]\n  address = \"{INSIDE}/sock\"\n");
+        // The kernel of a container host may lack the right to lower an oom score, and AppArmor.
+        let lacks =
+            "  restrict_oom_score_adj = true\n  disable_apparmor = true\n  netns_mounts_under_state_dir = true\n";
+        match self {
+            Release::Debian => (
+                "/usr/bin".to_owned(),
+                format!(
+                    "version = 2\ndisabled_plugins = [\"io.containerd.snapshotter.v1.btrfs\", \"io.containerd.snapshotter.v1.zfs\"]\n{common}\
+                     [plugins.\"io.containerd.grpc.v1.cri\"]\n  sandbox_image = \"{PAUSE}\"\n{lacks}  \
+                     [plugins.\"io.containerd.grpc.v1.cri\".containerd]\n    snapshotter = \"native\"\n"
+                ),
+            ),
+            Release::Current => (
+                concat!(env!("CARGO_MANIFEST_DIR"), "/../.tools/kubernetes").to_owned(),
+                format!(
+                    "version = 3\n{common}[plugins.\"io.containerd.cri.v1.images\"]\n  snapshotter = \"native\"\n\
+                     [plugins.\"io.containerd.cri.v1.images\".pinned_images]\n  sandbox = \"{PAUSE}\"\n\
+                     [plugins.\"io.containerd.cri.v1.runtime\"]\n{lacks}\
+                     [plugins.\"io.containerd.cri.v1.runtime\".cni]\n  conf_dir = \"/etc/cni/net.d\"\n  bin_dirs = [\"/opt/cni/bin\"]\n"
+                ),
+            ),
+        }
+    }
+}
+
 /// A containerd. Dropping it ends it with all its pods.
 pub struct Runtime {
     child: Child,
@@ -40,24 +80,19 @@ pub struct Runtime {
 
 impl Runtime {
     /// Starts one on the node, with its standard plugins after ours in the chain, and with images that are built here.
-    pub fn start(place: Place<'_>) -> anyhow::Result<Self> {
+    pub fn start(place: Place<'_>, release: Release) -> anyhow::Result<Self> {
         // All of it is in the node's own memory, and is gone with the node.
         let pid = place.lab.state().pid_of(place.name)?;
         let folder = PathBuf::from(format!("/proc/{pid}/root{INSIDE}"));
         fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
         let socket = folder.join("sock");
-        // The kernel of a container host may lack the right to lower an oom score, and AppArmor.
-        let config = format!(
-            "version = 2\nroot = \"{INSIDE}/root\"\nstate = \"/run/containerd\"\ndisabled_plugins = [\"io.containerd.snapshotter.v1.btrfs\", \"io.containerd.snapshotter.v1.zfs\"]\n\
-             [grpc]\n  address = \"{INSIDE}/sock\"\n[plugins.\"io.containerd.grpc.v1.cri\"]\n  sandbox_image = \"{PAUSE}\"\n  \
-             restrict_oom_score_adj = true\n  disable_apparmor = true\n  netns_mounts_under_state_dir = true\n  \
-             [plugins.\"io.containerd.grpc.v1.cri\".containerd]\n    snapshotter = \"native\"\n"
-        );
+        let (programs, config) = release.programs_and_config();
         fs::write(folder.join("config.toml"), config).context("cannot write containerd's configuration")?;
         let log = File::create(folder.join("log")).context("cannot write containerd's log")?;
         let child = place
-            .command("containerd")?
-            .arg("-c")
+            .command("env")?
+            .arg(format!("PATH={programs}:/usr/sbin:/usr/bin:/sbin:/bin"))
+            .args(["containerd", "-c"])
             .arg(format!("{INSIDE}/config.toml"))
             .stdin(Stdio::null())
             .stdout(Stdio::null())
@@ -160,6 +195,16 @@ impl Runtime {
             client.remove_pod_sandbox(RemovePodSandboxRequest { pod_sandbox_id: id() }).await
         })?;
         Ok(())
+    }
+
+    /// What it tells the kubelet of the network: whether it is ready, and why not.
+    pub fn network(&self) -> anyhow::Result<(bool, String)> {
+        let mut client = self.client.clone();
+        let answer = self.tokio.block_on(client.status(StatusRequest { verbose: false }))?.into_inner();
+        let conditions = answer.status.context("the runtime has no status")?.conditions;
+        let network = conditions.into_iter().find(|condition| condition.r#type == "NetworkReady");
+        let network = network.context("the runtime says nothing of the network")?;
+        Ok((network.status, network.message))
     }
 
     /// How many sandboxes it has.

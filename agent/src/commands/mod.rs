@@ -106,10 +106,17 @@ fn show<T: Serialize>(as_json: bool, value: &T, text: impl Fn(&T) -> String) -> 
 }
 
 fn status(pool: &Pool) -> String {
-    let ready = if pool.ready { "yes".to_owned() } else { format!("no, {}: {}", pool.cause, pool.cause_message) };
+    let obstacle = format!("{}: {}", pool.cause, pool.cause_message);
+    let new_pods = if pool.cause.is_empty() { "get an address at once" } else { obstacle.as_str() };
+    let ready = match (pool.ready, pool.outage.is_empty()) {
+        (true, _) => "yes".to_owned(),
+        (false, true) => "no: no address could be given since this boot".to_owned(),
+        (false, false) => format!("no: pods are cut off: {}", pool.outage),
+    };
     let mut rows = vec![
         ["node".to_owned(), format!("{} ({}, {})", pool.node, pool.instance_id, pool.instance_type)],
         ["ready".to_owned(), ready],
+        ["new pods".to_owned(), new_pods.to_owned()],
         ["ENIs".to_owned(), format!("{} of {}", pool.enis, pool.eni_max)],
         [
             "addresses".to_owned(),
@@ -133,6 +140,7 @@ fn status(pool: &Pool) -> String {
         let cause = if wait.cause.is_empty() { String::new() } else { format!("{}: ", wait.cause) };
         rows.push(["waits for".to_owned(), format!("{}{until}: {cause}{}", wait.awaited, wait.message)]);
     }
+    rows.extend(Some(&pool.risk).filter(|risk| !risk.is_empty()).map(|risk| ["risk".to_owned(), risk.clone()]));
     rows.extend(pool.conflicts.iter().map(|conflict| ["conflict".to_owned(), conflict.clone()]));
     table(["", ""], rows.into_iter())
 }

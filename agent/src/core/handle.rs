@@ -41,7 +41,16 @@ pub enum Message {
     KernelFailed(Option<String>),
     Carried(Box<Attempt>),
     Vpc(Vec<Ipv4Net>),
-    Forwarding(Option<String>),
+    Forwarding(Forwarding),
+}
+
+/// What probes say of packets between pods.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Forwarding {
+    /// Why those of a family do not pass.
+    pub dropped: Option<String>,
+    /// None of any family pass, and that has lasted.
+    pub is_outage: bool,
 }
 
 /// What CHECK compares with.
@@ -105,9 +114,9 @@ impl Handle {
         let _ = self.sender.send(Message::Forgotten(addresses)).await;
     }
 
-    /// Why packets between pods do not pass, or that they do.
-    pub async fn forwarding(&self, dropped: Option<String>) {
-        let _ = self.sender.send(Message::Forwarding(dropped)).await;
+    /// What probes say of packets between pods.
+    pub async fn forwarding(&self, seen: Forwarding) {
+        let _ = self.sender.send(Message::Forwarding(seen)).await;
     }
 
     /// The VPC's CIDRs, as metadata shows them now.

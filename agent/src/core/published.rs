@@ -28,16 +28,16 @@ pub struct Published {
 }
 
 impl Publisher {
-    /// Both sides; everything is waited for, and nothing is ready.
-    pub fn new() -> (Self, Published) {
+    /// Both sides; everything is waited for. `served`: an earlier run of this boot could give an address.
+    pub fn new(served: bool) -> (Self, Published) {
         let (metadata, awaits_metadata) = watch::channel(true);
         let (listing, awaits_listing) = watch::channel(true);
-        let (ready, readiness) = watch::channel(Readiness::starting());
+        let (ready, readiness) = watch::channel(Readiness::starting(served));
         let publisher = Publisher {
             awaits_metadata: metadata,
             awaits_listing: listing,
             readiness: ready,
-            rule: Rule::new(),
+            rule: Rule::new(served),
             look_again: None,
         };
         (publisher, Published { awaits_metadata, awaits_listing, readiness })
@@ -63,11 +63,8 @@ impl Publisher {
         self.look_again = look_again;
         let said = said.clone();
         self.readiness.send_if_modified(|known| {
-            let changed = known.causes() != said.causes();
+            let changed = said.log(known);
             *known = said;
-            if changed {
-                known.log();
-            }
             changed
         });
     }

@@ -1,53 +1,107 @@
-//! Whether this node can give pods addresses: one rule, read by STATUS, health, `/metrics`, `enid status` and
-//! whoever writes the network configuration.
+//! What this node says of itself: one value, read by STATUS, health, `/metrics`, `enid status` and whoever writes the
+//! network configuration.
 //!
-//! The first time it takes an address that can really be given. From then on growth under way counts as ready,
-//! since an ADD waits for it, and an obstacle has to last before the answer changes: runtimes that ask every few
-//! seconds must not see a node come and go.
+//! Runtimes ask STATUS every few seconds, and a no makes the whole node NotReady: the node controller takes all of its
+//! pods out of their Services and evicts them five minutes later. So STATUS says no in two cases only: since this boot no
+//! address could be given yet, or what the pods that run send does not arrive. Whatever only keeps new pods from an
+//! address is an *obstacle*: ADD's cause, a metric, a line of `enid status`.
+
+use std::fmt;
 
 use enid_ipamd::{Cause, Millis, Refusal};
 use tracing::{info, warn};
 
-/// An obstacle must last so long before a ready node says that it is not.
+/// An obstacle must last so long before it is reported.
 const HOLD_MS: u64 = 5_000;
 
 /// What is said.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Readiness {
-    /// Why an ADD would fail; `None` if it would succeed.
+    /// Since this boot an address could be given at least once.
+    pub served: bool,
+    /// Why a new pod would not get an address; `None` if it would.
     pub obstacle: Option<Refusal>,
-    /// Why pods that run may have no network.
+    /// Why some of the pods that run may have no network.
     pub risk: Option<Refusal>,
+    /// Why what the pods that run send does not arrive.
+    pub outage: Option<Refusal>,
+}
+
+/// What STATUS says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Status<'a> {
+    /// The network is there, also for pods that have to wait for an address.
+    Yes,
+    /// No address could be given since this boot.
+    NotYet(&'a Refusal),
+    /// The pods that run are cut off.
+    CutOff(&'a Refusal),
 }
 
 impl Readiness {
-    /// Before anything is known.
-    pub fn starting() -> Self {
+    /// Before anything is known; `served`: in an earlier run of this boot.
+    pub fn starting(served: bool) -> Self {
         let message = "the daemon has not read its node yet";
-        Readiness { obstacle: Some(Refusal::new(Cause::Starting, message)), risk: None }
+        Readiness { served, obstacle: Some(Refusal::new(Cause::Starting, message)), ..Readiness::default() }
     }
 
-    /// An ADD would succeed, and nobody is known to be cut off.
+    /// What STATUS says.
+    pub fn status(&self) -> Status<'_> {
+        match (&self.obstacle, &self.outage) {
+            (Some(obstacle), _) if !self.served => Status::NotYet(obstacle),
+            (_, Some(outage)) => Status::CutOff(outage),
+            _ => Status::Yes,
+        }
+    }
+
+    /// Whether STATUS says yes.
     pub fn is_ready(&self) -> bool {
-        self.obstacle.is_none() && self.risk.is_none()
+        self.status() == Status::Yes
     }
 
-    /// What it comes from.
-    pub fn causes(&self) -> (Option<Cause>, Option<Cause>) {
-        let cause = |refusal: &Option<Refusal>| refusal.as_ref().map(|refusal| refusal.cause);
-        (cause(&self.obstacle), cause(&self.risk))
+    /// What has a cause now, with the name of what it is.
+    pub fn causes(&self) -> impl Iterator<Item = (&'static str, &Refusal)> {
+        let named = [("obstacle", &self.obstacle), ("risk", &self.risk), ("outage", &self.outage)];
+        named.into_iter().filter_map(|(name, refusal)| Some((name, refusal.as_ref()?)))
     }
 
-    /// One line for each part of it.
-    pub fn log(&self) {
-        if let Some(refusal) = &self.obstacle {
-            info!(cause = %refusal.cause, "not ready: {}", refusal.message);
+    /// Whether another one has the same causes, whatever the words.
+    fn has_causes_of(&self, other: &Readiness) -> bool {
+        let cause = |(name, refusal): (&'static str, &Refusal)| (name, refusal.cause);
+        self.served == other.served && self.causes().map(cause).eq(other.causes().map(cause))
+    }
+
+    /// Logs what is different from what was said before; whether anything is.
+    pub fn log(&self, before: &Readiness) -> bool {
+        if self.has_causes_of(before) {
+            return false;
         }
-        if let Some(refusal) = &self.risk {
-            warn!(cause = %refusal.cause, "pods may have no network: {}", refusal.message);
+        let was = |name: &str| before.causes().find(|(other, _)| *other == name).map(|(_, refusal)| refusal.cause);
+        for (name, refusal) in self.causes().filter(|(name, refusal)| was(name) != Some(refusal.cause)) {
+            let Refusal { cause, message, .. } = refusal;
+            match name {
+                "obstacle" => info!(%cause, "new pods get no address: {message}"),
+                "risk" => warn!(%cause, "pods may have no network: {message}"),
+                _ => warn!(%cause, "pods are cut off, and STATUS says so: {message}"),
+            }
         }
-        if self.is_ready() {
-            info!("ready");
+        if before.obstacle.is_some() && self.obstacle.is_none() {
+            info!("new pods get addresses");
+        }
+        if before.is_ready() != self.is_ready() {
+            info!("STATUS says {self}");
+        }
+        true
+    }
+}
+
+impl fmt::Display for Readiness {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.status() {
+            Status::Yes => f.write_str("yes"),
+            Status::NotYet(refusal) | Status::CutOff(refusal) => {
+                write!(f, "no, {}: {}", refusal.cause, refusal.message)
+            }
         }
     }
 }
@@ -55,37 +109,46 @@ impl Readiness {
 /// The rule, with what it has said and what it waits for.
 pub struct Rule {
     said: Readiness,
-    was_ready: bool,
-    /// Since when something else than `said` is seen.
-    other_since: Option<Millis>,
+    /// Since when an obstacle is seen that is not said yet.
+    obstacle_since: Option<Millis>,
 }
 
 impl Rule {
-    /// Nothing has been seen.
-    pub fn new() -> Self {
-        Rule { said: Readiness::starting(), was_ready: false, other_since: None }
+    /// Nothing has been seen; `served`: an earlier run of this boot could give an address.
+    pub fn new(served: bool) -> Self {
+        Rule { said: Readiness::starting(served), obstacle_since: None }
     }
 
     /// Takes what is seen now; what is to be said from now on, and when to look again if that may change by itself.
-    pub fn look(&mut self, now: Millis, mut seen: Readiness) -> (&Readiness, Option<Millis>) {
-        let growing = seen.obstacle.as_ref().is_some_and(|refusal| refusal.cause == Cause::StillGrowing);
-        if growing && self.was_ready {
-            seen.obstacle = None; // an ADD waits for it
+    pub fn look(&mut self, now: Millis, seen: Readiness) -> (&Readiness, Option<Millis>) {
+        let served = self.said.served || seen.obstacle.is_none();
+        let (obstacle, again) = self.obstacle(now, seen.obstacle);
+        self.said = Readiness { served, obstacle, ..seen };
+        (&self.said, again)
+    }
+
+    /// An obstacle has to last before it is said. Once said it stays until an address can be given: that EC2 is asked
+    /// again is no end of it.
+    fn obstacle(&mut self, now: Millis, seen: Option<Refusal>) -> (Option<Refusal>, Option<Millis>) {
+        let said = self.said.obstacle.take();
+        let Some(seen) = seen else {
+            self.obstacle_since = None;
+            return (None, None);
+        };
+        let grows = seen.cause == Cause::StillGrowing;
+        if said.is_some() {
+            let keeps = grows && said.as_ref().is_some_and(|said| said.cause != Cause::Starting);
+            return (if keeps { said } else { Some(seen) }, None);
         }
-        self.was_ready |= seen.obstacle.is_none();
-        let worse = self.said.is_ready() && !seen.is_ready();
-        if !worse {
-            self.other_since = None;
-            self.said = seen;
-            return (&self.said, None);
+        if grows {
+            return (None, None); // an ADD waits for it
         }
-        let since = *self.other_since.get_or_insert(now);
+        let since = *self.obstacle_since.get_or_insert(now);
         if now.since(since) < HOLD_MS {
-            return (&self.said, Some(since.plus(HOLD_MS)));
+            return (None, Some(since.plus(HOLD_MS)));
         }
-        self.other_since = None;
-        self.said = seen;
-        (&self.said, None)
+        self.obstacle_since = None;
+        (Some(seen), None)
     }
 }
 
@@ -93,37 +156,55 @@ impl Rule {
 mod tests {
     use super::*;
 
-    fn refused(cause: Cause) -> Readiness {
-        Readiness { obstacle: Some(Refusal::new(cause, "no")), risk: None }
+    fn hindered(cause: Cause) -> Readiness {
+        Readiness { obstacle: Some(Refusal::new(cause, "no")), ..Readiness::default() }
     }
 
-    fn said(rule: &mut Rule, at: u64, seen: Readiness) -> bool {
-        rule.look(Millis(at), seen).0.is_ready()
+    fn obstacle(rule: &mut Rule, at: u64, seen: Readiness) -> Option<Cause> {
+        rule.look(Millis(at), seen).0.obstacle.as_ref().map(|refusal| refusal.cause)
     }
 
     // D81 D86
     #[test]
-    fn the_first_yes_needs_an_address_and_no_needs_time() {
-        let mut rule = Rule::new();
-        assert!(!said(&mut rule, 0, refused(Cause::StillGrowing)), "nothing could be given yet");
-        assert!(said(&mut rule, 1, Readiness::default()), "at once");
-        assert!(said(&mut rule, 2, refused(Cause::StillGrowing)), "an ADD waits for growth");
-        assert!(said(&mut rule, 3, refused(Cause::SubnetFull)));
-        assert!(said(&mut rule, 4, Readiness::default()), "it was nothing");
-        assert!(said(&mut rule, 5, refused(Cause::SubnetFull)));
-        assert_eq!(rule.look(Millis(6), refused(Cause::SubnetFull)).1, Some(Millis(5 + HOLD_MS)));
-        assert!(!said(&mut rule, 5 + HOLD_MS, refused(Cause::SubnetFull)));
-        assert!(!said(&mut rule, 6 + HOLD_MS, refused(Cause::Throttled)), "the cause is always the newest");
-        assert!(said(&mut rule, 7 + HOLD_MS, Readiness::default()));
+    fn an_obstacle_needs_time_and_ends_with_an_address() {
+        let mut rule = Rule::new(false);
+        assert!(!rule.look(Millis(0), hindered(Cause::StillGrowing)).0.is_ready(), "nothing could be given yet");
+        assert!(rule.look(Millis(1), Readiness::default()).0.is_ready(), "at once");
+        assert_eq!(obstacle(&mut rule, 2, hindered(Cause::StillGrowing)), None, "an ADD waits for growth");
+        assert_eq!(obstacle(&mut rule, 3, hindered(Cause::SubnetFull)), None);
+        assert_eq!(obstacle(&mut rule, 4, Readiness::default()), None, "it was nothing");
+        assert_eq!(obstacle(&mut rule, 5, hindered(Cause::SubnetFull)), None);
+        assert_eq!(rule.look(Millis(6), hindered(Cause::SubnetFull)).1, Some(Millis(5 + HOLD_MS)));
+        assert_eq!(obstacle(&mut rule, 5 + HOLD_MS, hindered(Cause::SubnetFull)), Some(Cause::SubnetFull));
+        assert_eq!(obstacle(&mut rule, 6 + HOLD_MS, hindered(Cause::Throttled)), Some(Cause::Throttled), "the newest");
+        let next_try = obstacle(&mut rule, 7 + HOLD_MS, hindered(Cause::StillGrowing));
+        assert_eq!(next_try, Some(Cause::Throttled), "the next try is no end");
+        assert_eq!(obstacle(&mut rule, 8 + HOLD_MS, Readiness::default()), None);
+    }
+
+    /// A node that is full, or cannot ask EC2, serves the pods that it has: a no would evict them.
+    #[test]
+    fn what_only_keeps_new_pods_out_is_no_reason_for_status() {
+        let mut rule = Rule::new(false);
+        let full = |rule: &mut Rule, at| rule.look(Millis(at), hindered(Cause::EniLimit)).0.clone();
+        assert!(matches!(full(&mut rule, 0).status(), Status::NotYet(refusal) if refusal.cause == Cause::EniLimit));
+        rule.look(Millis(1), Readiness::default());
+        for at in [2, 2 + HOLD_MS, 10 * HOLD_MS] {
+            assert!(full(&mut rule, at).is_ready());
+        }
+        // A run that begins on a full node says so from its first moment.
+        let again = Rule::new(true).look(Millis(0), hindered(Cause::Starting)).0.clone();
+        assert!(again.is_ready() && again.obstacle.is_some());
     }
 
     // D82
     #[test]
-    fn pods_at_risk_are_said_beside_an_obstacle() {
-        let mut rule = Rule::new();
-        let lost = Readiness { obstacle: None, risk: Some(Refusal::new(Cause::EniLost, "gone")) };
-        assert!(said(&mut rule, 0, Readiness::default()));
-        assert!(said(&mut rule, 1, lost.clone()));
-        assert_eq!(*rule.look(Millis(1 + HOLD_MS), lost.clone()).0, lost);
+    fn pods_that_are_cut_off_are_a_no_and_pods_at_risk_are_not() {
+        let mut rule = Rule::new(true);
+        let refusal = |cause| Some(Refusal::new(cause, "gone"));
+        let lost = Readiness { risk: refusal(Cause::EniLost), ..Readiness::default() };
+        assert!(rule.look(Millis(0), lost).0.is_ready(), "the pods of the other ENIs have their network");
+        let dropped = Readiness { outage: refusal(Cause::ForwardDropped), ..hindered(Cause::ForwardDropped) };
+        assert!(matches!(rule.look(Millis(1), dropped).0.status(), Status::CutOff(_)));
     }
 }

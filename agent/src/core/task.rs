@@ -18,7 +18,7 @@ use crate::{
     aws::ec2::Ec2,
     clock::now,
     core::carry::{Carrier, configuring},
-    core::handle::{Answer, Found, Handle, Message},
+    core::handle::{Answer, Forwarding, Found, Handle, Message},
     core::journal::Journal,
     core::published::{Published, Publisher},
     core::readiness::Readiness,
@@ -46,6 +46,7 @@ pub struct CoreTask {
     handle: Handle,
     requests: Requests,
     forgetting: Forgetting,
+    forwarding: Forwarding,
     publisher: Publisher,
 }
 
@@ -67,6 +68,8 @@ pub struct Parts {
     pub kernel: Kernel,
     /// Whether somebody will tell if the host forwards between pods.
     pub probes: bool,
+    /// Whether an earlier run of this boot could give an address.
+    pub served: bool,
     /// Where work runs that no pod waits for by the microsecond.
     pub background: runtime::Handle,
 }
@@ -75,7 +78,7 @@ impl CoreTask {
     /// The task, a way to it, and what it publishes.
     pub fn new(parts: Parts) -> (Self, Handle, Published) {
         let (sender, receiver) = mpsc::channel(1024);
-        let Parts { mut core, store, ec2, counters, vpc, steering, kernel, probes, background } = parts;
+        let Parts { mut core, store, ec2, counters, vpc, steering, kernel, probes, served, background } = parts;
         let families = steering.policy.families().into();
         let handle = Handle::new(sender, families);
         let reports = handle.clone();
@@ -86,7 +89,7 @@ impl CoreTask {
         if probes {
             core.set_blocked(Some(Refusal::new(Cause::Starting, "it is not known yet whether the host forwards")));
         }
-        let (publisher, published) = Publisher::new();
+        let (publisher, published) = Publisher::new(served);
         let task = CoreTask {
             core,
             journal: Journal::new(store),
@@ -98,6 +101,7 @@ impl CoreTask {
             handle: handle.clone(),
             requests: Requests::default(),
             forgetting,
+            forwarding: Forwarding::default(),
             publisher,
         };
         (task, handle, published)
@@ -177,8 +181,9 @@ impl CoreTask {
                 up.into_iter().for_each(|eni| self.step(Event::EniConfigured { eni }, effects));
             }
             Message::Vpc(cidrs) => self.carrier.set_vpc(cidrs),
-            Message::Forwarding(dropped) => {
-                self.core.set_blocked(dropped.map(|words| Refusal::new(Cause::ForwardDropped, words)));
+            Message::Forwarding(seen) => {
+                self.core.set_blocked(seen.dropped.clone().map(forward_dropped));
+                self.forwarding = seen;
             }
             Message::Forgotten(addresses) => {
                 for (ticket, (key, offered)) in self.forgetting.end(&addresses) {
@@ -319,7 +324,9 @@ impl CoreTask {
     fn publish(&mut self) {
         let metadata = self.core.awaits_metadata() || !configuring(&self.core).is_empty();
         self.publisher.awaits(metadata, self.core.awaits_listing());
-        let seen = Readiness { obstacle: self.blocked(), risk: self.risk() };
+        let Forwarding { dropped, is_outage } = &self.forwarding;
+        let outage = dropped.clone().filter(|_| *is_outage).map(forward_dropped);
+        let seen = Readiness { obstacle: self.blocked(), risk: self.risk(), outage, ..Readiness::default() };
         self.publisher.readiness(now(), seen);
     }
 
@@ -340,6 +347,10 @@ fn leaves_work(message: &Message) -> bool {
             | Message::Lookup(..)
             | Message::View(_)
     )
+}
+
+fn forward_dropped(words: String) -> Refusal {
+    Refusal::new(Cause::ForwardDropped, words)
 }
 
 fn refused_by_kernel(words: &str) -> Refusal {

@@ -48,16 +48,18 @@ pub fn check(settings: &Settings) -> anyhow::Result<()> {
     can_write().with_context(|| format!("cannot write to {} (HOST_CNI_CONFDIR_PATH)", settings.conf_dir.display()))
 }
 
-/// Takes a configuration of another boot out of the runtime's sight; what others chained into it is remembered.
-pub fn hide_stale(settings: &Settings) -> anyhow::Result<()> {
+/// Takes a configuration of another boot out of the runtime's sight; what others chained into it is remembered. Whether
+/// there is one of this boot: an address could be given then.
+pub fn hide_stale(settings: &Settings) -> anyhow::Result<bool> {
     let path = settings.conf_dir.join(CONFLIST);
-    let Some(list) = read(&path)? else { return Ok(()) };
+    let Some(list) = read(&path)? else { return Ok(false) };
     let boot = ours(&list).and_then(|plugin| plugin["bootId"].as_str());
     if boot == Some(store::boot_id()?.as_str()) {
-        return Ok(());
+        return Ok(true);
     }
     let hidden = settings.conf_dir.join(EARLIER);
-    fs::rename(&path, hidden).with_context(|| format!("cannot move {}, which an earlier boot left", path.display()))
+    fs::rename(&path, hidden).with_context(|| format!("cannot move {}, which an earlier boot left", path.display()))?;
+    Ok(false)
 }
 
 /// Writes the configuration, unless it is there unchanged; false while our plugin is not installed, since every pod

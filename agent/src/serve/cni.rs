@@ -18,8 +18,9 @@ use tokio::{runtime, sync::watch};
 use tracing::{info, warn};
 
 use crate::{
+    clock,
     core::handle::{self, Answer, Found, Handle},
-    core::readiness::Readiness,
+    core::readiness::{self, Readiness},
     host::deletion::Deletion,
     host::{kernel, pod_links},
     metrics::Counters,
@@ -203,19 +204,14 @@ impl CniService {
     }
 
     fn status(&self) -> StatusReply {
-        let Readiness { obstacle, risk } = self.readiness.borrow().clone();
-        let pods_at_risk = risk.is_some();
-        // Who may be cut off already comes first: it is the worse news.
-        match risk.or(obstacle) {
-            None => StatusReply { ready: true, ..StatusReply::default() },
-            Some(refusal) => StatusReply {
-                ready: false,
-                pods_at_risk,
-                cause: refusal.cause.name().to_owned(),
-                message: sentence(refusal.message),
-                retry_after_ms: refusal.retry_after.unwrap_or_default(),
-            },
-        }
+        let readiness = self.readiness.borrow();
+        let (refusal, pods_cut_off) = match readiness.status() {
+            readiness::Status::Yes => return StatusReply { ready: true, ..StatusReply::default() },
+            readiness::Status::NotYet(refusal) => (refusal, false),
+            readiness::Status::CutOff(refusal) => (refusal, true),
+        };
+        let (cause, message) = (refusal.cause.name().to_owned(), sentence(refusal.message.clone()));
+        StatusReply { ready: false, pods_cut_off, cause, message }
     }
 
     async fn collect(&self, list: CollectRequest) -> Result<CollectReply, End> {
@@ -388,7 +384,7 @@ fn refused(refusal: Refusal) -> Reply {
         cause: refusal.cause.name().to_owned(),
         message: sentence(refusal.message),
         aws_request_id: refusal.request_id.unwrap_or_default(),
-        retry_after_ms: refusal.retry_after.unwrap_or_default(),
+        retry_at: refusal.retry_after.map(clock::minute_after).unwrap_or_default(),
     })
 }
 

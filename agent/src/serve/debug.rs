@@ -7,7 +7,7 @@ use enid_api::v1::{
     debug_server::{Debug, DebugServer},
 };
 use enid_datapath::{Mac, identity};
-use enid_ipamd::{AddressState, EniState, View};
+use enid_ipamd::{AddressState, EniState, Refusal, View};
 use tokio::{net::UnixListener, sync::watch};
 use tonic::{Request, Response, Status, transport::Server};
 use tonic_health::server::HealthReporter;
@@ -20,7 +20,7 @@ use crate::{
     serve::sockets,
 };
 
-/// Health's name for "an ADD would get an address".
+/// Health's name for what STATUS says.
 pub const CNI_HEALTH: &str = "enid.v1.Cni";
 
 /// The service.
@@ -48,10 +48,13 @@ impl Debug for DebugService {
     async fn get_pool(&self, _: Request<GetPoolRequest>) -> Result<Response<Pool>, Status> {
         let view = self.view().await?;
         let readiness = self.readiness.borrow().clone();
-        let (cause, cause_message) = match view.blocked.as_ref().or(readiness.risk.as_ref()) {
+        // What has lasted goes before what a single step shows.
+        let (cause, cause_message) = match readiness.obstacle.as_ref().or(view.blocked.as_ref()) {
             Some(refusal) => (refusal.cause.to_string(), refusal.message.clone()),
             None => Default::default(),
         };
+        let in_words =
+            |refusal: Option<Refusal>| refusal.map(|Refusal { cause, message, .. }| format!("{cause}: {message}"));
         let pause = view.pauses.iter().filter(|(_, until, _)| *until > view.now).max_by_key(|(_, until, _)| *until);
         let number = |value: u64| u32::try_from(value).unwrap_or(u32::MAX);
         let counts = view.counts;
@@ -76,6 +79,8 @@ impl Debug for DebugService {
             pause: pause.map(|(.., refusal)| refusal.message.clone()).unwrap_or_default(),
             pause_ms: pause.map_or(0, |(_, until, _)| until.since(view.now)),
             version: env!("CARGO_PKG_VERSION").to_owned(),
+            risk: in_words(readiness.risk).unwrap_or_default(),
+            outage: in_words(readiness.outage).unwrap_or_default(),
         }))
     }
 

@@ -7,7 +7,7 @@ use std::{
 
 use anyhow::Context;
 use axum::{Router, http::StatusCode, routing::get};
-use enid_ipamd::{Cause, View};
+use enid_ipamd::View;
 use prometheus::{Encoder, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder};
 use tokio::sync::watch;
 
@@ -63,12 +63,12 @@ fn text(counters: &Counters, view: &View, readiness: &Readiness) -> anyhow::Resu
     gauge("awscni_assigned_ip_addresses", "Addresses assigned to pods", counts.assigned)?;
     gauge("awscni_total_ipv4_prefixes", "IPv4 prefixes on the node", counts.prefixes)?;
     gauge("enid_cooling_ip_addresses", "Addresses in their cooldown after use", counts.cooling)?;
-    let ready =
-        IntGaugeVec::new(Opts::new("enid_ready", "1 if STATUS says yes, by the cause if not"), &["cause", "risk"])?;
-    let name = |cause: Option<Cause>| cause.map_or("", Cause::name);
-    let (obstacle, risk) = readiness.causes();
-    ready.with_label_values(&[name(obstacle), name(risk)]).set(i64::from(readiness.is_ready()));
-    gauges.register(Box::new(ready))?;
+    gauge("enid_ready", "1 if STATUS says yes", u64::from(readiness.is_ready()))?;
+    let help = "1 for what is wrong: obstacle: new pods get no address; risk: pods may have no network; outage: pods are \
+                cut off";
+    let causes = IntGaugeVec::new(Opts::new("enid_cause", help), &["kind", "cause"])?;
+    readiness.causes().for_each(|(kind, refusal)| causes.with_label_values(&[kind, refusal.cause.name()]).set(1));
+    gauges.register(Box::new(causes))?;
     gauge("enid_waiting_adds", "ADD requests that wait for an address", counts.waiting)?;
     gauge(
         "enid_invariants_broken",

@@ -84,9 +84,8 @@ fn addresses(state: &State<'_>, now: Millis, card: u32) -> Wait {
     }
     let counts = state.counts_on(card);
     if counts.cooling > 0 {
-        let message =
-            format!("the node is at its limit, and its {} unassigned addresses are in their cooldown", counts.cooling);
-        return Wait { until: next_cooled(state), ..wait(Cause::Cooldown, message) };
+        let message = "the node is at its limit, and all of its unassigned addresses are in their cooldown";
+        return Wait { until: next_cooled(state), ..wait(Cause::Cooldown, message.to_owned()) };
     }
     let (enis, per_eni) = (state.pool.on_card(card).count(), per_eni(state.node.limits));
     let max = state.node.policy.eni_max(state.node.limits, card);

@@ -106,9 +106,9 @@ fn the_network_is_announced_when_it_is_there_and_hidden_after_a_reboot() {
     status(place).silent().unwrap();
 }
 
-// D77 D81 D82 D83
+// D77 D83
 #[test]
-fn what_ec2_takes_away_is_said_by_check_and_status() {
+fn what_ec2_takes_away_is_said_by_check_and_enid_status() {
     let place = place(3);
     let settings = [("MINIMUM_IP_TARGET", "27"), SETTINGS[1]];
     let _daemon = Daemon::start(place, &settings).unwrap();
@@ -120,7 +120,8 @@ fn what_ec2_takes_away_is_said_by_check_and_status() {
         pod.config = with(pod, &[("prevResult", result)]);
     }
     // Full: no ADD, and everything else goes on.
-    wait_until(BOUND, || status(place).refused(50, &["eni_limit"]).is_ok()).unwrap();
+    wait_until(BOUND, || place.enid("status").unwrap()["cause"] == "eni_limit").unwrap();
+    status(place).silent().unwrap();
     Call::new(&pods[0], "CHECK").make(place).unwrap().silent().unwrap();
     let leases = place.leases().unwrap();
     let on_primary =
@@ -139,7 +140,9 @@ fn what_ec2_takes_away_is_said_by_check_and_status() {
     let described = place.lab.ec2("DescribeNetworkInterfaces", &[("NetworkInterfaceId.1", eni)]).unwrap();
     let attachment = vpclab::ec2::first(&described, "attachmentId").unwrap();
     place.lab.ec2("DetachNetworkInterface", &[("AttachmentId", &attachment)]).unwrap();
-    wait_until(Duration::from_secs(120), || status(place).refused(51, &["eni_lost", eni]).is_ok()).unwrap();
+    let risk = || place.enid("status").unwrap()["risk"].as_str().unwrap().to_owned();
+    wait_until(Duration::from_secs(120), || risk().starts_with("eni_lost: ") && risk().contains(eni)).unwrap();
+    status(place).silent().unwrap(); // the pods of the other ENI have their network
     check(remote[0]).refused(101, &[eni]).unwrap();
     check(local[1]).silent().unwrap();
     let valid =
@@ -147,6 +150,6 @@ fn what_ec2_takes_away_is_said_by_check_and_status() {
     let list = with(&newest(3, "none"), &[("cni.dev/valid-attachments", valid)]);
     Call::bare("GC").stdin(&list).make(place).unwrap().silent().unwrap();
     pods.iter().for_each(|pod| pod.del(place).unwrap());
-    wait_until(Duration::from_secs(120), || status(place).silent().is_ok()).unwrap();
+    wait_until(Duration::from_secs(120), || risk().is_empty()).unwrap();
     assert!(place.leases().unwrap().is_empty());
 }

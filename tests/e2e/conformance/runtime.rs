@@ -2,7 +2,11 @@
 
 use std::{collections::BTreeSet, sync::OnceLock};
 
-use enid_tests::{Place, runtime::Runtime, wait_until};
+use enid_tests::{
+    Place,
+    runtime::{Release, Runtime},
+    wait_until,
+};
 
 use super::{BOUND, nodes, quiet_state_of};
 
@@ -16,7 +20,7 @@ fn runtimes() -> &'static [Runtime; 2] {
             place.sh("cp /usr/lib/cni/loopback /usr/lib/cni/portmap /opt/cni/bin/").unwrap();
             // The daemon reads its chain every few seconds: host ports are offered from then on.
             wait_until(BOUND, || place.sh("grep -q portmap /etc/cni/net.d/05-enid.conflist").is_ok()).unwrap();
-            Runtime::start(place).unwrap()
+            Runtime::start(place, Release::Debian).unwrap()
         })
     })
 }

@@ -172,7 +172,7 @@ fn ten_minutes_without_ec2_disturb_no_running_pod() {
     let recovered = |node: &TestNode<'_>| {
         let status = node.place.enid("status").unwrap();
         let quiet = status["pause"] == "" && status["calls"].as_array().unwrap().is_empty();
-        quiet && status["ready"] == true && consistency::check(node.place).is_ok()
+        quiet && node.place.serves() && consistency::check(node.place).is_ok()
     };
     if let Err(late) = wait_until(MINUTES, || recovered(&a) && recovered(&b)) {
         let states =
