@@ -62,7 +62,6 @@ async fn serve(mut settings: Settings, background: runtime::Handle) -> anyhow::R
     let _claimed = sockets::claim(&settings.run_dir)?;
     nft::check().await?;
     conflist::check(&settings)?;
-    let metrics = settings.metrics.map(metrics::bind).transpose()?;
     let announced = conflist::hide_stale(&settings)?;
 
     let imds = Imds::new();
@@ -102,8 +101,10 @@ async fn serve(mut settings: Settings, background: runtime::Handle) -> anyhow::R
         readiness: readiness.clone(),
         background: background.clone(),
     };
+    let (metrics_fault, seen_metrics_fault) = watch::channel(None);
     let debug = DebugService {
         handle: handle.clone(),
+        metrics_fault: seen_metrics_fault,
         node: settings.node_name.clone(),
         instance,
         readiness: readiness.clone(),
@@ -114,7 +115,7 @@ async fn serve(mut settings: Settings, background: runtime::Handle) -> anyhow::R
         sockets::listen(&sockets::debug(&settings.run_dir))?
     };
     let (debug, health) = debug::serve(debug, operators)?;
-    let metrics = metrics::serve(metrics, handle.clone(), readiness.clone(), counters);
+    let metrics = metrics::serve(settings.metrics, handle.clone(), readiness.clone(), counters, metrics_fault);
 
     let mut terminate = signal(SignalKind::terminate()).context("cannot wait for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot wait for SIGINT")?;
@@ -143,8 +144,8 @@ async fn discover(
     background: &runtime::Handle,
 ) -> anyhow::Result<(Parts, Instance)> {
     let boot = store::boot_id()?;
-    let (store, ledger) = Store::open(&settings.store_dir, &boot, clock::now(), settings.policy.cooldown_ms)?;
     let instance = imds.wait_for_instance(settings.start_wait).await?;
+    let (store, ledger) = Store::open(&settings.store_dir, &boot, &instance.identity(), settings.policy.cooldown_ms)?;
     let (id, kind, leases) = (&instance.id, &instance.kind, ledger.leases.len());
     info!(node = settings.node_name, instance = id, kind, leases, "start");
     families::settle(settings, &instance, &ledger)?;
@@ -154,6 +155,7 @@ async fn discover(
         _ => limits::read(&ec2, &store, &instance, counters).await?,
     };
     families::check(settings, &limits, &instance)?;
+    let ec2 = ec2.within(&limits);
     // Two runs of the daemon must not share a client token: the boot and the moment tell them apart.
     let token_seed = format!("{}-{}", boot.split('-').next().unwrap_or_default(), clock::now().0);
     let node = Node { instance_id: id.clone(), limits, policy: settings.policy.clone(), token_seed };

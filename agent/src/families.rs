@@ -59,6 +59,7 @@ mod tests {
             Settings::read(&|setting| value(setting.name)).unwrap()
         };
         let instance = Instance {
+            account: String::new(),
             id: "i-1".to_owned(),
             kind: "m4.large".to_owned(),
             region: "us-east-1".to_owned(),

@@ -10,6 +10,7 @@ mod families;
 mod fuzz;
 mod host;
 mod metrics;
+mod proxy;
 mod reconcile;
 mod runtime;
 mod serve;
@@ -43,7 +44,10 @@ fn run(matches: &ArgMatches) -> anyhow::Result<()> {
     })
     .map_err(|mistakes| anyhow::anyhow!("{}", mistakes.join("\n      ")))?;
     match name {
-        "agent" => daemon::run(settings),
+        "agent" => {
+            proxy::keep_off()?;
+            daemon::run(settings)
+        }
         "init" => runtime::install::plugins(&settings),
         _ => {
             let as_json = matches.get_one::<String>("output").is_some_and(|output| output == "json");

@@ -1,7 +1,9 @@
 //! The store: one `redb` file, written before anything is promised.
 //!
-//! It is stamped with the boot it speaks of. Under another boot every sandbox is gone, so the addresses of leases begin
-//! their cooldown; slots and intents stay. The file carries a schema version; another one is refused, not guessed.
+//! It is stamped with the instance and the boot it speaks of. Under another boot every sandbox is gone, so the addresses of
+//! leases begin their cooldown; slots and intents stay. Of another instance nothing is true here (its disk may have been
+//! copied, or be an image's): such a file is set aside, like a damaged one. It carries a schema version; another one is
+//! refused, not guessed.
 
 use std::{
     fs,
@@ -13,7 +15,7 @@ use std::{
 
 use anyhow::{Context, bail};
 use enid_ipamd::{AttachmentKey, EniId, Lease, Ledger, Limits, Millis, PodRef, Write};
-use redb::{Database, DatabaseError, ReadableDatabase, ReadableTable, StorageError, TableDefinition};
+use redb::{Database, DatabaseError, ReadableDatabase, ReadableTable, StorageError, TableDefinition, TableError};
 use serde::{Deserialize, Serialize};
 use tracing::error;
 
@@ -55,33 +57,36 @@ fn create(path: &Path) -> Result<Database, DatabaseError> {
 }
 
 impl Store {
-    /// Opens or makes the file, and reads what it remembers.
-    pub fn open(dir: &Path, boot_id: &str, now: Millis, cooldown_ms: u64) -> anyhow::Result<(Self, Ledger)> {
+    /// Opens or makes the file, and reads what it remembers of this boot of this instance.
+    pub fn open(dir: &Path, boot_id: &str, instance: &str, cooldown_ms: u64) -> anyhow::Result<(Self, Ledger)> {
         fs::DirBuilder::new()
             .recursive(true)
             .mode(0o700)
             .create(dir)
             .with_context(|| format!("cannot make the store's folder {}", dir.display()))?;
         let path = dir.join("enid.redb");
+        let cannot_read = || format!("cannot read the store {}", path.display());
+        let begun = || create(&path).with_context(|| format!("cannot make the store {}", path.display()));
         let database = match create(&path) {
-            Ok(database) => database,
+            Ok(database) => match instance_of(&database).with_context(cannot_read)? {
+                Some(other) if other != instance => {
+                    drop(database);
+                    set_aside(&path, "foreign", &format!("is of another instance, {other}; this is {instance}"))?;
+                    begun()?
+                }
+                _ => database,
+            },
             Err(failure) if is_damage(&failure) => {
-                set_aside(&path, &failure)?;
-                create(&path).with_context(|| format!("cannot make the store {}", path.display()))?
+                set_aside(&path, "damaged", &format!("is damaged ({failure})"))?;
+                begun()?
             }
             Err(failure) => {
                 return Err(failure).with_context(|| format!("cannot open the store {}", path.display()));
             }
         };
+        let ledger = Self::read_from(&database, boot_id, instance, cooldown_ms).with_context(cannot_read)?;
         let (boot_id, database) = (boot_id.to_owned(), Mutex::new(Some(database)));
-        let store = Store { path: path.clone(), boot_id, database };
-        let ledger =
-            store.read(now, cooldown_ms).with_context(|| format!("cannot read the store {}", path.display()))?;
-        Ok((store, ledger))
-    }
-
-    fn read(&self, now: Millis, cooldown_ms: u64) -> anyhow::Result<Ledger> {
-        self.with(|database| Self::read_from(database, &self.boot_id, now, cooldown_ms))
+        Ok((Store { path, boot_id, database }, ledger))
     }
 
     /// Works on the open file, and opens it again if the last write failed.
@@ -96,7 +101,7 @@ impl Store {
         Ok(done)
     }
 
-    fn read_from(database: &Database, boot_id: &str, now: Millis, cooldown_ms: u64) -> anyhow::Result<Ledger> {
+    fn read_from(database: &Database, boot_id: &str, instance: &str, cooldown_ms: u64) -> anyhow::Result<Ledger> {
         let txn = database.begin_write()?;
         let mut ledger = Ledger::default();
         {
@@ -109,6 +114,7 @@ impl Store {
             let same_boot = meta.get("boot")?.is_some_and(|value| value.value() == boot_id);
             meta.insert("schema", SCHEMA)?;
             meta.insert("boot", boot_id)?;
+            meta.insert("instance", instance)?;
             let mut leases = txn.open_table(LEASES)?;
             let mut cooling = txn.open_table(COOLDOWN)?;
             for entry in leases.iter()? {
@@ -122,12 +128,7 @@ impl Store {
                 ledger.cooling.insert(address.value().parse()?, Millis(until.value()));
             }
             if !same_boot {
-                // The clock began anew, and the pods are gone: whatever was cooling or assigned is cooling from now on.
-                let until = now.plus(cooldown_ms);
-                ledger.cooling.values_mut().for_each(|at| *at = until);
-                for lease in std::mem::take(&mut ledger.leases).into_values() {
-                    ledger.cooling.extend(lease.addresses().map(|address| (address, until)));
-                }
+                ledger = ledger.at_another_boot(cooldown_ms);
                 leases.retain(|_, _| false)?;
                 for (address, until) in &ledger.cooling {
                     cooling.insert(address.to_string().as_str(), until.0)?;
@@ -243,16 +244,25 @@ fn is_damage(failure: &DatabaseError) -> bool {
     }
 }
 
-/// Keeps a damaged file for whoever wants to know. What it said is found again without it: the kernel shows
+/// The instance that a file is of; a new one is of none.
+fn instance_of(database: &Database) -> anyhow::Result<Option<String>> {
+    match database.begin_read()?.open_table(META) {
+        Ok(meta) => Ok(meta.get("instance")?.map(|value| value.value().to_owned())),
+        Err(TableError::TableDoesNotExist(_)) => Ok(None),
+        Err(failure) => Err(failure.into()),
+    }
+}
+
+/// Keeps a file that cannot be used for whoever wants to know. What it said is found again without it: the kernel shows
 /// which addresses pods use, EC2 and metadata show what the node has.
-fn set_aside(path: &Path, failure: &DatabaseError) -> anyhow::Result<()> {
+fn set_aside(path: &Path, kind: &str, why: &str) -> anyhow::Result<()> {
     let aside = (1..)
-        .map(|number| path.with_extension(format!("redb.damaged-{number}")))
+        .map(|number| path.with_extension(format!("redb.{kind}-{number}")))
         .find(|aside| !aside.exists())
-        .context("no name is left for the damaged store")?;
-    fs::rename(path, &aside).with_context(|| format!("cannot rename the damaged store {}", path.display()))?;
+        .context("no name is left for the store that is set aside")?;
+    fs::rename(path, &aside).with_context(|| format!("cannot rename the store {}, which {why}", path.display()))?;
     error!(
-        "the store {} is damaged ({failure}); it is renamed to {}, and a new one begins with what kernel and EC2 show",
+        "the store {} {why}; it is renamed to {}, and a new one begins with what kernel and EC2 show",
         path.display(),
         aside.display()
     );
@@ -293,6 +303,8 @@ mod tests {
 
     use super::*;
 
+    const HERE: &str = "i-1 (account 123, region us-east-1)";
+
     fn address(last: u8) -> IpAddr {
         IpAddr::V4(Ipv4Addr::new(10, 0, 1, last))
     }
@@ -302,7 +314,7 @@ mod tests {
     }
 
     fn written(dir: &Path) -> Ledger {
-        let (store, ledger) = Store::open(dir, "boot-1", Millis(0), 30).unwrap();
+        let (store, ledger) = Store::open(dir, "boot-1", HERE, 30).unwrap();
         assert!(ledger.leases.is_empty());
         let second = Some("2001:db8::20".parse().unwrap());
         let lease = Lease::remembered((address(20), second), EniId("eni-1".into()), 1, None, 0);
@@ -315,7 +327,7 @@ mod tests {
             ])
             .unwrap();
         drop(store);
-        Store::open(dir, "boot-1", Millis(5), 30).unwrap().1
+        Store::open(dir, "boot-1", HERE, 30).unwrap().1
     }
 
     fn folder(name: &str) -> std::path::PathBuf {
@@ -340,19 +352,38 @@ mod tests {
     fn another_boot_begins_the_cooldown_of_every_address() {
         let dir = folder("reboot");
         written(&dir);
-        let (_, ledger) = Store::open(&dir, "boot-2", Millis(7), 30).unwrap();
+        let (_, ledger) = Store::open(&dir, "boot-2", HERE, 30).unwrap();
         assert!(ledger.leases.is_empty());
-        assert_eq!(ledger.cooling[&address(20)], Millis(37));
-        assert_eq!(ledger.cooling[&address(21)], Millis(37));
+        assert_eq!(ledger.cooling[&address(20)], Millis(30));
+        assert_eq!(ledger.cooling[&address(21)], Millis(30));
         assert_eq!(ledger.cooling.len(), 3, "both addresses of the lease are cooling");
         assert_eq!(ledger.slots.len(), 1);
+        fs::remove_dir_all(dir).unwrap();
+    }
+
+    /// The kind: state that belongs to another identity.
+    #[test]
+    fn a_store_of_another_instance_is_set_aside() {
+        let dir = folder("foreign");
+        written(&dir);
+        let there = "i-2 (account 123, region us-east-1)";
+        let (store, ledger) = Store::open(&dir, "boot-1", there, 30).unwrap();
+        assert_eq!(ledger, Ledger::default());
+        assert!(dir.join("enid.redb.foreign-1").is_file());
+        drop(store);
+        // It is this one's from now on; what was set aside stays as it was.
+        Store::open(&dir, "boot-1", there, 30).unwrap();
+        assert!(!dir.join("enid.redb.foreign-2").exists());
+        fs::rename(dir.join("enid.redb.foreign-1"), dir.join("enid.redb")).unwrap();
+        let (_, ledger) = Store::open(&dir, "boot-1", HERE, 30).unwrap();
+        assert!(ledger.leases.contains_key(&key()));
         fs::remove_dir_all(dir).unwrap();
     }
 
     #[test]
     fn limits_are_kept_and_damaged_ones_are_none() {
         let dir = folder("limits");
-        let (store, _) = Store::open(&dir, "boot-1", Millis(0), 30).unwrap();
+        let (store, _) = Store::open(&dir, "boot-1", HERE, 30).unwrap();
         assert_eq!(store.limits("m5.large").unwrap(), None);
         for damaged in ["", "3 10", "3 ten 1 0 0", "3 10 1 1"] {
             let written = store.with(|database| {
@@ -379,7 +410,7 @@ mod tests {
         txn.open_table(META).unwrap().insert("schema", "9").unwrap();
         txn.commit().unwrap();
         drop(database);
-        let refused = format!("{:#}", Store::open(&dir, "boot-1", Millis(5), 30).err().unwrap());
+        let refused = format!("{:#}", Store::open(&dir, "boot-1", HERE, 30).err().unwrap());
         assert!(refused.contains("\"9\""), "{refused}");
         fs::remove_dir_all(dir).unwrap();
     }

@@ -9,6 +9,8 @@ pub enum Cause {
     Starting,
     /// The instance type carries no further ENI or address, and none is free.
     EniLimit,
+    /// A quota of the AWS account is used up, such as that of network interfaces in the region.
+    AccountLimit,
     /// The subnet has no free address.
     SubnetFull,
     /// The subnet has no free /28, and no single address either.
@@ -29,6 +31,8 @@ pub enum Cause {
     StillGrowing,
     /// A newer request for the same attachment, or its DEL, came in between.
     Superseded,
+    /// Instance metadata cannot be read, so nothing that EC2 gives shows up.
+    MetadataUnreadable,
     /// An ENI that carries addresses of running pods is not attached any more, as EC2 and metadata say.
     EniLost,
     /// The kernel refused what the ENIs need: links, routes, rules or the table.
@@ -45,6 +49,7 @@ impl Cause {
         match self {
             Cause::Starting => "starting",
             Cause::EniLimit => "eni_limit",
+            Cause::AccountLimit => "account_limit",
             Cause::SubnetFull => "subnet_full",
             Cause::NoPrefix => "no_prefix",
             Cause::Cooldown => "cooldown",
@@ -55,6 +60,7 @@ impl Cause {
             Cause::Ec2Error => "ec2_error",
             Cause::StillGrowing => "still_growing",
             Cause::Superseded => "superseded",
+            Cause::MetadataUnreadable => "metadata_unreadable",
             Cause::EniLost => "eni_lost",
             Cause::KernelRefused => "kernel_refused",
             Cause::ForwardDropped => "forward_dropped",
@@ -66,7 +72,12 @@ impl Cause {
     pub fn is_temporary(self) -> bool {
         matches!(
             self,
-            Cause::Starting | Cause::Throttled | Cause::Ec2Unreachable | Cause::StillGrowing | Cause::Cooldown
+            Cause::Starting
+                | Cause::Throttled
+                | Cause::Ec2Unreachable
+                | Cause::MetadataUnreadable
+                | Cause::StillGrowing
+                | Cause::Cooldown
         )
     }
 }

@@ -31,6 +31,8 @@ pub enum Event {
     Links { begun: Millis, asked: Vec<AttachmentKey>, seen: Vec<AttachmentKey>, used: Vec<IpAddr> },
     /// What instance metadata shows.
     Imds { enis: Vec<EniFacts>, addressless: Vec<AddresslessEni> },
+    /// Instance metadata could not be read; why.
+    ImdsFailed { message: String },
     /// An EC2 call ended.
     Answered { id: CallId, answer: Result<Ec2Answer, CallError> },
     /// Host and nftables table carry this ENI.
@@ -94,4 +96,15 @@ pub struct Ledger {
     pub kernel_slots: BTreeMap<[u8; 6], u32>,
     /// What EC2 was about to be asked, by token.
     pub intents: BTreeMap<String, Intent>,
+}
+
+impl Ledger {
+    /// What is left of it at another boot. The pods are gone: their addresses, and those whose cooldown was not over, cool
+    /// from the moment at which the machine started, which is where the clock begins.
+    #[must_use]
+    pub fn at_another_boot(self, cooldown_ms: u64) -> Ledger {
+        let assigned = self.leases.values().flat_map(Lease::addresses);
+        let cooling = self.cooling.keys().copied().chain(assigned).map(|address| (address, Millis(cooldown_ms)));
+        Ledger { cooling: cooling.collect(), leases: BTreeMap::new(), ..self }
+    }
 }

@@ -33,7 +33,7 @@ mod view;
 
 pub use cause::{Cause, Refusal};
 pub use core::Core;
-pub use ec2::{AuditedEni, Call, CallError, Class, Creation, Ec2Answer, Intent, Order, Scope, UnattachedEni};
+pub use ec2::{AuditedEni, Call, CallError, Class, Creation, Ec2Answer, Fact, Intent, Order, Scope, UnattachedEni};
 pub use event::{Effect, Event, Ledger, Write};
 pub use ids::{AttachmentKey, CallId, EniId, Millis, Place, PodRef, Ticket};
 pub use invariant::Broken;

@@ -10,6 +10,8 @@ pub(crate) const SETTLED_MS: u64 = 30_000;
 pub(crate) struct Observations {
     /// When metadata was first read in this run.
     imds_read: Option<Millis>,
+    /// Since when metadata cannot be read, and why not.
+    imds_failed: Option<(Millis, String)>,
     /// When the newest listing of the kernel's links was begun.
     links_listed: Option<Millis>,
     /// Why what pods send would not arrive.
@@ -19,9 +21,21 @@ pub(crate) struct Observations {
 impl Observations {
     /// Metadata was read; whether for the first time.
     pub(crate) fn read_imds(&mut self, now: Millis) -> bool {
+        self.imds_failed = None;
         let first = self.imds_read.is_none();
         self.imds_read.get_or_insert(now);
         first
+    }
+
+    /// Metadata could not be read.
+    pub(crate) fn imds_failed(&mut self, now: Millis, message: String) {
+        let since = self.imds_failed.as_ref().map_or(now, |(since, _)| *since);
+        self.imds_failed = Some((since, message));
+    }
+
+    /// Why metadata cannot be read, once that has lasted.
+    pub(crate) fn unreadable(&self, now: Millis) -> Option<Refusal> {
+        self.as_plan_input(false).unreadable(now)
     }
 
     /// The kernel's links were listed; whether for the first time.
@@ -48,6 +62,7 @@ impl Observations {
     pub(crate) fn as_plan_input(&self, is_broken: bool) -> Observed<'_> {
         Observed {
             imds_read: self.imds_read,
+            imds_failed: self.imds_failed.as_ref(),
             links_listed: self.links_listed,
             blocked: self.blocked.as_ref(),
             is_broken,

@@ -139,3 +139,41 @@ fn without_ec2_the_pool_serves_and_growth_says_why_not() {
         pod.del(place).unwrap();
     }
 }
+
+/// The kind: a source that cannot get out of a bad state by itself.
+#[test]
+fn a_metadata_service_that_forgot_its_tokens_is_asked_with_a_new_one() {
+    let lab = Lab::up(&LabConfig { name: format!("tokens{}", std::process::id()), nodes: 1, ..LabConfig::default() });
+    let lab = lab.unwrap();
+    let place = Place::node(&lab, 0);
+    let daemon = Daemon::start(place, &[("WARM_IP_TARGET", "1")]).unwrap();
+    lab.set_imds(&Faults { tokens: 1, ..Faults::default() }).unwrap();
+    // What EC2 assigns now is only seen in metadata.
+    let pods: Vec<Pod> = (0..9).map(|n| Pod::new(0, &format!("token-{n}"))).collect();
+    pods.iter().for_each(|pod| drop(pod.add(place).unwrap_or_else(|error| panic!("{error:#}: {}", daemon.log()))));
+    pods.iter().for_each(|pod| pod.del(place).unwrap());
+    assert!(!daemon.log().contains("instance metadata:"), "{}", daemon.log());
+    // One that stays unreadable is a cause of its own, and no reason for STATUS.
+    lab.set_imds(&Faults { down: true, ..Faults::default() }).unwrap();
+    let source = || place.enid("status").unwrap()["source"].as_str().unwrap().to_owned();
+    enid_tests::wait_until(4 * BOUND, || source().starts_with("metadata_unreadable: ")).unwrap();
+    assert_eq!(place.enid("status").unwrap()["ready"], true);
+    assert!(place.metrics().unwrap().contains("enid_cause{cause=\"metadata_unreadable\",kind=\"source\"} 1"));
+    lab.set_imds(&Faults::default()).unwrap();
+    enid_tests::wait_until(4 * BOUND, || source().is_empty()).unwrap();
+}
+
+/// The kind: a setting for everything that runs in a cluster reaches what it is not meant for.
+#[test]
+fn a_proxy_is_not_asked_for_metadata() {
+    let lab = Lab::up(&LabConfig { name: format!("proxy{}", std::process::id()), nodes: 1, ..LabConfig::default() });
+    let lab = lab.unwrap();
+    let ec2 = lab.state().ec2_endpoint.trim_start_matches("http://").split(':').next().unwrap().to_owned();
+    // Nobody listens there.
+    let settings = [("HTTP_PROXY", "http://127.0.0.1:9"), ("NO_PROXY", ec2.as_str()), ("WARM_IP_TARGET", "1")];
+    let place = Place::node(&lab, 0);
+    let _daemon = Daemon::start(place, &settings).unwrap();
+    let pod = Pod::new(0, "proxied");
+    pod.add(place).unwrap();
+    pod.del(place).unwrap();
+}

@@ -149,3 +149,52 @@ fn an_interrupted_demo_leaves_nothing() {
     let links = std::process::Command::new("ip").args(["-o", "link"]).output().unwrap();
     assert!(!String::from_utf8_lossy(&links.stdout).contains("web-0"));
 }
+
+/// The kind: state that belongs to another identity (a golden image, a copied volume).
+#[test]
+fn the_store_of_another_instance_is_set_aside() {
+    let name = format!("image{}", std::process::id());
+    let lab = Lab::up(&LabConfig { name, nodes: 2, ..LabConfig::default() }).unwrap();
+    let [first, second] = [0, 1].map(|node| Place::node(&lab, node));
+    let settings = [("WARM_IP_TARGET", "2")];
+    let daemon = Daemon::start(first, &settings).unwrap();
+    (0..12).for_each(|n| drop(Pod::new(0, &format!("there-{n}")).add(first).unwrap()));
+    daemon.kill().unwrap();
+    let root = |place: Place<'_>| format!("/proc/{}/root/var/lib/enid", lab.state().pid_of(place.name).unwrap());
+    std::fs::create_dir_all(root(second)).unwrap();
+    std::fs::copy(format!("{}/enid.redb", root(first)), format!("{}/enid.redb", root(second))).unwrap();
+    let daemon = Daemon::start(second, &settings).unwrap();
+    assert!(daemon.log().contains("is of another instance"), "{}", daemon.log());
+    second.sh("test -e /var/lib/enid/enid.redb.foreign-1").unwrap();
+    assert!(second.leases().unwrap().is_empty());
+    let pod = Pod::new(1, "here");
+    pod.add(second).unwrap();
+    pod.del(second).unwrap();
+    // Where it belongs it goes on.
+    drop(daemon);
+    let _daemon = Daemon::start(first, &settings).unwrap();
+    assert_eq!(first.leases().unwrap().len(), 12);
+}
+
+/// The kind: an auxiliary listener decides whether pods get addresses. Amazon's daemon has the same port.
+#[test]
+fn a_metrics_port_that_is_taken_is_reported_and_tried_again() {
+    let name = format!("port{}", std::process::id());
+    let lab = Lab::up(&LabConfig { name, nodes: 1, ..LabConfig::default() }).unwrap();
+    let place = Place::node(&lab, 0);
+    let program = "import socket, sys; s = socket.create_server((\"\", 61678)); print(1, flush=True); sys.stdin.read()";
+    let mut other = place.command("python3").unwrap();
+    other.args(["-c", program]).stdin(std::process::Stdio::piped()).stdout(std::process::Stdio::piped());
+    let mut other = other.spawn().unwrap();
+    std::io::Read::read_exact(other.stdout.as_mut().unwrap(), &mut [0]).unwrap();
+    let _daemon = Daemon::start(place, &[("WARM_IP_TARGET", "2")]).unwrap();
+    let fault = || place.enid("status").unwrap()["metrics_fault"].as_str().unwrap().to_owned();
+    assert!(fault().contains("0.0.0.0:61678 (ENID_METRICS_ADDRESS)"), "{}", fault());
+    let pod = Pod::new(0, "unmeasured");
+    pod.add(place).unwrap();
+    pod.del(place).unwrap();
+    drop(other.stdin.take());
+    other.wait().unwrap();
+    wait_until(BOUND, || place.metrics().is_ok()).unwrap();
+    assert_eq!(fault(), "");
+}

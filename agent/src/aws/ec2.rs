@@ -1,6 +1,6 @@
 //! EC2, through the SDK. The SDK's own retries are off: the core decides when something is tried again.
 //!
-//! The one place that knows AWS error codes. Every answer is about this instance's ENIs only.
+//! Every answer is about this instance's ENIs only; what its errors mean is in [`super::errors`].
 
 use std::{
     net::IpAddr,
@@ -10,17 +10,21 @@ use std::{
 use aws_config::{BehaviorVersion, Region, retry::RetryConfig, timeout::TimeoutConfig};
 use aws_sdk_ec2::{
     Client,
-    error::{ProvideErrorMetadata, SdkError},
-    operation::RequestId,
     types::{Filter, NetworkInterface, NetworkInterfaceAttachmentChanges, ResourceType, Tag, TagSpecification},
 };
 use aws_smithy_types::{DateTime, date_time::Format};
 use enid_ipamd::{
-    AuditedEni, Call, CallError, Cause, Creation, Ec2Answer, EniId, Kind, Limits, Order, Place, Scope, UnattachedEni,
+    AuditedEni, Call, CallError, Creation, Ec2Answer, EniId, Kind, Limits, Order, Place, Scope, UnattachedEni,
 };
 use ipnet::IpNet;
 
-use crate::{aws::imds::Instance, settings::Settings};
+use crate::{
+    aws::{
+        errors::{classify, odd, of_order},
+        imds::Instance,
+    },
+    settings::Settings,
+};
 
 /// Whose ENI it is: the peer's tag, so that its clean-up on other nodes understands ours.
 const TAG_INSTANCE: &str = "node.k8s.amazonaws.com/instance_id";
@@ -40,6 +44,8 @@ pub struct Ec2 {
     client: Client,
     instance: Instance,
     tags: Vec<(String, String)>,
+    /// The instance type has several network cards.
+    many_cards: bool,
 }
 
 impl Ec2 {
@@ -64,7 +70,12 @@ impl Ec2 {
             tags.push(("eks:eni:owner".to_owned(), "amazon-vpc-cni".to_owned()));
         }
         tags.extend(settings.extra_tags.clone());
-        Ec2 { client, instance, tags }
+        Ec2 { client, instance, tags, many_cards: false }
+    }
+
+    /// The same for an instance with these limits.
+    pub fn within(self, limits: &Limits) -> Self {
+        Ec2 { many_cards: limits.further_cards > 0, ..self }
     }
 
     /// What the instance type can carry.
@@ -113,7 +124,8 @@ impl Ec2 {
             Call::Attach { eni, place } => {
                 let request = self.client.attach_network_interface().network_interface_id(&*eni.0);
                 let request = request.instance_id(&self.instance.id).device_index(signed(place.device_index));
-                let card = Some(signed(place.card)).filter(|card| *card > 0);
+                // Where there are several it is always named, the first as well: EC2 may take another one for granted.
+                let card = Some(signed(place.card)).filter(|card| self.many_cards || *card > 0);
                 let request = request.set_network_card_index(card);
                 let answer = request.send().await.map_err(|error| classify(action, error))?;
                 let attachment = answer.attachment_id().ok_or_else(|| odd(action, "it names no attachment"))?;
@@ -162,7 +174,10 @@ impl Ec2 {
             Kind::V6Prefix => request.ipv6_prefix_count(signed(count)),
         };
         let request = if creation.with_v6 { request.ipv6_prefix_count(1) } else { request };
-        let answer = request.send().await.map_err(|error| classify(action, error))?;
+        let answer = request
+            .send()
+            .await
+            .map_err(|error| of_order(classify(action, error), creation.order, &self.instance.subnet_id))?;
         let eni = answer.network_interface().ok_or_else(|| odd(action, "it describes no ENI"))?;
         let id = eni.network_interface_id().ok_or_else(|| odd(action, "it names no ENI"))?;
         Ok(Ec2Answer::Created { eni: EniId(id.into()), blocks: blocks(eni).collect() })
@@ -170,9 +185,11 @@ impl Ec2 {
 
     async fn assign(&self, eni: &EniId, order: Order) -> Result<Ec2Answer, CallError> {
         let count = signed(order.count);
+        // ENIs that are ours are in the primary's subnet.
+        let refused = |error| of_order(error, order, &self.instance.subnet_id);
         if order.kind == Kind::V6Prefix {
             let request = self.client.assign_ipv6_addresses().network_interface_id(&*eni.0).ipv6_prefix_count(count);
-            let answer = request.send().await.map_err(|error| classify("AssignIpv6Addresses", error))?;
+            let answer = request.send().await.map_err(|error| refused(classify("AssignIpv6Addresses", error)))?;
             let blocks = answer.assigned_ipv6_prefixes().iter().filter_map(|net| net.parse().ok()).collect();
             return Ok(Ec2Answer::Assigned { blocks });
         }
@@ -181,7 +198,7 @@ impl Ec2 {
             Kind::Prefix => request.ipv4_prefix_count(count),
             _ => request.secondary_private_ip_address_count(count),
         };
-        let answer = request.send().await.map_err(|error| classify("AssignPrivateIpAddresses", error))?;
+        let answer = request.send().await.map_err(|error| refused(classify("AssignPrivateIpAddresses", error)))?;
         let singles =
             answer.assigned_private_ip_addresses().iter().filter_map(|item| single(item.private_ip_address()?));
         let prefixes = answer.assigned_ipv4_prefixes().iter().filter_map(|item| item.ipv4_prefix()?.parse().ok());
@@ -307,83 +324,4 @@ fn tag(key: &str, value: &str) -> Tag {
 /// EC2's counts and indices are below a hundred.
 fn signed(number: u32) -> i32 {
     i32::try_from(number).unwrap_or(i32::MAX)
-}
-
-fn odd(action: &str, what: &str) -> CallError {
-    CallError {
-        cause: Cause::Ec2Error,
-        message: format!("{action} answered, but {what}"),
-        request_id: None,
-        not_found: false,
-    }
-}
-
-fn classify<E>(action: &str, error: SdkError<E>) -> CallError
-where
-    E: ProvideErrorMetadata + std::error::Error + 'static,
-    SdkError<E>: RequestId,
-{
-    let request_id = error.request_id().map(str::to_owned);
-    let code = error.code().unwrap_or_default().to_owned();
-    let words = match &error {
-        SdkError::ServiceError(_) => format!("{code}: {}", error.message().unwrap_or("no further words")),
-        other => last_cause(other),
-    };
-    let cause = match &error {
-        SdkError::ServiceError(answer) if answer.raw().status().is_server_error() && code.is_empty() => {
-            Cause::Ec2Unreachable
-        }
-        SdkError::ServiceError(_) => cause_of(&code),
-        SdkError::TimeoutError(_) | SdkError::DispatchFailure(_) | SdkError::ResponseError(_) => Cause::Ec2Unreachable,
-        _ => Cause::Ec2Error,
-    };
-    let not_found = code.ends_with(".NotFound");
-    let verb = if cause == Cause::Ec2Unreachable { "got no answer" } else { "was refused" };
-    CallError { cause, message: format!("{action} {verb}: {words}"), request_id, not_found }
-}
-
-/// The innermost error is the one that says what happened: "Connection refused", not how it was passed on.
-fn last_cause(error: &(dyn std::error::Error + 'static)) -> String {
-    let mut last = error;
-    while let Some(source) = last.source() {
-        last = source;
-    }
-    last.to_string()
-}
-
-/// EC2's codes (Amazon EC2 API Reference, "Error codes"), sorted by what can be done about them.
-fn cause_of(code: &str) -> Cause {
-    match code {
-        "InsufficientFreeAddressesInSubnet" => Cause::SubnetFull,
-        "InsufficientCidrBlocks" => Cause::NoPrefix,
-        "RequestLimitExceeded" | "Throttling" | "ThrottlingException" | "RequestThrottled" => Cause::Throttled,
-        "UnauthorizedOperation" | "AuthFailure" | "AccessDenied" | "AccessDeniedException" | "OptInRequired" => {
-            Cause::Denied
-        }
-        "InternalError" | "InternalFailure" | "ServiceUnavailable" | "Unavailable" => Cause::Ec2Unreachable,
-        limit if limit.ends_with("LimitExceeded") => Cause::EniLimit,
-        _ => Cause::Ec2Error,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn codes_are_sorted_once() {
-        let rows = [
-            ("InsufficientFreeAddressesInSubnet", Cause::SubnetFull),
-            ("InsufficientCidrBlocks", Cause::NoPrefix),
-            ("RequestLimitExceeded", Cause::Throttled),
-            ("UnauthorizedOperation", Cause::Denied),
-            ("PrivateIpAddressLimitExceeded", Cause::EniLimit),
-            ("AttachmentLimitExceeded", Cause::EniLimit),
-            ("InternalError", Cause::Ec2Unreachable),
-            ("InvalidParameterValue", Cause::Ec2Error),
-        ];
-        for (code, cause) in rows {
-            assert_eq!(cause_of(code), cause, "{code}");
-        }
-    }
 }

@@ -23,6 +23,8 @@ pub struct Instance {
     pub id: String,
     /// Such as m5.large.
     pub kind: String,
+    /// The account that it is of.
+    pub account: String,
     /// Such as us-east-1.
     pub region: String,
     /// Subnet of the primary ENI, where new ENIs go.
@@ -39,10 +41,17 @@ pub struct Instance {
     pub own_v6: Option<Ipv6Addr>,
 }
 
+impl Instance {
+    /// What tells it from all others.
+    pub fn identity(&self) -> String {
+        format!("{} (account {}, region {})", self.id, self.account, self.region)
+    }
+}
+
 /// The metadata service of this instance.
 #[derive(Clone, Debug)]
 pub struct Imds {
-    client: Client,
+    client: Arc<Mutex<Client>>,
     /// What does not change while an ENI exists, of those that were listed last, by MAC: it is read once.
     fixed: Arc<Mutex<BTreeMap<String, Texts>>>,
 }
@@ -50,12 +59,7 @@ pub struct Imds {
 impl Imds {
     /// Nothing is asked yet.
     pub fn new() -> Self {
-        let client = Client::builder()
-            .max_attempts(1)
-            .connect_timeout(Duration::from_secs(1))
-            .read_timeout(Duration::from_secs(1))
-            .build();
-        Imds { client, fixed: Arc::default() }
+        Imds { client: Arc::new(Mutex::new(client())), fixed: Arc::default() }
     }
 
     /// Facts about the instance, as soon as metadata can be read; for so long it is tried.
@@ -94,6 +98,8 @@ impl Imds {
         Ok(Instance {
             id: self.get("instance-id").await?,
             kind: self.get("instance-type").await?,
+            // Absent in some emulators of the service.
+            account: document["accountId"].as_str().unwrap_or_default().to_owned(),
             region: region.to_owned(),
             subnet_id: self.get(&format!("{primary}/subnet-id")).await?,
             vpc_id: self.get(&format!("{primary}/vpc-id")).await?,
@@ -163,15 +169,31 @@ impl Imds {
 
     /// `None` where the service answers 404.
     async fn find(&self, path: &str) -> anyhow::Result<Option<String>> {
-        match self.client.get(format!("/latest/meta-data/{path}")).await {
-            Ok(value) => Ok(Some(String::from(value))),
-            Err(ImdsError::ErrorResponse(answer)) if answer.response().status().as_u16() == 404 => Ok(None),
+        match self.ask(&format!("/latest/meta-data/{path}")).await {
+            Ok(value) => Ok(Some(value)),
+            Err(error) if status(&error) == Some(404) => Ok(None),
             Err(error) => Err(anyhow::Error::new(error).context(format!("cannot read {path}"))),
         }
     }
 
     async fn raw(&self, path: &str) -> anyhow::Result<String> {
-        self.client.get(path).await.map(String::from).with_context(|| format!("cannot read {path}"))
+        self.ask(path).await.with_context(|| format!("cannot read {path}"))
+    }
+
+    /// Asks once, and once more with a new token if the service does not know ours: it may be another service by now
+    /// (a resumed instance, a replaced host), and the SDK's client keeps its token for hours whatever is answered.
+    async fn ask(&self, path: &str) -> Result<String, ImdsError> {
+        let held = || self.client.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = held().clone();
+        let answer = match known.get(path).await {
+            Err(error) if status(&error) == Some(401) => {
+                let fresh = client();
+                *held() = fresh.clone();
+                fresh.get(path).await
+            }
+            answer => answer,
+        };
+        answer.map(String::from)
     }
 
     async fn parsed_lines<T: std::str::FromStr>(&self, path: &str) -> anyhow::Result<Vec<T>> {
@@ -246,6 +268,19 @@ pub fn facts(mac: &str, texts: &Texts) -> anyhow::Result<Shown> {
         subnet_id: subnet_id.trim().to_owned(),
         blocks: addresses.map(|address| IpNet::from(IpAddr::V4(address))).chain(prefixes).collect::<BTreeSet<_>>(),
     })))
+}
+
+fn client() -> Client {
+    let limit = Duration::from_secs(1);
+    Client::builder().max_attempts(1).connect_timeout(limit).read_timeout(limit).build()
+}
+
+/// The HTTP status of an answer that is an error.
+fn status(error: &ImdsError) -> Option<u16> {
+    match error {
+        ImdsError::ErrorResponse(answer) => Some(answer.response().status().as_u16()),
+        _ => None,
+    }
 }
 
 fn lines(text: &str) -> Vec<String> {

@@ -140,7 +140,9 @@ fn status(pool: &Pool) -> String {
         let cause = if wait.cause.is_empty() { String::new() } else { format!("{}: ", wait.cause) };
         rows.push(["waits for".to_owned(), format!("{}{until}: {cause}{}", wait.awaited, wait.message)]);
     }
-    rows.extend(Some(&pool.risk).filter(|risk| !risk.is_empty()).map(|risk| ["risk".to_owned(), risk.clone()]));
+    let troubles = [("risk", &pool.risk), ("metadata", &pool.source), ("metrics", &pool.metrics_fault)];
+    let troubles = troubles.into_iter().filter(|(_, words)| !words.is_empty());
+    rows.extend(troubles.map(|(name, words)| [name.to_owned(), words.clone()]));
     rows.extend(pool.conflicts.iter().map(|conflict| ["conflict".to_owned(), conflict.clone()]));
     table(["", ""], rows.into_iter())
 }

@@ -23,6 +23,8 @@ pub struct Readiness {
     pub obstacle: Option<Refusal>,
     /// Why some of the pods that run may have no network.
     pub risk: Option<Refusal>,
+    /// Why instance metadata cannot be read.
+    pub source: Option<Refusal>,
     /// Why what the pods that run send does not arrive.
     pub outage: Option<Refusal>,
 }
@@ -61,7 +63,8 @@ impl Readiness {
 
     /// What has a cause now, with the name of what it is.
     pub fn causes(&self) -> impl Iterator<Item = (&'static str, &Refusal)> {
-        let named = [("obstacle", &self.obstacle), ("risk", &self.risk), ("outage", &self.outage)];
+        let named =
+            [("obstacle", &self.obstacle), ("risk", &self.risk), ("source", &self.source), ("outage", &self.outage)];
         named.into_iter().filter_map(|(name, refusal)| Some((name, refusal.as_ref()?)))
     }
 
@@ -81,6 +84,7 @@ impl Readiness {
             let Refusal { cause, message, .. } = refusal;
             match name {
                 "obstacle" => info!(%cause, "new pods get no address: {message}"),
+                "source" => warn!(%cause, "{message}"),
                 "risk" => warn!(%cause, "pods may have no network: {message}"),
                 _ => warn!(%cause, "pods are cut off, and STATUS says so: {message}"),
             }

@@ -9,7 +9,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use enid_ipamd::{Action, AttachmentKey, CallError, Cause, Core, Effect, Event, Millis, Refusal, Ticket};
+use enid_ipamd::{Action, AttachmentKey, CallError, Cause, Core, Effect, Event, Fact, Millis, Refusal, Ticket};
 use ipnet::Ipv4Net;
 use tokio::{runtime, sync::mpsc, task::yield_now, time::timeout};
 use tracing::{debug, info, warn};
@@ -237,7 +237,7 @@ impl CoreTask {
             };
             warn!(action = call.action(), "not sent, since it could not be written down");
             let message = format!("{} was not sent: the store cannot be written: {failure}", call.action());
-            let error = CallError { cause: Cause::Internal, message, request_id: None, not_found: false };
+            let error = CallError { cause: Cause::Internal, message, request_id: None, fact: Fact::None };
             let handle = self.handle.clone();
             tokio::spawn(async move { handle.tell(Event::Answered { id, answer: Err(error) }).await });
         }
@@ -326,7 +326,13 @@ impl CoreTask {
         self.publisher.awaits(metadata, self.core.awaits_listing());
         let Forwarding { dropped, is_outage } = &self.forwarding;
         let outage = dropped.clone().filter(|_| *is_outage).map(forward_dropped);
-        let seen = Readiness { obstacle: self.blocked(), risk: self.risk(), outage, ..Readiness::default() };
+        let seen = Readiness {
+            obstacle: self.blocked(),
+            risk: self.risk(),
+            source: self.core.unreadable(now()),
+            outage,
+            ..Readiness::default()
+        };
         self.publisher.readiness(now(), seen);
     }
 

@@ -23,7 +23,11 @@ pub async fn run(imds: Imds, handle: Handle, mut awaited: watch::Receiver<bool>)
                 handle.tell(Event::Wall { ms: clock::wall_ms() }).await;
                 handle.tell(Event::Imds { enis, addressless }).await;
             }
-            Err(failure) => warn!("instance metadata: {failure:#}"),
+            Err(failure) => {
+                let message = format!("{failure:#}");
+                warn!("instance metadata: {message}");
+                handle.tell(Event::ImdsFailed { message }).await;
+            }
         }
         match imds.vpc_cidrs().await {
             Ok(cidrs) => handle.vpc(cidrs).await,

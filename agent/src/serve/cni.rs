@@ -124,6 +124,7 @@ impl CniService {
         let started = Instant::now();
         let key = key(ask.attachment)?;
         let pod = ask.pod.map(|pod| PodRef { namespace: pod.namespace, name: pod.name });
+        let named = of_pod(pod.as_ref());
         if (ask.each_card || ask.card.is_some()) && !self.multi_card {
             let words = "the pod asks for an interface on every network card, and the settings forbid to use \
                          further ones (ENABLE_MULTI_NIC)";
@@ -139,7 +140,9 @@ impl CniService {
             Answer::Offer(lease) => lease,
             Answer::Refused(refusal) => {
                 self.counters.add(started.elapsed(), Some(refusal.cause));
-                warn!(container = key.container, cause = %refusal.cause, "ADD refused: {}", refusal.message);
+                let Refusal { cause, request_id, message, .. } = &refusal;
+                let request_id = request_id.as_deref();
+                warn!(pod = named, container = key.container, %cause, request_id, "ADD refused: {message}");
                 return Ok(plugin.send(refused(refusal)).await?);
             }
             _ => return Err(End::Failed("an answer to another question".to_owned())),
@@ -165,9 +168,13 @@ impl CniService {
         };
         plugin.send(Reply::Verdict(Verdict { mine })).await?;
         self.counters.add(started.elapsed(), (!mine).then_some(Cause::Superseded));
-        let pod = lease.pod.map(|pod| format!("{}/{}", pod.namespace, pod.name)).unwrap_or_default();
-        let took_ms = started.elapsed().as_secs_f64() * 1000.0;
-        info!(pod, container = key.container, address = %lease.address, eni = %lease.eni, mine, took_ms, "ADD");
+        let took_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
+        let (container, address, eni) = (&key.container, lease.address, &lease.eni);
+        if mine {
+            info!(pod = named, container, %address, %eni, took_ms, "ADD");
+        } else {
+            info!(pod = named, container, %address, %eni, took_ms, "ADD given up: a newer request or a DEL came");
+        }
         Ok(())
     }
 
@@ -269,6 +276,7 @@ impl CniService {
     /// Takes an attachment's link away, and then ends its lease; the address whose cooldown begins.
     async fn end(&self, key: AttachmentKey) -> Result<String, End> {
         let found = self.handle.lookup(key.clone()).await.ok_or(End::Gone)?;
+        let named = of_pod(found.as_ref().and_then(|found| found.lease.pod.as_ref()));
         let name = found.map(|Found { lease, .. }| host_ifname(&key, &lease, &self.veth_prefix));
         self.delete_link(&key, name.as_deref()).await?;
         let mut request = self.handle.open().await.ok_or(End::Gone)?;
@@ -280,7 +288,7 @@ impl CniService {
             self.delete_link(&key, name.as_deref()).await?;
         }
         let address = address.map(|address| address.to_string()).unwrap_or_default();
-        info!(container = key.container, ifname = key.ifname, address, "DEL");
+        info!(pod = named, container = key.container, ifname = key.ifname, address, "DEL");
         Ok(address)
     }
 
@@ -353,6 +361,11 @@ fn offer(key: &AttachmentKey, lease: &Lease, mtu: u32, prefix: &str) -> Offer {
         pod_mac: identity::pod_mac(network, container, ifname).0.to_vec(),
         device_group: marks::group(lease.slot),
     }
+}
+
+/// A pod as logs name it; empty where the runtime did not.
+fn of_pod(pod: Option<&PodRef>) -> String {
+    pod.map(|pod| format!("{}/{}", pod.namespace, pod.name)).unwrap_or_default()
 }
 
 fn text(address: Option<IpAddr>) -> String {

@@ -33,6 +33,8 @@ pub struct DebugService {
     pub instance: Instance,
     /// Whether pods can be served.
     pub readiness: watch::Receiver<Readiness>,
+    /// Why metrics are not served.
+    pub metrics_fault: watch::Receiver<Option<String>>,
     /// Foreign rules, routes and addresses that take precedence over ours.
     pub conflicts: watch::Receiver<Vec<String>>,
 }
@@ -80,6 +82,8 @@ impl Debug for DebugService {
             pause_ms: pause.map_or(0, |(_, until, _)| until.since(view.now)),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             risk: in_words(readiness.risk).unwrap_or_default(),
+            metrics_fault: self.metrics_fault.borrow().clone().unwrap_or_default(),
+            source: in_words(readiness.source).unwrap_or_default(),
             outage: in_words(readiness.outage).unwrap_or_default(),
         }))
     }

@@ -1,40 +1,48 @@
 //! `/metrics`: the peer's names and meanings. Gauges are read from the core's state when asked.
 
-use std::{
-    net::{SocketAddr, TcpListener},
-    sync::Arc,
-};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use anyhow::Context;
 use axum::{Router, http::StatusCode, routing::get};
 use enid_ipamd::View;
 use prometheus::{Encoder, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder};
-use tokio::sync::watch;
+use tokio::{net::TcpListener, sync::watch, time::sleep};
+use tracing::{info, warn};
 
 use crate::{
     core::{handle::Handle, readiness::Readiness},
     metrics::Counters,
 };
 
-/// Takes the address.
-pub fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
-    let bind = || {
-        let listener = TcpListener::bind(address)?;
-        listener.set_nonblocking(true)?;
-        Ok::<_, std::io::Error>(listener)
-    };
-    bind().with_context(|| format!("cannot serve metrics on {address} (ENID_METRICS_ADDRESS)"))
-}
+/// How soon an address that cannot be had is tried again.
+const AGAIN: Duration = Duration::from_secs(10);
 
-/// Serves until the task is dropped; for ever idle without a listener.
+/// Serves until the task is dropped; for ever idle without an address. Pods do not depend on it: while the address cannot
+/// be had (the peer's daemon has the same one), that is told, and it is tried again.
 pub async fn serve(
-    listener: Option<TcpListener>,
+    address: Option<SocketAddr>,
     handle: Handle,
     readiness: watch::Receiver<Readiness>,
     counters: Arc<Counters>,
+    fault: watch::Sender<Option<String>>,
 ) -> anyhow::Result<()> {
-    let Some(listener) = listener else { return std::future::pending().await };
-    let listener = tokio::net::TcpListener::from_std(listener).context("cannot serve metrics")?;
+    let Some(address) = address else { return std::future::pending().await };
+    let listener = loop {
+        match TcpListener::bind(address).await {
+            Ok(listener) => break listener,
+            Err(error) => {
+                let words = format!("cannot serve metrics on {address} (ENID_METRICS_ADDRESS): {error}");
+                if fault.borrow().as_ref() != Some(&words) {
+                    warn!("{words}; it is tried again");
+                }
+                fault.send_replace(Some(words));
+                sleep(AGAIN).await;
+            }
+        }
+    };
+    if fault.send_replace(None).is_some() {
+        info!("metrics are served on {address}");
+    }
     let answer = move || {
         let (handle, readiness, counters) = (handle.clone(), readiness.clone(), counters.clone());
         async move {
@@ -64,7 +72,8 @@ fn text(counters: &Counters, view: &View, readiness: &Readiness) -> anyhow::Resu
     gauge("awscni_total_ipv4_prefixes", "IPv4 prefixes on the node", counts.prefixes)?;
     gauge("enid_cooling_ip_addresses", "Addresses in their cooldown after use", counts.cooling)?;
     gauge("enid_ready", "1 if STATUS says yes", u64::from(readiness.is_ready()))?;
-    let help = "1 for what is wrong: obstacle: new pods get no address; risk: pods may have no network; outage: pods are \
+    let help = "1 for what is wrong: obstacle: new pods get no address; risk: pods may have no network; source: \
+                metadata cannot be read; outage: pods are \
                 cut off";
     let causes = IntGaugeVec::new(Opts::new("enid_cause", help), &["kind", "cause"])?;
     readiness.causes().for_each(|(kind, refusal)| causes.with_label_values(&[kind, refusal.cause.name()]).set(1));

@@ -5,7 +5,7 @@ use ipnet::IpNet;
 use super::Core;
 use crate::{
     cause::Cause,
-    ec2::{Call, CallError, CreationStage, DeletionStage, Ec2Answer, Flight, Intent, Scope},
+    ec2::{Call, CallError, CreationStage, DeletionStage, Ec2Answer, Fact, Flight, Intent, Scope},
     event::{Effect, Write},
     ids::{CallId, EniId, Millis},
     pool::BlockState,
@@ -36,7 +36,8 @@ impl Core {
                 self.audited(now, sent, scope, attached, unattached, effects);
             }
             (Call::Tag { eni }, _) => self.tagged(&eni),
-            (Call::Create { token, .. }, Ec2Answer::Created { eni, blocks }) => {
+            (Call::Create { token, creation }, Ec2Answer::Created { eni, blocks }) => {
+                self.demand.given(creation.order.count);
                 self.pool.expect(&eni, blocks, None, sent);
                 self.audits.created(now, &eni);
                 self.creations.set_stage(&token, CreationStage::ToAttach(eni), None);
@@ -46,7 +47,8 @@ impl Core {
                 self.creations.set_stage_of(&eni, CreationStage::ToProtect(eni.clone(), attachment));
             }
             (Call::DeleteOnTermination { eni, attachment }, _) => self.protected(now, &eni, attachment, effects),
-            (Call::Assign { eni, .. }, Ec2Answer::Assigned { blocks }) => {
+            (Call::Assign { eni, order }, Ec2Answer::Assigned { blocks }) => {
+                self.demand.given(order.count);
                 blocks.iter().for_each(|net| self.forget_unassigned(*net, effects));
                 self.pool.expect(&eni, blocks, Some(now), sent);
             }
@@ -105,10 +107,17 @@ impl Core {
     fn failed(&mut self, now: Millis, call: Call, error: CallError, effects: &mut Vec<Effect>) {
         let unanswered = error.cause == Cause::Ec2Unreachable;
         // EC2 may not know yet what it has just created.
-        let too_early = error.not_found && self.audits.may_be_denied(now, call.eni());
+        let too_early = error.fact == Fact::NotFound && self.audits.may_be_denied(now, call.eni());
         // Asked for again as it is: nothing is known to be wrong with it.
         let again = too_early || error.cause == Cause::Throttled;
         match &call {
+            Call::Attach { eni, place } if error.fact == Fact::PlaceTaken => {
+                // It is attached at the next free place; what is at this one, EC2 tells.
+                self.pool.add_occupied(*place);
+                self.creations.set_stage_of(eni, CreationStage::ToAttach(eni.clone()));
+                self.audits.want(Scope::Attached);
+                return;
+            }
             Call::Attach { eni, .. } if again => {
                 self.creations.set_stage_of(eni, CreationStage::ToAttach(eni.clone()));
             }
@@ -116,8 +125,8 @@ impl Core {
                 self.creations.set_stage_of(eni, CreationStage::ToProtect(eni.clone(), attachment.clone()));
             }
             Call::Detach { eni, .. } | Call::Delete { eni } if too_early => self.not_deleted(eni, &call, false),
-            Call::Detach { eni, .. } if error.not_found => return self.detached(now, eni),
-            Call::Delete { eni } if error.not_found => return self.deleted(eni, effects),
+            Call::Detach { eni, .. } if error.fact == Fact::NotFound => return self.detached(now, eni),
+            Call::Delete { eni } if error.fact == Fact::NotFound => return self.deleted(eni, effects),
             // EC2 may not have them any more: an audit tells.
             Call::Unassign { blocks, .. } => {
                 self.not_unassigned(blocks, unanswered || error.cause == Cause::Ec2Error, effects);
@@ -131,10 +140,24 @@ impl Core {
             Call::Assign { .. } if unanswered => self.audits.want(Scope::Attached),
             _ => {}
         }
+        if matches!(error.cause, Cause::SubnetFull | Cause::NoPrefix) && self.ask_for_less(now, &call) {
+            return;
+        }
         if error.cause == Cause::NoPrefix && self.no_prefix(now, &call) {
             return;
         }
         self.calls.failed(now, call.action(), error);
+    }
+
+    /// The subnet has not as much as a call asked for. Whether the next one asks for less, at once.
+    fn ask_for_less(&mut self, now: Millis, call: &Call) -> bool {
+        let (order, card) = match call {
+            Call::Assign { eni, order } => (*order, self.pool.eni(eni).map_or(0, |eni| eni.card())),
+            Call::Create { token, creation } if !self.creations.contains(token) => (creation.order, creation.card),
+            _ => return false, // one that is sent again under its token has to ask for the same
+        };
+        let waiting = self.state().counts_on(card).demand().div_ceil(order.kind.size());
+        self.demand.ask_for_less(now, order.count, u32::try_from(waiting).unwrap_or(u32::MAX))
     }
 
     /// EC2 found no prefix in the subnet: single addresses serve until it may have one. Whether this is all there is to

@@ -25,6 +25,11 @@ impl Core {
         effects: &mut Vec<Effect>,
     ) {
         self.audits.answered(now, scope);
+        if scope == Scope::Attached {
+            let foreign = attached.iter().filter(|eni| !eni.ours && self.pool.eni(&eni.id).is_none());
+            let places = foreign.map(|eni| eni.place).collect();
+            self.pool.set_occupied(places);
+        }
         let listed: BTreeSet<EniId> = attached.iter().map(|eni| eni.id.clone()).collect();
         self.forget_absent(&listed, scope);
         if scope == Scope::Ours {

@@ -91,7 +91,13 @@ impl Core {
         let id = facts.id.clone();
         let primary = facts.place == Place::default();
         // A slot on record says that an earlier run confirmed tag and delete-on-termination.
-        let known = self.slots.of(&id);
+        let mut known = self.slots.of(&id);
+        if !primary && known == Some(0) {
+            // Slot 0 is the primary's, whatever the record says.
+            self.slots.free(&id);
+            effects.push(Effect::Record(Write::Slot(id.clone(), None)));
+            known = None;
+        }
         let slot = if primary { Some(0) } else { known };
         let trusted = slot.is_some() || !self.node.asks_ec2();
         // An ENI with addresses makes its card one that is managed.
@@ -106,7 +112,7 @@ impl Core {
             effects.push(Effect::Record(Write::Intent(DISCOVER.to_owned(), Some(Intent::Discover))));
         }
         if let Some(slot) = slot
-            && known.is_none()
+            && known != Some(slot)
         {
             self.give_slot(&id, slot, effects);
         }
@@ -119,7 +125,9 @@ impl Core {
     }
 
     pub(super) fn give_slot(&mut self, id: &EniId, slot: u32, effects: &mut Vec<Effect>) {
-        self.slots.give(id.clone(), slot);
+        if let Some(other) = self.slots.give(id.clone(), slot) {
+            effects.push(Effect::Record(Write::Slot(other, None)));
+        }
         effects.push(Effect::Record(Write::Slot(id.clone(), Some(slot))));
     }
 

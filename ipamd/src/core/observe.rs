@@ -57,6 +57,7 @@ impl Core {
             Event::Gc { network, alive } => self.leases.not_in_list(now, &network, &alive),
             Event::Links { begun, asked, seen, used } => self.links(now, begun, (&asked, &seen), used, effects),
             Event::Imds { enis, addressless } => self.imds(now, enis, addressless, effects),
+            Event::ImdsFailed { message } => self.observed.imds_failed(now, message),
             Event::Answered { id, answer } => self.answered(now, id, answer, effects),
             Event::EniConfigured { eni } => self.pool.configured(now, &eni),
             Event::Bound { pods } => self.demand.set_bound(pods),
@@ -107,9 +108,8 @@ impl Core {
         let mut addresses = Vec::new();
         while let Some(address) = self.cooldown.pop_over(at) {
             self.pool.cooled(address, now);
-            if address.is_ipv6() {
-                effects.push(Effect::Record(Write::Cooldown(address, None)));
-            }
+            // Whatever is still on record at another boot begins its cooldown again.
+            effects.push(Effect::Record(Write::Cooldown(address, None)));
             addresses.push(address);
         }
         if !addresses.is_empty() {

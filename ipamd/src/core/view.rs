@@ -73,6 +73,11 @@ impl Core {
         Some(Refusal::new(Cause::Internal, message))
     }
 
+    /// Why instance metadata cannot be read, once that has lasted; `None` as far as is known it can be.
+    pub fn unreadable(&self, now: Millis) -> Option<Refusal> {
+        self.observed.unreadable(now)
+    }
+
     /// Why running pods may have lost their network; `None` as far as is known they have not.
     pub fn pods_at_risk(&self) -> Option<Refusal> {
         let eni = self.audits.lost().get_min()?;

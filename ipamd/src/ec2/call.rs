@@ -195,6 +195,18 @@ pub struct CallError {
     pub message: String,
     /// EC2's request id.
     pub request_id: Option<String>,
+    /// What the refusal tells of EC2's state.
+    pub fact: Fact,
+}
+
+/// What a refusal tells of EC2's state.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Fact {
+    /// Nothing that could be worked with.
+    #[default]
+    None,
     /// EC2 does not know the object (any more), which ends a deletion well.
-    pub not_found: bool,
+    NotFound,
+    /// Something is attached at the place already.
+    PlaceTaken,
 }

@@ -54,7 +54,11 @@ fn addresses(state: &State<'_>, now: Millis, card: u32) -> Wait {
         request_id: refusal.request_id.clone(),
         ..wait(refusal.cause, refusal.message.clone())
     };
+    let unreadable = state.observed.unreadable(now);
     if !state.has_looked() {
+        if let Some(refusal) = unreadable {
+            return refused(&refusal, None);
+        }
         return wait(Cause::Starting, "the daemon has not read its node yet".to_owned());
     }
     if let Some(blocked) = state.observed.blocked {
@@ -79,6 +83,9 @@ fn addresses(state: &State<'_>, now: Millis, card: u32) -> Wait {
     }
     let arriving = |state_of: EniState| matches!(state_of, EniState::Configuring | EniState::Unknown);
     let arriving = state.pool.enis().any(|eni| arriving(eni.state));
+    if let Some(refusal) = unreadable.filter(|_| coming || arriving) {
+        return refused(&refusal, None);
+    }
     if coming || arriving || !state.calls.is_quiet() || state.can_grow(card) {
         return wait(Cause::StillGrowing, "addresses are on their way from EC2".to_owned());
     }

@@ -93,7 +93,7 @@ fn shortage(state: &State<'_>, now: Millis, card: u32) -> Shortage {
     let (policy, limits) = (state.node.policy.of_card(card), state.node.limits);
     let learned = state.learned_on(now, card);
     let coming = state.coming_to(card) + state.without_v6(card);
-    counts.available += coming;
+    counts.available += coming + state.returning(now, counts);
     counts.total += coming;
     counts.idle_prefixes += coming / Kind::Prefix.size();
     let missing = policy.missing(limits, counts, learned);
@@ -122,13 +122,15 @@ fn order(state: &State<'_>, now: Millis, short: &Shortage, waits: &mut Vec<Wait>
         missing = missing.min((counts.demand() + STOPGAP).saturating_sub(counts.available + state.coming_to(card)));
     }
     let blocks = |addresses: u64| u32::try_from(addresses.div_ceil(kind.size())).unwrap_or(u32::MAX);
+    let (most, is_short) = state.demand.most(now).map_or((u32::MAX, false), |most| (most, true));
     let mut calls = Vec::new();
     let mut put_off = 0;
     for (eni, room) in with_room(state, card) {
         if missing == 0 {
             break;
         }
-        let count = if policy.whole_enis() { room } else { blocks(missing).min(room) };
+        let wanted = if policy.whole_enis() { room } else { blocks(missing).min(room) };
+        let count = wanted.min(most);
         let call = Call::Assign { eni, order: Order { kind, count } };
         let action = call.action();
         let sent = u32::try_from(calls.len()).unwrap_or(u32::MAX);
@@ -139,7 +141,8 @@ fn order(state: &State<'_>, now: Millis, short: &Shortage, waits: &mut Vec<Wait>
             put_off += later;
             continue;
         }
-        missing = missing.saturating_sub(u64::from(count) * kind.size());
+        // Where the subnet is short, what this ENI still has room for needs no other.
+        missing = missing.saturating_sub(u64::from(if is_short { room } else { count }) * kind.size());
         calls.push(Action::call(call, class, reason.clone()));
     }
     // ENIs that are being asked, or created, take more when they have answered.
@@ -164,9 +167,9 @@ fn order(state: &State<'_>, now: Millis, short: &Shortage, waits: &mut Vec<Wait>
             }
             break;
         }
-        let count = if policy.whole_enis() { room } else { blocks(missing).min(room) };
-        let order = Order { kind, count };
-        missing = missing.saturating_sub(order.addresses());
+        let wanted = if policy.whole_enis() { room } else { blocks(missing).min(room) };
+        let order = Order { kind, count: wanted.min(most) };
+        missing = missing.saturating_sub(if is_short { u64::from(room) * kind.size() } else { order.addresses() });
         have += order.addresses();
         (enis_left, permits) = (enis_left - 1, permits - 1);
         let creation = Creation { order, with_v6: policy.second == Second::V6OfEni, card };

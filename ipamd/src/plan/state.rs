@@ -1,7 +1,7 @@
 //! What a plan is made from, and the facts that follow from it.
 
 use crate::{
-    cause::Refusal,
+    cause::{Cause, Refusal},
     ec2::{Audits, Call, Calls, Class, Creations, Deletions, LeakSearch},
     ids::{EniId, Millis, Place, count},
     lease::{Cooldown, Leases, Queue},
@@ -34,12 +34,27 @@ pub(crate) struct State<'a> {
 pub(crate) struct Observed<'a> {
     /// When metadata was first read in this run.
     pub(crate) imds_read: Option<Millis>,
+    /// Since when metadata cannot be read, and why not.
+    pub(crate) imds_failed: Option<&'a (Millis, String)>,
     /// When the newest listing of the kernel's links was begun.
     pub(crate) links_listed: Option<Millis>,
     /// Why nobody is given an address at present.
     pub(crate) blocked: Option<&'a Refusal>,
     /// A step would have broken an invariant.
     pub(crate) is_broken: bool,
+}
+
+/// Metadata must have been unreadable for so long before it is a cause: a single failure is none.
+const UNREADABLE_MS: u64 = 10_000;
+
+impl Observed<'_> {
+    /// Why metadata cannot be read, once that has lasted.
+    pub(crate) fn unreadable(&self, now: Millis) -> Option<Refusal> {
+        let (_, why) = self.imds_failed.filter(|(since, _)| now.since(*since) >= UNREADABLE_MS)?;
+        let message =
+            format!("instance metadata cannot be read, and addresses are given out once it shows them: {why}");
+        Some(Refusal::new(Cause::MetadataUnreadable, message))
+    }
 }
 
 /// Guards that only the simulator takes away.
@@ -56,6 +71,12 @@ impl State<'_> {
     pub(crate) fn counts(&self) -> Counts {
         let counts = self.pool.counts(self.node, |_| true);
         Counts { waiting: self.queue.len(), bound: self.demand.bound(), ..counts }
+    }
+
+    /// Addresses that come back within one cooldown of the machine's start: those of pods from before it. The same pods
+    /// come back with them, and need no further ENI.
+    pub(crate) fn returning(&self, now: Millis, counts: Counts) -> u64 {
+        if now.0 < self.node.policy.cooldown_ms { counts.cooling } else { 0 }
     }
 
     /// The same for the pool of one network card.
@@ -171,7 +192,16 @@ impl State<'_> {
         let expected = self.pool.expected().filter(|(eni, expected)| expected.since.is_some() && !seen(eni));
         let expected = expected.filter(|(_, expected)| on_card(expected.place));
         let deleted = self.deletions.values().filter(|deletion| on_card(deletion.place));
-        let there = self.pool.on_card(card).count() + addressless.count();
+        // ENIs of others that metadata does not show yet.
+        let accounted = |place: &Place| {
+            let shown = self.pool.enis().any(|eni| eni.facts.place == *place);
+            let bare = self.pool.addressless().any(|(_, other)| other == *place);
+            let ours = self.creations.values().any(|pending| pending.place == Some(*place));
+            let expected = self.pool.expected().any(|(_, expected)| expected.place == Some(*place));
+            shown || bare || ours || expected || self.deletions.values().any(|deletion| deletion.place == Some(*place))
+        };
+        let foreign = self.pool.occupied().filter(|place| place.card == card && !accounted(place));
+        let there = self.pool.on_card(card).count() + addressless.count() + foreign.count();
         let used = count(there + created.count() + expected.count() + deleted.count());
         self.node.policy.eni_max(self.node.limits, card).saturating_sub(used)
     }
@@ -182,7 +212,8 @@ impl State<'_> {
         let created = self.creations.values().filter_map(|pending| pending.place);
         let expected = self.pool.expected().filter_map(|(_, expected)| expected.place);
         let deleted = self.deletions.values().filter_map(|deletion| deletion.place);
-        let taken: Vec<Place> = attached.chain(created).chain(expected).chain(deleted).collect();
+        let occupied = self.pool.occupied();
+        let taken: Vec<Place> = attached.chain(created).chain(expected).chain(deleted).chain(occupied).collect();
         let places = (1..=count(taken.len()) + 1).map(|device_index| Place { card, device_index });
         places.into_iter().find(|place| !taken.contains(place)).unwrap_or(Place { card, device_index: 1 })
     }

@@ -37,6 +37,8 @@ pub(crate) struct Pool {
     local: Option<Block>,
     /// ENIs without any address, which take up a place.
     addressless: OrdMap<EniId, Place>,
+    /// Places at which EC2 says something is attached that is not ours, and metadata does not show yet.
+    occupied: OrdSet<Place>,
     unconfirmed: OrdSet<IpNet>,
     unassigning: OrdSet<IpNet>,
     expected: Expectations,
@@ -88,6 +90,21 @@ impl Pool {
 
     pub(crate) fn addressless(&self) -> impl Iterator<Item = (&EniId, Place)> {
         self.addressless.iter().map(|(id, place)| (id, *place))
+    }
+
+    /// Places at which something of others is attached that metadata does not show yet.
+    pub(crate) fn occupied(&self) -> impl Iterator<Item = Place> {
+        self.occupied.iter().copied()
+    }
+
+    /// EC2 refused to attach anything there.
+    pub(crate) fn add_occupied(&mut self, place: Place) {
+        self.occupied.insert(place);
+    }
+
+    /// EC2 has listed all that is attached.
+    pub(crate) fn set_occupied(&mut self, places: OrdSet<Place>) {
+        self.occupied = places;
     }
 
     /// Another number whenever the ENIs or the blocks on them have changed.

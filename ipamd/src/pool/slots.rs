@@ -18,8 +18,15 @@ pub(crate) struct Slots {
 }
 
 impl Slots {
+    /// What the store and the kernel say. A slot that the record gives to several ENIs is none's: the kernel and EC2 tell
+    /// whose it is.
     pub(crate) fn new(recorded: BTreeMap<EniId, u32>, in_kernel: BTreeMap<[u8; 6], u32>) -> Self {
-        Slots { recorded: recorded.into_iter().collect(), in_kernel: in_kernel.into_iter().collect() }
+        let is_shared = |slot: u32| recorded.values().filter(|other| **other == slot).count() > 1;
+        let of_one = recorded.iter().filter(|(_, slot)| **slot <= SLOT_MAX && !is_shared(**slot));
+        Slots {
+            recorded: of_one.map(|(eni, slot)| (eni.clone(), *slot)).collect(),
+            in_kernel: in_kernel.into_iter().collect(),
+        }
     }
 
     pub(crate) fn of(&self, eni: &EniId) -> Option<u32> {
@@ -31,8 +38,15 @@ impl Slots {
         self.recorded.keys()
     }
 
-    pub(crate) fn give(&mut self, eni: EniId, slot: u32) {
+    /// Gives a slot; whoever had it on record has it no more, and is returned.
+    pub(crate) fn give(&mut self, eni: EniId, slot: u32) -> Option<EniId> {
+        let had = self.recorded.iter().find(|(other, held)| **held == slot && **other != eni);
+        let had = had.map(|(other, _)| other.clone());
+        if let Some(other) = &had {
+            self.recorded.remove(other);
+        }
         self.recorded.insert(eni, slot);
+        had
     }
 
     /// Takes a slot off the record; whether there was one.

@@ -8,7 +8,7 @@ mod world;
 
 use std::collections::BTreeSet;
 
-use enid_ipamd::{Call, Cause, EniFacts, Event, Intent, Kind, Policy, Refusal, Second, Target};
+use enid_ipamd::{Call, Cause, EniFacts, EniId, Event, Intent, Kind, Millis, Place, Policy, Refusal, Second, Target};
 use proptest::prelude::*;
 use world::{LIMITS, Move, THREE_CARDS, World, key, moves, policy};
 
@@ -260,4 +260,82 @@ fn cooldowns_of_a_block_that_is_never_used_up_are_forgotten() {
     assert!(world.ledger.cooling.contains_key(&address));
     world.settle();
     assert!(!world.ledger.cooling.contains_key(&address));
+}
+
+/// The kind: state that belongs to another identity, or contradicts itself: what is doubtful is withheld, the rest serves.
+#[test]
+fn a_record_that_gives_a_slot_twice_keeps_nobody_from_an_address() {
+    let mut world = World::new();
+    let foreign = [("eni-a", 0), ("eni-b", 1), ("eni-c", 1), ("eni-d", 99)];
+    world.ledger.slots.extend(foreign.map(|(eni, slot)| (EniId(eni.into()), slot)));
+    world.restart(true);
+    world.settle();
+    (0..8).for_each(|pod| world.ask(pod));
+    world.settle();
+    assert_eq!(world.ledger.leases.len(), 8);
+    assert!(world.core.broken().is_none());
+    let slots: BTreeSet<u32> = world.ledger.leases.values().map(|lease| lease.slot).collect();
+    let enis: BTreeSet<&EniId> = world.ledger.leases.values().map(|lease| &lease.eni).collect();
+    assert_eq!(slots.len(), enis.len());
+}
+
+/// The kind: what is over stays over. At another boot only addresses of pods that ran then, and those in their cooldown,
+/// cool; the pods that come back with the machine get no further ENI.
+#[test]
+fn a_node_that_boots_again_serves_with_what_it_had() {
+    let mut world = World::new();
+    world.settle();
+    (0..3).for_each(|pod| world.ask(pod));
+    world.settle();
+    (0..3).for_each(|pod| world.del(pod, true));
+    world.pass(2 * world.node.policy.cooldown_ms);
+    world.settle();
+    assert!(world.ledger.cooling.is_empty(), "what is over is off the record");
+    (0..5).for_each(|pod| world.ask(pod));
+    world.settle();
+    let enis = world.enis.len();
+    world.ledger = world.ledger.clone().at_another_boot(world.node.policy.cooldown_ms);
+    assert_eq!(world.ledger.cooling.len(), 5);
+    world.now = Millis(1);
+    world.restart(true);
+    (10..15).for_each(|pod| world.ask(pod));
+    world.step(Event::Tick);
+    assert_eq!(world.core.plan(world.now).actions.len() + world.calls.len(), 0, "what they need comes back");
+    world.pass(world.node.policy.cooldown_ms);
+    world.settle();
+    assert_eq!((world.ledger.leases.len(), world.enis.len()), (5, enis));
+}
+
+/// The kind: a refusal that teaches nothing is met again and again.
+#[test]
+fn an_eni_whose_place_is_taken_is_attached_at_the_next() {
+    let mut world = World::new();
+    let at = |device_index| Place { card: 0, device_index };
+    world.foreign = Some(at(1));
+    world.settle();
+    (0..5).for_each(|pod| world.ask(pod));
+    world.settle();
+    assert_eq!(world.ledger.leases.len(), 5);
+    assert_eq!(world.sent.iter().filter(|action| **action == "CreateNetworkInterface").count(), 1, "it is kept");
+    assert!(!world.sent.contains(&"DeleteNetworkInterface"), "{:?}", world.sent);
+    let places: Vec<Place> = world.enis.values().filter_map(|eni| eni.place).collect();
+    assert!(places.contains(&at(2)) && !places.contains(&at(1)), "{places:?}");
+}
+
+/// The kind: an amount that EC2 refuses is asked for again and again, though less is there.
+#[test]
+fn who_waits_gets_what_a_subnet_that_is_short_still_has() {
+    for (left, waiting) in [(2, 2), (1, 1), (1, 2), (0, 1), (3, 3)] {
+        let policy = Policy { target: Target::Warm { enis: 0, addresses: 3, minimum: 0, prefixes: 0 }, ..policy() };
+        let mut world = World::with(policy, LIMITS);
+        world.start();
+        world.left = Some(left);
+        (0..waiting).for_each(|pod| world.ask(pod));
+        world.step(Event::Tick);
+        world.settle();
+        let served = u32::try_from(world.ledger.leases.len()).unwrap();
+        assert_eq!(served, left.min(u32::from(waiting)), "{left} addresses for {waiting} pods");
+        let asked = world.sent.iter().filter(|action| **action == "AssignPrivateIpAddresses").count();
+        assert!(asked <= 20, "{asked} calls");
+    }
 }

@@ -7,7 +7,7 @@ use std::{
 
 use enid_ipamd::{
     AddresslessEni, AttachmentKey, AuditedEni, Call, CallError, CallId, Cause, Core, Ec2Answer, Effect, EniFacts,
-    EniId, EniState, Event, Intent, Kind, LOCAL_V4, LOCAL_V6, Lease, Ledger, Limits, Millis, Node, Order, Place,
+    EniId, EniState, Event, Fact, Intent, Kind, LOCAL_V4, LOCAL_V6, Lease, Ledger, Limits, Millis, Node, Order, Place,
     PodRef, Policy, Provisioning, Scope, Second, Target, Ticket, UnattachedEni, Write,
 };
 use ipnet::{IpNet, Ipv6Net};
@@ -55,6 +55,10 @@ pub struct World {
     pub next: u8,
     pub calls: VecDeque<(CallId, Call)>,
     pub refuse: Option<Cause>,
+    /// Addresses that the subnet has left; any number, where it is none.
+    pub left: Option<u32>,
+    /// Where an ENI of others is attached that metadata never shows.
+    pub foreign: Option<Place>,
     /// The subnet has no free /28.
     pub fragmented: bool,
     pub ledger: Ledger,
@@ -95,6 +99,8 @@ impl World {
             next: 10,
             calls: VecDeque::new(),
             refuse: None,
+            foreign: None,
+            left: None,
             fragmented: false,
             ledger: Ledger::default(),
             links: BTreeSet::new(),
@@ -199,9 +205,23 @@ impl World {
         let Some((id, call)) = self.calls.pop_front() else { return };
         let prefix = matches!(&call, Call::Assign { order, .. } if order.kind == Kind::Prefix)
             || matches!(&call, Call::Create { creation, .. } if creation.order.kind == Kind::Prefix);
+        let asked = match &call {
+            Call::Assign { order, .. } => order.count,
+            // The ENI's own address is out of the subnet as well.
+            Call::Create { creation, .. } => creation.order.count + 1,
+            _ => 0,
+        };
+        let is_short = self.left.is_some_and(|left| asked > left);
+        let is_taken = matches!(&call, Call::Attach { place, .. } if Some(*place) == self.foreign);
+        let refused = |cause, fact| Err(CallError { cause, message: "no".into(), request_id: None, fact });
         let answer = match self.refuse.or((self.fragmented && prefix).then_some(Cause::NoPrefix)) {
-            Some(cause) => Err(CallError { cause, message: "no".into(), request_id: None, not_found: false }),
-            None => Ok(self.carry_out(&call)),
+            Some(cause) => refused(cause, Fact::None),
+            None if is_short => refused(Cause::SubnetFull, Fact::None),
+            None if is_taken => refused(Cause::Ec2Error, Fact::PlaceTaken),
+            None => {
+                self.left = self.left.map(|left| left - asked);
+                Ok(self.carry_out(&call))
+            }
         };
         self.step(Event::Answered { id, answer });
     }

@@ -42,11 +42,14 @@ pub struct Faults {
     /// It leaves out every ENI but the primary.
     #[serde(default)]
     pub only_primary: bool,
+    /// Tokens that were issued under another number are not known any more, as after a resume or on another host.
+    #[serde(default)]
+    pub tokens: u32,
 }
 
 impl Default for Faults {
     fn default() -> Self {
-        Faults { lag_ms: 0, down: false, hop_limit: 1, more_cidrs: Vec::new(), only_primary: false }
+        Faults { lag_ms: 0, down: false, hop_limit: 1, more_cidrs: Vec::new(), only_primary: false, tokens: 0 }
     }
 }
 
@@ -117,6 +120,8 @@ type Published = (Instant, Vec<NodeView>);
 pub struct Metadata {
     views: Arc<Mutex<VecDeque<Published>>>,
     tokens: Arc<Mutex<BTreeMap<String, (String, Instant)>>>,
+    /// The number of [`Faults::tokens`] under which they were issued.
+    issue: Arc<Mutex<u32>>,
     name: String,
 }
 
@@ -162,6 +167,9 @@ impl Metadata {
             let faults = read_faults(&self.name);
             if faults.down {
                 return Ok(());
+            }
+            if std::mem::replace(&mut *lock(&self.issue), faults.tokens) != faults.tokens {
+                lock(&self.tokens).clear();
             }
             let node = self.node(peer, Duration::from_millis(faults.lag_ms));
             let node = node.map(|mut node| {

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, net::IpAddr};
 
 use enid_ipamd::{
-    AuditedEni, Call, CallError, Cause, Creation, Ec2Answer, EniFacts, EniId, Kind, Limits, Order, Place, Scope,
+    AuditedEni, Call, CallError, Cause, Creation, Ec2Answer, EniFacts, EniId, Fact, Kind, Limits, Order, Place, Scope,
     UnattachedEni,
 };
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
@@ -123,7 +123,7 @@ impl Cloud {
                 cause: Cause::Ec2Unreachable,
                 message: format!("{} got no answer", call.action()),
                 request_id: None,
-                not_found: false,
+                fact: Fact::None,
             }),
         };
         Reply { takes_ms: reply.takes_ms.max(1), answer }
@@ -162,7 +162,7 @@ impl Cloud {
                 eni: eni.0.to_string(),
                 instance: instance.to_owned(),
                 device_index: place.device_index,
-                card: place.card,
+                card: Some(place.card),
             },
             Call::DeleteOnTermination { eni, attachment } => Request::ModifyNetworkInterfaceAttribute {
                 eni: eni.0.to_string(),
@@ -270,6 +270,11 @@ fn classify(call: &Call, error: &ApiError, request_id: String) -> CallError {
         limit if limit.ends_with("LimitExceeded") => Cause::EniLimit,
         _ => Cause::Ec2Error,
     };
+    let fact = match error.code.as_str() {
+        code if code.ends_with(".NotFound") => Fact::NotFound,
+        "InvalidParameterValue" if error.message.contains("already has an interface attached") => Fact::PlaceTaken,
+        _ => Fact::None,
+    };
     let message = format!("{} was refused: {}: {}", call.action(), error.code, error.message);
-    CallError { cause, message, request_id: Some(request_id), not_found: error.code.ends_with(".NotFound") }
+    CallError { cause, message, request_id: Some(request_id), fact }
 }

@@ -31,7 +31,8 @@ pub enum Request {
         eni: String,
         instance: String,
         device_index: u32,
-        card: u32,
+        /// The first one, if it is not named.
+        card: Option<u32>,
     },
     ModifyNetworkInterfaceAttribute {
         eni: String,

@@ -11,7 +11,7 @@ impl Model {
         eni_id: &str,
         instance_id: &str,
         device_index: u32,
-        card: u32,
+        named_card: Option<u32>,
     ) -> Result<Answer, ApiError> {
         let eni = self.known_eni(eni_id)?;
         let instance = self.instances.get(instance_id).ok_or_else(|| no_instance(instance_id))?;
@@ -28,10 +28,17 @@ impl Model {
             return Err(combination("The network interface and the instance are in different availability zones."));
         }
         let limits = &instance.limits;
+        let card = named_card.unwrap_or(0);
+        let attachments: Vec<&AttachmentTruth> = self.attachments_of(instance_id).collect();
+        // Reported of instances with an EFA-only ENI on their second card; the words are a guess.
+        if named_card.is_none() && attachments.iter().any(|other| other.card > 0) {
+            let message =
+                format!("{} has interfaces on several network cards; name a network card index.", limits.name);
+            return Err(combination(&message));
+        }
         let Some(on_card) = limits.cards.get(size(card)) else {
             return Err(invalid(format!("{} has no network card {card}.", limits.name)));
         };
-        let attachments: Vec<&AttachmentTruth> = self.attachments_of(instance_id).collect();
         // Per card: cilium/cilium pull request 42512; code and text: terraform-provider-aws pull request 906.
         if attachments.iter().any(|other| (other.card, other.device_index) == (card, device_index)) {
             return Err(invalid(format!(

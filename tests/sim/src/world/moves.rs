@@ -5,7 +5,7 @@ use std::{
     net::IpAddr,
 };
 
-use enid_ipamd::{AttachmentKey, EniId, Event, Intent, Millis, Policy};
+use enid_ipamd::{AttachmentKey, EniId, Event, Intent, Policy};
 use vpclab::model::Request;
 
 use super::{COOLDOWN_MS, World, settings};
@@ -175,13 +175,8 @@ impl World {
         self.links.clear();
         let all: Vec<AttachmentKey> = self.pods.keys().cloned().collect();
         all.iter().for_each(|key| self.release(key));
-        // As the store does it: the clock began anew, what was assigned or cooling is cooling from now on.
         self.boot = self.now;
-        let until = Millis(COOLDOWN_MS);
-        self.disk.cooling.values_mut().for_each(|at| *at = until);
-        for lease in std::mem::take(&mut self.disk.leases).into_values() {
-            self.disk.cooling.extend(lease.addresses().map(|address| (address, until)));
-        }
+        self.disk = std::mem::take(&mut self.disk).at_another_boot(COOLDOWN_MS);
         self.start();
     }
 

@@ -63,7 +63,7 @@ fn request(action: &str, params: &mut Params) -> Result<Request, ApiError> {
             eni: params.required("NetworkInterfaceId")?,
             instance: params.required("InstanceId")?,
             device_index: parsed_required(params, "DeviceIndex")?,
-            card: params.parsed("NetworkCardIndex")?.unwrap_or(0),
+            card: params.parsed("NetworkCardIndex")?,
         },
         "ModifyNetworkInterfaceAttribute" => {
             let groups = params.list("SecurityGroupId");

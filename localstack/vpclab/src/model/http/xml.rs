@@ -88,7 +88,7 @@ pub(super) fn body(request: &Request, answer: &Answer) -> Xml {
             .maybe(next_token.as_ref(), |xml, token| xml.text("nextToken", token)),
         Answer::Attached { attachment } => {
             let card = match request {
-                Request::AttachNetworkInterface { card, .. } => *card,
+                Request::AttachNetworkInterface { card, .. } => card.unwrap_or(0),
                 _ => 0,
             };
             xml.text("attachmentId", attachment).text("networkCardIndex", card)

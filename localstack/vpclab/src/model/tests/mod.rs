@@ -72,7 +72,7 @@ impl World {
 
     fn attach(&mut self, now: u64, eni: &str, device_index: u32, card: u32) -> Result<String, String> {
         let (eni, instance) = (eni.to_owned(), self.instance.clone());
-        match self.call(now, &Request::AttachNetworkInterface { eni, instance, device_index, card }) {
+        match self.call(now, &Request::AttachNetworkInterface { eni, instance, device_index, card: Some(card) }) {
             Ok(Answer::Attached { attachment }) => Ok(attachment),
             Err(error) => Err(error.code),
             other => panic!("{other:?}"),
