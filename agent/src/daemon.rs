@@ -115,6 +115,7 @@ async fn serve(mut settings: Settings, background: runtime::Handle) -> anyhow::R
         sockets::listen(&sockets::debug(&settings.run_dir))?
     };
     let (debug, health) = debug::serve(debug, operators)?;
+    let metadata_counters = counters.clone();
     let metrics = metrics::serve(settings.metrics, handle.clone(), readiness.clone(), counters, metrics_fault);
 
     let mut terminate = signal(SignalKind::terminate()).context("cannot wait for SIGTERM")?;
@@ -124,7 +125,7 @@ async fn serve(mut settings: Settings, background: runtime::Handle) -> anyhow::R
         ended = tokio::spawn(cni.run(plugins)) => { ended?; bail!("the plugins' server ended") }
         ended = background.spawn(debug) => ended?.context("the debug server ended"),
         ended = background.spawn(metrics) => ended?,
-        ended = background.spawn(metadata::run(imds, handle, awaits_metadata)) => { ended?; bail!("the metadata reader ended") }
+        ended = background.spawn(metadata::run(imds, handle, metadata_counters, awaits_metadata)) => { ended?; bail!("the metadata reader ended") }
         ended = background.spawn(links.run()) => { ended?; bail!("the listing of links ended") }
         ended = background.spawn(repair.run()) => { ended??; bail!("the repair ended") }
         ended = background.spawn(forward.run()) => ended?,

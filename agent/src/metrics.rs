@@ -8,6 +8,19 @@ use prometheus::{
     HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGaugeVec, Opts, Registry, proto::MetricFamily,
 };
 
+/// What may fail: instance metadata, the kernel, the store.
+pub const METADATA: &str = "metadata";
+/// The same.
+pub const KERNEL: &str = "kernel";
+/// The same.
+pub const STORE: &str = "store";
+
+/// What the peer counts and Enid never does: dashboards have them, and they stay at zero.
+const NEVER: [(&str, &str); 2] = [
+    ("awscni_force_removed_enis", "ENIs that were removed while pods used them; Enid removes none"),
+    ("awscni_force_removed_ips", "Addresses that were removed while pods used them; Enid removes none"),
+];
+
 /// What is counted.
 pub struct Counters {
     registry: Registry,
@@ -17,6 +30,10 @@ pub struct Counters {
     ec2_requests: IntCounterVec,
     ec2_errors: IntCounterVec,
     api_errors: IntCounterVec,
+    api_latency: HistogramVec,
+    unknown_errors: IntCounterVec,
+    errors: IntCounterVec,
+    readings_of_enis: IntCounterVec,
     add_seconds: HistogramVec,
     repairs: IntCounterVec,
     repair_failures: IntCounter,
@@ -39,6 +56,23 @@ impl Counters {
                 "awscni_aws_api_error_count",
                 "EC2 calls that failed, by action and cause",
             )?,
+            // The peer's is a summary without quantiles: count and sum have the same names.
+            api_latency: HistogramVec::new(
+                HistogramOpts::new("awscni_aws_api_latency_ms", "How long EC2 calls took, milliseconds")
+                    .buckets(vec![50.0, 100.0, 250.0, 500.0, 1000.0, 2500.0, 5000.0, 10000.0]),
+                &["api", "error", "status"],
+            )?,
+            unknown_errors: vec(
+                &["fn", "error"],
+                "awscni_aws_utils_error_count",
+                "EC2 calls that failed for a reason that Enid does not know, by action",
+            )?,
+            readings_of_enis: vec(
+                &["fn"],
+                "awscni_reconcile_count",
+                "ENIs and blocks that metadata showed for the first time, not any more, or again",
+            )?,
+            errors: vec(&["fn"], "awscni_ipamd_error_count", "What the daemon could not do, by what it was")?,
             add_seconds: HistogramVec::new(
                 HistogramOpts::new("enid_add_seconds", "From ADD's question to its answer, by outcome")
                     .buckets(vec![0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 1.0, 5.0, 15.0, 60.0]),
@@ -58,15 +92,40 @@ impl Counters {
         build.with_label_values(&[env!("CARGO_PKG_VERSION"), ""]).set(1);
         let Counters { registry, add_requests, del_requests, no_address, .. } = &counters;
         registry.register(Box::new(build))?;
+        for (name, help) in NEVER {
+            registry.register(Box::new(IntCounter::new(name, help)?))?;
+        }
+        let pod_enis =
+            vec(&["fn"], "awscni_pod_eni_error_count", "Security groups for pods, which Enid does not offer")?;
+        for work in ["nodeInit", "tryEnableSecurityGroupsForPods"] {
+            pod_enis.with_label_values(&[work]);
+        }
+        registry.register(Box::new(pod_enis))?;
         registry.register(Box::new(add_requests.clone()))?;
         registry.register(Box::new(del_requests.clone()))?;
         registry.register(Box::new(no_address.clone()))?;
         registry.register(Box::new(counters.repair_failures.clone()))?;
         registry.register(Box::new(counters.readings.clone()))?;
         registry.register(Box::new(counters.overruns.clone()))?;
-        for family in [&counters.ec2_requests, &counters.ec2_errors, &counters.api_errors, &counters.repairs] {
+        for reason in ["PodDeleted", "SetupNSFailed"] {
+            counters.del_requests.with_label_values(&[reason]);
+        }
+        // A series that exists before its first fault can be watched.
+        for work in [METADATA, KERNEL, STORE] {
+            counters.errors.with_label_values(&[work]);
+        }
+        for action in ["AssignPrivateIpAddresses", "CreateNetworkInterface", "AttachNetworkInterface"] {
+            for family in [&counters.api_errors, &counters.unknown_errors] {
+                family.with_label_values(&[action, Cause::Ec2Error.name()]);
+            }
+            counters.ec2_errors.with_label_values(&[action]);
+        }
+        let Counters { ec2_requests, ec2_errors, api_errors, unknown_errors, errors, readings_of_enis, .. } = &counters;
+        let families = [ec2_requests, ec2_errors, api_errors, unknown_errors, errors, readings_of_enis];
+        for family in families.into_iter().chain([&counters.repairs]) {
             registry.register(Box::new(family.clone()))?;
         }
+        registry.register(Box::new(counters.api_latency.clone()))?;
         registry.register(Box::new(counters.add_seconds.clone()))?;
         Ok(counters)
     }
@@ -103,14 +162,30 @@ impl Counters {
     /// The kernel refused a repair.
     pub fn repair_failed(&self) {
         self.repair_failures.inc();
+        self.failed(KERNEL);
     }
 
-    /// An EC2 call ended.
-    pub fn ec2(&self, action: &str, failure: Option<&CallError>) {
+    /// Metadata showed so many of these.
+    pub fn shown(&self, what: &str, number: u64) {
+        self.readings_of_enis.with_label_values(&[what]).inc_by(number);
+    }
+
+    /// Something of this kind could not be done.
+    pub fn failed(&self, work: &str) {
+        self.errors.with_label_values(&[work]).inc();
+    }
+
+    /// An EC2 call ended, after so long.
+    pub fn ec2(&self, action: &str, took: Duration, failure: Option<&CallError>) {
         self.ec2_requests.with_label_values(&[action]).inc();
+        let (error, status) = failure.map_or(("false", "200"), |failure| ("true", failure.cause.name()));
+        self.api_latency.with_label_values(&[action, error, status]).observe(took.as_secs_f64() * 1000.0);
         if let Some(failure) = failure {
             self.ec2_errors.with_label_values(&[action]).inc();
             self.api_errors.with_label_values(&[action, failure.cause.name()]).inc();
+            if failure.cause == Cause::Ec2Error {
+                self.unknown_errors.with_label_values(&[action, failure.cause.name()]).inc();
+            }
         }
     }
 

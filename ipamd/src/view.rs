@@ -30,6 +30,8 @@ pub struct View {
     /// The blocks on them.
     pub blocks: OrdMap<IpNet, Arc<Block>>,
     pub(crate) leases: OrdMap<Arc<AttachmentKey>, Arc<Lease>>,
+    /// Addresses that pods' links use though no lease says so.
+    pub orphans: Vec<IpAddr>,
     pub(crate) holders: OrdMap<IpAddr, Arc<AttachmentKey>>,
     pub(crate) cooling: OrdMap<IpAddr, Millis>,
     /// EC2 calls in flight.
@@ -107,6 +109,11 @@ impl View {
     /// The leases, with their keys.
     pub fn leases(&self) -> impl Iterator<Item = (&AttachmentKey, &Lease)> + Clone {
         self.leases.iter().map(|(key, lease)| (key.as_ref(), lease.as_ref()))
+    }
+
+    /// The block that an address is in, if it is on this node.
+    pub fn block_of(&self, address: IpAddr) -> Option<&Block> {
+        kind::candidates(address).iter().find_map(|net| self.blocks.get(net)).map(Arc::as_ref)
     }
 
     /// The lease of an attachment.

@@ -163,6 +163,34 @@ fn operators_read_the_daemon_with_plain_tools() {
     let addresses: Value = serde_json::from_str(&ask("enid.v1.Debug/ListAddresses")).unwrap();
     assert!(addresses["addresses"].as_array().unwrap().iter().any(|seen| seen["state"] == "assigned"));
     let metrics = place.metrics().unwrap();
+    // Those that dashboards of Amazon's daemon read (docs/differences.md names the ones that are not there).
+    for name in [
+        "build_info",
+        "ipamd_error_count",
+        "ipamd_action_inprogress",
+        "eni_max",
+        "ip_max",
+        "eni_allocated",
+        "total_ip_addresses",
+        "assigned_ip_addresses",
+        "total_ipv4_prefixes",
+        "assigned_ip_per_cidr",
+        "assigned_ip_per_eni",
+        "no_available_ip_addresses",
+        "force_removed_enis",
+        "force_removed_ips",
+        "reconcile_count",
+        "add_ip_req_count",
+        "del_ip_req_count",
+        "pod_eni_error_count",
+        "aws_api_latency_ms",
+        "aws_api_error_count",
+        "aws_utils_error_count",
+        "ec2api_req_count",
+        "ec2api_error_count",
+    ] {
+        assert!(metrics.contains(&format!("# TYPE awscni_{name} ")), "{name}: {metrics}");
+    }
     for line in ["awscni_assigned_ip_addresses 1", "awscni_eni_max 3", "awscni_ip_max 27", "awscni_add_ip_req_count 1"]
     {
         assert!(metrics.lines().any(|seen| seen == line), "{line} is not in\n{metrics}");

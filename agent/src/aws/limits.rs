@@ -1,5 +1,7 @@
 //! What an instance type can carry: from EC2, kept on disk; a small table for a first boot without EC2.
 
+use std::time::Instant;
+
 use enid_ipamd::Limits;
 use tracing::warn;
 
@@ -36,8 +38,9 @@ pub async fn read(ec2: &Ec2, store: &Store, instance: &Instance, counters: &Coun
     if let Some(limits) = store.limits(kind)? {
         return Ok(limits);
     }
+    let asked = Instant::now();
     let answer = ec2.limits().await;
-    counters.ec2("DescribeInstanceTypes", answer.as_ref().err());
+    counters.ec2("DescribeInstanceTypes", asked.elapsed(), answer.as_ref().err());
     match (answer, built_in(kind)) {
         (Ok(limits), _) => {
             store.keep_limits(kind, limits)?;

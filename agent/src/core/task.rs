@@ -7,7 +7,10 @@
 //! beside it and report back as events; a verdict also waits until connection tracking has forgotten the
 //! address ([`crate::host::conntrack`]).
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use enid_ipamd::{Action, AttachmentKey, CallError, Cause, Core, Effect, Event, Fact, Millis, Refusal, Ticket};
 use ipnet::Ipv4Net;
@@ -25,7 +28,7 @@ use crate::{
     core::requests::Requests,
     host::conntrack::{Forgetting, Offered},
     host::kernel::{Kernel, Steering},
-    metrics::Counters,
+    metrics::{self, Counters},
     store::Store,
 };
 
@@ -224,6 +227,7 @@ impl CoreTask {
     /// The disk refused: whoever was offered an address hears that it is not theirs, and no call goes out.
     fn give_up(&mut self, failure: &str, offered: Vec<Ticket>, effects: Vec<Effect>) {
         warn!(failure, "the store cannot be written: requests are refused");
+        self.counters.failed(metrics::STORE);
         for ticket in offered {
             let refusal = Refusal::new(Cause::Internal, format!("the store cannot be written: {failure}"));
             self.requests.answer(ticket, Answer::Refused(refusal));
@@ -273,8 +277,9 @@ impl CoreTask {
                 let (ec2, handle, counters) = (self.ec2.clone(), self.handle.clone(), self.counters.clone());
                 info!(action = call.action(), "EC2 call");
                 self.background.spawn(async move {
+                    let asked = Instant::now();
                     let answer = ec2.call(&call).await;
-                    counters.ec2(call.action(), answer.as_ref().err());
+                    counters.ec2(call.action(), asked.elapsed(), answer.as_ref().err());
                     if let Err(failure) = &answer {
                         warn!(cause = %failure.cause, request_id = failure.request_id.as_deref(), "{}", failure.message);
                     }

@@ -1,5 +1,7 @@
 //! `enid.v1.Debug` on debug.sock: the state, read from the core at that moment.
 
+use std::net::IpAddr;
+
 use anyhow::Context;
 use enid_api::v1::{
     Action, Address, Eni, GetPoolRequest, Lease, ListAddressesRequest, ListAddressesResponse, ListEnisRequest,
@@ -151,7 +153,14 @@ impl Debug for DebugService {
                 host_ifname,
             }
         });
-        Ok(Response::new(ListLeasesResponse { leases: leases.collect() }))
+        // A pod that lives on without a lease: its address is known, and nothing else.
+        let orphaned = |address: &IpAddr| {
+            let block = view.block_of(*address);
+            let eni = block.map(|block| block.eni().to_string()).unwrap_or_default();
+            Lease { address: address.to_string(), eni, state: "orphaned".to_owned(), ..Lease::default() }
+        };
+        let leases = leases.chain(view.orphans.iter().map(orphaned)).collect();
+        Ok(Response::new(ListLeasesResponse { leases }))
     }
 }
 

@@ -54,6 +54,26 @@ pub async fn serve(
     axum::serve(listener, Router::new().route("/metrics", get(answer))).await.context("the metrics server ended")
 }
 
+/// EC2 calls of the daemon, by what Amazon's calls the work.
+const WORK: [(&str, &[&str]); 4] = [
+    ("nodeInit", &["DescribeInstanceTypes", "CreateTags"]),
+    (
+        "increaseDatastorePool",
+        &[
+            "AssignPrivateIpAddresses",
+            "AssignIpv6Addresses",
+            "CreateNetworkInterface",
+            "AttachNetworkInterface",
+            "ModifyNetworkInterfaceAttribute",
+        ],
+    ),
+    (
+        "decreaseDatastorePool",
+        &["UnassignPrivateIpAddresses", "UnassignIpv6Addresses", "DetachNetworkInterface", "DeleteNetworkInterface"],
+    ),
+    ("nodeIPPoolReconcile", &["DescribeNetworkInterfaces"]),
+];
+
 /// All of it as text.
 fn text(counters: &Counters, view: &View, readiness: &Readiness) -> anyhow::Result<String> {
     let gauges = Registry::new();
@@ -89,6 +109,19 @@ fn text(counters: &Counters, view: &View, readiness: &Readiness) -> anyhow::Resu
         per_eni.with_label_values(&[&*id.0]).set(i64::try_from(eni.sums.assigned)?);
     }
     gauges.register(Box::new(per_eni))?;
+    let per_cidr =
+        IntGaugeVec::new(Opts::new("awscni_assigned_ip_per_cidr", "Addresses assigned, by block"), &["cidr"])?;
+    for (net, block) in &view.blocks {
+        per_cidr.with_label_values(&[&net.to_string()]).set(i64::try_from(block.assigned())?);
+    }
+    gauges.register(Box::new(per_cidr))?;
+    let help = "What the daemon is doing, by the names of Amazon's";
+    let doing = IntGaugeVec::new(Opts::new("awscni_ipamd_action_inprogress", help), &["fn"])?;
+    for (work, actions) in WORK {
+        let running = view.in_flight.iter().filter(|call| actions.contains(&call.action)).count();
+        doing.with_label_values(&[work]).set(i64::try_from(running)?);
+    }
+    gauges.register(Box::new(doing))?;
     let mut text = Vec::new();
     TextEncoder::new().encode(&gauges.gather(), &mut text)?;
     TextEncoder::new().encode(&counters.gather(), &mut text)?;

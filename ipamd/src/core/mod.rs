@@ -110,8 +110,14 @@ impl Core {
             self.schedule(now);
             plan = self.plan(now);
             plan.actions.iter().for_each(|action| self.carry_out(now, action, &mut effects));
+            if self.refuse(now, &plan, &mut effects) {
+                // Who was refused is not planned for any more: what is left may be of another class.
+                let Plan { actions, waits } = self.plan(now);
+                actions.iter().for_each(|action| self.carry_out(now, action, &mut effects));
+                plan.actions.extend(actions);
+                plan.waits = waits;
+            }
             self.demand.set_surplus(now, plan.has_surplus());
-            self.refuse(now, &plan, &mut effects);
         }
         let broken = self.check(&before, &effects);
         if broken.is_empty() {

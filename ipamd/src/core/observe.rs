@@ -89,6 +89,9 @@ impl Core {
         }
         for address in new {
             let was_cooling = self.cooldown.stop(address);
+            if was_cooling {
+                effects.push(Effect::Record(Write::Cooldown(address, None)));
+            }
             self.pool.occupy(address, was_cooling);
         }
     }
@@ -101,16 +104,21 @@ impl Core {
         effects.push(Effect::Record(Write::Cooldown(address, Some(until))));
     }
 
-    /// Ends the cooldowns whose time has come. The store forgets one when the address is assigned again: a record that is
-    /// over does no harm. A block of IPv6 is never used up, though, and most of its addresses are assigned once only.
+    /// Ends the cooldowns whose time has come. What connection tracking remembers of an address is forgotten then, but never
+    /// while a link uses it: a pod may live on whose lease was lost. So the kernel's links are listed first.
     pub(super) fn end_cooldowns(&mut self, now: Millis, effects: &mut Vec<Effect>) {
+        if !self.observed.has_listed_links() {
+            return;
+        }
         let at = if self.integrity.is_mutated(Mutation::NoCooldown) { Millis(u64::MAX) } else { now };
         let mut addresses = Vec::new();
         while let Some(address) = self.cooldown.pop_over(at) {
             self.pool.cooled(address, now);
             // Whatever is still on record at another boot begins its cooldown again.
             effects.push(Effect::Record(Write::Cooldown(address, None)));
-            addresses.push(address);
+            if !self.leases.uses(&address) {
+                addresses.push(address);
+            }
         }
         if !addresses.is_empty() {
             effects.push(Effect::ForgetConnections { addresses });

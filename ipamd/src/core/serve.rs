@@ -98,11 +98,12 @@ impl Core {
     }
 
     /// Refuses ADDs that wait in vain, with the cause that the plan has: at once where no wait can help, else when their
-    /// timeout ends.
-    pub(super) fn refuse(&mut self, now: Millis, plan: &Plan, effects: &mut Vec<Effect>) {
+    /// timeout ends. Whether anybody was refused.
+    pub(super) fn refuse(&mut self, now: Millis, plan: &Plan, effects: &mut Vec<Effect>) -> bool {
         if self.queue.is_empty() {
-            return;
+            return false;
         }
+        let before = self.queue.len();
         let why = |card: u32| {
             plan.refusal(now, card).unwrap_or_else(|| Refusal::new(Cause::StillGrowing, "the address is on its way"))
         };
@@ -118,5 +119,6 @@ impl Core {
                 effects.push(Effect::Refuse { ticket: waiter.ticket, refusal: refusal.clone() });
             }
         }
+        self.queue.len() < before
     }
 }

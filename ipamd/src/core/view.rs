@@ -36,6 +36,7 @@ impl Core {
             enis: self.pool.enis_by_id().clone(),
             blocks: self.pool.blocks_by_net().clone(),
             leases: self.leases.all().clone(),
+            orphans: self.leases.orphans().collect(),
             holders: self.leases.holders().clone(),
             cooling: self.cooldown.by_address().clone(),
             in_flight: in_flight.collect(),

@@ -62,6 +62,11 @@ impl Leases {
         self.holders.get(address).map(Arc::as_ref)
     }
 
+    /// Addresses that pods' links use though no lease says so.
+    pub(crate) fn orphans(&self) -> impl Iterator<Item = IpAddr> {
+        self.orphans.iter().copied()
+    }
+
     pub(crate) fn is_orphan(&self, address: &IpAddr) -> bool {
         self.orphans.contains(address)
     }

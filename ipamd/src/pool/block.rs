@@ -104,6 +104,11 @@ impl Block {
         self.confirmed_until
     }
 
+    /// How many of its addresses pods hold.
+    pub fn assigned(&self) -> u64 {
+        self.in_use.assigned
+    }
+
     /// How many of its addresses are in use.
     pub(crate) fn in_use(&self) -> InUse {
         self.in_use

@@ -266,14 +266,20 @@ fn cooldowns_of_a_block_that_is_never_used_up_are_forgotten() {
 #[test]
 fn a_record_that_gives_a_slot_twice_keeps_nobody_from_an_address() {
     let mut world = World::new();
-    let foreign = [("eni-a", 0), ("eni-b", 1), ("eni-c", 1), ("eni-d", 99)];
-    world.ledger.slots.extend(foreign.map(|(eni, slot)| (EniId(eni.into()), slot)));
-    world.restart(true);
     world.settle();
     (0..8).for_each(|pod| world.ask(pod));
     world.settle();
-    assert_eq!(world.ledger.leases.len(), 8);
+    (0..8).for_each(|pod| world.del(pod, true));
+    world.ledger.cooling.clear();
+    let foreign = [("eni-a", 0), ("eni-b", 99)];
+    world.ledger.slots.extend(foreign.map(|(eni, slot)| (EniId(eni.into()), slot)));
+    world.ledger.slots.iter_mut().filter(|(eni, _)| eni.0.len() > 5).for_each(|(_, slot)| *slot = 1);
+    assert!(world.ledger.slots.values().filter(|slot| **slot == 1).count() > 1);
+    world.restart(true);
+    (10..18).for_each(|pod| world.ask(pod));
+    world.settle();
     assert!(world.core.broken().is_none());
+    assert_eq!(world.ledger.leases.len(), 8);
     let slots: BTreeSet<u32> = world.ledger.leases.values().map(|lease| lease.slot).collect();
     let enis: BTreeSet<&EniId> = world.ledger.leases.values().map(|lease| &lease.eni).collect();
     assert_eq!(slots.len(), enis.len());
@@ -338,4 +344,28 @@ fn who_waits_gets_what_a_subnet_that_is_short_still_has() {
         let asked = world.sent.iter().filter(|action| **action == "AssignPrivateIpAddresses").count();
         assert!(asked <= 20, "{asked} calls");
     }
+}
+
+/// The kind: a repair that hits who lives. An address of a pod whose lease was lost is in no cooldown's list.
+#[test]
+fn connections_of_a_pod_whose_lease_was_lost_are_not_forgotten() {
+    let mut world = World::new();
+    world.settle();
+    world.ask(1);
+    world.settle();
+    let address = world.ledger.leases[&key(1)].address;
+    world.ledger.leases.clear();
+    world.ledger.cooling.insert(address, Millis(1));
+    world.links.clear();
+    world.used = vec![address];
+    for _ in 0..2 {
+        world.restart(true);
+        world.pass(2 * world.node.policy.cooldown_ms);
+        assert!(!world.forgotten.contains(&address) && world.core.view(world.now).orphans == [address]);
+    }
+    // Once the pod is gone they are.
+    world.used.clear();
+    world.listing();
+    world.pass(2 * world.node.policy.cooldown_ms);
+    assert!(world.forgotten.contains(&address));
 }

@@ -55,6 +55,10 @@ pub struct World {
     pub next: u8,
     pub calls: VecDeque<(CallId, Call)>,
     pub refuse: Option<Cause>,
+    /// Addresses that links use.
+    pub used: Vec<IpAddr>,
+    /// Addresses whose connections were forgotten.
+    pub forgotten: BTreeSet<IpAddr>,
     /// Addresses that the subnet has left; any number, where it is none.
     pub left: Option<u32>,
     /// Where an ENI of others is attached that metadata never shows.
@@ -101,6 +105,8 @@ impl World {
             refuse: None,
             foreign: None,
             left: None,
+            used: Vec::new(),
+            forgotten: BTreeSet::new(),
             fragmented: false,
             ledger: Ledger::default(),
             links: BTreeSet::new(),
@@ -124,12 +130,10 @@ impl World {
         let is_in_batch = matches!(event, Event::Ask { .. });
         let (effects, plan) = self.core.step_and_plan(self.now, event);
         let again = self.core.plan(self.now);
-        // With the plan's actions in flight and no answer yet there is nothing more to do, and the same is waited for;
-        // who is refused waits no more.
-        let refused = effects.iter().any(|effect| matches!(effect, Effect::Refuse { .. }));
+        // With the plan's actions in flight and no answer yet there is nothing more to do, and the same is waited for.
         if !is_in_batch {
             assert_eq!(again.actions, [], "planned twice");
-            assert!(refused || again.waits == plan.waits, "{:?}, then {:?}", plan.waits, again.waits);
+            assert_eq!(again.waits, plan.waits);
         }
         for effect in effects {
             match effect {
@@ -160,7 +164,8 @@ impl World {
                     self.refused.push((ticket, refusal.cause));
                 }
                 Effect::Verdict { mine, .. } => self.mine = mine,
-                Effect::Released { .. } | Effect::ForgetConnections { .. } => {}
+                Effect::Released { .. } => {}
+                Effect::ForgetConnections { addresses } => self.forgotten.extend(addresses),
             }
         }
         assert_eq!(self.core.broken(), None);
@@ -356,7 +361,7 @@ impl World {
     pub fn listing(&mut self) {
         let asked = self.core.leases().map(|(key, _)| key.clone()).collect();
         let seen = self.links.iter().cloned().collect();
-        self.step(Event::Links { begun: self.now, asked, seen, used: Vec::new() });
+        self.step(Event::Links { begun: self.now, asked, seen, used: self.used.clone() });
     }
 
     pub fn ask(&mut self, pod: u8) {
