@@ -27,11 +27,7 @@ pub struct Counters {
     add_requests: IntCounter,
     del_requests: IntCounterVec,
     no_address: IntCounter,
-    ec2_requests: IntCounterVec,
-    ec2_errors: IntCounterVec,
-    api_errors: IntCounterVec,
-    api_latency: HistogramVec,
-    unknown_errors: IntCounterVec,
+    ec2: Ec2Calls,
     errors: IntCounterVec,
     readings_of_enis: IntCounterVec,
     add_seconds: HistogramVec,
@@ -49,24 +45,7 @@ impl Counters {
             add_requests: IntCounter::new("awscni_add_ip_req_count", "ADD requests")?,
             del_requests: vec(&["reason"], "awscni_del_ip_req_count", "DEL requests by reason")?,
             no_address: IntCounter::new("awscni_no_available_ip_addresses", "ADD requests that found no address")?,
-            ec2_requests: vec(&["fn"], "awscni_ec2api_req_count", "EC2 calls by action")?,
-            ec2_errors: vec(&["fn"], "awscni_ec2api_error_count", "EC2 calls that failed, by action")?,
-            api_errors: vec(
-                &["api", "error"],
-                "awscni_aws_api_error_count",
-                "EC2 calls that failed, by action and cause",
-            )?,
-            // The peer's is a summary without quantiles: count and sum have the same names.
-            api_latency: HistogramVec::new(
-                HistogramOpts::new("awscni_aws_api_latency_ms", "How long EC2 calls took, milliseconds")
-                    .buckets(vec![50.0, 100.0, 250.0, 500.0, 1000.0, 2500.0, 5000.0, 10000.0]),
-                &["api", "error", "status"],
-            )?,
-            unknown_errors: vec(
-                &["fn", "error"],
-                "awscni_aws_utils_error_count",
-                "EC2 calls that failed for a reason that Enid does not know, by action",
-            )?,
+            ec2: Ec2Calls::new()?,
             readings_of_enis: vec(
                 &["fn"],
                 "awscni_reconcile_count",
@@ -114,18 +93,10 @@ impl Counters {
         for work in [METADATA, KERNEL, STORE] {
             counters.errors.with_label_values(&[work]);
         }
-        for action in ["AssignPrivateIpAddresses", "CreateNetworkInterface", "AttachNetworkInterface"] {
-            for family in [&counters.api_errors, &counters.unknown_errors] {
-                family.with_label_values(&[action, Cause::Ec2Error.name()]);
-            }
-            counters.ec2_errors.with_label_values(&[action]);
-        }
-        let Counters { ec2_requests, ec2_errors, api_errors, unknown_errors, errors, readings_of_enis, .. } = &counters;
-        let families = [ec2_requests, ec2_errors, api_errors, unknown_errors, errors, readings_of_enis];
-        for family in families.into_iter().chain([&counters.repairs]) {
+        for family in [&counters.errors, &counters.readings_of_enis, &counters.repairs] {
             registry.register(Box::new(family.clone()))?;
         }
-        registry.register(Box::new(counters.api_latency.clone()))?;
+        counters.ec2.register(registry)?;
         registry.register(Box::new(counters.add_seconds.clone()))?;
         Ok(counters)
     }
@@ -177,21 +148,72 @@ impl Counters {
 
     /// An EC2 call ended, after so long.
     pub fn ec2(&self, action: &str, took: Duration, failure: Option<&CallError>) {
-        self.ec2_requests.with_label_values(&[action]).inc();
-        let (error, status) = failure.map_or(("false", "200"), |failure| ("true", failure.cause.name()));
-        self.api_latency.with_label_values(&[action, error, status]).observe(took.as_secs_f64() * 1000.0);
-        if let Some(failure) = failure {
-            self.ec2_errors.with_label_values(&[action]).inc();
-            self.api_errors.with_label_values(&[action, failure.cause.name()]).inc();
-            if failure.cause == Cause::Ec2Error {
-                self.unknown_errors.with_label_values(&[action, failure.cause.name()]).inc();
-            }
-        }
+        self.ec2.ended(action, took, failure);
     }
 
     /// What has been counted, for `/metrics`.
     pub fn gather(&self) -> Vec<MetricFamily> {
         self.registry.gather()
+    }
+}
+
+/// EC2's part of it.
+struct Ec2Calls {
+    requests: IntCounterVec,
+    errors: IntCounterVec,
+    by_cause: IntCounterVec,
+    unknown: IntCounterVec,
+    latency: HistogramVec,
+}
+
+impl Ec2Calls {
+    fn new() -> anyhow::Result<Self> {
+        let calls = Ec2Calls {
+            requests: vec(&["fn"], "awscni_ec2api_req_count", "EC2 calls by action")?,
+            errors: vec(&["fn"], "awscni_ec2api_error_count", "EC2 calls that failed, by action")?,
+            by_cause: vec(
+                &["api", "error"],
+                "awscni_aws_api_error_count",
+                "EC2 calls that failed, by action and cause",
+            )?,
+            unknown: vec(
+                &["fn", "error"],
+                "awscni_aws_utils_error_count",
+                "EC2 calls that failed for a reason that Enid does not know, by action",
+            )?,
+            // The peer's is a summary without quantiles: count and sum have the same names.
+            latency: HistogramVec::new(
+                HistogramOpts::new("awscni_aws_api_latency_ms", "How long EC2 calls took, milliseconds")
+                    .buckets(vec![50.0, 100.0, 250.0, 500.0, 1000.0, 2500.0, 5000.0, 10000.0]),
+                &["api", "error", "status"],
+            )?,
+        };
+        // A series that exists before its first fault can be watched.
+        for action in ["AssignPrivateIpAddresses", "CreateNetworkInterface", "AttachNetworkInterface"] {
+            calls.errors.with_label_values(&[action]);
+            calls.by_cause.with_label_values(&[action, Cause::Ec2Error.name()]);
+            calls.unknown.with_label_values(&[action, Cause::Ec2Error.name()]);
+        }
+        Ok(calls)
+    }
+
+    fn register(&self, registry: &Registry) -> prometheus::Result<()> {
+        for family in [&self.requests, &self.errors, &self.by_cause, &self.unknown] {
+            registry.register(Box::new(family.clone()))?;
+        }
+        registry.register(Box::new(self.latency.clone()))
+    }
+
+    fn ended(&self, action: &str, took: Duration, failure: Option<&CallError>) {
+        self.requests.with_label_values(&[action]).inc();
+        let (error, status) = failure.map_or(("false", "200"), |failure| ("true", failure.cause.name()));
+        self.latency.with_label_values(&[action, error, status]).observe(took.as_secs_f64() * 1000.0);
+        let Some(failure) = failure else { return };
+        self.errors.with_label_values(&[action]).inc();
+        self.by_cause.with_label_values(&[action, failure.cause.name()]).inc();
+        if failure.cause == Cause::Ec2Error {
+            self.unknown.with_label_values(&[action, failure.cause.name()]).inc();
+        }
     }
 }
 
