@@ -10,7 +10,7 @@ use tokio::{
     signal::unix::{SignalKind, signal},
     sync::{Notify, watch},
 };
-use tracing::info;
+use tracing::{info, warn};
 
 use crate::{
     aws::ec2::Ec2,
@@ -39,6 +39,9 @@ use crate::{
 /// Runs the daemon until it is asked to stop.
 pub fn run(settings: Settings) -> anyhow::Result<()> {
     start_log(&settings);
+    if !settings.ignored.is_empty() {
+        warn!("these variables of Amazon's VPC CNI have no effect: {}", settings.ignored.join("; "));
+    }
     // The core's task and the plugins' socket share this thread, so a pod's request never waits for another thread to
     // wake up. Everything else has a thread of its own: EC2, metadata, operators, metrics.
     let background = runtime::Builder::new_multi_thread()

@@ -36,13 +36,17 @@ fn main() -> ExitCode {
 
 fn run(matches: &ArgMatches) -> anyhow::Result<()> {
     let (name, matches) = matches.subcommand().ok_or_else(|| anyhow::anyhow!("no command given"))?;
-    let settings = Settings::read(&|setting| {
-        matches
-            .get_one::<String>(setting.flag)
-            .cloned()
-            .or_else(|| std::env::var_os(setting.name).map(|value| value.to_string_lossy().into_owned()))
-    })
-    .map_err(|mistakes| anyhow::anyhow!("{}", mistakes.join("\n      ")))?;
+    let read =
+        Settings::read(&|setting| matches.get_one::<String>(setting.flag).cloned().or_else(|| variable(setting.name)));
+    // The operator's commands run in the same environment, and have no use for it.
+    let (refused, ignored) = if name == "agent" { settings::peer::look(&variable) } else { Default::default() };
+    let settings = match read {
+        Ok(settings) if refused.is_empty() => Settings { ignored, ..settings },
+        read => {
+            let mistakes: Vec<String> = read.err().unwrap_or_default().into_iter().chain(refused).collect();
+            anyhow::bail!("{}", mistakes.join("\n      "))
+        }
+    };
     match name {
         "agent" => {
             proxy::keep_off()?;
@@ -55,6 +59,10 @@ fn run(matches: &ArgMatches) -> anyhow::Result<()> {
             commands::run(if ready { "ready" } else { name }, &settings, as_json)
         }
     }
+}
+
+fn variable(name: &str) -> Option<String> {
+    std::env::var_os(name).map(|value| value.to_string_lossy().into_owned())
 }
 
 fn cli() -> Command {

@@ -3,6 +3,7 @@
 //! The chart carries the same names; a test fails when one of them is missing there. Names are the
 //! peer's where it has the setting. An empty value counts as not set.
 
+pub mod peer;
 mod read;
 mod stack;
 mod table;
@@ -62,6 +63,8 @@ pub struct Settings {
     pub start_wait: Duration,
     /// `None`: no metrics.
     pub metrics: Option<SocketAddr>,
+    /// Variables of Amazon's daemon that are set and have no effect, and why.
+    pub ignored: Vec<String>,
 }
 
 impl Settings {
@@ -82,7 +85,7 @@ impl Settings {
                 },
                 second: stack.second(),
                 multi_card: read.switch("ENABLE_MULTI_NIC"),
-                max_enis: read.number("MAX_ENI", 0, 1000),
+                max_enis: read.number_or_unset("MAX_ENI", 1000),
                 max_pods: read.number("MAX_PODS", 1, 100_000),
                 cooldown_ms: u64::from(read.number("IP_COOLDOWN_PERIOD", 0, 86_400).unwrap_or(30)) * 1000,
                 manage_untagged: read.switch("MANAGE_UNTAGGED_ENI"),
@@ -107,7 +110,7 @@ impl Settings {
             forward_probe: read.switch("ENID_FORWARD_PROBE"),
             pod_mtu: read.number("POD_MTU", least_mtu, 9001).unwrap_or(eni_mtu),
             veth_prefix: read.prefix("AWS_VPC_K8S_CNI_VETHPREFIX"),
-            log_level: read.one_of("AWS_VPC_K8S_CNI_LOGLEVEL", &["error", "warn", "info", "debug", "trace"]),
+            log_level: read.log_level("AWS_VPC_K8S_CNI_LOGLEVEL"),
             log_json: read.one_of("ENID_LOG_FORMAT", &["text", "json"]) == "json",
             ec2_endpoint: read.url("AWS_EC2_ENDPOINT"),
             node_name: read.text("MY_NODE_NAME").unwrap_or_else(host_name),
@@ -123,6 +126,7 @@ impl Settings {
             metrics: Some(read.parsed::<SocketAddr>("ENID_METRICS_ADDRESS", "ADDRESS:PORT"))
                 .flatten()
                 .filter(|_| !read.switch("DISABLE_METRICS")),
+            ignored: Vec::new(),
         };
         if settings.pod_mtu > eni_mtu {
             let most = format!("at most AWS_VPC_ENI_MTU, which is {eni_mtu}");
@@ -173,7 +177,7 @@ mod tests {
     #[test]
     fn every_mistake_is_named_in_one_go() {
         let bad = [
-            ("WARM_ENI_TARGET", "-1"),
+            ("WARM_ENI_TARGET", "-2"),
             ("MAX_ENI", "three"),
             ("IP_COOLDOWN_PERIOD", "1.5"),
             ("AWS_VPC_ENI_MTU", "9002"),
@@ -231,6 +235,14 @@ mod tests {
         let mistakes = read(&[("ENID_ENI_MARK_MASK", "0xff")]).unwrap_err();
         assert!(mistakes[0].contains("seven bits side by side"), "{mistakes:?}");
         assert!(read(&[("AWS_VPC_K8S_CNI_CONNMARK", "128")]).is_ok());
+    }
+
+    #[test]
+    fn what_the_peer_documents_is_taken() {
+        let targets = ["WARM_ENI_TARGET", "WARM_IP_TARGET", "MINIMUM_IP_TARGET", "WARM_PREFIX_TARGET", "MAX_ENI"];
+        let settings = read(&targets.map(|name| (name, "-1"))).unwrap();
+        assert_eq!((settings.policy.target, settings.policy.max_enis), (Target::Auto, None));
+        assert_eq!(read(&[("AWS_VPC_K8S_CNI_LOGLEVEL", "FATAL")]).unwrap().log_level, "error");
     }
 
     #[test]

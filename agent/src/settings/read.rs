@@ -52,12 +52,23 @@ impl<'a> Reader<'a> {
         number
     }
 
+    /// The same from 0, where the peer takes -1 for a value that is not set.
+    pub(super) fn number_or_unset(&mut self, name: &str, most: u32) -> Option<u32> {
+        if self.text(name).as_deref() == Some("-1") { None } else { self.number(name, 0, most) }
+    }
+
+    /// A level of `tracing`; the peer has one more.
+    pub(super) fn log_level(&mut self, name: &str) -> String {
+        let level = self.one_of(name, &["fatal", "error", "warn", "info", "debug", "trace"]);
+        if level == "fatal" { "error".to_owned() } else { level }
+    }
+
     /// `auto`, unless one of the peer's targets is set; then the peer's defaults hold for the others.
     pub(super) fn target(&mut self) -> Target {
-        let enis = self.number("WARM_ENI_TARGET", 0, 1000);
-        let addresses = self.number("WARM_IP_TARGET", 0, 100_000);
-        let minimum = self.number("MINIMUM_IP_TARGET", 0, 100_000);
-        let prefixes = self.number("WARM_PREFIX_TARGET", 0, 1000);
+        let enis = self.number_or_unset("WARM_ENI_TARGET", 1000);
+        let addresses = self.number_or_unset("WARM_IP_TARGET", 100_000);
+        let minimum = self.number_or_unset("MINIMUM_IP_TARGET", 100_000);
+        let prefixes = self.number_or_unset("WARM_PREFIX_TARGET", 1000);
         if [enis, addresses, minimum, prefixes].iter().all(Option::is_none) {
             return Target::Auto;
         }

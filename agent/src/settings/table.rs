@@ -51,7 +51,7 @@ settings! {
     "AWS_VPC_CNI_NODE_PORT_SUPPORT" "node-port-support" "true" "Connections that came in by the primary ENI, such as NodePort, are answered by it too, whichever ENI the pod's address is on";
     "AWS_VPC_K8S_CNI_CONNMARK" "connmark" "0x80" "Bits of connection marks that remember what came in by the primary ENI";
     "ENID_ENI_MARK_MASK" "eni-mark-mask" "0x7f" "Seven bits side by side of packet marks that name an ENI";
-    "ENID_FORWARD_PROBE" "forward-probe" "true" "Where another firewall drops forwarded packets, send a test packet between two network namespaces, and be ready only if it arrives";
+    "ENID_FORWARD_PROBE" "forward-probe" "true" "Where another firewall drops forwarded packets, send a test packet between two network namespaces, and give addresses only if it arrives";
     "AWS_VPC_K8S_CNI_LOGLEVEL" "log-level" "info" "error, warn, info, debug or trace";
     "ENID_LOG_FORMAT" "log-format" "text" "text or json";
     "AWS_EC2_ENDPOINT" "ec2-endpoint" "" "EC2's URL, if not the region's own";
