@@ -80,7 +80,8 @@ fn a_damaged_store_is_set_aside_and_said_so() {
 fn a_full_disk_refuses_and_recovers_by_itself() {
     let place = Place::node(lab(), 2);
     place.sh("mkdir -p /var/lib/enid; mount -t tmpfs -o size=8m tmpfs /var/lib/enid").unwrap();
-    let _daemon = Daemon::start(place, &[("WARM_IP_TARGET", "3"), ("IP_COOLDOWN_PERIOD", "0")]).unwrap();
+    // What is written and taken back within one transaction fits: a cooldown keeps it from being taken back at once.
+    let _daemon = Daemon::start(place, &[("WARM_IP_TARGET", "3"), ("IP_COOLDOWN_PERIOD", "3")]).unwrap();
     place.sh("head -c 20m /dev/zero > /var/lib/enid/filler || true").unwrap();
     // Until the file has to grow, writes fit into it.
     let pods: Vec<Pod> = (0..200).map(|n| Pod::new(2, &format!("disk-{n}"))).collect();
