@@ -5,7 +5,7 @@
 use std::{sync::OnceLock, time::Duration};
 
 use enid_tests::{
-    Daemon, Lab, LabConfig, Place, Pod,
+    Call, Daemon, Lab, LabConfig, Place, Pod,
     kernel::{
         Notifications, REPAIR_BOUND, counter, state, wait_until_idle, wait_until_reconciled, wait_until_restored,
     },
@@ -18,7 +18,7 @@ const BOUND: Duration = Duration::from_secs(20);
 
 fn lab() -> &'static Lab {
     static LAB: OnceLock<Lab> = OnceLock::new();
-    LAB.get_or_init(|| Lab::up(&LabConfig { nodes: 6, ..LabConfig::default() }).unwrap())
+    LAB.get_or_init(|| Lab::up(&LabConfig { nodes: 7, ..LabConfig::default() }).unwrap())
 }
 
 /// m5.large has nine addresses for pods on an ENI.
@@ -312,4 +312,41 @@ fn conflicts_are_reported_and_left_alone() {
     place.sh("ip rule add pref 103 from all to 0.0.0.0/0 fwmark 1 lookup 77; ip rule del pref 1536").unwrap();
     wait_until(BOUND, || place.sh("ip rule").is_ok_and(|rules| rules.contains("1536:"))).unwrap();
     assert_eq!(conflicts(), "[]");
+}
+
+/// The kind: something that is under way is taken for drift.
+#[test]
+fn pods_that_come_and_go_and_slow_plugins_are_nobodys_drift() {
+    let place = Place::node(lab(), 6);
+    let daemon = Daemon::start(place, &[("MINIMUM_IP_TARGET", "27"), ("IP_COOLDOWN_PERIOD", "0")]).unwrap();
+    wait_until(BOUND, || place.number("available").is_ok_and(|available| available == 27)).unwrap();
+    let repairs = || counter(place, "enid_repairs").unwrap();
+    let before = repairs();
+    let pods: Vec<Pod> = (0..20).map(|n| Pod::new(6, &format!("burst-{n}"))).collect();
+    for _ in 0..4 {
+        for verb in ["ADD", "DEL"] {
+            std::thread::scope(|scope| {
+                for pod in &pods {
+                    scope.spawn(
+                        move || {
+                            if verb == "ADD" { drop(pod.add(place).unwrap()) } else { pod.del(place).unwrap() }
+                        },
+                    );
+                }
+            });
+        }
+    }
+    assert_eq!(repairs(), before, "{}", daemon.log());
+    // The last thing that a plugin sends configures the host's end.
+    let sent = |name: &str, delay: &str| {
+        let pod = Pod::new(6, name);
+        pod.make_namespace(place).unwrap();
+        let trace = ["strace", "-o", "/run/trace", "-e", "trace=sendto", "-e", delay];
+        Call::new(&pod, "ADD").under(&trace).make(place).unwrap().fine().unwrap();
+        (pod, place.sh("grep -c ^sendto /run/trace").unwrap().trim().to_owned())
+    };
+    let (quick, last) = sent("quick", "inject=sendto:delay_enter=1:when=1");
+    let (slow, _) = sent("slow", &format!("inject=sendto:delay_enter=1500000:when={last}"));
+    assert_eq!(repairs(), before, "{}", daemon.log());
+    [quick, slow].iter().for_each(|pod| pod.del(place).unwrap());
 }

@@ -11,8 +11,8 @@ use crate::{core::handle::Answer, host::conntrack::Offered};
 struct Caller {
     answers: mpsc::UnboundedSender<Answer>,
     offered: Option<Offered>,
-    /// It has its last answer: that its connection closes then is no news to the core.
-    answered: bool,
+    /// Its lease has ended: that its connection closes then is no news to the core.
+    released: bool,
     /// It was refused, also if it was offered something before: it has nothing, whatever it says.
     refused: bool,
 }
@@ -26,12 +26,12 @@ pub struct Requests {
 impl Requests {
     /// A plugin has connected.
     pub fn open(&mut self, ticket: Ticket, answers: mpsc::UnboundedSender<Answer>) {
-        self.open.insert(ticket, Caller { answers, offered: None, answered: false, refused: false });
+        self.open.insert(ticket, Caller { answers, offered: None, released: false, refused: false });
     }
 
-    /// A plugin's connection has closed; whether it had its last answer.
+    /// A plugin's connection has closed; whether that is no news.
     pub fn close(&mut self, ticket: Ticket) -> bool {
-        self.open.remove(&ticket).is_some_and(|caller| caller.answered)
+        self.open.remove(&ticket).is_some_and(|caller| caller.released)
     }
 
     /// Answers with an offer, and remembers it.
@@ -56,7 +56,7 @@ impl Requests {
     pub fn answer(&mut self, ticket: Ticket, answer: Answer) {
         if let Some(caller) = self.open.get_mut(&ticket).filter(|caller| !caller.refused) {
             caller.refused = matches!(answer, Answer::Refused(_));
-            caller.answered = matches!(answer, Answer::Verdict(true) | Answer::Released(_));
+            caller.released = matches!(answer, Answer::Released(_));
             let _ = caller.answers.send(answer);
         }
     }

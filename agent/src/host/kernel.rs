@@ -115,6 +115,8 @@ pub struct Applied {
     pub conflicts: Vec<String>,
     /// What could not be done; all the rest was.
     pub failure: Option<anyhow::Error>,
+    /// A pod's link looks wrong for the first time, and may only be on its way in or out.
+    pub again: bool,
 }
 
 /// One change that was made.
@@ -210,9 +212,12 @@ impl State {
         // An ENI whose link is not to be found keeps what it has, too.
         let spared = self.wanted.spared.iter().copied().chain(missing.iter().map(|eni| eni.slot)).collect();
         let mut requests = changes(&here, &spared, &pool, &self.wanted.policy, &found)?;
+        let mut again = false;
         if let Some(pods) = pods {
             found = found.with_neighbours(netlink.list(&families).await?);
-            requests.extend(host_end::changes(pods, &mut self.seen, &found));
+            let of_pods = host_end::changes(pods, &mut self.seen, &found);
+            requests.extend(of_pods.requests);
+            again = of_pods.again;
         }
         match netlink.apply(&requests).await {
             Ok(()) => changed.extend(requests.iter().map(Change::of)),
@@ -231,7 +236,7 @@ impl State {
         let waits_for = missing.first().map(|eni| MissingLink(eni.mac).to_string());
         let conflicts = conflict::conflicts(&here, &pool, &self.wanted.policy, &found);
         let slots = here.iter().map(|eni| eni.slot).collect();
-        Ok(Applied { slots, waits_for, changes: changed, conflicts, failure })
+        Ok(Applied { slots, waits_for, changes: changed, conflicts, failure, again })
     }
 
     /// The sysctls of the host, its ENIs and these pods' links, and their values.

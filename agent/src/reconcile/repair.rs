@@ -44,6 +44,8 @@ const SPACING: u32 = 20;
 const LONGEST_SPACING: Duration = Duration::from_millis(400);
 /// How long a kind of repair is not reported again; it is counted all the time.
 const QUIET: Duration = Duration::from_secs(10);
+/// What looks wrong with a pod's link is looked at again so soon: drift is what is still wrong then.
+const SECOND_LOOK: Duration = Duration::from_millis(100);
 /// After a refusal of the kernel.
 const PAUSE: Duration = Duration::from_millis(500);
 
@@ -90,6 +92,10 @@ impl Repair {
             let failure = match read {
                 Ok(applied) => {
                     self.report(&applied, &authors, &mut reported);
+                    if applied.again {
+                        (spacing, period) = (SECOND_LOOK, SECOND_LOOK);
+                        changes.keep_authors(authors);
+                    }
                     applied.failure
                 }
                 Err(failure) => Some(failure),
@@ -211,6 +217,11 @@ impl Changes {
             }
         }
         Ok(())
+    }
+
+    /// What they changed is looked at once more.
+    fn keep_authors(&mut self, authors: Authors) {
+        authors.into_iter().for_each(|(kind, by)| self.authors.entry(kind).or_default().extend(by));
     }
 
     /// Who made changes since the last call.

@@ -175,6 +175,8 @@ impl CniService {
         } else {
             info!(pod = named, container, %address, %eni, took_ms, "ADD given up: a newer request or a DEL came");
         }
+        // Until the plugin has gone it configures the host's end, which is nobody's drift.
+        let _ = plugin.receive().await;
         Ok(())
     }
 

@@ -82,6 +82,17 @@ pub struct Seen {
     addresses: Vec<IpAddr>,
     /// What ADD gave it, bytes: the setting may be another by now.
     mtu: Option<u32>,
+    /// Something was wrong with it at the last reading.
+    wrong: bool,
+}
+
+/// What has to change, and what is looked at again first.
+#[derive(Debug, Default)]
+pub struct Changes {
+    /// What is still wrong at a second look.
+    pub requests: Vec<Request>,
+    /// Something looks wrong for the first time. A link that is being deleted while all is read looks so as well.
+    pub again: bool,
 }
 
 /// What has to change so that these pods are reachable; `seen` is what earlier readings remember.
@@ -89,7 +100,7 @@ pub struct Seen {
 /// The list of pods may be older than the links: an attachment that has come again has the same MAC, and perhaps another
 /// address, while its former one is somebody else's by now. So a link is a pod's only if it says so itself: its alias
 /// names the pod's addresses, or the pod's route leads over it, or it is the very link that did so before.
-pub fn changes(pods: &[PodNet], seen: &mut BTreeMap<Mac, Seen>, found: &Found) -> Vec<Request> {
+pub fn changes(pods: &[PodNet], seen: &mut BTreeMap<Mac, Seen>, found: &Found) -> Changes {
     let as_ours = |route: &RouteMessage| {
         let (to, index) = host_route(route)?;
         same_route(route, &message::link_route(TABLE_MAIN, to, index)).then_some((to, index))
@@ -99,7 +110,7 @@ pub fn changes(pods: &[PodNet], seen: &mut BTreeMap<Mac, Seen>, found: &Found) -
         found.neighbours.iter().filter_map(message::permanent).collect();
     let wanted: BTreeSet<Mac> = pods.iter().map(|pod| pod.host_mac).collect();
     seen.retain(|mac, _| wanted.contains(mac));
-    let mut requests = Vec::new();
+    let (mut requests, mut again) = (Vec::new(), false);
     for (pod, link) in pods.iter().zip(links_of(pods, &found.links)) {
         // Without a link there is nothing to repair: its lease ends, or its DEL is under way.
         let Some(link) = link.filter(|link| group(link) != marks::GROUP_DELETED) else { continue };
@@ -115,11 +126,12 @@ pub fn changes(pods: &[PodNet], seen: &mut BTreeMap<Mac, Seen>, found: &Found) -
         if !is_the_pods {
             continue;
         }
-        let first = before.unwrap_or_else(|| Seen { index, addresses: pod.addresses.clone(), mtu: mtu(link) });
+        let first =
+            before.unwrap_or_else(|| Seen { index, addresses: pod.addresses.clone(), mtu: mtu(link), wrong: false });
         let addresses = Some(pod.addresses.as_slice());
         let wanted = link::Wanted { mac: pod.host_mac, group: pod.group, mtu: first.mtu, addresses };
         let mut changed = wanted.changes(link);
-        seen.insert(pod.host_mac, first);
+        let was_wrong = first.wrong;
         let link_changed = !changed.is_empty();
         for address in &pod.addresses {
             let lost_route = !is_routed(address);
@@ -134,9 +146,14 @@ pub fn changes(pods: &[PodNet], seen: &mut BTreeMap<Mac, Seen>, found: &Found) -
                 changed.push(Request::put_neighbour(what, neighbour));
             }
         }
-        requests.extend(changed);
+        seen.insert(pod.host_mac, Seen { wrong: !changed.is_empty(), ..first });
+        if was_wrong {
+            requests.extend(changed);
+        } else {
+            again |= !changed.is_empty();
+        }
     }
-    requests.into_iter().map(Request::unless_gone).collect()
+    Changes { requests: requests.into_iter().map(Request::unless_gone).collect(), again }
 }
 
 /// The link of each of these pods, in their order. The MAC says whose a link is, whatever has become of its device group;
@@ -184,7 +201,10 @@ mod tests {
 
     fn words(pods: &[PodNet], seen: &mut BTreeMap<Mac, Seen>, links: Vec<LinkMessage>) -> Vec<String> {
         let found = Found { links, ..Found::default() };
-        changes(pods, seen, &found).iter().map(ToString::to_string).collect()
+        let first = changes(pods, seen, &found);
+        let second = changes(pods, seen, &found);
+        assert!(first.again != second.requests.is_empty() || !first.requests.is_empty(), "looked at twice");
+        second.requests.iter().map(ToString::to_string).collect()
     }
 
     #[test]
@@ -219,6 +239,19 @@ mod tests {
         assert_eq!(of(&[with_mac(7, 9, "10.0.1.20"), with_mac(8, 1, "10.0.1.20")]), [Some(8), None]);
         assert_eq!(of(&[with_mac(7, 2, "10.0.1.20")]), [None, Some(7)], "the MAC says whose it is");
         assert_eq!(of(&[with_mac(7, 9, "10.0.1.29")]), [None, None]);
+    }
+
+    /// The kind: something that is under way is taken for drift.
+    #[test]
+    fn what_is_wrong_once_is_looked_at_again() {
+        let (pods, mut seen) = ([pod("10.0.1.20")], BTreeMap::new());
+        let wrong = Found { links: vec![link(7, Some("10.0.1.20"))], ..Found::default() };
+        let first = changes(&pods, &mut seen, &wrong);
+        assert!(first.requests.is_empty() && first.again);
+        // Its link was being deleted.
+        let gone = changes(&pods, &mut seen, &Found::default());
+        assert!(gone.requests.is_empty() && !gone.again);
+        assert!(!changes(&pods, &mut seen, &wrong).requests.is_empty(), "it is still wrong");
     }
 
     #[test]

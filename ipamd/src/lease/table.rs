@@ -25,7 +25,7 @@ pub(crate) struct Leases {
     holders: OrdMap<IpAddr, Arc<AttachmentKey>>,
     /// Leases with a second address.
     seconds: usize,
-    /// Leases whose plugin is connected and has not wired yet.
+    /// Leases whose plugin is connected.
     being_wired: OrdMap<Ticket, Arc<AttachmentKey>>,
     /// Addresses that pods' links use though no lease says so: whoever that is, it is alive.
     orphans: OrdSet<IpAddr>,
@@ -132,8 +132,8 @@ impl Leases {
     pub(crate) fn wired(&mut self, ticket: Ticket, key: &AttachmentKey, seen: bool) -> bool {
         match self.lease_mut(key) {
             Some(lease) if lease.ticket == Some(ticket) && seen => {
-                (lease.wired, lease.missing_since, lease.ticket) = (true, None, None);
-                self.being_wired.remove(&ticket);
+                // Its plugin still has the host's end to configure: it is being wired until the connection closes.
+                (lease.wired, lease.missing_since) = (true, None);
                 true
             }
             _ => false,

@@ -57,7 +57,7 @@ impl Lease {
         self.second.filter(|address| is_local(*address))
     }
 
-    /// A plugin is making, or making again, its link.
+    /// A plugin is making, or making again, its link: it is connected.
     pub fn is_being_wired(&self) -> bool {
         self.ticket.is_some()
     }
