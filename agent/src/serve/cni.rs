@@ -147,7 +147,7 @@ impl CniService {
             }
             _ => return Err(End::Failed("an answer to another question".to_owned())),
         };
-        let _wiring = self.deletion.begin_wiring();
+        let wiring = self.deletion.begin_wiring();
         let offer = Offer { further_cards: further, ..offer(&key, &lease, self.pod_mtu, &self.veth_prefix) };
         plugin.send(Reply::Offer(offer)).await?;
         let wired = match plugin.receive().await? {
@@ -175,6 +175,8 @@ impl CniService {
         } else {
             info!(pod = named, container, %address, %eni, took_ms, "ADD given up: a newer request or a DEL came");
         }
+        // Deletions wait for it no longer, however long it takes.
+        drop(wiring);
         // Until the plugin has gone it configures the host's end, which is nobody's drift.
         let _ = plugin.receive().await;
         Ok(())
