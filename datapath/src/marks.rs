@@ -84,14 +84,21 @@ pub const GROUP_PROBE: u32 = GROUP_DELETED + 1;
 
 /// Only routes over links of a non-default group, that is pods' veths: `lookup main suppress_ifgroup 0`.
 pub const PRIORITY_PODS: u32 = 512;
-/// `fwmark 0x80/0x80 lookup main`.
+/// `fwmark 0x80/0x80 lookup main suppress_prefixlength 0`, and behind it `lookup` the primary ENI's table.
 pub const PRIORITY_CONNMARK: u32 = 1024;
 /// `to` a destination that is asked of main `lookup main`, with the peer's number.
 pub const PRIORITY_BY_MAIN: u32 = 1535;
-/// `fwmark (0x40+n)/0x7f lookup` the table of ENI n.
+/// `fwmark (0x40+n)/0x7f lookup` the table of ENI n. For the primary, n = 0, it is main, without its default route:
+/// the host's networks behind other links are reached by it.
 pub const PRIORITY_ENI: u32 = 1536;
+/// Behind the two numbers before: what main's other routes left alone goes by the primary ENI's table.
+pub const BEHIND: u32 = 1;
 /// `from` an ENI's primary address `lookup` its table.
 pub const PRIORITY_PRIMARY: u32 = 32765;
+/// `not iif lo lookup` the primary ENI's table, behind main and default: where those have no default route, the kernel
+/// would refuse what comes from outside for a pod, since no route leads back (rp_filter). The host's own packets, which
+/// come from `lo`, do not match.
+pub const PRIORITY_LAST: u32 = 32768;
 
 /// Device group of the veths whose pods live on the ENI of this slot.
 pub fn group(slot: u32) -> u32 {

@@ -24,8 +24,10 @@ pub type Unheld = (u64, u64);
 /// All that the tables are made of.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Ruleset {
-    /// Link of the primary ENI.
+    /// Link that carries the primary ENI's address.
     pub primary_ifname: String,
+    /// Links of the other ENIs, by slot.
+    pub secondary_ifnames: BTreeMap<u32, String>,
     /// The address that pods' IPv4 traffic leaves the VPC with.
     pub primary_address: Ipv4Addr,
     /// The address that IPv6 traffic of the node's own range leaves with.
@@ -101,6 +103,9 @@ impl Ruleset {
             block(text, "set native", &format!("type {kind}; flags interval;"), &native);
         }
         let slots = || self.owner.keys().copied();
+        if policy.node_ports == NodePorts::SameWayBack {
+            self.ways_back(text);
+        }
         let groups: Vec<String> = slots().map(|slot| format!("{:#x} : goto eni{slot}", marks::group(slot))).collect();
         // A verdict map may only name chains that are known already.
         for slot in slots() {
@@ -108,14 +113,17 @@ impl Ruleset {
             text.push_str(&self.eni_chain(family, "host", slot));
         }
         block(text, "map eni", "type devgroup : verdict;", &groups);
-        let (leave, unheld) = self.of_the_pool(family, text);
+        let (mut leave, unheld) = self.of_the_pool(family, text);
         let _ = writeln!(text, "  counter unheld {{ packets {packets} bytes {bytes} }}");
+        let mut steer = vec!["iifgroup vmap @eni".to_owned()];
         if policy.node_ports == NodePorts::SameWayBack {
-            let bits = policy.marks.connmark();
-            let rule = format!(r#"iifname "{link}" fib daddr type local ct mark set ct mark | {bits:#x}"#);
-            chain(text, "arrive", "filter hook prerouting priority mangle", &[&rule]);
+            chain(text, "arrive", "filter hook prerouting priority mangle", &self.arrivals());
+            // Whoever answers: a pod, the host itself, or a node that it was passed on to.
+            let back = format!("ct direction reply ct mark & {:#x} vmap @back", policy.marks.eni_mask());
+            steer.push(back.clone());
+            leave.push(back);
         }
-        chain(text, "steer", "filter hook prerouting priority -50", &["iifgroup vmap @eni"]);
+        chain(text, "steer", "filter hook prerouting priority -50", &steer);
         chain(text, "leave", "route hook output priority mangle", &leave);
         chain(text, "unheld", "filter hook forward priority filter", &unheld);
         if family == Family::V4 {
@@ -128,6 +136,32 @@ impl Ruleset {
             let rules: Vec<&str> = rules.iter().flatten().map(String::as_str).collect();
             chain(text, "egress", EGRESS, &rules);
         }
+    }
+
+    /// What is asked at an address of the host by an ENI's link is remembered with the connection, by the bits of that
+    /// ENI. The primary's bit is also set by what answers the host's own connections.
+    fn arrivals(&self) -> Vec<String> {
+        let marks = self.policy.marks;
+        let (bits, keep) = (marks.connmark(), !marks.eni_mask());
+        let primary =
+            format!(r#"iifname "{}" fib daddr type local ct mark set ct mark | {bits:#x}"#, self.primary_ifname);
+        let of_slot = |(slot, link): (&u32, &String)| {
+            let to_eni = marks.eni(*slot);
+            let asked = format!(r#"iifname "{link}" ct direction original fib daddr type local"#);
+            format!("{asked} ct mark set ct mark & {keep:#x} | {to_eni:#x}")
+        };
+        [primary].into_iter().chain(self.secondary_ifnames.iter().map(of_slot)).collect()
+    }
+
+    /// By which ENI the answers leave, by the bits that the connection has.
+    fn ways_back(&self, text: &mut String) {
+        let (marks, keep) = (self.policy.marks, !self.policy.marks.eni_mask());
+        for slot in self.secondary_ifnames.keys() {
+            let to_eni = format!("meta mark set meta mark & {keep:#x} | {:#x}", marks.eni(*slot));
+            let _ = writeln!(text, "  chain back{slot} {{\n    {to_eni}\n  }}");
+        }
+        let ways = self.secondary_ifnames.keys().map(|slot| format!("{:#x} : goto back{slot}", marks.eni(*slot)));
+        block(text, "map back", "type mark : verdict;", &ways.collect::<Vec<_>>());
     }
 
     /// The pool's sets, and the rules that ask them: which ENI the host answers by in a pod's name, and which packets
@@ -188,54 +222,57 @@ impl Ruleset {
     fn eni_chain(&self, family: Family, who: &str, slot: u32) -> String {
         let policy = &self.policy;
         let (marks, keep) = (policy.marks, !policy.marks.eni_mask());
-        // A foreign mark must not pick an ENI.
-        let unmarked = format!("meta mark set meta mark & {keep:#x}");
-        let to_eni = format!("{unmarked} | {:#x}", marks.eni(slot));
-        let mut rules = Vec::new();
-        if let Some(range) = policy.range(family).filter(|_| slot != 0) {
-            // Translated, by the primary.
-            rules.push(format!("{} saddr {range} {unmarked} return", family.word()));
-        }
-        if slot != 0 {
-            if policy.node_ports == NodePorts::SameWayBack {
+        // A foreign mark must not pick an ENI. The primary's is what everything has that no rule gives to another: so
+        // it does not depend on main's default route, which a DHCP client may set to another link.
+        let mark = |bits: u32| format!("meta mark set meta mark & {keep:#x} | {bits:#x}");
+        let (to_primary, to_eni) = (mark(marks.eni(0)), mark(marks.eni(slot)));
+        let mut rules = vec![to_primary];
+        if policy.node_ports == NodePorts::SameWayBack {
+            if slot != 0 {
                 // Came in by the primary: same way back.
                 let bits = marks.connmark();
-                rules.push(format!("ct mark & {bits:#x} == {bits:#x} {unmarked} | {bits:#x} return"));
+                rules.push(format!("ct mark & {bits:#x} == {bits:#x} {} return", mark(bits)));
             }
+            rules.push(format!("ct direction reply ct mark & {:#x} vmap @back", marks.eni_mask()));
+        }
+        if let Some(range) = policy.range(family).filter(|_| slot != 0) {
+            // Translated, by the primary.
+            rules.push(format!("{} saddr {range} return", family.word()));
+        }
+        if slot != 0 {
             if family == Family::V4 {
                 // Translated here when the settings or the VPC were others: it goes on as it began, by the primary.
-                let by_primary = format!("ct direction original ct reply ip daddr {}", self.primary_address);
-                rules.push(format!("{by_primary} {unmarked} return"));
+                rules.push(format!("ct direction original ct reply ip daddr {} return", self.primary_address));
             }
-            // By another link than the primary's: a network that this host alone knows, of containers or a VPN.
-            let other_link = format!(r#"fib daddr oifname != "{}" fib daddr oif exists"#, self.primary_ifname);
+            // By another link than the primary's: a network that this host alone knows, of containers or a VPN. The
+            // kernel is asked with the mark, that is without main's default route.
+            let by_link = |is: &str| format!(r#"fib daddr . mark oifname {is} "{}""#, self.primary_ifname);
+            let other_link = format!("{} fib daddr . mark oif exists", by_link("!="));
             match policy.translation {
                 // Opened towards the pod's own address, or towards the VPC: by the pod's ENI. The rest leaves by main,
                 // that is by the primary, and is translated there.
                 Translation::Here(_) if family == Family::V4 => {
                     rules.push(format!("ip daddr @native {to_eni} return"));
                     if who == "eni" {
-                        rules.push(format!("ct direction reply {other_link} {unmarked} return"));
+                        rules.push(format!("ct direction reply {other_link} return"));
                     }
                     rules.push(format!("ct direction reply {to_eni} return"));
                     // Began untranslated, by the settings or the VPC of that time, and would leave by the primary with
                     // an address that is not the primary's: it goes on as it began, too. The kernel answers which way
                     // a packet would leave (fib) only where packets come in.
                     if who == "eni" {
-                        let began = format!(r#"ct state established fib daddr oifname "{}""#, self.primary_ifname);
-                        rules.push(format!("{began} {to_eni} return"));
+                        rules.push(format!("ct state established {} {to_eni} return", by_link("==")));
                     }
                 }
                 // Somebody behind the ENI translates, or nobody does.
                 _ => {
                     if family == Family::V6 && who == "eni" {
-                        rules.push(format!("{other_link} {unmarked} return"));
+                        rules.push(format!("{other_link} return"));
                     }
-                    rules.push(format!("{to_eni} return"));
+                    rules.push(to_eni);
                 }
             }
         }
-        rules.push(unmarked);
         format!("  chain {who}{slot} {{\n    {}\n  }}\n", rules.join("\n    "))
     }
 }
@@ -279,6 +316,7 @@ mod tests {
     fn example() -> Ruleset {
         Ruleset {
             primary_ifname: "eth0".to_owned(),
+            secondary_ifnames: BTreeMap::from([(1, "eth1".to_owned())]),
             primary_address: Ipv4Addr::new(10, 0, 1, 10),
             primary_v6: None,
             policy: Policy::default(),
@@ -355,7 +393,7 @@ mod tests {
         assert!(v4.contains("10.0.2.0 : goto host1") && !v4.contains("2001:"), "{v4}");
         assert!(v6.contains("2001:db8:0:1:: : goto host1") && !v6.contains("snat") && !v6.contains("10.0."), "{v6}");
         let eni1 = v6.split("chain eni1").nth(1).unwrap().split('}').next().unwrap();
-        assert!(eni1.contains("| 0x41 return") && !eni1.contains("ip daddr"), "{eni1}");
+        assert!(eni1.trim_end().ends_with("| 0x41") && !eni1.contains("ip daddr"), "{eni1}");
         assert_eq!(dual.families(), Family::ALL);
     }
 
@@ -379,7 +417,8 @@ mod tests {
         v4.policy = Policy { of_vpc: Family::ALL.into(), of_node, ..Policy::default() };
         let text = v4.transaction(&BTreeMap::new());
         let eni1 = text.split("ip6 enid {").nth(1).unwrap().split("chain eni1").nth(1).unwrap();
-        assert!(eni1.trim_start_matches([' ', '{', '\n']).starts_with("ip6 saddr fd00::ac:0/118 meta mark"), "{eni1}");
+        let (range, to_eni) = (eni1.find("ip6 saddr fd00::ac:0/118 return"), eni1.find("| 0x41"));
+        assert!(range.unwrap() < to_eni.unwrap(), "{eni1}");
         assert!(text.contains("ip6 saddr fd00::ac:0/118 snat to 2001:db8::10"), "{text}");
     }
 

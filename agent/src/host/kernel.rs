@@ -66,7 +66,7 @@ impl Wanted {
         let mut wanted = Wanted { native, policy, ..Wanted::default() };
         for (eni, slot) in core.host_enis() {
             let facts = &eni.facts;
-            let (mac, table) = (Mac(facts.mac), route_table(eni, slot));
+            let (mac, table) = (Mac(facts.mac), route_table(eni));
             wanted.enis.push(EniNet { slot, mac, primary: facts.primary, own_v6: facts.own_v6, table, mtu });
             // What the VPC has given us of a family that pods do not get from it is none of ours.
             let ours = |net: &&IpNet| wanted.policy.of_vpc.contains(&Family::of(net.addr()));
@@ -259,9 +259,12 @@ async fn read(netlink: &mut Netlink, families: &[Family]) -> Result<Found, enid_
 
 fn ruleset(wanted: &Wanted, here: &[EniNet], spared: &BTreeSet<u32>, found: &Found) -> Option<Ruleset> {
     let primary = here.iter().find(|eni| eni.slot == 0)?;
+    let of_slot = |eni: &EniNet| Some((eni.slot, found.ifname_of(eni.mac)?.to_owned()));
+    let secondaries = here.iter().filter(|eni| eni.slot != 0).filter_map(of_slot);
     let carried = |slot: &u32| spared.contains(slot) || here.iter().any(|eni| eni.slot == *slot);
     Some(Ruleset {
-        primary_ifname: found.ifname_of(primary.mac)?.to_owned(),
+        primary_ifname: found.carrier_name(primary)?.to_owned(),
+        secondary_ifnames: secondaries.collect(),
         primary_address: primary.primary.addr(),
         primary_v6: primary.own_v6,
         native: wanted.native.clone(),
@@ -306,8 +309,7 @@ pub async fn slots(policy: &Policy) -> anyhow::Result<BTreeMap<[u8; 6], u32>> {
     Ok(rules::slots(policy, &found).into_iter().map(|(mac, slot)| (mac.0, slot)).collect())
 }
 
-/// The table of an ENI's routes; the primary's are in main.
-pub fn route_table(eni: &Eni, slot: u32) -> u32 {
-    let place = eni.facts.place;
-    if slot == 0 { 254 } else { marks::route_table(place.device_index, place.card) }
+/// The table of an ENI's routes; the primary's is what its pods leave by, whatever becomes of main's default route.
+pub fn route_table(eni: &Eni) -> u32 {
+    marks::route_table(eni.facts.place.device_index, eni.facts.place.card)
 }

@@ -1,6 +1,6 @@
 //! The sysctls that pods' packets depend on: read first, and written only when they differ.
 
-use std::fs;
+use std::{collections::BTreeSet, fs};
 
 use anyhow::Context;
 use enid_datapath::{
@@ -13,7 +13,11 @@ use enid_datapath::{
 pub fn wanted(enis: &[EniNet], policy: &Policy, found: &Found) -> Vec<(String, &'static str)> {
     let v6 = policy.knows(Family::V6);
     let mut wanted = vec![("net/ipv4/ip_forward".to_owned(), "1")];
-    for (eni, ifname) in enis.iter().filter_map(|eni| Some((eni, found.ifname_of(eni.mac)?))) {
+    let links = enis.iter().flat_map(|eni| {
+        let names = BTreeSet::from([found.ifname_of(eni.mac), found.carrier_name(eni)]);
+        names.into_iter().flatten().map(move |ifname| (eni, ifname))
+    });
+    for (eni, ifname) in links {
         // Loose on every ENI: main's answer for a remote pod is the primary link.
         wanted.push((format!("net/ipv4/conf/{ifname}/rp_filter"), "2"));
         wanted.push((format!("net/ipv4/conf/{ifname}/forwarding"), "1"));

@@ -108,7 +108,7 @@ impl Debug for DebugService {
                 addresses: number(eni.sums.total),
                 assigned: number(eni.sums.assigned),
                 blocks: eni.blocks.iter().map(ToString::to_string).collect(),
-                route_table: route_table(&eni, slot),
+                route_table: route_table(&eni),
             }
         });
         Ok(Response::new(ListEnisResponse { enis: enis.collect() }))

@@ -239,7 +239,7 @@ pub(crate) fn same_rule(there: &RuleMessage, wanted: &RuleMessage) -> bool {
         && there.header.dst_len == wanted.header.dst_len
         && there.header.tos == wanted.header.tos
         && there.header.action == wanted.header.action
-        && !there.header.flags.contains(RuleFlags::Invert)
+        && there.header.flags.contains(RuleFlags::Invert) == wanted.header.flags.contains(RuleFlags::Invert)
         && wanted.attributes.iter().all(|attribute| there.attributes.contains(attribute) || says_nothing(attribute))
         && there.attributes.iter().all(|attribute| wanted.attributes.contains(attribute) || says_nothing(attribute))
 }

@@ -32,11 +32,12 @@ pub fn changes(
         // In a device group the rule for pods would take the routes over it for theirs.
         let wanted = link::Wanted { mac: eni.mac, group: 0, mtu: Some(eni.mtu), addresses: None };
         requests.extend(wanted.changes(link));
-        address_changes(eni, link.header.index, pool, policy, found, &mut requests);
+        let carrier = found.carrier_of(eni).unwrap_or(link);
+        address_changes(eni, carrier.header.index, pool, policy, found, &mut requests);
+        for family in policy.steered() {
+            table_changes(eni, carrier, family, found, &mut requests);
+        }
         if eni.slot != 0 {
-            for family in policy.steered() {
-                table_changes(eni, link, family, found, &mut requests);
-            }
             subnet_changes(eni, link.header.index, found, &mut requests);
         }
     }

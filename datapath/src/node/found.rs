@@ -1,6 +1,6 @@
 //! What the kernel has, as one reading shows it.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, net::IpAddr};
 
 use netlink_packet_route::{
     address::AddressMessage, link::LinkMessage, neighbour::NeighbourMessage, route::RouteMessage, rule::RuleMessage,
@@ -9,7 +9,10 @@ use netlink_packet_route::{
 use crate::{
     identity::Mac,
     marks,
-    netlink::link::{self, group, ifname},
+    netlink::{
+        link::{self, group, ifname},
+        message::own_address,
+    },
     node::eni::EniNet,
 };
 
@@ -55,6 +58,27 @@ impl Found {
     /// Name of the link with this MAC that no device group marks as a pod's.
     pub fn ifname_of(&self, mac: Mac) -> Option<&str> {
         self.link_of(mac).map(ifname)
+    }
+
+    /// The link that carries the ENI's address: its own, or the bridge or bond that the host made it a port of, which
+    /// the primary's packets come and go by then.
+    pub fn carrier_of(&self, eni: &EniNet) -> Option<&LinkMessage> {
+        let own = self.link_of(eni.mac)?;
+        let has_address = |index: u32| {
+            let of_link = self.addresses.iter().filter(|message| message.header.index == index);
+            of_link.filter_map(own_address).any(|address| address == IpAddr::from(eni.primary.addr()))
+        };
+        if eni.slot != 0 || has_address(own.header.index) {
+            return Some(own);
+        }
+        let is_no_pods = |link: &&LinkMessage| !marks::is_of_a_pod(group(link));
+        let other = self.links.iter().filter(is_no_pods).find(|link| has_address(link.header.index));
+        Some(other.unwrap_or(own))
+    }
+
+    /// Its name.
+    pub fn carrier_name(&self, eni: &EniNet) -> Option<&str> {
+        self.carrier_of(eni).map(ifname)
     }
 
     pub(crate) fn link_of(&self, mac: Mac) -> Option<&LinkMessage> {

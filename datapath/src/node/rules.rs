@@ -29,6 +29,8 @@ use crate::{
 /// Where the kernel has the rules for main and default at boot (ip-rule(8)); IPv6 has none for default.
 pub(crate) const PRIORITY_MAIN: u32 = 32766;
 const PRIORITY_DEFAULT: u32 = 32767;
+const BEHIND_CONNMARK: u32 = marks::PRIORITY_CONNMARK + marks::BEHIND;
+const BEHIND_ENI: u32 = marks::PRIORITY_ENI + marks::BEHIND;
 
 /// The rules of spared slots stay as they are: pods stand behind an ENI that cannot be looked at.
 pub(crate) fn changes(enis: &[EniNet], spared: &BTreeSet<u32>, policy: &Policy, found: &Found) -> Vec<Request> {
@@ -79,10 +81,18 @@ fn of_family(family: Family, enis: &[EniNet], policy: &Policy) -> Vec<(String, R
     let mut pods = rule(family, marks::PRIORITY_PODS, TABLE_MAIN);
     pods.attributes.push(RuleAttribute::SuppressIfGroup(0));
     let mut rules = vec![(format!("{}: lookup main suppress_ifgroup 0", marks::PRIORITY_PODS), pods)];
-    if policy.node_ports == NodePorts::SameWayBack {
-        let bits = marks.connmark();
-        let connmark = marked(rule(family, marks::PRIORITY_CONNMARK, TABLE_MAIN), bits, bits);
-        rules.push((format!("{}: fwmark {bits:#x}/{bits:#x} lookup main", marks::PRIORITY_CONNMARK), connmark));
+    for primary in enis.iter().filter(|eni| eni.slot == 0) {
+        if policy.node_ports == NodePorts::SameWayBack {
+            let bits = marks.connmark();
+            rules.extend(by_primary(family, marks::PRIORITY_CONNMARK, (bits, bits), primary.table));
+        }
+        rules.extend(by_primary(family, marks::PRIORITY_ENI, (marks.eni(0), mask), primary.table));
+        if family == Family::V4 {
+            let mut last = rule(family, marks::PRIORITY_LAST, primary.table);
+            last.attributes.push(RuleAttribute::Iifname("lo".to_owned()));
+            last.header.flags = RuleFlags::Invert;
+            rules.push((format!("{}: not from all iif lo lookup {}", marks::PRIORITY_LAST, primary.table), last));
+        }
     }
     for net in policy.by_main.iter().filter(|_| family == Family::V4) {
         let mut by_main = rule(family, marks::PRIORITY_BY_MAIN, TABLE_MAIN);
@@ -102,6 +112,19 @@ fn of_family(family: Family, enis: &[EniNet], policy: &Policy) -> Vec<(String, R
     rules
 }
 
+/// What carries this mark goes by main, but for its default route, which the host may have changed; then by the
+/// primary ENI's table.
+fn by_primary(family: Family, priority: u32, (mark, mask): (u32, u32), table: u32) -> [(String, RuleMessage); 2] {
+    let behind = priority + marks::BEHIND;
+    let mut main = marked(rule(family, priority, TABLE_MAIN), mark, mask);
+    main.attributes.push(RuleAttribute::SuppressPrefixLen(0));
+    let named = format!("fwmark {mark:#x}/{mask:#x} lookup");
+    [
+        (format!("{priority}: {named} main suppress_prefixlength 0"), main),
+        (format!("{behind}: {named} {table}"), marked(rule(family, behind, table), mark, mask)),
+    ]
+}
+
 /// Rules at our numbers that look like ours, whatever the settings were when they were made.
 fn is_ours(rule: &RuleMessage) -> bool {
     let (mark, mask) = mark(rule);
@@ -117,7 +140,12 @@ fn is_ours(rule: &RuleMessage) -> bool {
         Some(marks::PRIORITY_BY_MAIN) => {
             asked_table(rule) == Some(TABLE_MAIN) && rule.header.dst_len > 0 && rule.header.src_len == 0 && mark == 0
         }
-        Some(marks::PRIORITY_ENI) => Marks::names_an_eni(mark, mask),
+        Some(marks::PRIORITY_ENI | BEHIND_ENI) => Marks::names_an_eni(mark, mask),
+        Some(BEHIND_CONNMARK) => mark != 0 && mark == mask,
+        Some(marks::PRIORITY_LAST) => {
+            rule.header.flags.contains(RuleFlags::Invert)
+                && rule.attributes.contains(&RuleAttribute::Iifname("lo".to_owned()))
+        }
         Some(marks::PRIORITY_PRIMARY) => {
             let secondary = |table: u32| (2..=64).contains(&table) || (10_100..20_000).contains(&table);
             // The kernel gives this number to the first rule that somebody adds without one (ip-rule(8)).

@@ -1,0 +1,177 @@
+//! What pods need of the host's routing and a host may change under them: its default route, the ENI by which something
+//! came in.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+use std::time::Duration;
+
+use enid_tests::{
+    Backend, Daemon, Lab, LabConfig, Place, Pod,
+    traffic::{PORT, Spot, serve},
+    wait_until,
+};
+use vpclab::{INTERNET_SERVER, PEER_CLIENT};
+
+const BOUND: Duration = Duration::from_secs(45);
+
+/// One pod on the primary ENI and one on a secondary: name and address; and the address of the secondary ENI itself.
+struct Node<'a> {
+    place: Place<'a>,
+    _daemon: Daemon,
+    pods: [(String, String); 2],
+    secondary: String,
+}
+
+impl<'a> Node<'a> {
+    fn new(lab: &'a Lab, index: usize) -> Self {
+        let place = Place::node(lab, index);
+        let daemon = Daemon::start(place, &[("MINIMUM_IP_TARGET", "12"), ("WARM_IP_TARGET", "1")]).unwrap();
+        wait_until(BOUND, || place.number("available").is_ok_and(|available| available >= 12)).unwrap();
+        let pods: Vec<Pod> = (0..11).map(|n| Pod::new(index, &format!("way-{index}-{n}"))).collect();
+        let pods: Vec<(String, String)> =
+            pods.iter().map(|pod| (pod.name.clone(), pod.add(place).unwrap().0)).collect();
+        let enis = place.enid("enis").unwrap();
+        let leases = place.leases().unwrap();
+        let of_slot = |slot: u64| enis.as_array().unwrap().iter().find(|eni| eni["slot"] == slot).unwrap();
+        let pods = [0, 1].map(|slot| {
+            let lease = leases.iter().find(|lease| lease["eni"] == of_slot(slot)["id"]).unwrap();
+            pods.iter().find(|(_, address)| lease["address"] == address.as_str()).unwrap().clone()
+        });
+        let secondary = of_slot(1)["primary_address"].as_str().unwrap().to_owned();
+        Node { place, _daemon: daemon, pods, secondary }
+    }
+
+    fn conflicts(&self) -> String {
+        self.place.enid("status").unwrap()["conflicts"].to_string()
+    }
+}
+
+/// A DHCP client on a secondary ENI sets a default route of its own, or takes the one that there is along when it ends:
+/// pods leave by their ENIs as before, and the host's other routes count for them as before.
+#[test]
+fn pods_leave_by_their_enis_whatever_becomes_of_the_hosts_default_route() {
+    let lab = Lab::up(&LabConfig { name: "way-out".to_owned(), ec2: Backend::Model, ..LabConfig::default() }).unwrap();
+    let dropped = lab.drops().unwrap();
+    let node = Node::new(&lab, 0);
+    let host = Spot { place: node.place, netns: None };
+    node.place
+        .sh("ip netns add behind; ip link add behind type veth peer name eth0 netns behind
+             ip addr add 192.0.2.1/24 dev behind; ip link set behind up
+             ip -n behind addr add 192.0.2.10/24 dev eth0; ip -n behind link set eth0 up
+             ip -n behind route add default via 192.0.2.1")
+        .unwrap();
+    let names = node.pods.clone().map(|(name, _)| name);
+    let _servers = [
+        serve(Place { lab: &lab, name: "inet" }, &[]).unwrap(),
+        serve(Place { lab: &lab, name: "peer" }, &[]).unwrap(),
+        serve(node.place, &["behind", &names[0], &names[1]]).unwrap(),
+    ];
+    let peer = Spot { place: Place { lab: &lab, name: "peer" }, netns: None };
+    let works = || {
+        for (name, address) in &node.pods {
+            let pod = Spot { place: node.place, netns: Some(name) };
+            pod.ask(INTERNET_SERVER, PORT)
+                .and_then(|seen| seen.expect(&lab.node(0).public_address, INTERNET_SERVER))?;
+            pod.ask(PEER_CLIENT, PORT).and_then(|seen| seen.expect(&lab.node(0).address, PEER_CLIENT))?;
+            // A VPN, or a network of containers.
+            pod.ask("192.0.2.10", PORT)?;
+            peer.ask(address, PORT).and_then(|seen| seen.expect(PEER_CLIENT, address))?;
+        }
+        anyhow::Ok(())
+    };
+    works().unwrap();
+    assert_eq!(node.conflicts(), "[]");
+    let before = node.place.sh("ip route show default").unwrap();
+    host.ask(INTERNET_SERVER, PORT).unwrap();
+
+    node.place.sh("ip route replace default via 10.0.1.1 dev eth1 onlink").unwrap();
+    wait_until(BOUND, || node.conflicts().contains("eth1")).unwrap();
+    works().unwrap();
+    assert_eq!(lab.drops().unwrap(), dropped, "pods' packets left by an ENI that is not theirs");
+    let host_is_steered = node.place.sh("ip route get 203.0.113.1").unwrap();
+    assert!(host_is_steered.contains("dev eth1"), "the host's own packets go as the host has it: {host_is_steered}");
+
+    node.place.sh("ip route del default").unwrap();
+    wait_until(BOUND, || node.conflicts().contains("no default route")).unwrap();
+    works().unwrap();
+    host.ask(INTERNET_SERVER, PORT).unwrap_err();
+
+    node.place.sh(&format!("ip route add {}", before.trim())).unwrap();
+    wait_until(BOUND, || node.conflicts() == "[]").unwrap();
+    host.ask(INTERNET_SERVER, PORT).unwrap();
+    works().unwrap();
+    assert_eq!(lab.drops().unwrap(), dropped);
+}
+
+/// What is asked at the address of a secondary ENI is answered by that ENI, whoever answers: a pod of any ENI, the host,
+/// a node that the request was passed on to.
+#[test]
+fn what_came_in_by_an_eni_is_answered_by_that_eni() {
+    let lab =
+        Lab::up(&LabConfig { name: "way-back".to_owned(), nodes: 2, ec2: Backend::Model, ..LabConfig::default() })
+            .unwrap();
+    let dropped = lab.drops().unwrap();
+    let node = Node::new(&lab, 0);
+    let names = node.pods.clone().map(|(name, _)| name);
+    let _servers = [
+        serve(node.place, &[&names[0], &names[1]]).unwrap(),
+        serve(node.place, &[]).unwrap(),
+        serve(Place::node(&lab, 1), &[]).unwrap(),
+    ];
+    let far = lab.node(1).address.clone();
+    let [(_, of_primary), (_, of_secondary)] = &node.pods;
+    node.place
+        .sh(&format!(
+            "nft 'table ip services {{
+               chain prerouting {{ type nat hook prerouting priority dstnat;
+                 tcp dport 30080 fib daddr type local dnat to {of_primary}:{PORT};
+                 tcp dport 30081 fib daddr type local dnat to {of_secondary}:{PORT};
+                 tcp dport 30082 fib daddr type local dnat to {far}:{PORT};
+                 tcp dport 30083 fib daddr type local dnat to {}:{PORT}; }};
+               chain postrouting {{ type nat hook postrouting priority srcnat; ip daddr {far} masquerade; }}; }}'",
+            lab.node(0).address
+        ))
+        .unwrap();
+    let peer = Spot { place: Place { lab: &lab, name: "peer" }, netns: None };
+    for asked in [&node.secondary, &lab.node(0).address] {
+        for (port, who) in [
+            (30080, "a pod of the primary ENI"),
+            (30081, "a pod of the secondary ENI"),
+            (30082, "another node"),
+            (30083, "the host at its primary address"),
+            (PORT, "the host"),
+        ] {
+            let answer = peer.ask(asked, port);
+            assert!(answer.is_ok(), "{who}, asked at {asked}:{port}: {answer:?}");
+        }
+    }
+    assert_eq!(lab.drops().unwrap(), dropped, "answers left by an ENI that has not their address");
+}
+
+/// The primary ENI may be a port of a bridge that has its address and the default route, as OVN makes it: pods come and
+/// go by that bridge.
+#[test]
+fn the_primary_eni_may_be_a_port_of_a_bridge() {
+    let lab = Lab::up(&LabConfig { name: "bridged".to_owned(), ec2: Backend::Model, ..LabConfig::default() }).unwrap();
+    let dropped = lab.drops().unwrap();
+    let (place, own) = (Place::node(&lab, 0), &lab.node(0).address);
+    place
+        .sh(&format!(
+            "mac=$(cat /sys/class/net/eth0/address)
+             ip link add name br-ex address $mac type bridge
+             ip addr del {own}/24 dev eth0; ip link set eth0 master br-ex; ip link set br-ex up
+             ip addr add {own}/24 dev br-ex; ip route add default via 10.0.1.1 dev br-ex"
+        ))
+        .unwrap();
+    let node = Node::new(&lab, 0);
+    let _servers = [
+        serve(Place { lab: &lab, name: "inet" }, &[]).unwrap(),
+        serve(Place { lab: &lab, name: "peer" }, &[]).unwrap(),
+    ];
+    for (name, _) in &node.pods {
+        let pod = Spot { place, netns: Some(name) };
+        pod.ask(INTERNET_SERVER, PORT).unwrap().expect(&lab.node(0).public_address, INTERNET_SERVER).unwrap();
+        pod.ask(PEER_CLIENT, PORT).unwrap().expect(own, PEER_CLIENT).unwrap();
+    }
+    assert_eq!((node.conflicts().as_str(), lab.drops().unwrap()), ("[]", dropped));
+}
