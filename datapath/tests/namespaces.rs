@@ -92,6 +92,7 @@ fn wire(link: &PodLink, host: &Space, pod: &Space) -> Result<pod::Pair, WireErro
 fn found(netlink: &mut Netlink, families: &[Family]) -> Found {
     let (links, addresses) = (netlink.links().unwrap(), netlink.addresses().unwrap());
     Found::new(links, addresses, netlink.routes(families).unwrap(), netlink.rules().unwrap())
+        .with_proxies(netlink.proxies().unwrap())
 }
 
 fn snapshot(space: &Space) -> String {

@@ -10,7 +10,7 @@ use enid_tests::{
     traffic::{PORT, Spot, serve},
     wait_until,
 };
-use vpclab::{INTERNET_SERVER, PEER_CLIENT};
+use vpclab::{INTERNET_SERVER, INTERNET_SERVER_V6, PEER_CLIENT};
 
 const BOUND: Duration = Duration::from_secs(45);
 
@@ -174,4 +174,35 @@ fn the_primary_eni_may_be_a_port_of_a_bridge() {
         pod.ask(PEER_CLIENT, PORT).unwrap().expect(own, PEER_CLIENT).unwrap();
     }
     assert_eq!((node.conflicts().as_str(), lab.drops().unwrap()), ("[]", dropped));
+}
+
+/// Whoever is behind a pod's link finds its gateway by ARP and neighbour discovery (a guest behind a bridge in the pod,
+/// a pod that flushed its neighbours), and the host answers for nothing else.
+#[test]
+fn a_pods_gateway_is_found_by_the_ordinary_protocol() {
+    let config = LabConfig { name: "gateway".to_owned(), ec2: Backend::Model, ipv6: true, ..LabConfig::default() };
+    let lab = Lab::up(&config).unwrap();
+    let place = Place::node(&lab, 0);
+    let _daemon = Daemon::start(place, &[("ENABLE_IPv6", "true"), ("WARM_IP_TARGET", "2")]).unwrap();
+    let _servers = serve(Place { lab: &lab, name: "inet" }, &[]).unwrap();
+    let pod = Pod::new(0, "forgets");
+    pod.add(place).unwrap();
+    let spot = Spot { place, netns: Some(&pod.name) };
+    let inside = |line: &str| place.sh(&format!("ip netns exec {} sh -ec '{line}'", pod.name));
+    let forget = "ip neigh flush all nud permanent; ip -6 neigh flush all nud permanent";
+    let reaches = || [INTERNET_SERVER, INTERNET_SERVER_V6].map(|server| spot.ask(server, PORT).map(|_| ()));
+    inside(forget).unwrap();
+    for answer in reaches() {
+        answer.unwrap();
+    }
+    for (family, other) in [("-4", "169.254.1.2"), ("-4", "10.0.1.1"), ("-6", "fe80::2")] {
+        inside(&format!("ip {family} route replace {other} dev eth0; ping -c 1 -W 2 {other} || true")).unwrap();
+        let known = inside(&format!("ip {family} neigh show {other} dev eth0")).unwrap();
+        assert!(!known.contains("lladdr"), "the host answers for {other}: {known}");
+    }
+    // What somebody takes away comes back.
+    let answering = || place.sh("ip -6 -o addr show to fe80::1").unwrap();
+    let link = answering().split_whitespace().nth(1).unwrap().to_owned();
+    place.sh(&format!("ip -6 addr del fe80::1/128 dev {link}")).unwrap();
+    wait_until(BOUND, || answering().contains(&link)).unwrap();
 }

@@ -254,7 +254,8 @@ impl State {
 /// What the kernel has of links, addresses and rules, and of these families' routes.
 async fn read(netlink: &mut Netlink, families: &[Family]) -> Result<Found, enid_datapath::Error> {
     let (links, addresses) = (netlink.list(&[Family::V4]).await?, netlink.list(&[Family::V4]).await?);
-    Ok(Found::new(links, addresses, netlink.list(families).await?, netlink.list(&Family::ALL).await?))
+    let found = Found::new(links, addresses, netlink.list(families).await?, netlink.list(&Family::ALL).await?);
+    Ok(found.with_proxies(netlink.list(&[Family::V4]).await?))
 }
 
 fn ruleset(wanted: &Wanted, here: &[EniNet], spared: &BTreeSet<u32>, found: &Found) -> Option<Ruleset> {

@@ -4,7 +4,7 @@ use netlink_packet_route::{
     RouteNetlinkMessage,
     address::AddressMessage,
     link::{LinkAttribute, LinkExtentMask, LinkMessage},
-    neighbour::NeighbourMessage,
+    neighbour::{NeighbourFlags, NeighbourMessage},
     route::RouteMessage,
     rule::RuleMessage,
 };
@@ -81,6 +81,25 @@ impl Listed for NeighbourMessage {
 
     fn shown_by(message: RouteNetlinkMessage) -> Option<Self> {
         if let RouteNetlinkMessage::NewNeighbour(neighbour) = message { Some(neighbour) } else { None }
+    }
+}
+
+/// An address that the host answers for in neighbour discovery, on a link or on all of them.
+#[derive(Clone, Debug)]
+pub struct Proxy(pub(crate) NeighbourMessage);
+
+impl Listed for Proxy {
+    const WHAT: &'static str = "list proxy neighbours";
+
+    fn ask(family: Family) -> RouteNetlinkMessage {
+        let mut ask = NeighbourMessage::default();
+        ask.header.family = family.netlink();
+        ask.header.flags = NeighbourFlags::Proxy;
+        RouteNetlinkMessage::GetNeighbour(ask)
+    }
+
+    fn shown_by(message: RouteNetlinkMessage) -> Option<Self> {
+        NeighbourMessage::shown_by(message).map(Proxy)
     }
 }
 

@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use ipnet::Ipv4Net;
 use netlink_packet_route::{
     address::{AddressAttribute, AddressHeaderFlags, AddressMessage},
-    neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState},
+    neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState},
     route::{RouteAddress, RouteAttribute, RouteMessage, RouteProtocol, RouteScope},
     rule::{RuleAction, RuleAttribute, RuleFlags, RuleMessage},
 };
@@ -58,6 +58,23 @@ pub(crate) fn neighbour(index: u32, address: IpAddr, mac: Mac) -> NeighbourMessa
         NeighbourAttribute::LinkLayerAddress(mac.0.to_vec()),
     ];
     message
+}
+
+/// The host answers for this address on whichever link it is asked, if it would send there by another link: a proxy entry
+/// without a link (arp(7), "Proxy ARP"; the kernel takes such an entry for IPv4 only).
+pub(crate) fn proxy(address: Ipv4Addr) -> NeighbourMessage {
+    let mut message = NeighbourMessage::default();
+    message.header.family = Family::V4.netlink();
+    message.header.state = NeighbourState::Permanent;
+    message.header.flags = NeighbourFlags::Proxy;
+    message.attributes = vec![NeighbourAttribute::Destination(NeighbourAddress::Inet(address))];
+    message
+}
+
+/// Whether the proxy entry is of this address, and of no link.
+pub(crate) fn is_proxy(neighbour: &NeighbourMessage, address: Ipv4Addr) -> bool {
+    let destination = NeighbourAttribute::Destination(NeighbourAddress::Inet(address));
+    neighbour.header.ifindex == 0 && neighbour.attributes.contains(&destination)
 }
 
 fn neighbour_address(address: IpAddr) -> NeighbourAddress {

@@ -62,7 +62,12 @@ impl Request {
 
     /// The same, and fine if its link has gone meanwhile.
     pub fn unless_gone(self) -> Self {
-        Request { already: Some(Errno::ENODEV), ..self }
+        self.unless(Errno::ENODEV)
+    }
+
+    /// The same, and fine if the kernel answers so.
+    pub(crate) fn unless(self, errno: Errno) -> Self {
+        Request { already: Some(errno), ..self }
     }
 
     fn new(what: impl fmt::Display, message: RouteNetlinkMessage, flags: u16, already: Option<Errno>) -> Self {

@@ -22,7 +22,7 @@ use crate::{
         answer::Answer,
         datagram::{connected, frames, undecodable},
         error::{Error, of_code},
-        listing::{LISTINGS, Listed, ask_link},
+        listing::{LISTINGS, Listed, Proxy, ask_link},
         request::Request,
     },
 };
@@ -138,6 +138,11 @@ impl Netlink {
     /// All neighbours of these families, of all links.
     pub fn neighbours(&mut self, families: &[Family]) -> Result<Vec<NeighbourMessage>, Error> {
         self.list(families)
+    }
+
+    /// The addresses that the host answers for in neighbour discovery.
+    pub fn proxies(&mut self) -> Result<Vec<Proxy>, Error> {
+        self.list(&[Family::V4])
     }
 
     /// All rules of both families.

@@ -6,10 +6,11 @@ use ipnet::IpNet;
 use netlink_packet_route::link::{LinkFlags, LinkMessage};
 
 use crate::{
-    family::Family,
+    family::{Family, GATEWAY},
     identity::Mac,
     netlink::{
         link,
+        listing::Proxy,
         message::{self, connected_route, own_address, same_route},
         request::Request,
     },
@@ -27,6 +28,11 @@ pub fn changes(
     found: &Found,
 ) -> Result<Vec<Request>, MissingLink> {
     let mut requests = rules::changes(enis, spared, policy, found);
+    // A guest behind a pod's link, or a pod that has flushed its neighbours, asks for its gateway.
+    if !found.proxies.iter().any(|Proxy(there)| message::is_proxy(there, GATEWAY)) {
+        let what = format!("answer for {GATEWAY} in neighbour discovery");
+        requests.push(Request::put_neighbour(what, message::proxy(GATEWAY)));
+    }
     for eni in enis {
         let link = found.link_of(eni.mac).ok_or(MissingLink(eni.mac))?;
         // In a device group the rule for pods would take the routes over it for theirs.

@@ -11,6 +11,7 @@ use crate::{
     marks,
     netlink::{
         link::{self, group, ifname},
+        listing::Proxy,
         message::own_address,
     },
     node::eni::EniNet,
@@ -24,6 +25,8 @@ pub struct Found {
     pub(crate) routes: Vec<RouteMessage>,
     pub(crate) rules: Vec<RuleMessage>,
     pub(crate) neighbours: Vec<NeighbourMessage>,
+    /// What the host answers for in neighbour discovery.
+    pub(crate) proxies: Vec<Proxy>,
     /// Which link had which MAC before.
     pub(crate) before: BTreeMap<Mac, u32>,
 }
@@ -42,6 +45,11 @@ impl Found {
     /// The neighbours too: pods need them, ENIs do not.
     pub fn with_neighbours(self, neighbours: Vec<NeighbourMessage>) -> Self {
         Found { neighbours, ..self }
+    }
+
+    /// What the host answers for, too.
+    pub fn with_proxies(self, proxies: Vec<Proxy>) -> Self {
+        Found { proxies, ..self }
     }
 
     /// Takes what an earlier reading had remembered, so that an ENI's link is known when it has lost its MAC.

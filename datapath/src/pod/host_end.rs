@@ -5,17 +5,19 @@ use std::{
     net::IpAddr,
 };
 
-use netlink_packet_route::{link::LinkMessage, route::RouteMessage};
+use netlink_packet_route::{address::AddressMessage, link::LinkMessage, route::RouteMessage};
 
 use crate::{
+    family::GATEWAY_V6,
     identity::Mac,
     marks,
     netlink::{
         link::{self, group, ifname, mac, mtu, named},
-        message::{self, TABLE_MAIN, host_route, same_route},
+        message::{self, TABLE_MAIN, host_route, own_address, same_route},
         request::Request,
     },
     node::found::Found,
+    pod::answers_for_gateway,
 };
 
 /// The host end of a pod's link, as the kernel lists it.
@@ -108,6 +110,9 @@ pub fn changes(pods: &[PodNet], seen: &mut BTreeMap<Mac, Seen>, found: &Found) -
     let routed: BTreeSet<(IpAddr, u32)> = found.routes.iter().filter_map(as_ours).collect();
     let neighbours: BTreeMap<(u32, IpAddr), Option<Mac>> =
         found.neighbours.iter().filter_map(message::permanent).collect();
+    let has_gateway = |message: &&AddressMessage| own_address(message) == Some(GATEWAY_V6.into());
+    let answering: BTreeSet<u32> =
+        found.addresses.iter().filter(has_gateway).map(|message| message.header.index).collect();
     let wanted: BTreeSet<Mac> = pods.iter().map(|pod| pod.host_mac).collect();
     seen.retain(|mac, _| wanted.contains(mac));
     let (mut requests, mut again) = (Vec::new(), false);
@@ -145,6 +150,10 @@ pub fn changes(pods: &[PodNet], seen: &mut BTreeMap<Mac, Seen>, found: &Found) -
                 let what = format!("put the neighbour {address} on {}", ifname(link));
                 changed.push(Request::put_neighbour(what, neighbour));
             }
+        }
+        let v6 = pod.addresses.iter().any(|address| address.is_ipv6());
+        if v6 && (link_changed || !answering.contains(&index)) {
+            changed.push(answers_for_gateway(ifname(link), index));
         }
         seen.insert(pod.host_mac, Seen { wrong: !changed.is_empty(), ..first });
         if was_wrong {

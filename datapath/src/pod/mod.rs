@@ -15,7 +15,7 @@ use nix::errno::Errno;
 use rtnetlink::{LinkMessageBuilder, LinkUnspec, LinkVeth};
 
 use crate::{
-    family::Family,
+    family::{Family, GATEWAY_V6},
     identity::{self, Mac},
     marks,
     netlink::{
@@ -318,6 +318,7 @@ impl PodLink {
         // The alias tells whose addresses they are even when every route is gone.
         let up = LinkUnspec::new_with_index(index).up().alias(alias_of(self.addresses())).build();
         let mut requests = vec![Request::set_link(format!("take {name} up"), up)];
+        requests.extend(self.addresses().any(|address| address.is_ipv6()).then(|| answers_for_gateway(name, index)));
         for address in self.addresses() {
             requests.extend([
                 Request::put_neighbour(
@@ -332,4 +333,11 @@ impl PodLink {
         }
         requests
     }
+}
+
+/// Whoever is behind a pod's link finds its IPv6 gateway by neighbour discovery: it is an address of the host end. In
+/// IPv4 the host has one entry for all links. A host end that has IPv6 off gets it when the daemon has put it on.
+pub(crate) fn answers_for_gateway(name: &str, index: u32) -> Request {
+    let address = message::address(index, GATEWAY_V6.into(), Family::V6.host_len());
+    Request::put_address(format!("put {GATEWAY_V6} on {name}"), address).unless(Errno::EACCES)
 }
