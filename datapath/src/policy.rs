@@ -49,11 +49,6 @@ impl Policy {
         family == Family::V4 || self.of_vpc.contains(&family)
     }
 
-    /// The families that are.
-    pub(crate) fn steered(&self) -> impl Iterator<Item = Family> {
-        Family::ALL.into_iter().filter(|family| self.is_steered(*family))
-    }
-
     /// Whether this family concerns us at all.
     pub fn knows(&self, family: Family) -> bool {
         self.is_steered(family) || self.range(family).is_some()

@@ -78,6 +78,12 @@ impl Ruleset {
             self.of_the_vpc(family, unheld, &mut text);
         }
         if let Some((range, own)) = range {
+            if !of_vpc {
+                let (marks, word) = (self.policy.marks, family.word());
+                let bits = format!("meta mark & {:#x} | {:#x}", !marks.eni_mask(), marks.eni(0));
+                let by_primary = format!("{word} saddr {range} meta mark set {bits}");
+                chain(&mut text, "steer", "filter hook prerouting priority -50", &[by_primary]);
+            }
             self.of_the_node(range, own, &mut text);
         }
         text.push_str("}\n");

@@ -42,6 +42,6 @@ pub use lease::Lease;
 pub use mutation::Mutation;
 pub use node::Node;
 pub use plan::{Action, Awaited, Plan, Reason, Step, Wait};
-pub use pool::{AddresslessEni, Block, BlockState, Eni, EniFacts, EniState, Sums};
+pub use pool::{AddresslessEni, Block, BlockState, Eni, EniFacts, EniState, Sums, own_of_eni};
 pub use supply::{Counts, Kind, LOCAL_V4, LOCAL_V6, Learned, Limits, Policy, Provisioning, Second, Target};
 pub use view::{AddressState, AddressView, Capacity, InFlight, View};

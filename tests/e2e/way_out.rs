@@ -206,3 +206,50 @@ fn a_pods_gateway_is_found_by_the_ordinary_protocol() {
     place.sh(&format!("ip -6 addr del fe80::1/128 dev {link}")).unwrap();
     wait_until(BOUND, || answering().contains(&link)).unwrap();
 }
+
+/// What the host masquerades over IPv6 leaves by the pod's ENI under an address that the VPC accepts there: EC2 gives a
+/// secondary ENI none, so it keeps one of its prefix.
+#[test]
+fn what_a_secondary_eni_masquerades_over_ipv6_has_an_address_of_that_eni() {
+    let config =
+        LabConfig { name: "masquerade".to_owned(), nodes: 2, ec2: Backend::Model, ipv6: true, ..LabConfig::default() };
+    let lab = Lab::up(&config).unwrap();
+    let dropped = lab.drops().unwrap();
+    let settings = [("ENABLE_IPv6", "true"), ("MINIMUM_IP_TARGET", "12"), ("WARM_IP_TARGET", "1")];
+    let [near, far] = [0, 1].map(|index| Place::node(&lab, index));
+    let _daemons = [near, far].map(|place| Daemon::start(place, &settings).unwrap());
+    let endpoint = Pod::new(1, "endpoint");
+    endpoint.add(far).unwrap();
+    wait_until(BOUND, || near.number("available").is_ok_and(|available| available >= 12)).unwrap();
+    let pods: Vec<Pod> = (0..11).map(|n| Pod::new(0, &format!("asks-{n}"))).collect();
+    let addresses: Vec<String> = pods.iter().map(|pod| pod.add(near).unwrap().0).collect();
+    let _server = serve(far, &[&endpoint.name]).unwrap();
+    let v6_of = |place: Place<'_>, netns: &str| {
+        let list = format!("ip netns exec {netns} ip -6 -o addr show dev eth0 scope global");
+        place.sh(&list).unwrap().split_whitespace().nth(3).unwrap().split('/').next().unwrap().to_owned()
+    };
+    let to = v6_of(far, &endpoint.name);
+    let own = near.sh("ip -6 -o addr show dev eth0 scope global").unwrap();
+    let own = own.split_whitespace().nth(3).unwrap().split('/').next().unwrap().to_owned();
+    near.sh(&format!(
+        "nft 'table ip6 services {{
+           chain prerouting {{ type nat hook prerouting priority dstnat;
+             tcp dport 30080 fib daddr type local dnat to [{to}]:{PORT}; }};
+           chain postrouting {{ type nat hook postrouting priority srcnat; ip6 daddr {to} masquerade; }}; }}'"
+    ))
+    .unwrap();
+    let enis = near.enid("enis").unwrap();
+    let slot = |address: &String| {
+        let leases = near.leases().unwrap();
+        let lease = leases.iter().find(|lease| lease["address"] == address.as_str()).unwrap();
+        enis.as_array().unwrap().iter().find(|eni| eni["id"] == lease["eni"]).unwrap()["slot"].clone()
+    };
+    assert_eq!([slot(&addresses[0]), slot(&addresses[10])], [0, 1], "one on the primary ENI, one on a secondary");
+    let on_secondary = near.sh("ip -6 -o addr show dev eth1 scope global").unwrap();
+    assert!(on_secondary.contains("/128"), "{on_secondary}");
+    for pod in [&pods[0], &pods[10]] {
+        let answer = Spot { place: near, netns: Some(&pod.name) }.ask(&own, 30080).unwrap();
+        assert_eq!(answer.server, to);
+    }
+    assert_eq!(lab.drops().unwrap(), dropped, "masqueraded packets left by an ENI that has not their address");
+}

@@ -26,7 +26,7 @@ use enid_datapath::{
     policy::Policy,
     ruleset::Ruleset,
 };
-use enid_ipamd::{Core, Eni};
+use enid_ipamd::{Core, Eni, own_of_eni};
 use ipnet::{IpNet, Ipv4Net};
 use tokio::sync::{Mutex, watch};
 
@@ -67,10 +67,14 @@ impl Wanted {
         for (eni, slot) in core.host_enis() {
             let facts = &eni.facts;
             let (mac, table) = (Mac(facts.mac), route_table(eni));
-            wanted.enis.push(EniNet { slot, mac, primary: facts.primary, own_v6: facts.own_v6, table, mtu });
             // What the VPC has given us of a family that pods do not get from it is none of ours.
             let ours = |net: &&IpNet| wanted.policy.of_vpc.contains(&Family::of(net.addr()));
-            wanted.owner.insert(slot, eni.blocks.iter().filter(ours).copied().collect());
+            let blocks: Vec<IpNet> = eni.blocks.iter().filter(ours).copied().collect();
+            // The primary's are the host's own business.
+            let kept = blocks.iter().filter(|_| slot != 0).find_map(own_of_eni);
+            let own_v6 = facts.own_v6.or(kept);
+            wanted.enis.push(EniNet { slot, mac, primary: facts.primary, own_v6, table, mtu });
+            wanted.owner.insert(slot, blocks);
         }
         for (slot, address) in core.retained_slots() {
             wanted.spared.insert(slot);

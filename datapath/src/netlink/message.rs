@@ -11,7 +11,10 @@ use netlink_packet_route::{
 };
 use rtnetlink::{AddressMessageBuilder, RouteMessageBuilder};
 
-use crate::{family::Family, identity::Mac};
+use crate::{
+    family::{Family, GATEWAY_V6},
+    identity::Mac,
+};
 
 /// RT_TABLE_DEFAULT, RT_TABLE_MAIN and RT_TABLE_LOCAL (linux/rtnetlink.h).
 pub(crate) const TABLE_DEFAULT: u32 = 253;
@@ -163,7 +166,8 @@ pub(crate) fn destination(route: &RouteMessage) -> Option<IpAddr> {
 
 /// The one address that a route in main leads to, and over which link.
 pub(crate) fn host_route(route: &RouteMessage) -> Option<(IpAddr, u32)> {
-    let address = destination(route)?;
+    // A host end answers at the gateway's address, which is no pod's.
+    let address = destination(route).filter(|address| *address != IpAddr::from(GATEWAY_V6))?;
     let whole = route.header.destination_prefix_length == Family::of(address).host_len();
     (whole && table(route) == TABLE_MAIN).then_some((address, oif(route)?))
 }

@@ -40,7 +40,8 @@ pub fn changes(
         requests.extend(wanted.changes(link));
         let carrier = found.carrier_of(eni).unwrap_or(link);
         address_changes(eni, carrier.header.index, pool, policy, found, &mut requests);
-        for family in policy.steered() {
+        let is_needed = |family: &Family| eni.slot == 0 || policy.is_steered(*family);
+        for family in policy.families().into_iter().filter(is_needed) {
             table_changes(eni, carrier, family, found, &mut requests);
         }
         if eni.slot != 0 {

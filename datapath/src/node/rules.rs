@@ -68,7 +68,7 @@ pub(crate) fn changes(enis: &[EniNet], spared: &BTreeSet<u32>, policy: &Policy, 
 /// The kinds of rule, by their text. None of them is a pod's.
 pub fn rules(enis: &[EniNet], policy: &Policy) -> BTreeMap<String, RuleMessage> {
     let mut rules = BTreeMap::new();
-    for family in policy.steered() {
+    for family in policy.families() {
         for (what, rule) in of_family(family, enis, policy) {
             rules.insert(format!("{} {what}", family.word()), rule);
         }
@@ -100,7 +100,7 @@ fn of_family(family: Family, enis: &[EniNet], policy: &Policy) -> Vec<(String, R
         by_main.attributes.push(RuleAttribute::Destination(net.addr().into()));
         rules.push((format!("{}: to {net} lookup main", marks::PRIORITY_BY_MAIN), by_main));
     }
-    for eni in enis.iter().filter(|eni| eni.slot != 0) {
+    for eni in enis.iter().filter(|eni| eni.slot != 0 && policy.is_steered(family)) {
         let (mark, table) = (marks.eni(eni.slot), eni.table);
         let steered = marked(rule(family, marks::PRIORITY_ENI, table), mark, mask);
         rules.push((format!("{}: fwmark {mark:#x}/{mask:#x} lookup {table}", marks::PRIORITY_ENI), steered));

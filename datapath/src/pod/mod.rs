@@ -8,6 +8,7 @@
 use std::{net::IpAddr, os::fd::AsRawFd};
 
 use netlink_packet_route::{
+    address::{AddressAttribute, AddressFlags},
     link::{InfoData, InfoKind, InfoVeth, LinkAttribute, LinkMessage},
     rule::{RuleAttribute, RuleMessage},
 };
@@ -338,6 +339,8 @@ impl PodLink {
 /// Whoever is behind a pod's link finds its IPv6 gateway by neighbour discovery: it is an address of the host end. In
 /// IPv4 the host has one entry for all links. A host end that has IPv6 off gets it when the daemon has put it on.
 pub(crate) fn answers_for_gateway(name: &str, index: u32) -> Request {
-    let address = message::address(index, GATEWAY_V6.into(), Family::V6.host_len());
+    let mut address = message::address(index, GATEWAY_V6.into(), Family::V6.host_len());
+    // And leaves no route to it in main.
+    address.attributes.push(AddressAttribute::Flags(AddressFlags::Nodad | AddressFlags::Noprefixroute));
     Request::put_address(format!("put {GATEWAY_V6} on {name}"), address).unless(Errno::EACCES)
 }

@@ -58,6 +58,19 @@ pub struct Block {
 /// has long been available, and a block that is never used up does not remember every address that it ever assigned.
 const KEPT: usize = 1024;
 
+/// The last addresses of an IPv6 prefix, which no pod gets: a probe's, and the ENI's own.
+const RESERVED_AT_END: u64 = 2;
+
+/// The address of an IPv6 prefix that the ENI which has the prefix keeps for itself: EC2 gives a secondary ENI no other
+/// one, and what the host sends by that ENI in its own name (kube-proxy's masquerading) needs one that the VPC accepts
+/// there. `None` for what is no IPv6 prefix.
+pub fn own_of_eni(net: &IpNet) -> Option<Ipv6Addr> {
+    match net {
+        IpNet::V6(net) if net.prefix_len() < 128 => Some(Ipv6Addr::from(u128::from(net.broadcast()) - 1)),
+        _ => None,
+    }
+}
+
 /// A place in the order of assigning: the fullest block first, in it the address that was available longest.
 pub(crate) type Rank = (Reverse<u64>, Millis, IpNet);
 
@@ -65,7 +78,8 @@ impl Block {
     pub(crate) fn new(net: IpNet, eni: EniId, leads: bool, in_use: InUse) -> Self {
         // The first address of an IPv6 block may be every router's (RFC 4291, 2.6.1); a range's ends are its own.
         let range = net == LOCAL_V4 || net == LOCAL_V6;
-        let reserved = (u64::from(net.addr().is_ipv6() || range), u64::from(range));
+        let at_end = if range { 1 } else { own_of_eni(&net).map_or(0, |_| RESERVED_AT_END) };
+        let reserved = (u64::from(net.addr().is_ipv6() || range), at_end);
         Block {
             net,
             eni,
