@@ -27,6 +27,8 @@ pub fn wanted(enis: &[EniNet], policy: &Policy, found: &Found) -> Vec<(String, &
         let accepts = format!("net/ipv6/conf/{ifname}/accept_ra");
         if v6 && eni.slot != 0 {
             wanted.push((accepts, "0")); // its default route would compete with the primary's
+            // What is masqueraded there has an address of that ENI; the host uses it for nothing else.
+            wanted.push((format!("net/ipv6/conf/{ifname}/use_oif_addrs_only"), "1"));
         } else if v6 && read(&accepts).is_ok_and(|value| value == "1") {
             // A router ignores routers unless told not to. 0: a program in user space accepts them.
             wanted.push((accepts, "2"));

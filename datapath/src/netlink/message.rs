@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::Ipv4Net;
 use netlink_packet_route::{
-    address::{AddressAttribute, AddressHeaderFlags, AddressMessage},
+    address::{AddressAttribute, AddressHeaderFlags, AddressMessage, CacheInfo},
     neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState},
     route::{RouteAddress, RouteAttribute, RouteMessage, RouteProtocol, RouteScope},
     rule::{RuleAction, RuleAttribute, RuleFlags, RuleMessage},
@@ -34,6 +34,18 @@ pub(crate) fn address(index: u32, address: IpAddr, prefix_len: u8) -> AddressMes
             message
         }
     }
+}
+
+/// An address that the host does not choose for what it sends by other links: deprecated, in IPv6 (RFC 6724, rule 3).
+/// Its link prefers it all the same where only addresses of the link are asked (`use_oif_addrs_only`).
+pub(crate) fn address_of_link(index: u32, own: IpAddr, prefix_len: u8) -> AddressMessage {
+    let mut message = address(index, own, prefix_len);
+    if own.is_ipv6() {
+        let mut lifetimes = CacheInfo::default();
+        (lifetimes.ifa_preferred, lifetimes.ifa_valid) = (0, u32::MAX);
+        message.attributes.push(AddressAttribute::CacheInfo(lifetimes));
+    }
+    message
 }
 
 /// The address itself; IPv6 tells it as the far end's.

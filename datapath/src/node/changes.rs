@@ -84,7 +84,7 @@ fn address_changes(
     }
     if eni.slot != 0 {
         let put = |(address, length): (IpAddr, u8)| {
-            let wanted = message::address(index, address, length);
+            let wanted = message::address_of_link(index, address, length);
             Request::put_address(format!("put {address}/{length} on ENI link {index}"), wanted)
         };
         requests.extend(wanted.into_iter().map(put));
