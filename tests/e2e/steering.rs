@@ -198,7 +198,7 @@ except e.HTTPError as x: print(x.code)";
     let rules = test_node.rules();
     assert!(rules.contains("1024:\tfrom all fwmark 0x100/0x100 lookup main"), "{rules}");
     assert!(rules.contains("1536:\tfrom all fwmark 0x410000/0x7f0000"), "{rules}");
-    assert_eq!(rules.lines().filter(|line| line.starts_with("1536:")).count(), 1, "{rules}");
+    assert_eq!(rules.lines().filter(|line| line.starts_with("1536:")).count(), 2, "{rules}");
     let (name, address) = &test_node.pods[1].clone();
     let _server = serve(test_node.place, &[name]).unwrap();
     test_node
