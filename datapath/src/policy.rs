@@ -11,8 +11,8 @@ use crate::{family::Family, marks::Marks};
 pub struct Policy {
     /// Bits of the packet mark.
     pub marks: Marks,
-    /// What comes in by the primary ENI for an address of the node is answered by the primary ENI, whichever ENI the
-    /// pod lives on (AWS_VPC_CNI_NODE_PORT_SUPPORT).
+    /// What comes in by an ENI for an address of the node is answered by that ENI, whichever ENI the pod lives on
+    /// (AWS_VPC_CNI_NODE_PORT_SUPPORT; Amazon's daemon does so for the primary ENI).
     pub node_ports: NodePorts,
     /// What becomes of a pod's IPv4 address outside the VPC. IPv6 addresses are never translated.
     pub translation: Translation,
@@ -60,7 +60,7 @@ impl Policy {
     }
 }
 
-/// Whether answers to what came in by the primary ENI return there.
+/// Whether answers to what came in by an ENI return there.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum NodePorts {
     /// They do.

@@ -79,15 +79,19 @@ impl Ruleset {
         }
         if let Some((range, own)) = range {
             if !of_vpc {
-                let (marks, word) = (self.policy.marks, family.word());
-                let bits = format!("meta mark & {:#x} | {:#x}", !marks.eni_mask(), marks.eni(0));
-                let by_primary = format!("{word} saddr {range} meta mark set {bits}");
+                let to_primary = self.set_mark(self.policy.marks.eni(0));
+                let by_primary = format!("{} saddr {range} {to_primary}", family.word());
                 chain(&mut text, "steer", "filter hook prerouting priority -50", &[by_primary]);
             }
             self.of_the_node(range, own, &mut text);
         }
         text.push_str("}\n");
         Some(text)
+    }
+
+    /// The statement that gives a packet these bits in the place of any that name an ENI.
+    fn set_mark(&self, bits: u32) -> String {
+        format!("meta mark set meta mark & {:#x} | {bits:#x}", !self.policy.marks.eni_mask())
     }
 
     fn own(&self, family: Family) -> Option<IpAddr> {
@@ -159,14 +163,14 @@ impl Ruleset {
         [primary].into_iter().chain(self.secondary_ifnames.iter().map(of_slot)).collect()
     }
 
-    /// By which ENI the answers leave, by the bits that the connection has.
+    /// By which ENI the answers leave, by the bits that the connection has: also by one that cannot be looked at now.
     fn ways_back(&self, text: &mut String) {
-        let (marks, keep) = (self.policy.marks, !self.policy.marks.eni_mask());
-        for slot in self.secondary_ifnames.keys() {
-            let to_eni = format!("meta mark set meta mark & {keep:#x} | {:#x}", marks.eni(*slot));
-            let _ = writeln!(text, "  chain back{slot} {{\n    {to_eni}\n  }}");
+        let marks = self.policy.marks;
+        let slots = || self.owner.keys().copied().filter(|slot| *slot != 0);
+        for slot in slots() {
+            let _ = writeln!(text, "  chain back{slot} {{\n    {}\n  }}", self.set_mark(marks.eni(slot)));
         }
-        let ways = self.secondary_ifnames.keys().map(|slot| format!("{:#x} : goto back{slot}", marks.eni(*slot)));
+        let ways = slots().map(|slot| format!("{:#x} : goto back{slot}", marks.eni(slot)));
         block(text, "map back", "type mark : verdict;", &ways.collect::<Vec<_>>());
     }
 
@@ -227,17 +231,16 @@ impl Ruleset {
     /// Picks the ENI of a packet that a pod behind this slot sent itself (`eni`), or the host in its name (`host`).
     fn eni_chain(&self, family: Family, who: &str, slot: u32) -> String {
         let policy = &self.policy;
-        let (marks, keep) = (policy.marks, !policy.marks.eni_mask());
+        let marks = policy.marks;
         // A foreign mark must not pick an ENI. The primary's is what everything has that no rule gives to another: so
         // it does not depend on main's default route, which a DHCP client may set to another link.
-        let mark = |bits: u32| format!("meta mark set meta mark & {keep:#x} | {bits:#x}");
-        let (to_primary, to_eni) = (mark(marks.eni(0)), mark(marks.eni(slot)));
+        let (to_primary, to_eni) = (self.set_mark(marks.eni(0)), self.set_mark(marks.eni(slot)));
         let mut rules = vec![to_primary];
         if policy.node_ports == NodePorts::SameWayBack {
             if slot != 0 {
                 // Came in by the primary: same way back.
                 let bits = marks.connmark();
-                rules.push(format!("ct mark & {bits:#x} == {bits:#x} {} return", mark(bits)));
+                rules.push(format!("ct mark & {bits:#x} == {bits:#x} {} return", self.set_mark(bits)));
             }
             rules.push(format!("ct direction reply ct mark & {:#x} vmap @back", marks.eni_mask()));
         }
@@ -366,6 +369,12 @@ mod tests {
         let policy = Policy { node_ports: NodePorts::Off, ..Policy::default() };
         let text = Ruleset { policy, ..example() }.transaction(&BTreeMap::new());
         assert!(!text.contains("ct mark") && !text.contains("chain arrive"), "{text}");
+    }
+
+    #[test]
+    fn answers_find_the_way_back_by_an_eni_that_is_not_to_be_found_now() {
+        let text = Ruleset { secondary_ifnames: BTreeMap::new(), ..example() }.transaction(&BTreeMap::new());
+        assert!(text.contains("elements = { 0x41 : goto back1 }") && !text.contains(r#"iifname "eth1""#), "{text}");
     }
 
     #[test]

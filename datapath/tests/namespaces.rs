@@ -271,10 +271,12 @@ fn enis_are_set_up_once_and_repaired() {
     assert_eq!(apply(&enis), 4);
     assert_eq!(apply(&enis), 0);
     // An ENI that is gone takes its rules along, and leaves the host's own at the same number.
-    host.sh("ip rule add pref 32765 from 192.0.2.7 lookup 10");
+    host.sh("ip rule add pref 32765 from 192.0.2.7 lookup 10; ip rule add pref 1025 fwmark 0x4000/0x4000 lookup 10
+             ip rule add pref 32768 not iif lo lookup 10");
     assert_eq!(apply(&enis[..1]), 2);
     let rules = host.sh("ip rule");
     assert!(!rules.contains("lookup 2") && rules.contains("from 192.0.2.7 lookup 10"), "{rules}");
+    assert_eq!(rules.matches("lookup 10").count(), 3, "{rules}");
     let missing = [eni(2, 9, "10.0.1.12/24", 3)];
     let found = found(&mut Netlink::open().unwrap(), &[Family::V4]);
     assert!(changes(&missing, &BTreeSet::new(), &[], &Policy::default(), &found).is_err());

@@ -198,6 +198,7 @@ fn a_pods_gateway_is_found_by_the_ordinary_protocol() {
     for (family, other) in [("-4", "169.254.1.2"), ("-4", "10.0.1.1"), ("-6", "fe80::2")] {
         inside(&format!("ip {family} route replace {other} dev eth0; ping -c 1 -W 2 {other} || true")).unwrap();
         let known = inside(&format!("ip {family} neigh show {other} dev eth0")).unwrap();
+        assert!(known.contains("FAILED") || known.contains("INCOMPLETE"), "was {other} asked for? {known}");
         assert!(!known.contains("lladdr"), "the host answers for {other}: {known}");
     }
     // What somebody takes away comes back.
@@ -247,9 +248,11 @@ fn what_a_secondary_eni_masquerades_over_ipv6_has_an_address_of_that_eni() {
     assert_eq!([slot(&addresses[0]), slot(&addresses[10])], [0, 1], "one on the primary ENI, one on a secondary");
     let on_secondary = near.sh("ip -6 -o addr show dev eth1 scope global").unwrap();
     assert!(on_secondary.contains("/128"), "{on_secondary}");
-    for pod in [&pods[0], &pods[10]] {
+    let on_primary = near.sh("ip -6 -o addr show dev eth0 scope global").unwrap();
+    for (pod, addresses) in [(&pods[0], &on_primary), (&pods[10], &on_secondary)] {
         let answer = Spot { place: near, netns: Some(&pod.name) }.ask(&own, 30080).unwrap();
         assert_eq!(answer.server, to);
+        assert!(addresses.contains(&format!(" {}/128", answer.client)), "{} is not of {addresses}", answer.client);
     }
     assert_eq!(lab.drops().unwrap(), dropped, "masqueraded packets left by an ENI that has not their address");
 }

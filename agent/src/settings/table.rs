@@ -48,7 +48,7 @@ settings! {
     "AWS_VPC_K8S_CNI_EXTERNALSNAT" "external-snat" "false" "Leave pods' addresses as they are, whatever the destination: a gateway behind the ENIs translates";
     "AWS_VPC_K8S_CNI_RANDOMIZESNAT" "randomize-snat" "prng" "How source ports are chosen: prng, hashrandom or none";
     "AWS_EXTERNAL_SERVICE_CIDRS" "external-service-cidrs" "" "Comma list of IPv4 CIDRs that are routed by the main route table, not by an ENI's own";
-    "AWS_VPC_CNI_NODE_PORT_SUPPORT" "node-port-support" "true" "Connections that came in by the primary ENI, such as NodePort, are answered by it too, whichever ENI the pod's address is on";
+    "AWS_VPC_CNI_NODE_PORT_SUPPORT" "node-port-support" "true" "Connections that came in by an ENI, such as NodePort, are answered by it too, whichever ENI the pod's address is on";
     "AWS_VPC_K8S_CNI_CONNMARK" "connmark" "0x80" "Bits of connection marks that remember what came in by the primary ENI";
     "ENID_ENI_MARK_MASK" "eni-mark-mask" "0x7f" "Seven bits side by side of packet marks that name an ENI";
     "ENID_FORWARD_PROBE" "forward-probe" "true" "Where another firewall drops forwarded packets, send a test packet between two network namespaces, and give addresses only if it arrives";

@@ -221,7 +221,7 @@ pub(crate) fn rule_from(priority: u32, address: IpAddr, table: u32) -> RuleMessa
 }
 
 /// Who made a rule that nothing else tells from a host's own ("e" in ASCII; iproute2's rt_protos names no such number).
-const OURS: RouteProtocol = RouteProtocol::Other(b'e');
+pub(crate) const OURS: RouteProtocol = RouteProtocol::Other(b'e');
 
 pub(crate) fn is_made_by_us(rule: &RuleMessage) -> bool {
     rule.attributes.contains(&RuleAttribute::Protocol(OURS))

@@ -1,6 +1,6 @@
 //! What the kernel has, as one reading shows it.
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::collections::{BTreeMap, BTreeSet};
 
 use netlink_packet_route::{
     address::AddressMessage, link::LinkMessage, neighbour::NeighbourMessage, route::RouteMessage, rule::RuleMessage,
@@ -72,19 +72,17 @@ impl Found {
     /// the primary's packets come and go by then.
     pub fn carrier_of(&self, eni: &EniNet) -> Option<&LinkMessage> {
         let own = self.link_of(eni.mac)?;
-        let has_address = |index: u32| {
-            let of_link = self.addresses.iter().filter(|message| message.header.index == index);
-            of_link.filter_map(own_address).any(|address| address == IpAddr::from(eni.primary.addr()))
-        };
-        if eni.slot != 0 || has_address(own.header.index) {
+        let has_address = |message: &&AddressMessage| own_address(message) == Some(eni.primary.addr().into());
+        let carriers: BTreeSet<u32> =
+            self.addresses.iter().filter(has_address).map(|message| message.header.index).collect();
+        if eni.slot != 0 || carriers.contains(&own.header.index) {
             return Some(own);
         }
-        let is_no_pods = |link: &&LinkMessage| !marks::is_of_a_pod(group(link));
-        let other = self.links.iter().filter(is_no_pods).find(|link| has_address(link.header.index));
-        Some(other.unwrap_or(own))
+        let carries = |link: &&LinkMessage| carriers.contains(&link.header.index) && !marks::is_of_a_pod(group(link));
+        Some(self.links.iter().find(carries).unwrap_or(own))
     }
 
-    /// Its name.
+    /// Name of the link that carries the ENI's address.
     pub fn carrier_name(&self, eni: &EniNet) -> Option<&str> {
         self.carrier_of(eni).map(ifname)
     }

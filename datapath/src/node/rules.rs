@@ -17,8 +17,8 @@ use crate::{
     netlink::{
         link,
         message::{
-            TABLE_DEFAULT, TABLE_MAIN, asked_table, destination, is_made_by_us, mark, marked, oif, priority, rule,
-            rule_from, same_rule, table,
+            OURS, TABLE_DEFAULT, TABLE_MAIN, asked_table, destination, is_made_by_us, mark, marked, oif, priority,
+            rule, rule_from, same_rule, table,
         },
         request::Request,
     },
@@ -89,7 +89,7 @@ fn of_family(family: Family, enis: &[EniNet], policy: &Policy) -> Vec<(String, R
         rules.extend(by_primary(family, marks::PRIORITY_ENI, (marks.eni(0), mask), primary.table));
         if family == Family::V4 {
             let mut last = rule(family, marks::PRIORITY_LAST, primary.table);
-            last.attributes.push(RuleAttribute::Iifname("lo".to_owned()));
+            last.attributes.extend([RuleAttribute::Iifname("lo".to_owned()), RuleAttribute::Protocol(OURS)]);
             last.header.flags = RuleFlags::Invert;
             rules.push((format!("{}: not from all iif lo lookup {}", marks::PRIORITY_LAST, primary.table), last));
         }
@@ -118,10 +118,12 @@ fn by_primary(family: Family, priority: u32, (mark, mask): (u32, u32), table: u3
     let behind = priority + marks::BEHIND;
     let mut main = marked(rule(family, priority, TABLE_MAIN), mark, mask);
     main.attributes.push(RuleAttribute::SuppressPrefixLen(0));
+    let mut own_table = marked(rule(family, behind, table), mark, mask);
+    own_table.attributes.push(RuleAttribute::Protocol(OURS));
     let named = format!("fwmark {mark:#x}/{mask:#x} lookup");
     [
         (format!("{priority}: {named} main suppress_prefixlength 0"), main),
-        (format!("{behind}: {named} {table}"), marked(rule(family, behind, table), mark, mask)),
+        (format!("{behind}: {named} {table}"), own_table),
     ]
 }
 
@@ -140,12 +142,8 @@ fn is_ours(rule: &RuleMessage) -> bool {
         Some(marks::PRIORITY_BY_MAIN) => {
             asked_table(rule) == Some(TABLE_MAIN) && rule.header.dst_len > 0 && rule.header.src_len == 0 && mark == 0
         }
-        Some(marks::PRIORITY_ENI | BEHIND_ENI) => Marks::names_an_eni(mark, mask),
-        Some(BEHIND_CONNMARK) => mark != 0 && mark == mask,
-        Some(marks::PRIORITY_LAST) => {
-            rule.header.flags.contains(RuleFlags::Invert)
-                && rule.attributes.contains(&RuleAttribute::Iifname("lo".to_owned()))
-        }
+        Some(marks::PRIORITY_ENI) => Marks::names_an_eni(mark, mask),
+        Some(BEHIND_CONNMARK | BEHIND_ENI | marks::PRIORITY_LAST) => is_made_by_us(rule),
         Some(marks::PRIORITY_PRIMARY) => {
             let secondary = |table: u32| (2..=64).contains(&table) || (10_100..20_000).contains(&table);
             // The kernel gives this number to the first rule that somebody adds without one (ip-rule(8)).

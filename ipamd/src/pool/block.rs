@@ -78,7 +78,7 @@ impl Block {
     pub(crate) fn new(net: IpNet, eni: EniId, leads: bool, in_use: InUse) -> Self {
         // The first address of an IPv6 block may be every router's (RFC 4291, 2.6.1); a range's ends are its own.
         let range = net == LOCAL_V4 || net == LOCAL_V6;
-        let at_end = if range { 1 } else { own_of_eni(&net).map_or(0, |_| RESERVED_AT_END) };
+        let at_end = if own_of_eni(&net).is_some() && !range { RESERVED_AT_END } else { u64::from(range) };
         let reserved = (u64::from(net.addr().is_ipv6() || range), at_end);
         Block {
             net,
