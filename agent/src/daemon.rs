@@ -5,6 +5,7 @@ use std::sync::Arc;
 use anyhow::{Context, bail};
 use enid_datapath::Family;
 use enid_ipamd::{Core, Ledger, Node, Provisioning};
+use socket2::Type;
 use tokio::{
     runtime,
     signal::unix::{SignalKind, signal},
@@ -25,13 +26,13 @@ use crate::{
     host::nft,
     metrics::Counters,
     reconcile::repair::Repair,
-    reconcile::{forward::Forward, links::Links, metadata},
+    reconcile::{files::Files, forward::Forward, links::Links, metadata},
     runtime::{announce, conflist},
     serve::cni::CniService,
     serve::debug::{self, DebugService},
     serve::metrics,
-    serve::packets::Listener,
-    serve::sockets,
+    serve::packets::Plugins,
+    serve::sockets::{self, Claim, Place},
     settings::Settings,
     store::{self, Store},
 };
@@ -62,7 +63,7 @@ fn start_log(settings: &Settings) {
 
 async fn serve(mut settings: Settings, background: runtime::Handle) -> anyhow::Result<()> {
     // All that can be wrong here is reported before anything is changed.
-    let _claimed = sockets::claim(&settings.run_dir)?;
+    let claim = Claim::new(&settings.run_dir)?;
     nft::check().await?;
     conflist::check(&settings)?;
     let announced = conflist::hide_stale(&settings)?;
@@ -93,7 +94,7 @@ async fn serve(mut settings: Settings, background: runtime::Handle) -> anyhow::R
         links: link_changes,
         v6: settings.steering.policy.knows(Family::V6),
     };
-    let plugins = Listener::bind(&sockets::cni(&settings.run_dir))?;
+    let (plugins_place, plugins) = Place::listen(sockets::cni(&settings.run_dir), Type::SEQPACKET)?;
     let cni = CniService {
         handle: handle.clone(),
         counters: counters.clone(),
@@ -113,11 +114,10 @@ async fn serve(mut settings: Settings, background: runtime::Handle) -> anyhow::R
         readiness: readiness.clone(),
         conflicts: seen_conflicts,
     };
-    let operators = {
-        let _entered = background.enter();
-        sockets::listen(&sockets::debug(&settings.run_dir))?
-    };
+    let (operators_place, operators) = Place::listen(sockets::debug(&settings.run_dir), Type::STREAM)?;
     let (debug, health) = debug::serve(debug, operators)?;
+    let places = [plugins_place, operators_place];
+    let files = Files::new(settings.clone(), handle.clone(), counters.clone(), store.clone(), claim, places);
     let metadata_counters = counters.clone();
     let metrics = metrics::serve(settings.metrics, handle.clone(), readiness.clone(), counters, metrics_fault);
 
@@ -125,14 +125,14 @@ async fn serve(mut settings: Settings, background: runtime::Handle) -> anyhow::R
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot wait for SIGINT")?;
     tokio::select! {
         ended = tokio::spawn(task.run()) => { ended?; bail!("the core's task ended") }
-        ended = tokio::spawn(cni.run(plugins)) => { ended?; bail!("the plugins' server ended") }
-        ended = background.spawn(debug) => ended?.context("the debug server ended"),
+        ended = tokio::spawn(cni.run(Plugins::start(plugins).await?)) => { ended?; bail!("the plugins' server ended") }
+        ended = background.spawn(debug) => ended?,
         ended = background.spawn(metrics) => ended?,
         ended = background.spawn(metadata::run(imds, handle, metadata_counters, awaits_metadata)) => { ended?; bail!("the metadata reader ended") }
         ended = background.spawn(links.run()) => { ended?; bail!("the listing of links ended") }
         ended = background.spawn(repair.run()) => { ended??; bail!("the repair ended") }
         ended = background.spawn(forward.run()) => ended?,
-        ended = background.spawn(announce::run(settings, store, readiness, health)) => ended?,
+        ended = background.spawn(announce::run(files, store, readiness, health)) => ended?,
         _ = terminate.recv() => { info!("asked to stop; pods keep their links"); Ok(()) }
         _ = interrupt.recv() => { info!("interrupted; pods keep their links"); Ok(()) }
     }

@@ -14,12 +14,17 @@ pub const METADATA: &str = "metadata";
 pub const KERNEL: &str = "kernel";
 /// The same.
 pub const STORE: &str = "store";
+/// The same: files on the host.
+pub const FILES: &str = "files";
 
 /// What the peer counts and Enid never does: dashboards have them, and they stay at zero.
 const NEVER: [(&str, &str); 2] = [
     ("awscni_force_removed_enis", "ENIs that were removed while pods used them; Enid removes none"),
     ("awscni_force_removed_ips", "Addresses that were removed while pods used them; Enid removes none"),
 ];
+
+/// The kind of drift that is no kernel's.
+const FILE: &str = "file";
 
 /// What is counted.
 pub struct Counters {
@@ -57,8 +62,12 @@ impl Counters {
                     .buckets(vec![0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 1.0, 5.0, 15.0, 60.0]),
                 &["outcome"],
             )?,
-            repairs: vec(&["kind"], "enid_repairs", "Drift in the kernel that was repaired, by kind")?,
-            repair_failures: IntCounter::new("enid_repair_failures", "Repairs that the kernel refused")?,
+            repairs: vec(
+                &["kind"],
+                "enid_repairs",
+                "Drift in the kernel, and of files on the host, that was repaired, by kind",
+            )?,
+            repair_failures: IntCounter::new("enid_repair_failures", "Repairs that failed")?,
             readings: IntCounter::new("enid_readings", "Times that all of ours in the kernel was read again")?,
             overruns: IntCounter::new(
                 "enid_watch_overruns",
@@ -90,7 +99,7 @@ impl Counters {
             counters.del_requests.with_label_values(&[reason]);
         }
         // A series that exists before its first fault can be watched.
-        for work in [METADATA, KERNEL, STORE] {
+        for work in [METADATA, KERNEL, STORE, FILES] {
             counters.errors.with_label_values(&[work]);
         }
         for family in [&counters.errors, &counters.readings_of_enis, &counters.repairs] {
@@ -123,6 +132,17 @@ impl Counters {
     /// Something of ours in the kernel was repaired.
     pub fn repaired(&self, kind: Kind) {
         self.repairs.with_label_values(&[kind.name()]).inc();
+    }
+
+    /// A file of ours on the host was put back.
+    pub fn put_back(&self) {
+        self.repairs.with_label_values(&[FILE]).inc();
+    }
+
+    /// A file of ours on the host could not be put back.
+    pub fn not_put_back(&self) {
+        self.repair_failures.inc();
+        self.failed(FILES);
     }
 
     /// More was changed than the kernel notified of.

@@ -15,9 +15,14 @@ use std::{
 
 use anyhow::{Context, bail};
 use enid_ipamd::{AttachmentKey, EniId, Lease, Ledger, Limits, Millis, PodRef, Write};
-use redb::{Database, DatabaseError, ReadableDatabase, ReadableTable, StorageError, TableDefinition, TableError};
+use redb::{
+    Database, DatabaseError, Key, ReadTransaction, ReadableDatabase, ReadableTable, StorageError, TableDefinition,
+    TableError, Value, WriteTransaction,
+};
 use serde::{Deserialize, Serialize};
 use tracing::error;
+
+use crate::host::inode::Inode;
 
 /// The only one so far.
 const SCHEMA: &str = "1";
@@ -49,6 +54,8 @@ pub struct Store {
     boot_id: String,
     /// `None` after a failed write, until it can be opened again: redb gives up on a file that failed.
     database: Mutex<Option<Database>>,
+    /// The file that was opened or written last.
+    inode: Mutex<Option<Inode>>,
 }
 
 /// Opens or makes the file.
@@ -85,8 +92,37 @@ impl Store {
             }
         };
         let ledger = Self::read_from(&database, boot_id, instance, cooldown_ms).with_context(cannot_read)?;
+        let inode = Mutex::new(Inode::at(&path).with_context(cannot_read)?);
         let (boot_id, database) = (boot_id.to_owned(), Mutex::new(Some(database)));
-        Ok((Store { path, boot_id, database }, ledger))
+        Ok((Store { path, boot_id, database, inode }, ledger))
+    }
+
+    /// Writes all that it holds to a new file where somebody has removed or replaced the one that was there; whether.
+    pub fn put_back(&self) -> anyhow::Result<bool> {
+        let mut inode = self.inode.lock().unwrap_or_else(PoisonError::into_inner);
+        if Inode::at(&self.path)? == *inode {
+            return Ok(false);
+        }
+        let mut held = self.database.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(database) = held.as_ref() {
+            let doing = || format!("cannot write the store {} again", self.path.display());
+            fs::create_dir_all(self.path.parent().unwrap_or(Path::new("/"))).with_context(doing)?;
+            let beside = self.path.with_extension("redb.new");
+            if beside.exists() {
+                fs::remove_file(&beside).with_context(doing)?;
+            }
+            let new = create(&beside).with_context(doing)?;
+            copy(database, &new).with_context(doing)?;
+            fs::rename(&beside, &self.path).with_context(doing)?;
+            *held = Some(new);
+        }
+        *inode = Inode::at(&self.path)?;
+        Ok(true)
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
     }
 
     /// Works on the open file, and opens it again if the last write failed.
@@ -232,6 +268,30 @@ impl Store {
             Ok(())
         })
     }
+}
+
+/// Copies all tables.
+fn copy(from: &Database, to: &Database) -> anyhow::Result<()> {
+    let (from, to) = (from.begin_read()?, to.begin_write()?);
+    copy_table(&from, &to, META)?;
+    copy_table(&from, &to, LEASES)?;
+    copy_table(&from, &to, COOLDOWN)?;
+    copy_table(&from, &to, SLOTS)?;
+    copy_table(&from, &to, INTENTS)?;
+    Ok(to.commit()?)
+}
+
+fn copy_table<K: Key + 'static, V: Value + 'static>(
+    from: &ReadTransaction,
+    to: &WriteTransaction,
+    table: TableDefinition<K, V>,
+) -> anyhow::Result<()> {
+    let mut copied = to.open_table(table)?;
+    for entry in from.open_table(table)?.iter()? {
+        let (key, value) = entry?;
+        copied.insert(key.value(), value.value())?;
+    }
+    Ok(())
 }
 
 /// What cannot be mended by trying again.

@@ -39,6 +39,8 @@ pub enum Cause {
     KernelRefused,
     /// The host's firewall drops packets between pods.
     ForwardDropped,
+    /// Files that the runtime needs of us on the host are gone and cannot be put back.
+    HostFiles,
     /// A step was refused because it would have broken an invariant, or the store failed.
     Internal,
 }
@@ -64,6 +66,7 @@ impl Cause {
             Cause::EniLost => "eni_lost",
             Cause::KernelRefused => "kernel_refused",
             Cause::ForwardDropped => "forward_dropped",
+            Cause::HostFiles => "host_files",
             Cause::Internal => "internal",
         }
     }

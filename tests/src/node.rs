@@ -2,7 +2,7 @@
 
 use std::{
     fs::{self, File},
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     time::Duration,
 };
@@ -105,6 +105,11 @@ pub struct Daemon {
 impl Daemon {
     /// Starts one with these settings, and does not wait.
     pub fn spawn(place: Place<'_>, settings: &[(&str, &str)]) -> anyhow::Result<Self> {
+        Self::spawn_program(place, &program("enid")?, settings)
+    }
+
+    /// The same of another program.
+    pub fn spawn_program(place: Place<'_>, enid: &Path, settings: &[(&str, &str)]) -> anyhow::Result<Self> {
         // As `enid init` does before the daemon starts.
         let plugin = plugin()?;
         place.lab.run(place.name, "install", &["-m", "755", &plugin.to_string_lossy(), "/opt/cni/bin/enid-cni"])?;
@@ -119,7 +124,7 @@ impl Daemon {
         }
         command.args(settings.iter().map(|(name, value)| format!("{name}={value}")));
         let child = command
-            .arg(program("enid")?)
+            .arg(enid)
             .arg("agent")
             .stdin(Stdio::null())
             .stdout(Stdio::null())

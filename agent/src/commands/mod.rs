@@ -1,5 +1,7 @@
 //! What an operator asks at the command line, read through debug.sock.
 
+mod health;
+
 use std::{io::Write, time::Duration};
 
 use anyhow::{Context, bail};
@@ -55,6 +57,7 @@ pub fn run(name: &str, settings: &Settings, as_json: bool) -> anyhow::Result<()>
                 table(["POD", "CONTAINER", "INTERFACE", "ADDRESS", "ENI", "STATE", "HOST LINK"], rows)
             })?,
             "health" | "ready" => {
+                health::ask(&sockets::cni(&settings.run_dir), TIMEOUT)?;
                 let service = if name == "ready" { CNI_HEALTH } else { "" }.to_owned();
                 let answer = HealthClient::new(channel).check(HealthCheckRequest { service }).await?.into_inner();
                 if answer.status() != ServingStatus::Serving {

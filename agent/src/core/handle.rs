@@ -42,13 +42,14 @@ pub enum Message {
     Carried(Box<Attempt>),
     Vpc(Vec<Ipv4Net>),
     Forwarding(Forwarding),
+    Files(Option<Refusal>),
 }
 
 /// What probes say of packets between pods.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Forwarding {
-    /// Why those of a family do not pass.
-    pub dropped: Option<String>,
+    /// Why those of a family do not pass, or are not known to.
+    pub dropped: Option<Refusal>,
     /// None of any family pass, and that has lasted.
     pub is_outage: bool,
 }
@@ -117,6 +118,11 @@ impl Handle {
     /// What probes say of packets between pods.
     pub async fn forwarding(&self, seen: Forwarding) {
         let _ = self.sender.send(Message::Forwarding(seen)).await;
+    }
+
+    /// Why pods cannot start for want of files on the host, if they cannot.
+    pub async fn files(&self, missing: Option<Refusal>) {
+        let _ = self.sender.send(Message::Files(missing)).await;
     }
 
     /// The VPC's CIDRs, as metadata shows them now.

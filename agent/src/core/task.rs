@@ -50,6 +50,8 @@ pub struct CoreTask {
     requests: Requests,
     forgetting: Forgetting,
     forwarding: Forwarding,
+    /// Why pods cannot start for want of files on the host.
+    files: Option<Refusal>,
     publisher: Publisher,
 }
 
@@ -89,9 +91,9 @@ impl CoreTask {
             let reports = reports.clone();
             async move { reports.forgotten(addresses).await }
         });
-        if probes {
-            core.set_blocked(Some(Refusal::new(Cause::Starting, "it is not known yet whether the host forwards")));
-        }
+        let unknown = Refusal::new(Cause::Starting, "it is not known yet whether the host forwards");
+        let forwarding = Forwarding { dropped: probes.then_some(unknown), ..Forwarding::default() };
+        core.set_blocked(forwarding.dropped.clone());
         let (publisher, published) = Publisher::new(served);
         let task = CoreTask {
             core,
@@ -104,7 +106,8 @@ impl CoreTask {
             handle: handle.clone(),
             requests: Requests::default(),
             forgetting,
-            forwarding: Forwarding::default(),
+            forwarding,
+            files: None,
             publisher,
         };
         (task, handle, published)
@@ -185,8 +188,12 @@ impl CoreTask {
             }
             Message::Vpc(cidrs) => self.carrier.set_vpc(cidrs),
             Message::Forwarding(seen) => {
-                self.core.set_blocked(seen.dropped.clone().map(forward_dropped));
                 self.forwarding = seen;
+                self.set_blocked();
+            }
+            Message::Files(missing) => {
+                self.files = missing;
+                self.set_blocked();
             }
             Message::Forgotten(addresses) => {
                 for (ticket, (key, offered)) in self.forgetting.end(&addresses) {
@@ -196,6 +203,11 @@ impl CoreTask {
                 }
             }
         }
+    }
+
+    /// What keeps new pods out, whatever the core has to give.
+    fn set_blocked(&mut self) {
+        self.core.set_blocked(self.forwarding.dropped.clone().or(self.files.clone()));
     }
 
     /// Carries a batch of effects out: offers, then the disk, then all the rest.
@@ -330,7 +342,7 @@ impl CoreTask {
         let metadata = self.core.awaits_metadata() || !configuring(&self.core).is_empty();
         self.publisher.awaits(metadata, self.core.awaits_listing());
         let Forwarding { dropped, is_outage } = &self.forwarding;
-        let outage = dropped.clone().filter(|_| *is_outage).map(forward_dropped);
+        let outage = dropped.clone().filter(|_| *is_outage);
         let seen = Readiness {
             obstacle: self.blocked(),
             risk: self.risk(),
@@ -358,10 +370,6 @@ fn leaves_work(message: &Message) -> bool {
             | Message::Lookup(..)
             | Message::View(_)
     )
-}
-
-fn forward_dropped(words: String) -> Refusal {
-    Refusal::new(Cause::ForwardDropped, words)
 }
 
 fn refused_by_kernel(words: &str) -> Refusal {

@@ -4,9 +4,11 @@
 //! - [`netlink`]: listings and changes; [`listener`]: what the kernel notifies of.
 //! - [`kernel`]: what host and table should carry, and how they come to do so; [`nft`], [`sysctl`]: its parts.
 //! - [`pod_links`], [`deletion`]: pods' links; [`conntrack`]: what is remembered of their addresses.
+//! - [`inode`]: whether a file is still the one that was put there.
 
 pub mod conntrack;
 pub mod deletion;
+pub mod inode;
 pub mod kernel;
 pub mod listener;
 pub mod netlink;

@@ -5,7 +5,7 @@ use std::{net::IpAddr, sync::Arc, time::Duration};
 
 use anyhow::Context;
 use enid_datapath::{Family, forward, netfilter::chains};
-use enid_ipamd::Millis;
+use enid_ipamd::{Cause, Millis, Refusal};
 use ipnet::Ipv4Net;
 use tokio::{sync::Notify, time::timeout};
 use tracing::warn;
@@ -48,7 +48,7 @@ impl Seen {
         self.all_since = is_all.then(|| self.all_since.unwrap_or(now));
         self.forwarding.is_outage = self.all_since.is_some_and(|since| now.since(since) >= OUTAGE_MS);
         if let Some(probe) = probe {
-            self.forwarding.dropped = probe.dropped;
+            self.forwarding.dropped = probe.dropped.map(|words| Refusal::new(Cause::ForwardDropped, words));
         }
     }
 }

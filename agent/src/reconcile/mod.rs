@@ -1,6 +1,7 @@
 //! Tasks that compare the host with what it should be, and report to the core: drift and its repair, the probe of the
-//! forward hook, the listing of pods' links, the reading of instance metadata.
+//! forward hook, the listing of pods' links, the reading of instance metadata, files of ours on the host.
 
+pub mod files;
 pub mod forward;
 pub mod links;
 pub mod metadata;

@@ -1,33 +1,28 @@
-//! Tells the runtime, and whoever reads health, when an address can be given.
+//! Tells the runtime, and whoever reads health, when an address can be given: the network configuration appears then, and
+//! is looked at from then on with the other files of ours on the host.
 
 use std::{sync::Arc, time::Duration};
 
 use tokio::{sync::watch, time::timeout};
 use tonic_health::{ServingStatus, server::HealthReporter};
 
-use crate::{
-    core::readiness::Readiness,
-    runtime::{conflist, versions::Versions},
-    serve::debug::CNI_HEALTH,
-    settings::Settings,
-    store::Store,
-};
+use crate::{core::readiness::Readiness, reconcile::files::Files, serve::debug::CNI_HEALTH, store::Store};
 
-/// How often the network configuration is looked at.
+/// How often files are looked at.
 const PERIOD: Duration = Duration::from_secs(5);
 
 /// Runs until the core's task ends.
 ///
 /// # Errors
 ///
-/// The network configuration cannot be written.
+/// A folder was removed under its mount.
 pub async fn run(
-    settings: Settings,
+    mut files: Files,
     store: Arc<Store>,
     mut readiness: watch::Receiver<Readiness>,
     health: HealthReporter,
 ) -> anyhow::Result<()> {
-    let (mut kept, mut versions) = (store.has_served()?, Versions::default());
+    let mut kept = store.has_served()?;
     loop {
         let (served, is_ready) = {
             let readiness = readiness.borrow_and_update();
@@ -39,9 +34,7 @@ pub async fn run(
             kept = tokio::task::spawn_blocking(move || store.keep_served()).await?.is_ok();
         }
         // Once it is there it stays: one that somebody takes away is put back.
-        if served {
-            conflist::write(&settings, &mut versions).await?;
-        }
+        files.look(served).await?;
         let status = if is_ready { ServingStatus::Serving } else { ServingStatus::NotServing };
         health.set_service_status(CNI_HEALTH, status).await;
         if let Ok(Err(_)) = timeout(PERIOD, readiness.changed()).await {

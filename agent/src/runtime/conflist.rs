@@ -4,7 +4,11 @@
 //! boot left is taken away at start, because it would advertise a network that is not there yet. What others have
 //! chained into it (meshes do) is kept, over a boot too.
 
-use std::{fs, path::Path, sync::Once};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    sync::Once,
+};
 
 use anyhow::{Context, bail, ensure};
 use serde_json::{Value, json};
@@ -24,8 +28,10 @@ use crate::{
 const CONFLIST: &str = "05-enid.conflist";
 /// What an earlier boot left, under a name that no runtime loads.
 const EARLIER: &str = ".05-enid.earlier";
+/// The standard plugin for host ports.
+const PORTMAP: &str = "portmap";
 /// Types that we chain ourselves; entries of any other type belong to others.
-const CHAINED: [&str; 3] = ["portmap", "bandwidth", "tuning"];
+const CHAINED: [&str; 3] = [PORTMAP, "bandwidth", "tuning"];
 
 /// Whether the configuration can be written when its time comes: the template makes sense, the switched-on plugins
 /// are there, the folder takes a file.
@@ -62,21 +68,27 @@ pub fn hide_stale(settings: &Settings) -> anyhow::Result<bool> {
     Ok(false)
 }
 
-/// Writes the configuration, unless it is there unchanged; false while our plugin is not installed, since every pod
-/// would fail.
-pub async fn write(settings: &Settings, known: &mut Versions) -> anyhow::Result<bool> {
-    let path = settings.conf_dir.join(CONFLIST);
+/// Where the configuration is.
+pub fn path(settings: &Settings) -> PathBuf {
+    settings.conf_dir.join(CONFLIST)
+}
+
+/// The plugins of the configuration that are ours or chained by us: what pods need of the runtime's folder. The one for
+/// host ports is among them where it has been put there.
+pub fn needed(settings: &Settings) -> Vec<PathBuf> {
+    let switched = switches(settings).into_iter().filter(|(.., on)| *on).map(|(_, kind, _)| kind);
+    [PLUGIN].into_iter().chain(switched).map(|kind| settings.bin_dir.join(kind)).collect()
+}
+
+/// Where the plugin for host ports is, if it is installed.
+pub fn portmap(settings: &Settings) -> PathBuf {
+    settings.bin_dir.join(PORTMAP)
+}
+
+/// Writes the configuration, unless it is there unchanged: what it says, and whether it had to be written.
+pub async fn write(settings: &Settings, known: &mut Versions) -> anyhow::Result<(Value, bool)> {
+    let path = path(settings);
     let there = read(&path)?;
-    if !settings.bin_dir.join(PLUGIN).is_file() {
-        if there.is_none() {
-            warn!(
-                "{} is not in {}: the network is not announced (`enid init` installs it)",
-                PLUGIN,
-                settings.bin_dir.display()
-            );
-        }
-        return Ok(there.is_some());
-    }
     let earlier = settings.conf_dir.join(EARLIER);
     let others = others(there.as_ref()).or(others(read(&earlier)?.as_ref())).unwrap_or_default();
     let mut list = wanted(settings, &store::boot_id()?, others)?;
@@ -85,14 +97,15 @@ pub async fn write(settings: &Settings, known: &mut Versions) -> anyhow::Result<
     if serves_newest(settings, &list, before, known).await {
         list["cniVersions"] = json!([VERSION, NEWEST]);
     }
-    if there.as_ref() != Some(&list) {
+    let differs = there.as_ref() != Some(&list);
+    if differs {
         put(&path, format!("{list:#}\n").as_bytes(), 0o644)?;
     }
     match fs::remove_file(&earlier) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
             Err(error).with_context(|| format!("cannot remove {}", earlier.display()))
         }
-        _ => Ok(true),
+        _ => Ok((list, differs)),
     }
 }
 
@@ -158,8 +171,8 @@ fn switches(settings: &Settings) -> [(&'static str, &'static str, bool); 2] {
 /// that is not would fail every pod.
 fn chained(settings: &Settings) -> Vec<Value> {
     let mut chained = Vec::new();
-    if settings.bin_dir.join("portmap").is_file() {
-        chained.push(json!({ "type": "portmap", "capabilities": { "portMappings": true }, "snat": true }));
+    if portmap(settings).is_file() {
+        chained.push(json!({ "type": PORTMAP, "capabilities": { "portMappings": true }, "snat": true }));
     } else {
         // It is looked for again and again, and may come.
         static SAID: Once = Once::new();
@@ -218,7 +231,7 @@ async fn serves_newest(settings: &Settings, list: &Value, before: bool, known: &
             Ok(versions) if versions.iter().any(|version| version == NEWEST) => {}
             Ok(_) => return false,
             Err(failure) => {
-                warn!("{failure:#}: the network is offered as {}", if before { NEWEST } else { VERSION });
+                warn!("{failure}: the network is offered as {}", if before { NEWEST } else { VERSION });
                 return before;
             }
         }

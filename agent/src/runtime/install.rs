@@ -19,6 +19,31 @@ const STANDARD: &str = "plugins";
 
 /// Installs what differs.
 pub fn plugins(settings: &Settings) -> anyhow::Result<()> {
+    for source in sources()? {
+        let target = settings.bin_dir.join(source.file_name().unwrap_or_default());
+        let content = fs::read(&source).with_context(|| format!("cannot read the plugin {}", source.display()))?;
+        if fs::read(&target).is_ok_and(|there| there == content) {
+            println!("{} is up to date", target.display());
+            continue;
+        }
+        put(&target, &content, 0o755)?;
+        println!("installed {}", target.display());
+    }
+    Ok(())
+}
+
+/// Puts one plugin back, if the image has it; whether.
+pub fn put_back(target: &Path) -> anyhow::Result<bool> {
+    let Some(source) = sources()?.into_iter().find(|source| source.file_name() == target.file_name()) else {
+        return Ok(false);
+    };
+    let content = fs::read(&source).with_context(|| format!("cannot read the plugin {}", source.display()))?;
+    put(target, &content, 0o755)?;
+    Ok(true)
+}
+
+/// The plugins that the image has.
+fn sources() -> anyhow::Result<Vec<PathBuf>> {
     let ours = find_plugin()?;
     let standard = ours.with_file_name(STANDARD);
     let mut sources = vec![ours];
@@ -27,22 +52,7 @@ pub fn plugins(settings: &Settings) -> anyhow::Result<()> {
         sources.extend(files);
     }
     sources.sort();
-    for source in sources {
-        install(&source, &settings.bin_dir)?;
-    }
-    Ok(())
-}
-
-fn install(source: &Path, folder: &Path) -> anyhow::Result<()> {
-    let target = folder.join(source.file_name().unwrap_or_default());
-    let content = fs::read(source).with_context(|| format!("cannot read the plugin {}", source.display()))?;
-    if fs::read(&target).is_ok_and(|there| there == content) {
-        println!("{} is up to date", target.display());
-        return Ok(());
-    }
-    put(&target, &content, 0o755)?;
-    println!("installed {}", target.display());
-    Ok(())
+    Ok(sources)
 }
 
 fn find_plugin() -> anyhow::Result<PathBuf> {

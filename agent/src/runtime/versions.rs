@@ -11,7 +11,6 @@ use std::{
     time::Duration,
 };
 
-use anyhow::Context;
 use serde_json::Value;
 use tokio::{io::AsyncWriteExt, time::timeout};
 
@@ -30,15 +29,38 @@ pub struct Versions(BTreeMap<PathBuf, (File, Vec<String>)>);
 /// replaced by rename, which makes another inode, or written over, which changes ctime.
 type File = (u64, u64, u64, i64, i64);
 
+/// Why there are none.
+#[derive(Debug, thiserror::Error)]
+pub enum Fault {
+    /// The file is not there, or is no plugin.
+    #[error("{}: {why}", path.display())]
+    NoPlugin { path: PathBuf, why: String },
+    /// It could not be asked, or did not answer in time.
+    #[error("cannot ask {} for its versions: {why}", path.display())]
+    Unknown { path: PathBuf, why: String },
+}
+
 impl Versions {
     /// The versions that this plugin serves.
-    pub async fn of(&mut self, path: &Path) -> anyhow::Result<&[String]> {
-        let named = || format!("cannot ask {} for its versions", path.display());
-        let file = identify(path).with_context(named)?;
+    pub async fn of(&mut self, path: &Path) -> Result<&[String], Fault> {
+        let file = identify(path).map_err(|error| refused(path, &error))?;
         if self.0.get(path).is_none_or(|(known, _)| *known != file) {
-            self.0.insert(path.to_owned(), (file, ask(path).await.with_context(named)?));
+            self.0.insert(path.to_owned(), (file, ask(path).await?));
         }
         Ok(&self.0[path].1)
+    }
+}
+
+/// What the kernel's refusal to read or run a plugin says of it: ENOEXEC, for one, that it is none (execve(2)).
+fn refused(path: &Path, error: &io::Error) -> Fault {
+    use nix::errno::Errno;
+    let path = path.to_owned();
+    match error.raw_os_error().map(Errno::from_raw) {
+        Some(Errno::ENOENT) => Fault::NoPlugin { path, why: "it is not there".to_owned() },
+        Some(Errno::ENOEXEC | Errno::EACCES | Errno::EISDIR | Errno::ELIBBAD | Errno::ELOOP) => {
+            Fault::NoPlugin { path, why: format!("it cannot be run: {error}") }
+        }
+        _ => Fault::Unknown { path, why: error.to_string() },
     }
 }
 
@@ -48,7 +70,8 @@ fn identify(path: &Path) -> io::Result<File> {
 }
 
 /// What a plugin answers to VERSION.
-async fn ask(path: &Path) -> anyhow::Result<Vec<String>> {
+async fn ask(path: &Path) -> Result<Vec<String>, Fault> {
+    let unknown = |why: String| Fault::Unknown { path: path.to_owned(), why };
     let mut child = tokio::process::Command::new(path)
         .env_clear()
         .env("CNI_COMMAND", "VERSION")
@@ -56,14 +79,21 @@ async fn ask(path: &Path) -> anyhow::Result<Vec<String>> {
         .stdout(Stdio::piped())
         .stderr(Stdio::null())
         .kill_on_drop(true)
-        .spawn()?;
+        .spawn()
+        .map_err(|error| refused(path, &error))?;
     if let Some(mut stdin) = child.stdin.take() {
         // A plugin that answers without reading is none the worse.
         let _ = stdin.write_all(format!(r#"{{"cniVersion":"{NEWEST}"}}"#).as_bytes()).await;
     }
-    let output = timeout(TIMEOUT, child.wait_with_output()).await??;
-    let answer: Value = serde_json::from_slice(&output.stdout)?;
-    let listed = answer["supportedVersions"].as_array().context("its answer has no supportedVersions")?;
+    let Ok(output) = timeout(TIMEOUT, child.wait_with_output()).await else {
+        return Err(unknown(format!("it does not answer within {} s", TIMEOUT.as_secs())));
+    };
+    let output = output.map_err(|error| unknown(error.to_string()))?;
+    let answer: Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
+    let Some(listed) = answer["supportedVersions"].as_array() else {
+        let why = format!("its answer to VERSION names no supportedVersions ({})", output.status);
+        return Err(Fault::NoPlugin { path: path.to_owned(), why });
+    };
     Ok(listed.iter().filter_map(Value::as_str).map(str::to_owned).collect())
 }
 

@@ -25,7 +25,7 @@ use crate::{
     host::{kernel, pod_links},
     metrics::Counters,
     reconcile::links,
-    serve::packets::{Connection, Fault, Listener},
+    serve::packets::{Connection, Fault, Plugins},
 };
 
 /// When a plugin whose request waits for an address is told so; well within what it gives a daemon to answer at all.
@@ -85,10 +85,10 @@ impl From<io::Error> for End {
 
 impl CniService {
     /// Serves all who connect, until the daemon ends.
-    pub async fn run(self, listener: Listener) {
+    pub async fn run(self, mut plugins: Plugins) {
         let service = Arc::new(self);
         loop {
-            let connection = listener.accept().await;
+            let connection = plugins.accept().await;
             let service = service.clone();
             tokio::spawn(async move { service.converse(&connection).await });
         }

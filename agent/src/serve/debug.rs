@@ -10,7 +10,7 @@ use enid_api::v1::{
 };
 use enid_datapath::{Mac, identity};
 use enid_ipamd::{AddressState, EniState, Refusal, View};
-use tokio::{net::UnixListener, sync::watch};
+use tokio::sync::watch;
 use tonic::{Request, Response, Status, transport::Server};
 use tonic_health::server::HealthReporter;
 
@@ -19,7 +19,7 @@ use crate::{
     core::handle::Handle,
     core::readiness::Readiness,
     host::{kernel::route_table, pod_links},
-    serve::sockets,
+    serve::sockets::{Listener, Listeners},
 };
 
 /// Health's name for what STATUS says.
@@ -206,8 +206,8 @@ fn plan(view: &View) -> Plan {
 /// Serves operators until the task is dropped, with reflection and health; a way to set health.
 pub fn serve(
     service: DebugService,
-    listener: UnixListener,
-) -> anyhow::Result<(impl Future<Output = Result<(), tonic::transport::Error>>, HealthReporter)> {
+    listeners: Listeners,
+) -> anyhow::Result<(impl Future<Output = anyhow::Result<()>>, HealthReporter)> {
     let (health, health_service) = tonic_health::server::health_reporter();
     let reflection = tonic_reflection::server::Builder::configure()
         .register_encoded_file_descriptor_set(enid_api::DESCRIPTORS)
@@ -215,14 +215,12 @@ pub fn serve(
         .build_v1()
         .context("cannot describe the services")?;
     let reporter = health.clone();
-    let server = Server::builder()
-        .add_service(DebugServer::new(service))
-        .add_service(health_service)
-        .add_service(reflection)
-        .serve_with_incoming(sockets::incoming(listener));
+    let server =
+        Server::builder().add_service(DebugServer::new(service)).add_service(health_service).add_service(reflection);
     let server = async move {
         health.set_serving::<DebugServer<DebugService>>().await;
-        server.await
+        let incoming = Listener::start(listeners).await?.incoming();
+        server.serve_with_incoming(incoming).await.context("the debug server ended")
     };
     Ok((server, reporter))
 }

@@ -6,31 +6,18 @@
 //! What can be done at once is done without asking the poller first: a plugin's packet is usually there when its
 //! connection is accepted, and there is always room for an answer.
 
-use std::{
-    cell::RefCell,
-    io,
-    os::fd::{AsRawFd, OwnedFd},
-    path::Path,
-    time::Duration,
-};
+use std::{cell::RefCell, io, os::fd::AsRawFd, time::Duration};
 
-use anyhow::Context;
 use enid_api::{
     packet::{self, Malformed, PACKET_MAX},
     v1::{from_daemon, from_plugin},
 };
 use nix::sys::socket::{MsgFlags, recv, setsockopt, sockopt};
-use socket2::{Domain, SockAddr, Socket, Type};
-use tokio::{
-    io::Interest,
-    net::{UnixListener, UnixStream},
-};
+use tokio::{io::Interest, net::UnixStream};
 use tracing::warn;
 
-use crate::serve::sockets;
+use crate::serve::sockets::{Listener, Listeners};
 
-/// Connections that may wait to be accepted: a node's pods all at once, and more.
-const BACKLOG: i32 = 1024;
 /// How long nothing is accepted after the kernel refused, for want of descriptors for instance.
 const PAUSE: Duration = Duration::from_millis(100);
 
@@ -40,7 +27,7 @@ thread_local! {
 }
 
 /// Waits for plugins.
-pub struct Listener(UnixListener);
+pub struct Plugins(Listener);
 
 /// A plugin that has connected.
 pub struct Connection(UnixStream);
@@ -56,24 +43,17 @@ pub enum Fault {
     Io(#[from] io::Error),
 }
 
-impl Listener {
-    /// Listens on a path, for root alone.
-    pub fn bind(path: &Path) -> anyhow::Result<Self> {
-        let at = || format!("cannot listen on {}", path.display());
-        sockets::make_room(path)?;
-        let socket = Socket::new(Domain::UNIX, Type::SEQPACKET.nonblocking(), None).with_context(at)?;
-        socket.bind(&SockAddr::unix(path).with_context(at)?).with_context(at)?;
-        sockets::for_root_alone(path)?;
-        socket.listen(BACKLOG).with_context(at)?;
-        Ok(Listener(UnixListener::from_std(OwnedFd::from(socket).into()).with_context(at)?))
+impl Plugins {
+    /// Waits for them in the runtime in which this is called.
+    pub async fn start(listeners: Listeners) -> anyhow::Result<Self> {
+        Listener::start(listeners).await.map(Plugins)
     }
 
-    /// The next plugin that root runs, or who we are; the folder keeps all others out already.
-    pub async fn accept(&self) -> Connection {
+    /// The next plugin.
+    pub async fn accept(&mut self) -> Connection {
         loop {
             match self.0.accept().await {
-                Ok((socket, _)) if sockets::is_of_trusted(&socket) => return Connection(socket),
-                Ok(_) => {}
+                Ok(socket) => return Connection(socket),
                 Err(error) => {
                     warn!("cni.sock: cannot accept a connection: {error}");
                     // The same error would come at once; nothing tells when it has passed.
