@@ -73,7 +73,7 @@ async fn serve(mut settings: Settings, background: runtime::Handle) -> anyhow::R
     let (parts, instance) = discover(&mut settings, announced, &imds, &counters, &background).await?;
     let (kernel, store) = (parts.kernel.clone(), parts.store.clone());
     let (task, handle, published) = CoreTask::new(parts);
-    let Published { awaits_metadata, awaits_listing, readiness } = published;
+    let Published { awaited, awaits_listing, readiness } = published;
 
     let (hooks, link_changes) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
     let (conflicts, seen_conflicts) = watch::channel(Vec::new());
@@ -128,7 +128,7 @@ async fn serve(mut settings: Settings, background: runtime::Handle) -> anyhow::R
         ended = tokio::spawn(cni.run(Plugins::start(plugins).await?)) => { ended?; bail!("the plugins' server ended") }
         ended = background.spawn(debug) => ended?,
         ended = background.spawn(metrics) => ended?,
-        ended = background.spawn(metadata::run(imds, handle, metadata_counters, awaits_metadata)) => { ended?; bail!("the metadata reader ended") }
+        ended = background.spawn(metadata::run(imds, handle, metadata_counters, awaited)) => { ended?; bail!("the metadata reader ended") }
         ended = background.spawn(links.run()) => { ended?; bail!("the listing of links ended") }
         ended = background.spawn(repair.run()) => { ended??; bail!("the repair ended") }
         ended = background.spawn(forward.run()) => ended?,

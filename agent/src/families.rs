@@ -65,7 +65,6 @@ mod tests {
             region: "us-east-1".to_owned(),
             subnet_id: "subnet-1".to_owned(),
             vpc_id: "vpc-1".to_owned(),
-            groups: Vec::new(),
             vpc_cidrs: Vec::new(),
             subnet_has_v6: true,
             own_v6: None,

@@ -19,6 +19,7 @@ mod cause;
 mod core;
 mod ec2;
 mod event;
+mod groups;
 mod ids;
 mod integrity;
 mod invariant;
@@ -33,7 +34,9 @@ mod view;
 
 pub use cause::{Cause, Refusal};
 pub use core::Core;
-pub use ec2::{AuditedEni, Call, CallError, Class, Creation, Ec2Answer, Fact, Intent, Order, Scope, UnattachedEni};
+pub use ec2::{
+    AuditedEni, Call, CallError, Class, Creation, Ec2Answer, Fact, Intent, Order, Recorded, Scope, UnattachedEni,
+};
 pub use event::{Effect, Event, Ledger, Write};
 pub use ids::{AttachmentKey, CallId, EniId, Millis, Place, PodRef, Ticket};
 pub use invariant::Broken;

@@ -1,6 +1,6 @@
 //! What has been looked at, and when.
 
-use crate::{cause::Refusal, ids::Millis, plan::Observed};
+use crate::{cause::Refusal, groups::Groups, ids::Millis, plan::Observed};
 
 /// How long a node without memory waits for EC2's word before it believes metadata.
 pub(crate) const SETTLED_MS: u64 = 30_000;
@@ -16,6 +16,8 @@ pub(crate) struct Observations {
     links_listed: Option<Millis>,
     /// Why what pods send would not arrive.
     blocked: Option<Refusal>,
+    /// The primary ENI's security groups.
+    groups: Groups,
 }
 
 impl Observations {
@@ -47,6 +49,14 @@ impl Observations {
         self.blocked = blocked;
     }
 
+    pub(crate) fn groups(&self) -> &Groups {
+        &self.groups
+    }
+
+    pub(crate) fn groups_mut(&mut self) -> &mut Groups {
+        &mut self.groups
+    }
+
     pub(crate) fn imds_read(&self) -> Option<Millis> {
         self.imds_read
     }
@@ -65,6 +75,7 @@ impl Observations {
             imds_failed: self.imds_failed.as_ref(),
             links_listed: self.links_listed,
             blocked: self.blocked.as_ref(),
+            groups: &self.groups,
             is_broken,
         }
     }

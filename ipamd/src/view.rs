@@ -7,6 +7,7 @@ use ipnet::IpNet;
 
 use crate::{
     cause::Refusal,
+    groups::List,
     ids::{AttachmentKey, EniId, Millis},
     lease::Lease,
     plan::Plan,
@@ -29,6 +30,7 @@ pub struct View {
     pub enis: OrdMap<EniId, Arc<Eni>>,
     /// The blocks on them.
     pub blocks: OrdMap<IpNet, Arc<Block>>,
+    pub(crate) groups: List,
     pub(crate) leases: OrdMap<Arc<AttachmentKey>, Arc<Lease>>,
     /// Addresses that pods' links use though no lease says so.
     pub orphans: Vec<IpAddr>,
@@ -104,6 +106,13 @@ impl View {
         let (network, container) = (key.network.clone(), key.container.clone());
         let within = move |key: &&AttachmentKey| key.network == network && key.container == container;
         self.leases.range(first..).map(|(key, _)| key.as_ref()).take_while(within)
+    }
+
+    /// ENIs of which metadata shows something else than EC2 is known to have done: it lags, or somebody else has changed
+    /// them.
+    pub fn unsettled_enis(&self) -> impl Iterator<Item = &EniId> {
+        let other_groups = |eni: &Eni| eni.ours && !self.groups.is_empty() && eni.facts.groups != *self.groups;
+        self.enis.iter().filter(move |(_, eni)| eni.is_shown_otherwise() || other_groups(eni)).map(|(id, _)| id)
     }
 
     /// The leases, with their keys.

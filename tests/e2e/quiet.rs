@@ -62,13 +62,16 @@ fn of_ended_children(pid: u32) -> [u64; 3] {
 fn a_quiet_daemon_runs_no_program() {
     let (lab, daemon, _pods) = quiet_node();
     let pid = daemon.pid().unwrap();
-    let before = of_ended_children(pid);
+    let place = Place::node(&lab, 0);
+    let (before, requests) = (of_ended_children(pid), place.metadata_requests().unwrap());
     let until = Instant::now() + SHORT;
     let started = wait_until(SHORT, || Instant::now() >= until || !children(pid).is_empty());
     assert!(children(pid).is_empty(), "it runs {:?}: {started:?}", children(pid));
     // A program that has ended leaves its page faults here.
     assert_eq!(of_ended_children(pid), before, "a program was run: {}", daemon.log());
-    drop(lab);
+    // Twice at most, the list of ENIs, the VPC's CIDRs and the primary's security groups.
+    let requests = place.metadata_requests().unwrap() - requests;
+    assert!(requests <= 6, "{requests} requests of metadata {}", daemon.log());
 }
 
 /// `cargo test -p enid-tests --test quiet -- --ignored --nocapture`; QUIET_SECONDS says how long, 600 by default.
@@ -80,14 +83,17 @@ fn what_a_quiet_daemon_costs() {
     let pid = daemon.pid().unwrap();
     let old = Instant::now() + YOUNG;
     wait_until(YOUNG * 2, || Instant::now() >= old).unwrap();
-    let (started, before) = (Instant::now(), processor_seconds(pid));
+    let place = Place::node(&lab, 0);
+    let (started, before, requests) = (Instant::now(), processor_seconds(pid), place.metadata_requests().unwrap());
     let until = started + Duration::from_secs(seconds);
     wait_until(Duration::from_secs(seconds + 1), || Instant::now() >= until).unwrap();
     let (used, took) = (processor_seconds(pid) - before, started.elapsed().as_secs_f64());
     println!(
-        "{} pods, {took:.0} quiet seconds: {used:.2} s of processor time, children included; in ten minutes {:.2} s",
+        "{} pods, {took:.0} quiet seconds: {used:.2} s of processor time, children included (in ten minutes {:.2} s), and \
+         {} requests of metadata",
         pods.len(),
-        used * 600.0 / took
+        used * 600.0 / took,
+        place.metadata_requests().unwrap() - requests
     );
     drop(lab);
 }

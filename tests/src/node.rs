@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::Context;
 use serde_json::Value;
-use vpclab::{Lab, wait_until};
+use vpclab::{Lab, REQUESTS, wait_until};
 
 use crate::{plugin, program};
 
@@ -87,6 +87,14 @@ impl<'a> Place<'a> {
     /// Whether the daemon runs, STATUS says yes, and a new pod would get an address.
     pub fn serves(&self) -> bool {
         self.enid("status").is_ok_and(|status| status["ready"] == true && status["cause"] == "")
+    }
+
+    /// How many requests of instance metadata the node has made.
+    pub fn metadata_requests(&self) -> anyhow::Result<u64> {
+        let ask =
+            format!("import urllib.request as u; print(u.urlopen('http://169.254.169.254{REQUESTS}').read().decode())");
+        let text = self.lab.run(self.name, "python3", &["-c", &ask])?;
+        text.trim().parse().with_context(|| format!("{text:?} is no number of requests"))
     }
 
     /// The metrics page, as Prometheus reads it.

@@ -3,6 +3,7 @@
 //! Every answer is about this instance's ENIs only; what its errors mean is in [`super::errors`].
 
 use std::{
+    collections::BTreeSet,
     net::IpAddr,
     time::{Duration, SystemTime},
 };
@@ -120,7 +121,7 @@ impl Ec2 {
                 let sent = self.client.create_tags().resources(&*eni.0).set_tags(Some(tags)).send().await;
                 sent.map(|_| Ec2Answer::Done).map_err(|error| classify(action, error))
             }
-            Call::Create { token, creation } => self.create(token, *creation).await,
+            Call::Create { token, creation, groups } => self.create(token, *creation, groups).await,
             Call::Attach { eni, place } => {
                 let request = self.client.attach_network_interface().network_interface_id(&*eni.0);
                 let request = request.instance_id(&self.instance.id).device_index(signed(place.device_index));
@@ -138,6 +139,11 @@ impl Ec2 {
                 let sent = request.attachment(change.build()).send().await;
                 sent.map(|_| Ec2Answer::Done).map_err(|error| classify(action, error))
             }
+            Call::SetGroups { eni, groups } => {
+                let request = self.client.modify_network_interface_attribute().network_interface_id(&*eni.0);
+                let sent = request.set_groups(Some(groups.iter().cloned().collect())).send().await;
+                sent.map(|_| Ec2Answer::Done).map_err(|error| classify(action, error))
+            }
             Call::Assign { eni, order } => self.assign(eni, *order).await,
             Call::Unassign { eni, blocks } => self.unassign(eni, blocks).await,
             Call::FindLeaked => self.find_leaked().await,
@@ -152,7 +158,7 @@ impl Ec2 {
         }
     }
 
-    async fn create(&self, token: &str, creation: Creation) -> Result<Ec2Answer, CallError> {
+    async fn create(&self, token: &str, creation: Creation, groups: &BTreeSet<String>) -> Result<Ec2Answer, CallError> {
         let action = "CreateNetworkInterface";
         // No time of creation among the tags: a creation that is asked for again under its token has to be the same.
         let own = tag(TAG_TOKEN, token);
@@ -165,7 +171,7 @@ impl Ec2 {
             .client_token(token)
             .description(format!("{DESCRIPTION}{}", self.instance.id))
             .subnet_id(&self.instance.subnet_id)
-            .set_groups(Some(self.instance.groups.clone()))
+            .set_groups((!groups.is_empty()).then(|| groups.iter().cloned().collect()))
             .tag_specifications(specification);
         let Order { kind, count } = creation.order;
         let request = match kind {

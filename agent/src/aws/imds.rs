@@ -4,7 +4,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -31,8 +31,6 @@ pub struct Instance {
     pub subnet_id: String,
     /// The VPC.
     pub vpc_id: String,
-    /// Security groups of the primary ENI.
-    pub groups: Vec<String>,
     /// The VPC's IPv4 CIDRs.
     pub vpc_cidrs: Vec<Ipv4Net>,
     /// Whether the subnet of the primary ENI has IPv6.
@@ -52,14 +50,24 @@ impl Instance {
 #[derive(Clone, Debug)]
 pub struct Imds {
     client: Arc<Mutex<Client>>,
-    /// What does not change while an ENI exists, of those that were listed last, by MAC: it is read once.
-    fixed: Arc<Mutex<BTreeMap<String, Texts>>>,
+    known: Arc<Mutex<Known>>,
+}
+
+/// What was read last.
+#[derive(Debug, Default)]
+struct Known {
+    /// MAC of the primary ENI.
+    primary: Option<String>,
+    /// The VPC's CIDRs.
+    cidrs: Vec<Ipv4Net>,
+    /// Of the ENIs that were listed last, by MAC.
+    enis: BTreeMap<String, Texts>,
 }
 
 impl Imds {
     /// Nothing is asked yet.
     pub fn new() -> Self {
-        Imds { client: Arc::new(Mutex::new(client())), fixed: Arc::default() }
+        Imds { client: Arc::new(Mutex::new(client())), known: Arc::default() }
     }
 
     /// Facts about the instance, as soon as metadata can be read; for so long it is tried.
@@ -90,7 +98,7 @@ impl Imds {
     /// Facts about the instance.
     async fn instance(&self) -> anyhow::Result<Instance> {
         let mac = self.get("mac").await?;
-        let primary = format!("network/interfaces/macs/{mac}");
+        let primary = format!("{MACS}{mac}");
         let document = self.raw("/latest/dynamic/instance-identity/document").await?;
         let document: serde_json::Value =
             serde_json::from_str(&document).context("the identity document is not JSON")?;
@@ -103,8 +111,7 @@ impl Imds {
             region: region.to_owned(),
             subnet_id: self.get(&format!("{primary}/subnet-id")).await?,
             vpc_id: self.get(&format!("{primary}/vpc-id")).await?,
-            groups: lines(&self.get(&format!("{primary}/security-group-ids")).await?),
-            vpc_cidrs: self.vpc_cidrs().await?,
+            vpc_cidrs: self.vpc_cidrs(&primary).await?,
             subnet_has_v6: self.find(&format!("{primary}/subnet-ipv6-cidr-blocks")).await?.is_some(),
             own_v6: match self.find(&format!("{primary}/ipv6s")).await? {
                 Some(text) => parse_lines("ipv6s", &text)?.into_iter().next(),
@@ -113,10 +120,11 @@ impl Imds {
         })
     }
 
-    /// The VPC's CIDRs, which come and go while nodes run (Amazon VPC User Guide, VPC CIDR blocks).
-    pub async fn vpc_cidrs(&self) -> anyhow::Result<Vec<Ipv4Net>> {
-        let path = format!("network/interfaces/macs/{}/vpc-ipv4-cidr-blocks", self.get("mac").await?);
-        let mut cidrs: Vec<Ipv4Net> = self.parsed_lines(&path).await?;
+    /// The VPC's CIDRs, which come and go while nodes run (Amazon VPC User Guide, VPC CIDR blocks), as the primary ENI
+    /// has them below this path.
+    async fn vpc_cidrs(&self, primary: &str) -> anyhow::Result<Vec<Ipv4Net>> {
+        let path = format!("{primary}/vpc-ipv4-cidr-blocks");
+        let mut cidrs: Vec<Ipv4Net> = parse_lines(&path, &self.get(&path).await?)?;
         if cidrs.is_empty() {
             bail!("it shows no CIDR of the VPC");
         }
@@ -124,21 +132,47 @@ impl Imds {
         Ok(cidrs)
     }
 
-    /// All ENIs with their addresses, and those without any. An ENI of which only a part shows is left out until all of
-    /// it does.
-    pub async fn enis(&self) -> anyhow::Result<(Vec<EniFacts>, Vec<AddresslessEni>)> {
+    /// What others change most: the VPC's CIDRs and the primary ENI's security groups; whether one of them is another one
+    /// than at the last reading. The groups are part of what [`Imds::enis`] returns next.
+    pub async fn of_primary(&self) -> anyhow::Result<(Vec<Ipv4Net>, bool)> {
+        let known = self.held().primary.clone();
+        let mac = match known {
+            Some(mac) => mac,
+            None => self.get("mac").await?,
+        };
+        let primary = format!("{MACS}{mac}");
+        let cidrs = self.vpc_cidrs(&primary).await?;
+        let groups = self.find(&format!("{primary}/{GROUPS}")).await?;
+        let mut known = self.held();
+        let is_first = known.primary.replace(mac.clone()).is_none();
+        let mut is_new = std::mem::replace(&mut known.cidrs, cidrs.clone()) != cidrs && !is_first;
+        if let Some((texts, groups)) = known.enis.get_mut(&mac).zip(groups) {
+            is_new |= texts.get(GROUPS) != Some(&groups);
+            texts.insert(GROUPS, groups);
+        }
+        Ok((cidrs, is_new))
+    }
+
+    /// All ENIs with their addresses, and those without any; of which of them everything is read again, `reading` says.
+    /// One of which only a part shows is left out until all of it does.
+    pub async fn enis(&self, reading: Reading<'_>) -> anyhow::Result<(Vec<EniFacts>, Vec<AddresslessEni>)> {
         let (mut enis, mut addressless) = (Vec::new(), Vec::new());
-        let macs: Vec<String> = lines(&self.get("network/interfaces/macs/").await?)
-            .iter()
-            .map(|mac| mac.trim_end_matches('/').to_owned())
-            .collect();
-        self.fixed.lock().unwrap_or_else(PoisonError::into_inner).retain(|mac, _| macs.contains(mac));
+        let macs: Vec<String> =
+            lines(&self.get(MACS).await?).iter().map(|mac| mac.trim_end_matches('/').to_owned()).collect();
+        {
+            let mut known = self.held();
+            known.enis.retain(|mac, _| macs.contains(mac));
+            known.primary = known.primary.take().filter(|mac| macs.contains(mac));
+        }
         for mac in macs {
-            match self.eni(&mac).await? {
+            let known = self.held().enis.get(&mac).cloned().unwrap_or_default();
+            let texts = self.eni(&mac, known, reading).await?;
+            match facts(&mac, &texts)? {
                 Shown::Whole(eni) => enis.push(*eni),
                 Shown::Addressless(eni) => addressless.push(eni),
                 Shown::InPart => {}
             }
+            self.held().enis.insert(mac, texts);
         }
         if enis.is_empty() {
             bail!("it lists no ENI with an IPv4 address");
@@ -146,21 +180,19 @@ impl Imds {
         Ok((enis, addressless))
     }
 
-    async fn eni(&self, mac: &str) -> anyhow::Result<Shown> {
-        let known = self.fixed.lock().unwrap_or_else(PoisonError::into_inner).get(mac).cloned();
-        let mut texts = known.unwrap_or_default();
-        let unknown: Vec<&'static str> = KEYS.into_iter().filter(|key| !texts.contains_key(key)).collect();
-        for key in unknown {
-            if let Some(text) = self.find(&format!("network/interfaces/macs/{mac}/{key}")).await? {
-                texts.insert(key, text);
+    /// What metadata says of an ENI, of which this was read before.
+    async fn eni(&self, mac: &str, mut texts: Texts, reading: Reading<'_>) -> anyhow::Result<Texts> {
+        for key in to_read(mac, &texts, reading)? {
+            match self.find(&format!("{MACS}{mac}/{key}")).await? {
+                Some(text) => drop(texts.insert(key, text)),
+                None => drop(texts.remove(key)),
             }
         }
-        let shown = facts(mac, &texts)?;
-        if matches!(shown, Shown::Whole(_)) {
-            texts.retain(|key, _| FIXED.contains(key));
-            self.fixed.lock().unwrap_or_else(PoisonError::into_inner).insert(mac.to_owned(), texts);
-        }
-        Ok(shown)
+        Ok(texts)
+    }
+
+    fn held(&self) -> MutexGuard<'_, Known> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     async fn get(&self, path: &str) -> anyhow::Result<String> {
@@ -195,17 +227,13 @@ impl Imds {
         };
         answer.map(String::from)
     }
-
-    async fn parsed_lines<T: std::str::FromStr>(&self, path: &str) -> anyhow::Result<Vec<T>> {
-        parse_lines(path, &self.get(path).await?)
-    }
 }
 
 /// What metadata says of one ENI, by key; a key that answers 404 is not there.
 pub type Texts = BTreeMap<&'static str, String>;
 
 /// The keys that are read.
-pub const KEYS: [&str; 9] = [
+pub const KEYS: [&str; 10] = [
     "interface-id",
     "device-number",
     "network-card",
@@ -213,12 +241,41 @@ pub const KEYS: [&str; 9] = [
     "ipv4-prefix",
     "ipv6s",
     "ipv6-prefix",
+    GROUPS,
     "subnet-id",
     "subnet-ipv4-cidr-block",
 ];
-
+/// Security groups.
+const GROUPS: &str = "security-group-ids";
 /// Those that never change for an ENI. Its place is not among them: it may be attached elsewhere.
 const FIXED: [&str; 3] = ["interface-id", "subnet-id", "subnet-ipv4-cidr-block"];
+/// Those that EC2 changes when blocks are assigned or unassigned.
+const BLOCKS: [&str; 3] = ["local-ipv4s", "ipv4-prefix", "ipv6-prefix"];
+/// Below it metadata has the ENIs, by MAC.
+const MACS: &str = "network/interfaces/macs/";
+
+/// What is read of ENIs that are known already. A new one, and one of which only a part showed, is always read.
+#[derive(Clone, Copy, Debug)]
+pub enum Reading<'a> {
+    /// Everything that may change.
+    All,
+    /// The blocks and the groups of these, and nothing of the others.
+    Of(&'a BTreeSet<EniId>),
+}
+
+/// The keys to read of an ENI of which this is known.
+fn to_read(mac: &str, known: &Texts, reading: Reading<'_>) -> anyhow::Result<Vec<&'static str>> {
+    let is_fixed = |key: &&str| FIXED.contains(key) && known.contains_key(*key);
+    let changing = || KEYS.into_iter().filter(|key| !is_fixed(key)).collect();
+    Ok(match (facts(mac, known)?, reading) {
+        (Shown::InPart, _) | (_, Reading::All) => changing(),
+        (Shown::Whole(eni), Reading::Of(enis)) if enis.contains(&eni.id) => {
+            BLOCKS.into_iter().chain([GROUPS]).collect()
+        }
+        (Shown::Addressless(eni), Reading::Of(enis)) if enis.contains(&eni.id) => changing(),
+        _ => Vec::new(),
+    })
+}
 
 /// How much metadata shows of an ENI.
 #[derive(Debug)]
@@ -267,6 +324,7 @@ pub fn facts(mac: &str, texts: &Texts) -> anyhow::Result<Shown> {
         primary: Ipv4Net::new(primary, subnet.prefix_len()).context("subnet-ipv4-cidr-block has no valid length")?,
         subnet_id: subnet_id.trim().to_owned(),
         blocks: addresses.map(|address| IpNet::from(IpAddr::V4(address))).chain(prefixes).collect::<BTreeSet<_>>(),
+        groups: lines(text(GROUPS).unwrap_or_default()).into_iter().collect(),
     })))
 }
 

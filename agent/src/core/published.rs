@@ -1,14 +1,17 @@
 //! What the core's task publishes after every step: what it waits for, and whether pods can be served.
 
-use enid_ipamd::Millis;
+use std::collections::BTreeSet;
+
+use enid_ipamd::{EniId, Millis};
 use tokio::sync::watch;
 
 use crate::core::readiness::{Readiness, Rule};
 
 /// The task's side.
 pub struct Publisher {
-    /// Set while something is expected that only metadata or the kernel can show.
-    awaits_metadata: watch::Sender<bool>,
+    awaited: watch::Sender<Awaited>,
+    /// Something is expected that only metadata or the kernel can show.
+    looks_soon: bool,
     /// Set while a listing of the kernel's links is waited for.
     awaits_listing: watch::Sender<bool>,
     readiness: watch::Sender<Readiness>,
@@ -17,10 +20,21 @@ pub struct Publisher {
     look_again: Option<Millis>,
 }
 
+/// What is expected of metadata.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Awaited {
+    /// It is to be read often.
+    pub soon: bool,
+    /// ENIs of which something is to show.
+    pub enis: BTreeSet<EniId>,
+    /// The primary ENI's security groups are to be read at once.
+    pub groups: bool,
+}
+
 /// The side of whoever wants to know.
 pub struct Published {
-    /// Whether metadata is to be read often.
-    pub awaits_metadata: watch::Receiver<bool>,
+    /// What is expected of metadata.
+    pub awaited: watch::Receiver<Awaited>,
     /// Whether a listing of the kernel's links is waited for.
     pub awaits_listing: watch::Receiver<bool>,
     /// Whether pods can be served.
@@ -30,31 +44,34 @@ pub struct Published {
 impl Publisher {
     /// Both sides; everything is waited for. `served`: an earlier run of this boot could give an address.
     pub fn new(served: bool) -> (Self, Published) {
-        let (metadata, awaits_metadata) = watch::channel(true);
+        let (metadata, awaited) = watch::channel(Awaited { soon: true, ..Awaited::default() });
         let (listing, awaits_listing) = watch::channel(true);
         let (ready, readiness) = watch::channel(Readiness::starting(served));
         let publisher = Publisher {
-            awaits_metadata: metadata,
+            awaited: metadata,
+            looks_soon: true,
             awaits_listing: listing,
             readiness: ready,
             rule: Rule::new(served),
             look_again: None,
         };
-        (publisher, Published { awaits_metadata, awaits_listing, readiness })
+        (publisher, Published { awaited, awaits_listing, readiness })
     }
 
-    /// Whether metadata and the kernel are waited for.
-    pub fn awaits(&self, metadata: bool, listing: bool) {
-        let set = |sender: &watch::Sender<bool>, value: bool| {
-            sender.send_if_modified(|known| std::mem::replace(known, value) != value);
-        };
-        set(&self.awaits_metadata, metadata);
-        set(&self.awaits_listing, listing);
+    /// What is waited for: of metadata, of the kernel for ENIs that are being configured, and a listing of its links.
+    pub fn awaits(&mut self, metadata: Awaited, links: bool, listing: bool) {
+        self.looks_soon = metadata.soon || links;
+        self.awaited.send_if_modified(|known| {
+            let is_new = *known != metadata;
+            *known = metadata;
+            is_new
+        });
+        self.awaits_listing.send_if_modified(|known| std::mem::replace(known, listing) != listing);
     }
 
-    /// Whether metadata is waited for, as published last.
-    pub fn is_awaiting_metadata(&self) -> bool {
-        *self.awaits_metadata.borrow()
+    /// Whether something is waited for that metadata or the kernel will show.
+    pub fn looks_soon(&self) -> bool {
+        self.looks_soon
     }
 
     /// What is seen of readiness now; the rule says what is published.

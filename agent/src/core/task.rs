@@ -23,7 +23,7 @@ use crate::{
     core::carry::{Carrier, configuring},
     core::handle::{Answer, Forwarding, Found, Handle, Message},
     core::journal::Journal,
-    core::published::{Published, Publisher},
+    core::published::{Awaited, Published, Publisher},
     core::readiness::Readiness,
     core::requests::Requests,
     host::conntrack::{Forgetting, Offered},
@@ -145,7 +145,7 @@ impl CoreTask {
         let again = self.publisher.look_again();
         let due = again.map_or(due, |again| due.min(Duration::from_millis(again.since(at).max(1))));
         // A link that has not shown up yet is looked for soon.
-        let due = if self.publisher.is_awaiting_metadata() { due.min(Duration::from_millis(100)) } else { due };
+        let due = if self.publisher.looks_soon() { due.min(Duration::from_millis(100)) } else { due };
         let mut messages = Vec::new();
         let _ = timeout(due, self.receiver.recv_many(&mut messages, BATCH)).await;
         messages
@@ -339,8 +339,12 @@ impl CoreTask {
     }
 
     fn publish(&mut self) {
-        let metadata = self.core.awaits_metadata() || !configuring(&self.core).is_empty();
-        self.publisher.awaits(metadata, self.core.awaits_listing());
+        let metadata = Awaited {
+            soon: self.core.awaits_metadata(),
+            enis: self.core.awaited_enis().cloned().collect(),
+            groups: self.core.awaits_groups(),
+        };
+        self.publisher.awaits(metadata, !configuring(&self.core).is_empty(), self.core.awaits_listing());
         let Forwarding { dropped, is_outage } = &self.forwarding;
         let outage = dropped.clone().filter(|_| *is_outage);
         let seen = Readiness {

@@ -8,18 +8,24 @@ use std::{
 
 use enid_ipamd::{EniId, Event};
 use ipnet::IpNet;
-use tokio::{sync::watch, time::timeout};
+use tokio::{
+    sync::watch,
+    time::{Instant, timeout_at},
+};
 use tracing::warn;
 
 use crate::{
-    aws::imds::Imds,
+    aws::imds::{Imds, Reading},
     clock,
-    core::handle::Handle,
+    core::{handle::Handle, published::Awaited},
     metrics::{self, Counters},
 };
 
-/// How often metadata is read when nothing is expected of it.
+/// How often the list of ENIs, the VPC's CIDRs and the primary ENI's security groups are read. ENIs that are new, and
+/// those of which metadata shows something else than EC2 is known to have done, are read then too.
 const PERIOD: Duration = Duration::from_secs(30);
+/// How often all is read, and besides whenever CIDRs or groups have changed.
+const WHOLE_PERIOD: Duration = Duration::from_secs(600);
 /// How soon it is read again while something is expected; twice as long each time, up to a second.
 const SOON: Duration = Duration::from_millis(50);
 const LATER: Duration = Duration::from_secs(1);
@@ -43,12 +49,33 @@ fn differences(before: &Shown, now: &Shown) -> [(&'static str, u64); 4] {
     ]
 }
 
-/// Reads metadata until the daemon ends; `awaited` is set while the core expects something of it.
-pub async fn run(imds: Imds, handle: Handle, counters: Arc<Counters>, mut awaited: watch::Receiver<bool>) {
+/// Reads metadata until the daemon ends; `awaited` says what the core expects of it.
+pub async fn run(imds: Imds, handle: Handle, counters: Arc<Counters>, mut awaited: watch::Receiver<Awaited>) {
     let (mut pause, mut shown) = (SOON, Shown::new());
+    let (mut next, mut next_whole) = (Instant::now(), Instant::now());
     loop {
-        match imds.enis().await {
+        let (started, expects) = (Instant::now(), awaited.borrow_and_update().clone());
+        let (is_due, mut is_whole) = (started >= next, started >= next_whole);
+        if is_due || expects.groups {
+            match imds.of_primary().await {
+                Ok((cidrs, is_new)) => {
+                    handle.vpc(cidrs).await;
+                    is_whole |= is_new;
+                }
+                Err(failure) => warn!("instance metadata: {failure:#}"),
+            }
+        }
+        let mut enis = expects.enis;
+        if is_due {
+            next = started + PERIOD;
+            let Some(view) = handle.view().await else { return }; // the core's task has ended
+            enis.extend(view.unsettled_enis().cloned());
+        }
+        match imds.enis(if is_whole { Reading::All } else { Reading::Of(&enis) }).await {
             Ok((enis, addressless)) => {
+                if is_whole {
+                    next_whole = started + WHOLE_PERIOD;
+                }
                 let now: Shown = enis.iter().map(|eni| (eni.id.clone(), eni.blocks.clone())).collect();
                 differences(&shown, &now).into_iter().for_each(|(what, number)| counters.shown(what, number));
                 shown = now;
@@ -62,12 +89,8 @@ pub async fn run(imds: Imds, handle: Handle, counters: Arc<Counters>, mut awaite
                 handle.tell(Event::ImdsFailed { message }).await;
             }
         }
-        match imds.vpc_cidrs().await {
-            Ok(cidrs) => handle.vpc(cidrs).await,
-            Err(failure) => warn!("instance metadata: {failure:#}"),
-        }
-        let wait = if *awaited.borrow_and_update() { pause } else { PERIOD };
-        match timeout(wait, awaited.changed()).await {
+        let until = if expects.soon { next.min(Instant::now() + pause) } else { next };
+        match timeout_at(until, awaited.changed()).await {
             Ok(Ok(())) => pause = SOON,
             Ok(Err(_)) => return, // the core's task has ended
             Err(_) => pause = (pause * 2).min(LATER),

@@ -4,7 +4,7 @@ use ipnet::IpNet;
 
 use super::Core;
 use crate::{
-    cause::Cause,
+    cause::{Cause, Refusal},
     ec2::{Call, CallError, CreationStage, DeletionStage, Ec2Answer, Fact, Flight, Intent, Scope},
     event::{Effect, Write},
     ids::{CallId, EniId, Millis},
@@ -36,7 +36,7 @@ impl Core {
                 self.audited(now, sent, scope, attached, unattached, effects);
             }
             (Call::Tag { eni }, _) => self.tagged(&eni),
-            (Call::Create { token, creation }, Ec2Answer::Created { eni, blocks }) => {
+            (Call::Create { token, creation, .. }, Ec2Answer::Created { eni, blocks }) => {
                 self.demand.given(creation.order.count);
                 self.pool.expect(&eni, blocks, None, sent);
                 self.audits.created(now, &eni);
@@ -47,12 +47,17 @@ impl Core {
                 self.creations.set_stage_of(&eni, CreationStage::ToProtect(eni.clone(), attachment));
             }
             (Call::DeleteOnTermination { eni, attachment }, _) => self.protected(now, &eni, attachment, effects),
-            (Call::Assign { eni, order }, Ec2Answer::Assigned { blocks }) => {
+            (Call::Assign { eni, order }, Ec2Answer::Assigned { mut blocks }) => {
                 self.demand.given(order.count);
+                // Who names all names the ENI's own address too, which is no block.
+                let own: Vec<IpNet> =
+                    self.pool.eni(&eni).into_iter().flat_map(|eni| eni.facts.own()).map(IpNet::from).collect();
+                blocks.retain(|net| !own.contains(net));
                 blocks.iter().for_each(|net| self.forget_unassigned(*net, effects));
                 self.pool.expect(&eni, blocks, Some(now), sent);
             }
             (Call::Unassign { blocks, .. }, _) => blocks.iter().for_each(|net| self.pool.forget_block(*net)),
+            (Call::SetGroups { eni, groups }, _) => self.observed.groups_mut().told(now, &eni, groups, None),
             (Call::Detach { eni, .. }, _) => self.detached(now, &eni),
             (Call::Delete { eni }, _) => self.deleted(&eni, effects),
             (Call::FindLeaked, Ec2Answer::Leaked { enis }) => self.found_leaked(now, enis),
@@ -108,6 +113,17 @@ impl Core {
         let unanswered = error.cause == Cause::Ec2Unreachable;
         // EC2 may not know yet what it has just created.
         let too_early = error.fact == Fact::NotFound && self.audits.may_be_denied(now, call.eni());
+        if error.fact == Fact::GroupGone {
+            self.observed.groups_mut().doubt();
+        }
+        if let Call::SetGroups { eni, groups } = &call
+            && !error.cause.is_temporary()
+        {
+            // The pool grows whatever is said of this.
+            let CallError { cause, message, request_id, .. } = error;
+            let refusal = Refusal { cause, message, request_id, retry_after: None };
+            return self.observed.groups_mut().told(now, eni, groups.clone(), Some(refusal));
+        }
         // Asked for again as it is: nothing is known to be wrong with it.
         let again = too_early || error.cause == Cause::Throttled;
         match &call {
@@ -153,7 +169,7 @@ impl Core {
     fn ask_for_less(&mut self, now: Millis, call: &Call) -> bool {
         let (order, card) = match call {
             Call::Assign { eni, order } => (*order, self.pool.eni(eni).map_or(0, |eni| eni.card())),
-            Call::Create { token, creation } if !self.creations.contains(token) => (creation.order, creation.card),
+            Call::Create { token, creation, .. } if !self.creations.contains(token) => (creation.order, creation.card),
             _ => return false, // one that is sent again under its token has to ask for the same
         };
         let waiting = self.state().counts_on(card).demand().div_ceil(order.kind.size());

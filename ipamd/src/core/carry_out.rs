@@ -1,8 +1,10 @@
 //! The plan's actions, carried out: as changes of the state and as effects.
 
+use std::collections::BTreeSet;
+
 use super::Core;
 use crate::{
-    ec2::{Call, Class, Creation, CreationStage, DeletionStage, Intent},
+    ec2::{Call, Class, Creation, CreationStage, DeletionStage, Intent, Recorded},
     event::{Effect, Write},
     ids::Millis,
     mutation::Mutation,
@@ -44,12 +46,13 @@ impl Core {
     }
 
     fn create(&mut self, now: Millis, creation: Creation, class: Class, reason: String, effects: &mut Vec<Effect>) {
-        let token = self.calls.token("enid");
+        let (token, groups) = (self.calls.token("enid"), self.observed.groups().of_new());
         if !self.integrity.is_mutated(Mutation::CreateUnrecorded) {
-            effects.push(Effect::Record(Write::Intent(token.clone(), Some(Intent::Create(creation)))));
+            let recorded = Recorded { creation, groups: BTreeSet::clone(&groups) };
+            effects.push(Effect::Record(Write::Intent(token.clone(), Some(Intent::Create(recorded)))));
         }
-        self.creations.begin(token.clone(), creation);
-        self.call(now, Call::Create { token, creation }, class, reason, effects);
+        self.creations.begin(token.clone(), creation, groups.clone());
+        self.call(now, Call::Create { token, creation, groups }, class, reason, effects);
     }
 
     /// Sends a call, and notes what it is about to change.
@@ -70,7 +73,7 @@ impl Core {
             Call::Detach { eni, .. } => self.begin_deletion(eni, DeletionStage::Detaching, None),
             Call::Delete { eni } => self.begin_deletion(eni, DeletionStage::Deleting, None),
             Call::Tag { eni } => self.audits.end_claim(eni),
-            Call::Assign { .. } | Call::Unassign { .. } => {}
+            Call::Assign { .. } | Call::Unassign { .. } | Call::SetGroups { .. } => {}
         }
         let id = self.calls.start(now, call.clone(), class, reason);
         effects.push(Effect::Call { id, call, class });

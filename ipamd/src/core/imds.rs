@@ -8,6 +8,7 @@ use super::Core;
 use crate::{
     ec2::{Intent, Scope},
     event::{Effect, Write},
+    groups::SPREAD_MS,
     ids::{EniId, Millis, Place},
     mutation::Mutation,
     pool::{AddresslessEni, Eni, EniFacts, EniState, STALE_MS},
@@ -55,6 +56,7 @@ impl Core {
             let lost = lost.filter(|id| self.leases.names(id) && !ids.contains(*id)).cloned().collect();
             self.audits.set_lost(lost);
         }
+        self.groups_shown(now);
         let missing: Vec<EniId> = self.pool.enis().map(Eni::id).filter(|id| !ids.contains(*id)).cloned().collect();
         for id in missing {
             if self.integrity.is_mutated(Mutation::TrustMetadata) {
@@ -63,6 +65,19 @@ impl Core {
                 self.pool.not_shown(now, &id);
             }
         }
+    }
+
+    /// The primary's security groups: what they are now, ENIs follow, each node in its own moment.
+    fn groups_shown(&mut self, now: Millis) {
+        let primary = self.pool.enis().find(|eni| eni.slot == Some(0));
+        let Some(shown) = primary.map(|eni| eni.facts.groups.clone()) else { return };
+        if self.observed.groups_mut().read(now, &shown) {
+            let differs = self.pool.enis().any(|eni| eni.ours && eni.facts.groups != shown);
+            let wait = if differs { self.calls.jitter(SPREAD_MS) } else { 0 };
+            self.observed.groups_mut().follow_from(now.plus(wait));
+        }
+        let pool = &self.pool;
+        self.observed.groups_mut().retain(|eni| pool.eni(eni).is_some());
     }
 
     fn eni_shown(&mut self, now: Millis, facts: EniFacts, effects: &mut Vec<Effect>) {

@@ -165,6 +165,7 @@ impl Core {
         ];
         let times = times.into_iter().flatten().chain(plan::next_audit(&state));
         let times = times.chain(self.calls.opens(now)).chain(self.pool.next_expected());
+        let times = times.chain(plan::next_groups(&state, now));
         times.filter(|at| *at > now).min()
     }
 

@@ -28,7 +28,7 @@ impl Core {
         }
         for (token, intent) in intents {
             match intent {
-                Intent::Create(creation) => self.creations.resume(token, creation),
+                Intent::Create(recorded) => self.creations.resume(token, recorded),
                 Intent::Unassign(nets) => {
                     nets.into_iter().for_each(|net| self.unassigned.add(net, Millis(0), token.clone()));
                 }

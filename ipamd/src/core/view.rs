@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, net::IpAddr};
 use super::Core;
 use crate::{
     cause::{Cause, Refusal},
-    ids::{AttachmentKey, Millis},
+    ids::{AttachmentKey, EniId, Millis},
     lease::Lease,
     plan::{self, Plan},
     pool::{BlockState, Eni, EniState},
@@ -35,6 +35,7 @@ impl Core {
             capacity: Capacity { enis, addresses, cards },
             enis: self.pool.enis_by_id().clone(),
             blocks: self.pool.blocks_by_net().clone(),
+            groups: self.observed.groups().known().clone(),
             leases: self.leases.all().clone(),
             orphans: self.leases.orphans().collect(),
             holders: self.leases.holders().clone(),
@@ -116,7 +117,17 @@ impl Core {
 
     /// Whether something is on its way that instance metadata will show.
     pub fn awaits_metadata(&self) -> bool {
-        self.pool.expected().any(|(_, expected)| expected.since.is_some()) || self.pool.enis().next().is_none()
+        self.awaited_enis().next().is_some() || self.pool.enis().next().is_none() || self.awaits_groups()
+    }
+
+    /// Whether EC2 does not know one of the security groups that metadata showed last.
+    pub fn awaits_groups(&self) -> bool {
+        self.observed.groups().is_awaited()
+    }
+
+    /// ENIs of which something is on its way that instance metadata will show.
+    pub fn awaited_enis(&self) -> impl Iterator<Item = &EniId> {
+        self.pool.expected().filter(|(_, expected)| expected.since.is_some()).map(|(eni, _)| eni)
     }
 
     /// Whether a listing of the kernel's links is waited for: the first of all, one before an ENI is detached or a block

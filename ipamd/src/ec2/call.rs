@@ -1,6 +1,6 @@
 //! EC2 calls as values: what is asked, for whom, and what comes back.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, sync::Arc};
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
@@ -15,7 +15,7 @@ use crate::{
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Intent {
     /// An ENI is created under this client token.
-    Create(Creation),
+    Create(Recorded),
     /// This ENI is detached and deleted.
     Delete(EniId),
     /// These blocks are unassigned. It stays open until metadata does not show them any more: stale metadata must not
@@ -56,6 +56,17 @@ pub struct Creation {
     pub card: u32,
 }
 
+/// A creation as it is recorded: EC2 takes a token again only with the very same request.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Recorded {
+    /// What was asked for.
+    #[serde(flatten)]
+    pub creation: Creation,
+    /// The security groups that it was asked for with.
+    #[serde(default)]
+    pub groups: BTreeSet<String>,
+}
+
 /// Who waits for a call; the first class goes first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Class {
@@ -85,11 +96,13 @@ pub enum Call {
     /// CreateTags: the ENI becomes ours.
     Tag { eni: EniId },
     /// CreateNetworkInterface with blocks for pods, tagged, in the primary's subnet.
-    Create { token: String, creation: Creation },
+    Create { token: String, creation: Creation, groups: Arc<BTreeSet<String>> },
     /// AttachNetworkInterface.
     Attach { eni: EniId, place: Place },
     /// ModifyNetworkInterfaceAttribute: delete on termination.
     DeleteOnTermination { eni: EniId, attachment: String },
+    /// ModifyNetworkInterfaceAttribute: security groups.
+    SetGroups { eni: EniId, groups: Arc<BTreeSet<String>> },
     /// AssignPrivateIpAddresses or AssignIpv6Addresses.
     Assign { eni: EniId, order: Order },
     /// UnassignPrivateIpAddresses or UnassignIpv6Addresses.
@@ -111,7 +124,7 @@ impl Call {
             Call::Tag { .. } => "CreateTags",
             Call::Create { .. } => "CreateNetworkInterface",
             Call::Attach { .. } => "AttachNetworkInterface",
-            Call::DeleteOnTermination { .. } => "ModifyNetworkInterfaceAttribute",
+            Call::DeleteOnTermination { .. } | Call::SetGroups { .. } => "ModifyNetworkInterfaceAttribute",
             Call::Assign { order, .. } if v6(order.kind) => "AssignIpv6Addresses",
             Call::Assign { .. } => "AssignPrivateIpAddresses",
             Call::Unassign { blocks, .. } if blocks.iter().any(|net| matches!(net, IpNet::V6(_))) => {
@@ -129,6 +142,7 @@ impl Call {
             Call::Tag { eni }
             | Call::Attach { eni, .. }
             | Call::DeleteOnTermination { eni, .. }
+            | Call::SetGroups { eni, .. }
             | Call::Assign { eni, .. }
             | Call::Unassign { eni, .. }
             | Call::Detach { eni, .. }
@@ -209,4 +223,6 @@ pub enum Fact {
     NotFound,
     /// Something is attached at the place already.
     PlaceTaken,
+    /// EC2 does not know one of the security groups.
+    GroupGone,
 }

@@ -5,15 +5,22 @@
 //! that carries the token as a tag: one that is found is adopted where it is, and if none is found, the creation is asked
 //! for again under the same token, which EC2 answers with the same ENI if there is one after all.
 
+use std::sync::Arc;
+
 use imbl::OrdMap;
 
-use super::call::Creation;
-use crate::ids::{EniId, Place};
+use super::call::{Creation, Recorded};
+use crate::{
+    groups::List,
+    ids::{EniId, Place},
+};
 
 /// An ENI that is being created.
 #[derive(Clone, Debug)]
 pub(crate) struct Pending {
     pub(crate) creation: Creation,
+    /// The security groups that it is asked for with, each time.
+    pub(crate) groups: List,
     pub(crate) stage: CreationStage,
     /// Where it is attached, or is being attached.
     pub(crate) place: Option<Place>,
@@ -61,15 +68,16 @@ pub(crate) struct Creations {
 
 impl Creations {
     /// An earlier run of the daemon had begun it: how far it came is not known.
-    pub(crate) fn resume(&mut self, token: String, creation: Creation) {
-        let stage = CreationStage::Unclear(None);
-        self.by_token.insert(token, Pending { creation, stage, place: None, resent: true });
+    pub(crate) fn resume(&mut self, token: String, recorded: Recorded) {
+        let (stage, Recorded { creation, groups }) = (CreationStage::Unclear(None), recorded);
+        let groups = Arc::new(groups);
+        self.by_token.insert(token, Pending { creation, groups, stage, place: None, resent: true });
     }
 
     /// CreateNetworkInterface is sent for the first time.
-    pub(crate) fn begin(&mut self, token: String, creation: Creation) {
+    pub(crate) fn begin(&mut self, token: String, creation: Creation, groups: List) {
         let stage = CreationStage::Creating;
-        self.by_token.insert(token, Pending { creation, stage, place: None, resent: false });
+        self.by_token.insert(token, Pending { creation, groups, stage, place: None, resent: false });
     }
 
     pub(crate) fn is_empty(&self) -> bool {

@@ -10,7 +10,9 @@ mod leaked;
 mod pace;
 
 pub(crate) use audit::Audits;
-pub use call::{AuditedEni, Call, CallError, Class, Creation, Ec2Answer, Fact, Intent, Order, Scope, UnattachedEni};
+pub use call::{
+    AuditedEni, Call, CallError, Class, Creation, Ec2Answer, Fact, Intent, Order, Recorded, Scope, UnattachedEni,
+};
 pub(crate) use calls::{Calls, Flight};
 pub(crate) use creation::{CreationStage, Creations};
 pub(crate) use deletion::{DeletionStage, Deletions};

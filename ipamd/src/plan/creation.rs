@@ -15,9 +15,9 @@ pub(super) fn steps(state: &State<'_>, now: Millis, waits: &mut Vec<Wait>) -> Ve
         return Vec::new();
     }
     for (token, pending) in state.creations.iter() {
-        let creation = pending.creation;
+        let (creation, groups) = (pending.creation, pending.groups.clone());
         let call = match pending.stage.clone() {
-            CreationStage::ToCreate => Call::Create { token: token.clone(), creation },
+            CreationStage::ToCreate => Call::Create { token: token.clone(), creation, groups },
             CreationStage::ToAttach(eni) => Call::Attach { eni, place: state.free_place(creation.card) },
             CreationStage::ToProtect(eni, attachment) => Call::DeleteOnTermination { eni, attachment },
             _ => continue,

@@ -6,11 +6,12 @@
 //! the logs and the simulator's trace read this one value.
 //!
 //! Each file decides about one thing: [`audit`] what EC2 is asked, [`creation`] and [`growth`] what is created and assigned,
-//! [`release`] what is unassigned, detached and deleted, [`blocked`] why an ADD waits.
+//! [`release`] what is unassigned, detached and deleted, [`groups`] whose security groups are set, [`blocked`] why an ADD waits.
 
 mod audit;
 mod blocked;
 mod creation;
+mod groups;
 mod growth;
 mod release;
 mod state;
@@ -18,6 +19,7 @@ mod value;
 
 pub(crate) use audit::next_due as next_audit;
 pub(crate) use blocked::next_cooled;
+pub(crate) use groups::next_due as next_groups;
 pub(crate) use release::{SURPLUS_MS, awaits_listing, is_known};
 pub(crate) use state::{Guards, Observed, State};
 pub use value::{Action, Awaited, Plan, Reason, Step, Wait};
@@ -35,7 +37,7 @@ type Stage = fn(&State<'_>, Millis, &mut Vec<Wait>) -> Vec<Action>;
 
 /// Decides one stage after the other. The first that has something to do is carried out before the next is looked at.
 pub(crate) fn next(state: &State<'_>, now: Millis) -> Next {
-    let stages: [Stage; 8] = [
+    let stages: [Stage; 9] = [
         audit::leak_search,
         audit::audits,
         audit::claims,
@@ -44,6 +46,7 @@ pub(crate) fn next(state: &State<'_>, now: Millis) -> Next {
         release::deletions,
         release::releases,
         release::surplus,
+        groups::follow,
     ];
     let mut waits = Vec::new();
     for stage in stages {

@@ -3,6 +3,7 @@
 use crate::{
     cause::{Cause, Refusal},
     ec2::{Audits, Call, Calls, Class, Creations, Deletions, LeakSearch},
+    groups::Groups,
     ids::{EniId, Millis, Place, count},
     lease::{Cooldown, Leases, Queue},
     node::Node,
@@ -40,6 +41,8 @@ pub(crate) struct Observed<'a> {
     pub(crate) links_listed: Option<Millis>,
     /// Why nobody is given an address at present.
     pub(crate) blocked: Option<&'a Refusal>,
+    /// The primary ENI's security groups.
+    pub(crate) groups: &'a Groups,
     /// A step would have broken an invariant.
     pub(crate) is_broken: bool,
 }

@@ -88,6 +88,8 @@ pub enum Reason {
     Unused,
     /// A lease or a link uses it.
     InUse,
+    /// The primary ENI has other security groups.
+    Groups,
 }
 
 impl fmt::Display for Reason {
@@ -110,6 +112,7 @@ impl fmt::Display for Reason {
             Reason::Deletion => f.write_str("the next step of an ENI's deletion"),
             Reason::Surplus => f.write_str("the pool has been too large for a minute"),
             Reason::Unused => f.write_str("surplus, and the kernel shows no link that uses it"),
+            Reason::Groups => f.write_str("the primary ENI has other security groups"),
             Reason::InUse => f.write_str("a lease or a link uses it after all"),
         }
     }
@@ -152,6 +155,8 @@ pub enum Awaited {
     SurplusEni { eni: EniId },
     /// The moment at which idle blocks are given up, if they still are.
     SurplusBlocks { blocks: Vec<IpNet> },
+    /// The moment at which an ENI gets the primary's security groups.
+    Groups { eni: EniId },
 }
 
 impl fmt::Display for Awaited {
@@ -165,6 +170,7 @@ impl fmt::Display for Awaited {
             Awaited::BlockListing { blocks } => write!(f, "a listing of links before {} is unassigned", List(blocks)),
             Awaited::Detached { eni } => write!(f, "the detachment of {eni}"),
             Awaited::SurplusEni { eni } => write!(f, "{eni} to be surplus for long enough"),
+            Awaited::Groups { eni } => write!(f, "the security groups of {eni}"),
             Awaited::SurplusBlocks { blocks } => write!(f, "{} to be surplus for long enough", List(blocks)),
         }
     }

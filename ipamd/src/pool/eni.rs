@@ -32,6 +32,8 @@ pub struct EniFacts {
     pub subnet_id: String,
     /// Blocks for pods: its own address left out.
     pub blocks: BTreeSet<IpNet>,
+    /// Ids of its security groups.
+    pub groups: BTreeSet<String>,
 }
 
 /// An ENI without any address: one that is EFA-only, or one of which metadata does not show all yet.
@@ -140,6 +142,11 @@ impl Eni {
     /// Whether its addresses may be assigned.
     pub fn is_usable(&self) -> bool {
         self.state == EniState::Ready && !self.unconfirmed
+    }
+
+    /// Whether metadata shows other blocks on it than EC2 is known to have put there.
+    pub(crate) fn is_shown_otherwise(&self) -> bool {
+        self.blocks.len() != self.facts.blocks.len() || !self.blocks.iter().all(|net| self.facts.blocks.contains(net))
     }
 
     /// Whether no address of it is assigned or cooling.

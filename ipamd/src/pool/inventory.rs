@@ -256,7 +256,8 @@ impl Pool {
     pub(crate) fn update(&mut self, now: Millis, facts: &EniFacts) -> bool {
         let Some(eni) = self.eni_mut(&facts.id) else { return false };
         (eni.unconfirmed, eni.confirmed_until) = (false, now);
-        let same = EniFacts { blocks: facts.blocks.clone(), ..eni.facts.clone() } == *facts;
+        let (blocks, groups) = (facts.blocks.clone(), facts.groups.clone());
+        let same = EniFacts { blocks, groups, ..eni.facts.clone() } == *facts;
         eni.facts = facts.clone();
         self.topology += u64::from(!same);
         true

@@ -4,6 +4,7 @@
 //! recorded, and whoever waits is answered in the end.
 
 mod families;
+mod groups;
 mod world;
 
 use std::collections::BTreeSet;

@@ -41,6 +41,7 @@ pub struct Cloud {
     pub place: Option<Place>,
     pub token: Option<String>,
     pub blocks: BTreeSet<IpNet>,
+    pub groups: BTreeSet<String>,
 }
 
 /// The node around the core: EC2, metadata, kernel, store.
@@ -231,6 +232,13 @@ impl World {
         self.step(Event::Answered { id, answer });
     }
 
+    /// EC2 refuses the oldest call.
+    pub fn refuse_next(&mut self, cause: Cause, fact: Fact) {
+        let Some((id, _)) = self.calls.pop_front() else { return };
+        let error = CallError { cause, message: "no".into(), request_id: None, fact };
+        self.step(Event::Answered { id, answer: Err(error) });
+    }
+
     pub fn blocks(&mut self, order: Order) -> BTreeSet<IpNet> {
         (0..order.count)
             .map(|_| {
@@ -276,7 +284,7 @@ impl World {
                 self.enis.get_mut(eni).expect("known").tagged = true;
                 Ec2Answer::Done
             }
-            Call::Create { creation, token } => {
+            Call::Create { creation, token, groups } => {
                 if let Some((id, eni)) = self.enis.iter().find(|(_, eni)| eni.token.as_ref() == Some(token)) {
                     return Ec2Answer::Created { eni: id.clone(), blocks: eni.blocks.iter().copied().collect() };
                 }
@@ -288,7 +296,8 @@ impl World {
                 }
                 let created = blocks.iter().copied().collect();
                 let token = Some(token.clone());
-                self.enis.insert(id.clone(), Cloud { tagged: true, blocks, token, ..Cloud::default() });
+                let groups = groups.as_ref().clone();
+                self.enis.insert(id.clone(), Cloud { tagged: true, blocks, token, groups, ..Cloud::default() });
                 Ec2Answer::Created { eni: id, blocks: created }
             }
             Call::Attach { eni, place } => {
@@ -322,6 +331,10 @@ impl World {
                 Ec2Answer::Done
             }
             Call::FindLeaked => Ec2Answer::Leaked { enis: Vec::new() },
+            Call::SetGroups { eni, groups } => {
+                self.enis.get_mut(eni).expect("known").groups = groups.as_ref().clone();
+                Ec2Answer::Done
+            }
             Call::Detach { eni, .. } => {
                 self.enis.get_mut(eni).expect("known").place = None;
                 Ec2Answer::Done
@@ -346,6 +359,7 @@ impl World {
                 own_v6: None,
                 subnet_id: "subnet-1".into(),
                 blocks: eni.blocks.clone(),
+                groups: eni.groups.clone(),
             })
         });
         let enis = shown.collect();

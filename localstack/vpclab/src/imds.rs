@@ -122,8 +122,13 @@ pub struct Metadata {
     tokens: Arc<Mutex<BTreeMap<String, (String, Instant)>>>,
     /// The number of [`Faults::tokens`] under which they were issued.
     issue: Arc<Mutex<u32>>,
+    /// How many requests each instance has made.
+    requests: Arc<Mutex<BTreeMap<String, u64>>>,
     name: String,
 }
+
+/// Where the lab tells how many requests the instance has made that asks; EC2 has no such path.
+pub const REQUESTS: &str = "/vpclab/requests";
 
 impl Metadata {
     /// Nothing is published yet.
@@ -194,6 +199,10 @@ impl Metadata {
 
     fn answer(&self, request: &HttpRequest, node: Option<&NodeView>) -> HttpResponse {
         let Some(node) = node else { return HttpResponse::status(404) };
+        if request.path == REQUESTS {
+            return ok(lock(&self.requests).get(&node.instance_id).copied().unwrap_or_default().to_string());
+        }
+        *lock(&self.requests).entry(node.instance_id.clone()).or_default() += 1;
         match request.method.as_str() {
             "PUT" if request.path == "/latest/api/token" => self.issue_token(request, node),
             "GET" => {

@@ -32,7 +32,7 @@ pub use backend::Backend;
 pub use config::LabConfig;
 pub use fabric::{Drops, INTERNET_SERVER, PEER_CLIENT, VPC_CIDR};
 pub use fabric6::{INTERNET_SERVER_V6, PEER_CLIENT_V6, VPC_CIDR_V6};
-pub use imds::Faults;
+pub use imds::{Faults, REQUESTS};
 pub use lab::Lab;
 pub use program::program;
 pub use state::{Node, State, check_name, folder};

@@ -1,4 +1,5 @@
-//! What takes minutes: EC2 unreachable for ten of them, and two until a subnet is asked for /28s again.
+//! What takes minutes: EC2 unreachable for ten of them, and two until a subnet is asked for /28s again, six until ENIs
+//! have followed the security groups of the primary one.
 //!
 //! Not run with the others (`test = false` in Cargo.toml): `make test` runs these in parallel to them, each in a lab of
 //! its own. ENID_OUTAGE_SECONDS shortens the outage for development.
@@ -6,6 +7,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 mod fragments;
+mod groups;
 mod outage;
 
 use std::time::Duration;

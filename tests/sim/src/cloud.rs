@@ -81,6 +81,51 @@ impl Cloud {
         let _ = self.model.call(now, "operator", request);
     }
 
+    /// An operator gives the instance, which is its primary ENI, these security groups.
+    pub fn set_groups(&mut self, now: u64, instance: &str, groups: &[&str]) {
+        let is_primary = |eni: &&EniTruth| {
+            let attachment = eni.attachment.as_ref().filter(|it| it.instance == instance);
+            attachment.is_some_and(|it| (it.card, it.device_index) == (0, 0))
+        };
+        let Some(primary) = self.enis(now).iter().find(is_primary).map(|eni| eni.id.clone()) else { return };
+        let groups: Vec<String> = groups.iter().map(|group| (*group).to_owned()).collect();
+        let request = Request::ModifyNetworkInterfaceAttribute {
+            eni: primary,
+            attachment: None,
+            delete_on_termination: None,
+            groups: Some(groups),
+        };
+        self.operator(now, &request);
+    }
+
+    /// Somebody creates an ENI and attaches it at the first place that is free, if one is.
+    pub fn attach_foreign(&mut self, now: u64, instance: &str) {
+        let create = Request::CreateNetworkInterface {
+            subnet: self.subnet.clone(),
+            interface_type: InterfaceType::Interface,
+            description: "of somebody else".to_owned(),
+            groups: Vec::new(),
+            secondary_count: None,
+            prefix_count: None,
+            ipv6_prefix_count: None,
+            client_token: None,
+            tags: BTreeMap::new(),
+        };
+        let Outcome::Answer(Answer::Interface(eni)) = self.model.call(now, "operator", &create).outcome else { return };
+        let attach = |device_index| Request::AttachNetworkInterface {
+            eni: eni.id.clone(),
+            instance: instance.to_owned(),
+            device_index,
+            card: Some(0),
+        };
+        let attached = (1..4).any(|index| {
+            matches!(self.model.call(now, "operator", &attach(index)).outcome, Outcome::Answer(Answer::Attached { .. }))
+        });
+        if !attached {
+            self.operator(now, &Request::DeleteNetworkInterface { eni: eni.id });
+        }
+    }
+
     /// What the type carries.
     pub fn limits(&mut self, now: u64, kind: &str) -> Option<Limits> {
         let request = Request::DescribeInstanceTypes { types: vec![kind.to_owned()] };
@@ -107,6 +152,7 @@ impl Cloud {
                     primary: Ipv4Net::new(primary, eni.subnet_cidr.prefix_len()).ok()?,
                     subnet_id: eni.subnet,
                     blocks: singles.chain(prefixes).collect(),
+                    groups: eni.groups.into_iter().collect(),
                 })
             })
             .collect()
@@ -144,13 +190,13 @@ impl Cloud {
                 resources: vec![eni.0.to_string()],
                 tags: BTreeMap::from([(TAG_INSTANCE.to_owned(), instance.to_owned())]),
             },
-            Call::Create { token, creation: Creation { order, with_v6, .. } } => {
+            Call::Create { token, creation: Creation { order, with_v6, .. }, groups } => {
                 let tags = [(TAG_INSTANCE, instance), (TAG_TOKEN, token)];
                 Request::CreateNetworkInterface {
                     subnet: self.subnet.clone(),
                     interface_type: InterfaceType::Interface,
                     description: format!("aws-K8S-{instance}"),
-                    groups: Vec::new(),
+                    groups: groups.iter().cloned().collect(),
                     secondary_count: (order.kind == Kind::Single).then_some(order.count),
                     prefix_count: (order.kind == Kind::Prefix).then_some(order.count),
                     ipv6_prefix_count: with_v6.then_some(1),
@@ -169,6 +215,12 @@ impl Cloud {
                 attachment: Some(attachment.clone()),
                 delete_on_termination: Some(true),
                 groups: None,
+            },
+            Call::SetGroups { eni, groups } => Request::ModifyNetworkInterfaceAttribute {
+                eni: eni.0.to_string(),
+                attachment: None,
+                delete_on_termination: None,
+                groups: Some(groups.iter().cloned().collect()),
             },
             Call::Assign { eni, order: Order { kind: Kind::V6Prefix, count } } => {
                 Request::AssignIpv6Addresses { eni: eni.0.to_string(), count: None, prefix_count: Some(*count) }
@@ -271,6 +323,7 @@ fn classify(call: &Call, error: &ApiError, request_id: String) -> CallError {
         _ => Cause::Ec2Error,
     };
     let fact = match error.code.as_str() {
+        "InvalidGroup.NotFound" => Fact::GroupGone,
         code if code.ends_with(".NotFound") => Fact::NotFound,
         "InvalidParameterValue" if error.message.contains("already has an interface attached") => Fact::PlaceTaken,
         _ => Fact::None,

@@ -60,7 +60,18 @@ pub enum Move {
     Bound(u32),
     /// A pod that no lease explains appears just before the pool gives its address up.
     Orphan,
+    /// An operator gives the instance these security groups, by number; EC2 forgets those that it had.
+    Groups(u8),
+    /// Somebody attaches an ENI of theirs at the next place.
+    Foreign,
+    /// The daemon finds the file of another instance: it is started on that one's record.
+    ForeignStore,
+    /// Metadata refuses to answer (401, for one) until it does again.
+    Unreadable(bool),
 }
+
+/// Moves that only every fourth seed has, put in between the others: so the others' stories stay as they are.
+const RARE: usize = 4;
 
 /// One seed in so many has orphaned links, so many of them.
 const ORPHANS_IN: u64 = 4;
@@ -85,6 +96,16 @@ pub fn draw(seed: u64, moves: usize) -> Vec<Move> {
     let mut story: Vec<Move> = (0..moves).map(|_| one(&mut rng, faults)).collect();
     if seed.is_multiple_of(ORPHANS_IN) {
         (0..ORPHANS).for_each(|_| story.insert(rng.usize(0..story.len().max(1)), Move::Orphan));
+    }
+    for _ in 0..RARE {
+        let rare = match seed % 4 {
+            1 => Move::Groups(rng.u8(0..4)),
+            2 => Move::Unreadable(rng.bool()),
+            3 if faults > 0 => Move::ForeignStore,
+            3 => Move::Foreign,
+            _ => continue,
+        };
+        story.insert(rng.usize(0..story.len().max(1)), rare);
     }
     story
 }

@@ -110,8 +110,12 @@ impl Model {
         list
     }
 
-    /// Takes a secondary ENI out of the list, or an address or prefix out of one of its ENIs.
+    /// Takes a secondary ENI out of the list, an address or prefix out of one of its ENIs, or security groups out of all.
     fn drop_part(&mut self, list: &mut Vec<ImdsEni>) {
+        for eni in list.iter_mut() {
+            let whole = eni.groups.len();
+            eni.groups.truncate(whole.div_ceil(2));
+        }
         let secondary: Vec<usize> =
             (0..list.len()).filter(|index| list[*index].device_index != 0 || list[*index].card != 0).collect();
         if !secondary.is_empty() && self.rng.bool() {

@@ -1,5 +1,6 @@
 //! One node in its surroundings: the real core; disk, kernel, runtime, plugins, EC2 and metadata simulated.
 
+mod metadata;
 mod moves;
 mod plugins;
 mod pods;
@@ -23,6 +24,7 @@ use crate::{
     cloud::{Cloud, Reply},
     story::Boundary,
 };
+use metadata::Metadata;
 use pods::{Link, Plugin, Pod, Step};
 
 /// The kernel's links are listed this often, metadata is read this often when nothing is expected.
@@ -78,6 +80,9 @@ pub struct World {
     names: u64,
     next_listing: u64,
     next_metadata: u64,
+    metadata: Metadata,
+    /// Metadata refuses to answer.
+    unreadable: bool,
     kill: Option<Boundary>,
     lost_store: bool,
     /// ENIs that an operator detached.
@@ -125,6 +130,8 @@ impl World {
             names: 0,
             next_listing: now,
             next_metadata: now,
+            metadata: Metadata::default(),
+            unreadable: false,
             kill: None,
             lost_store: false,
             by_hand: BTreeSet::new(),
@@ -168,6 +175,7 @@ impl World {
         self.calls.clear();
         self.next_listing = self.now;
         self.next_metadata = self.now;
+        self.metadata = Metadata::default();
         for plugin in self.plugins.values_mut() {
             plugin.connected = false;
         }
@@ -311,9 +319,13 @@ impl World {
 
     fn read_metadata(&mut self) {
         let instance = self.instance.clone();
-        let enis = self.cloud.imds(self.now, &instance);
         let soon = self.core.awaits_metadata();
         self.next_metadata = self.now + if soon { 500 } else { METADATA_MS };
+        if self.unreadable {
+            return self.tell(Event::ImdsFailed { message: "401".to_owned() });
+        }
+        let shown = self.cloud.imds(self.now, &instance);
+        let enis = self.metadata.read(self.now, &self.core, self.clock(), shown);
         self.tell(Event::Wall { ms: self.now + self.wall });
         if !enis.is_empty() {
             let (before, runs) = (self.configured_enis(), self.runs);

@@ -166,7 +166,39 @@ impl World {
             }
             Move::Orphan => self.orphan(),
             Move::Bound(pods) => self.tell(Event::Bound { pods: *pods }),
+            Move::Groups(number) => {
+                self.fault("security groups changed");
+                let list = [&["sg-1"][..], &["sg-1", "sg-2"], &["sg-3"], &["sg-2", "sg-3", "sg-4"]];
+                self.cloud.set_groups(self.now, &self.instance, list[usize::from(*number) % list.len()]);
+            }
+            Move::Foreign => {
+                self.fault("ENI attached by others");
+                self.cloud.attach_foreign(self.now, &self.instance);
+            }
+            Move::ForeignStore => {
+                self.fault("store of another instance");
+                self.foreign_store();
+            }
+            Move::Unreadable(unreadable) => {
+                self.fault("metadata refuses");
+                self.unreadable = *unreadable;
+            }
         }
+    }
+
+    /// What another instance's daemon remembered: slots of its ENIs, the primary's among them, and what it had begun. Its
+    /// own record is lost with that, as when the file is.
+    fn foreign_store(&mut self) {
+        self.cloud.faults().imds_stale = false;
+        self.now += 15_000;
+        self.lost_store = true;
+        self.restart();
+        let foreign = |number: u32| (EniId(format!("eni-foreign{number}").into()), number);
+        self.disk.slots.extend((0..3).map(foreign));
+        self.disk.slots.insert(EniId("eni-foreign3".into()), 0);
+        let gone = Intent::Delete(EniId("eni-foreign1".into()));
+        self.disk.intents.insert("delete-eni-foreign1".into(), gone);
+        self.restart();
     }
 
     pub(super) fn reboot(&mut self) {

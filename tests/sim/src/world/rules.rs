@@ -9,6 +9,7 @@ use super::{
     pods::{Pod, Step},
 };
 use crate::cloud::is_ours;
+use vpclab::model::EniTruth;
 
 impl World {
     /// With the actions of a plan in flight and no answer yet, planning again yields no action and the same waits.
@@ -133,6 +134,7 @@ impl World {
         self.kill = None;
         self.tell(Event::Cordoned { cordoned: false });
         self.tell(Event::Bound { pods: 0 });
+        self.unreadable = false;
         self.pass(600_000);
         if self.broken.is_some() {
             return;
@@ -147,6 +149,21 @@ impl World {
             return self.wrong(format!("{} holds a lease and is gone", key.container));
         }
         self.check_enis();
+        self.pass(600_000);
+        self.check_groups();
+    }
+
+    /// ENIs of ours have the security groups of the primary.
+    fn check_groups(&mut self) {
+        let enis = self.cloud.enis(self.now);
+        let here = || enis.iter().filter(|eni| eni.instance() == Some(&self.instance));
+        let at_first = |eni: &&EniTruth| eni.attachment.as_ref().is_some_and(|it| (it.card, it.device_index) == (0, 0));
+        let sorted = |eni: &EniTruth| eni.groups.iter().cloned().collect::<BTreeSet<String>>();
+        let Some(wanted) = here().find(at_first).map(sorted) else { return };
+        if let Some(eni) = here().find(|eni| is_ours(eni, &self.instance) && sorted(eni) != wanted) {
+            let what = format!("{} has the security groups {:?}, and the primary {wanted:?}", eni.id, eni.groups);
+            self.wrong(what);
+        }
     }
 
     /// No ENI of ours is unattached, no intent is open.
