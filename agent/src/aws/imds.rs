@@ -62,6 +62,17 @@ struct Known {
     cidrs: Vec<Ipv4Net>,
     /// Of the ENIs that were listed last, by MAC.
     enis: BTreeMap<String, Texts>,
+    /// The MAC whose turn it was last ([`Reading::InTurn`]).
+    turn: String,
+}
+
+impl Known {
+    /// The MAC whose turn it is.
+    fn next_turn(&mut self) -> Option<String> {
+        let after = self.enis.keys().find(|mac| **mac > self.turn).or(self.enis.keys().next());
+        self.turn.clone_from(after?);
+        Some(self.turn.clone())
+    }
 }
 
 impl Imds {
@@ -159,14 +170,19 @@ impl Imds {
         let (mut enis, mut addressless) = (Vec::new(), Vec::new());
         let macs: Vec<String> =
             lines(&self.get(MACS).await?).iter().map(|mac| mac.trim_end_matches('/').to_owned()).collect();
-        {
+        let turn = {
             let mut known = self.held();
             known.enis.retain(|mac, _| macs.contains(mac));
             known.primary = known.primary.take().filter(|mac| macs.contains(mac));
-        }
+            if matches!(reading, Reading::InTurn(_)) { known.next_turn() } else { None }
+        };
         for mac in macs {
             let known = self.held().enis.get(&mac).cloned().unwrap_or_default();
-            let texts = self.eni(&mac, known, reading).await?;
+            let mut keys = to_read(&mac, &known, reading)?;
+            if keys.is_empty() && turn.as_ref() == Some(&mac) {
+                keys.push(main_list(&known));
+            }
+            let texts = self.eni(&mac, known, keys).await?;
             match facts(&mac, &texts)? {
                 Shown::Whole(eni) => enis.push(*eni),
                 Shown::Addressless(eni) => addressless.push(eni),
@@ -180,9 +196,9 @@ impl Imds {
         Ok((enis, addressless))
     }
 
-    /// What metadata says of an ENI, of which this was read before.
-    async fn eni(&self, mac: &str, mut texts: Texts, reading: Reading<'_>) -> anyhow::Result<Texts> {
-        for key in to_read(mac, &texts, reading)? {
+    /// What metadata says of an ENI, of which this was read before and these keys are read now.
+    async fn eni(&self, mac: &str, mut texts: Texts, keys: Vec<&'static str>) -> anyhow::Result<Texts> {
+        for key in keys {
             match self.find(&format!("{MACS}{mac}/{key}")).await? {
                 Some(text) => drop(texts.insert(key, text)),
                 None => drop(texts.remove(key)),
@@ -247,8 +263,8 @@ pub const KEYS: [&str; 10] = [
 ];
 /// Security groups.
 const GROUPS: &str = "security-group-ids";
-/// Those that never change for an ENI. Its place is not among them: it may be attached elsewhere.
-const FIXED: [&str; 3] = ["interface-id", "subnet-id", "subnet-ipv4-cidr-block"];
+/// Those that do not change as long as an ENI is listed; its place is another one when it is attached again.
+const FIXED: [&str; 5] = ["interface-id", "device-number", "network-card", "subnet-id", "subnet-ipv4-cidr-block"];
 /// Those that EC2 changes when blocks are assigned or unassigned.
 const BLOCKS: [&str; 3] = ["local-ipv4s", "ipv4-prefix", "ipv6-prefix"];
 /// Below it metadata has the ENIs, by MAC.
@@ -261,20 +277,34 @@ pub enum Reading<'a> {
     All,
     /// The blocks and the groups of these, and nothing of the others.
     Of(&'a BTreeSet<EniId>),
+    /// The same, and of one of the others, another one each time, whether it still has its blocks: somebody else may have
+    /// taken one away.
+    InTurn(&'a BTreeSet<EniId>),
 }
 
 /// The keys to read of an ENI of which this is known.
 fn to_read(mac: &str, known: &Texts, reading: Reading<'_>) -> anyhow::Result<Vec<&'static str>> {
     let is_fixed = |key: &&str| FIXED.contains(key) && known.contains_key(*key);
     let changing = || KEYS.into_iter().filter(|key| !is_fixed(key)).collect();
-    Ok(match (facts(mac, known)?, reading) {
-        (Shown::InPart, _) | (_, Reading::All) => changing(),
-        (Shown::Whole(eni), Reading::Of(enis)) if enis.contains(&eni.id) => {
-            BLOCKS.into_iter().chain([GROUPS]).collect()
-        }
-        (Shown::Addressless(eni), Reading::Of(enis)) if enis.contains(&eni.id) => changing(),
+    let enis = match reading {
+        Reading::All => return Ok(changing()),
+        Reading::Of(enis) | Reading::InTurn(enis) => enis,
+    };
+    Ok(match facts(mac, known)? {
+        Shown::InPart => changing(),
+        Shown::Whole(eni) if enis.contains(&eni.id) => BLOCKS.into_iter().chain([GROUPS]).collect(),
+        Shown::Addressless(eni) if enis.contains(&eni.id) => changing(),
         _ => Vec::new(),
     })
+}
+
+/// The list in which an ENI has most of its blocks.
+fn main_list(known: &Texts) -> &'static str {
+    let number = |key: &str| known.get(key).map_or(0, |text| lines(text).len());
+    // One of the addresses is its own.
+    let numbers = BLOCKS.map(|key| (number(key).saturating_sub(usize::from(key == BLOCKS[0])), key));
+    // Of lists of one length, the first.
+    numbers.into_iter().rev().max_by_key(|(number, _)| *number).map_or(BLOCKS[0], |(_, key)| key)
 }
 
 /// How much metadata shows of an ENI.

@@ -22,7 +22,7 @@ use crate::{
 };
 
 /// How often the list of ENIs, the VPC's CIDRs and the primary ENI's security groups are read. ENIs that are new, and
-/// those of which metadata shows something else than EC2 is known to have done, are read then too.
+/// those of which metadata shows something else than EC2 is known to have done, are read then too, and one more in its turn.
 const PERIOD: Duration = Duration::from_secs(30);
 /// How often all is read, and besides whenever CIDRs or groups have changed.
 const WHOLE_PERIOD: Duration = Duration::from_secs(600);
@@ -71,7 +71,12 @@ pub async fn run(imds: Imds, handle: Handle, counters: Arc<Counters>, mut awaite
             let Some(view) = handle.view().await else { return }; // the core's task has ended
             enis.extend(view.unsettled_enis().cloned());
         }
-        match imds.enis(if is_whole { Reading::All } else { Reading::Of(&enis) }).await {
+        let reading = match (is_whole, is_due) {
+            (true, _) => Reading::All,
+            (_, true) => Reading::InTurn(&enis),
+            _ => Reading::Of(&enis),
+        };
+        match imds.enis(reading).await {
             Ok((enis, addressless)) => {
                 if is_whole {
                     next_whole = started + WHOLE_PERIOD;

@@ -118,6 +118,8 @@ impl Core {
                 plan.waits = waits;
             }
             self.demand.set_surplus(now, plan.has_surplus());
+            let holds = plan::holds_order(&self.state(), now);
+            self.demand.set_held(now, holds);
         }
         let broken = self.check(&before, &effects);
         if broken.is_empty() {
@@ -158,6 +160,7 @@ impl Core {
             self.queue.next_deadline(),
             self.cooldown.ends().next().map(|(until, _)| until),
             self.demand.surplus_since().map(|since| since.plus(plan::SURPLUS_MS)),
+            self.demand.held_since().map(|since| since.plus(plan::HOLD_MS)),
             self.deletions.next(now),
             self.leaks.next(),
             self.demand.no_prefix_until(),

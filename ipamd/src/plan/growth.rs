@@ -2,7 +2,7 @@
 
 use super::{
     state::State,
-    value::{Action, Reason, Step, Wait},
+    value::{Action, Awaited, Reason, Step, Wait},
 };
 use crate::{
     ec2::{Call, Creation, Order, Scope},
@@ -13,6 +13,10 @@ use crate::{
 
 /// Single addresses that are kept available where the subnet has no /28.
 const STOPGAP: u64 = 4;
+/// As long as nobody waits and so many addresses are available, an order waits for more to order.
+const RESERVE: u64 = 2;
+/// And no longer than this: as long as the peer's pool goes unlooked at.
+pub(crate) const HOLD_MS: u64 = 5_000;
 /// The calls that a new ENI takes.
 const CREATION: [&str; 3] = ["CreateNetworkInterface", "AttachNetworkInterface", "ModifyNetworkInterfaceAttribute"];
 
@@ -34,6 +38,7 @@ pub(super) fn growth(state: &State<'_>, now: Millis, waits: &mut Vec<Wait>) -> V
     let short: Vec<Shortage> = cards
         .map(|card| shortage(state, now, card))
         .filter(|short| short.missing > 0 && state.can_grow(short.card))
+        .filter(|short| !is_held(state, now, short, waits))
         .collect();
     let lacking: Vec<&Eni> = state.pool.enis().filter(|eni| state.pool.lacks_v6(state.node, eni)).collect();
     if short.is_empty() && lacking.is_empty() {
@@ -54,6 +59,35 @@ pub(super) fn growth(state: &State<'_>, now: Millis, waits: &mut Vec<Wait>) -> V
     }
     let orders = short.iter().map(|short| order(state, now, short, waits));
     orders.into_iter().find(|actions| !actions.is_empty()).unwrap_or_default()
+}
+
+/// Whether what a card's pool lacks may be ordered a little later, together with what is lacking then: a node that keeps a
+/// number of single addresses would order one for each pod otherwise.
+fn is_held(state: &State<'_>, now: Millis, short: &Shortage, waits: &mut Vec<Wait>) -> bool {
+    let until = state.demand.held_since().unwrap_or(now).plus(HOLD_MS);
+    if !may_be_held(state, short.card) || until <= now {
+        return false;
+    }
+    let message = "what the pool lacks is ordered together, within five seconds";
+    waits.push(Wait::new(Awaited::Order { card: short.card }, Some(until), message));
+    true
+}
+
+/// Whether a card's pool is short and can do without what it lacks for a while.
+fn may_be_held(state: &State<'_>, card: u32) -> bool {
+    let policy = state.node.policy.of_card(card);
+    let Target::Warm { addresses, minimum, .. } = policy.target else { return false };
+    let (counts, coming) = (state.counts_on(card), state.coming_to(card));
+    counts.demand() == 0
+        && counts.available + coming >= u64::from(addresses / 3).max(RESERVE)
+        && counts.total + coming >= u64::from(minimum)
+        && policy.kind(state.node.limits) == Kind::Single
+}
+
+/// Whether an order of some card's pool is held.
+pub(crate) fn holds_order(state: &State<'_>, now: Millis) -> bool {
+    let is_short = |card: &u32| may_be_held(state, *card) && shortage(state, now, *card).missing > 0;
+    state.has_looked() && state.node.provisions() && state.pool.cards(state.node).iter().any(is_short)
 }
 
 /// What has to be known or done before the first change, `None` if nothing: EC2 says which ENIs are ours, and those that
@@ -216,5 +250,14 @@ fn room_later(state: &State<'_>, card: u32) -> u64 {
     });
     let created = state.creations.values().filter(|pending| pending.creation.card == card);
     let created = created.map(|pending| per_eni.saturating_sub(u64::from(pending.creation.order.count)));
-    busy.sum::<u64>() + created.sum::<u64>()
+    // Attached, and not shown by metadata yet.
+    let unseen = state.pool.expected().filter(|(id, expected)| {
+        let on_card = expected.place.map_or(0, |place| place.card) == card;
+        on_card && expected.since.is_some() && state.pool.eni(id).is_none() && state.creations.of(id).is_none()
+    });
+    let unseen = unseen.map(|(_, expected)| {
+        let leading = expected.blocks.iter().filter(|net| state.node.policy.leads(net)).count();
+        per_eni.saturating_sub(u64::try_from(leading).unwrap_or(u64::MAX))
+    });
+    busy.sum::<u64>() + created.sum::<u64>() + unseen.sum::<u64>()
 }

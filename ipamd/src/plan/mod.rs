@@ -20,6 +20,7 @@ mod value;
 pub(crate) use audit::next_due as next_audit;
 pub(crate) use blocked::next_cooled;
 pub(crate) use groups::next_due as next_groups;
+pub(crate) use growth::{HOLD_MS, holds_order};
 pub(crate) use release::{SURPLUS_MS, awaits_listing, is_known};
 pub(crate) use state::{Guards, Observed, State};
 pub use value::{Action, Awaited, Plan, Reason, Step, Wait};

@@ -1,4 +1,4 @@
-//! Release of surplus: whole ENIs first, then blocks, and only what nobody has missed for a while.
+//! Release of surplus: whole ENIs first, then blocks, all at once, and only what nobody has missed for a while.
 //!
 //! A listing of the kernel, begun after the decision, must show no link on it. What is withheld is not assigned any more
 //! from the decision on.
@@ -15,7 +15,7 @@ use super::{
 use crate::{
     ec2::{Call, Class, DeletionStage, Scope},
     ids::{EniId, Millis},
-    pool::{Block, BlockState, Eni, EniState, Sums},
+    pool::{Block, BlockState, Eni, EniState},
     supply::{Counts, kind},
 };
 
@@ -132,44 +132,69 @@ pub(super) fn surplus(state: &State<'_>, now: Millis, waits: &mut Vec<Wait>) -> 
         return Vec::new();
     }
     let cards = state.pool.cards(state.node).into_iter();
-    let Some(step) = cards.into_iter().find_map(|card| choose(state, now, card)) else { return Vec::new() };
-    let until = state.demand.surplus_since().unwrap_or(now).plus(SURPLUS_MS);
-    if until <= now {
-        return vec![Action::new(step, Reason::Surplus)];
+    let steps: Vec<Step> = cards.flat_map(|card| choose(state, now, card)).collect();
+    if steps.is_empty() {
+        return Vec::new();
     }
-    let message = "the pool is larger than its target; what is idle is released after a minute";
-    let awaited = match step {
-        Step::WithholdEni(eni) => Awaited::SurplusEni { eni },
-        Step::WithholdBlocks(blocks) => Awaited::SurplusBlocks { blocks },
-        _ => return Vec::new(),
+    let until = Some(state.demand.surplus_since().unwrap_or(now).plus(SURPLUS_MS)).filter(|until| *until > now);
+    if until.is_none() && are_ours(state, &steps) {
+        return steps.into_iter().map(|step| Action::new(step, Reason::Surplus)).collect();
+    }
+    let message = match until {
+        Some(_) => "the pool is larger than its target; what is idle is released after a minute",
+        None => "the pool is larger than its target; EC2 is asked whose the ENIs are before the first change",
     };
-    waits.push(Wait::new(awaited, Some(until), message));
-    Vec::new()
+    for step in steps {
+        let awaited = match step {
+            Step::WithholdEni(eni) => Awaited::SurplusEni { eni },
+            Step::WithholdBlocks(blocks) => Awaited::SurplusBlocks { blocks },
+            _ => continue,
+        };
+        waits.push(Wait::new(awaited, until, message));
+    }
+    let (call, class) = (Call::Audit { scope: Scope::Attached }, Class::Background);
+    let asks = until.is_none() && !state.calls.is_auditing() && state.may_call(now, call.action(), class, waits);
+    asks.then(|| Action::call(call, class, Reason::BeforeChange)).into_iter().collect()
 }
 
-/// What a card's pool could do without.
-fn choose(state: &State<'_>, now: Millis, card: u32) -> Option<Step> {
-    let (policy, limits, counts) = (state.node.policy.of_card(card), state.node.limits, state.counts_on(card));
+/// Whether EC2 has said in this run that all ENIs are ours that these steps are about.
+fn are_ours(state: &State<'_>, steps: &[Step]) -> bool {
+    let eni_of = |step: &Step| match step {
+        Step::WithholdEni(eni) => Some(eni.clone()),
+        Step::WithholdBlocks(nets) => state.pool.block(nets.first()?).map(|block| block.eni().clone()),
+        _ => None,
+    };
+    let is_ours = |step: &Step| eni_of(step).and_then(|id| state.pool.eni(&id)).is_some_and(|eni| eni.ours);
+    steps.iter().all(is_ours)
+}
+
+/// What a card's pool could do without: idle ENIs, as many as it may be, and then idle blocks of the others.
+fn choose(state: &State<'_>, now: Millis, card: u32) -> Vec<Step> {
+    let (policy, limits, mut counts) = (state.node.policy.of_card(card), state.node.limits, state.counts_on(card));
     let learned = state.learned_on(now, card);
-    let left = |sums: Sums| -> Counts { counts.without(sums.available, sums.idle_prefixes) };
-    let enough = |left: Counts| policy.enough(limits, left, learned);
-    let on_card = || state.pool.on_card(card).filter(|eni| eni.is_usable() && eni.ours);
+    // One with a slot is ours by the record; before anything is done EC2 is asked.
+    let may_be_ours = |eni: &Eni| eni.ours || (eni.slot.is_some() && state.audits.last().is_none());
+    let on_card = || state.pool.on_card(card).filter(|eni| eni.is_usable() && may_be_ours(eni));
     // Metadata may fail to show the block that a lease is in.
     let is_idle = |eni: &Eni| eni.is_idle() && !state.leases.names(eni.id());
     let is_idle = |eni: &&Eni| eni.slot != Some(0) && (is_idle(eni) || state.guards.detaches_in_use);
-    let mut idle: Vec<&Eni> = on_card().filter(is_idle).collect();
+    let mut idle: Vec<&Eni> = on_card().filter(is_idle).filter(|eni| now.since(eni.since) >= ENI_AGE_MS).collect();
     idle.sort_by_key(|eni| (eni.sums.total, Reverse(eni.slot)));
-    let is_settled = |eni: &&&Eni| now.since(eni.since) >= ENI_AGE_MS;
-    if let Some(eni) = idle.iter().filter(is_settled).find(|eni| enough(left(eni.sums))) {
-        return Some(Step::WithholdEni(eni.id().clone()));
+    let (mut steps, mut leaving) = (Vec::new(), Vec::new());
+    for eni in idle {
+        let left: Counts = counts.without(eni.sums.available, eni.sums.idle_prefixes);
+        if policy.enough(limits, left, learned) {
+            counts = left;
+            leaving.push(eni.id());
+            steps.push(Step::WithholdEni(eni.id().clone()));
+        }
     }
-    let surplus = policy.surplus(limits, counts, learned);
-    if surplus <= policy.slack(learned) {
-        return None;
+    let mut room = policy.surplus(limits, counts, learned);
+    if room <= policy.slack(learned) {
+        return steps;
     }
-    let mut enis: Vec<&Eni> = on_card().collect();
+    let mut enis: Vec<&Eni> = on_card().filter(|eni| !leaving.contains(&eni.id())).collect();
     enis.sort_by_key(|eni| (eni.sums.assigned, Reverse(eni.slot)));
-    let mut room = surplus;
     for eni in enis {
         let mut nets = Vec::new();
         for net in &eni.blocks {
@@ -182,10 +207,10 @@ fn choose(state: &State<'_>, now: Millis, card: u32) -> Option<Step> {
             }
         }
         if !nets.is_empty() {
-            return Some(Step::WithholdBlocks(nets));
+            steps.push(Step::WithholdBlocks(nets));
         }
     }
-    None
+    steps
 }
 
 /// Whether a listing of the kernel is waited for.

@@ -155,6 +155,8 @@ pub enum Awaited {
     SurplusEni { eni: EniId },
     /// The moment at which idle blocks are given up, if they still are.
     SurplusBlocks { blocks: Vec<IpNet> },
+    /// The moment at which what a card's pool lacks is ordered.
+    Order { card: u32 },
     /// The moment at which an ENI gets the primary's security groups.
     Groups { eni: EniId },
 }
@@ -170,6 +172,7 @@ impl fmt::Display for Awaited {
             Awaited::BlockListing { blocks } => write!(f, "a listing of links before {} is unassigned", List(blocks)),
             Awaited::Detached { eni } => write!(f, "the detachment of {eni}"),
             Awaited::SurplusEni { eni } => write!(f, "{eni} to be surplus for long enough"),
+            Awaited::Order { card } => write!(f, "more to order on network card {card}"),
             Awaited::Groups { eni } => write!(f, "the security groups of {eni}"),
             Awaited::SurplusBlocks { blocks } => write!(f, "{} to be surplus for long enough", List(blocks)),
         }

@@ -19,6 +19,8 @@ pub(crate) struct Demand {
     cordoned: bool,
     /// The pool has been too large since then.
     surplus_since: Option<Millis>,
+    /// An order waits for more to order since then.
+    held_since: Option<Millis>,
     /// Until when the subnet is taken to have no /28.
     no_prefix_until: Option<Millis>,
     /// The most blocks that one call asks for while the subnet is short, and until when.
@@ -32,6 +34,7 @@ impl Demand {
             bound: 0,
             cordoned: false,
             surplus_since: None,
+            held_since: None,
             no_prefix_until: None,
             most: None,
         }
@@ -116,6 +119,16 @@ impl Demand {
     /// Whether the pool is too large at this moment.
     pub(crate) fn set_surplus(&mut self, now: Millis, there_is: bool) {
         self.surplus_since = there_is.then(|| self.surplus_since.unwrap_or(now));
+    }
+
+    /// Whether an order waits for more to order at this moment.
+    pub(crate) fn set_held(&mut self, now: Millis, is_held: bool) {
+        self.held_since = is_held.then(|| self.held_since.unwrap_or(now));
+    }
+
+    /// Since when an order has waited for more to order.
+    pub(crate) fn held_since(&self) -> Option<Millis> {
+        self.held_since
     }
 
     /// Since when the pool has been too large.

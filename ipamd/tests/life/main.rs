@@ -194,6 +194,32 @@ fn an_eni_that_a_lease_names_is_not_chosen_for_release() {
     assert!(world.enis[&lease.eni].place.is_some(), "a pod has its address");
 }
 
+/// The kind: what is ours by the record waits for an audit that nobody has a reason to hold back, and one ENI for another.
+#[test]
+fn surplus_goes_after_its_minute_in_a_new_run_too_and_all_of_it_at_once() {
+    let mut world = World::new();
+    world.settle();
+    (0..8).for_each(|pod| world.ask(pod));
+    world.settle();
+    let all = world.enis.len();
+    assert_eq!(all, 3, "{:?}", world.enis);
+    (0..8).for_each(|pod| world.del(pod, true));
+    world.pass(2_000); // the cooldown
+    world.restart(true);
+    world.sent.clear();
+    for _ in 0..160 {
+        world.calm();
+        if let Some(detached) = world.sent.iter().position(|action| *action == "DetachNetworkInterface") {
+            let asked = world.sent.iter().filter(|action| **action == "DescribeNetworkInterfaces").count();
+            assert_eq!(asked, 1, "EC2 says first that they are ours: {:?}", &world.sent[..detached]);
+        }
+    }
+    // 160 times 0.7 s: a minute for its age, which is also that of the surplus, and what four calls take.
+    assert_eq!(world.enis.len(), 1, "{:?}", world.sent);
+    let left = world.enis.values().next().expect("the primary").blocks.len();
+    assert_eq!(left, 1, "WARM_IP_TARGET is 1: {:?}", world.sent);
+}
+
 /// Metadata that leaves an ENI out at the start of a run is no reason to take the rules from the pods behind it.
 #[test]
 fn what_leases_name_is_retained_until_metadata_shows_it() {

@@ -23,11 +23,17 @@ fn enis_follow_the_groups_of_the_primary() {
     };
     let primary = || here().into_iter().find(|eni| eni.attachment.as_ref().is_some_and(|it| it.is_primary())).unwrap();
     let before = primary().groups;
-    // An ENI of somebody else, at the last place.
+    // An ENI of somebody else, at the last place; without its tag it would be one of ours (MANAGE_UNTAGGED_ENI).
     let subnet = primary().subnet_id;
     let created =
         lab.ec2("CreateNetworkInterface", &[("SubnetId", &subnet), ("SecurityGroupId.1", "sg-0fore1gn")]).unwrap();
     let foreign = first(&created, "networkInterfaceId").unwrap();
+    let not_ours = [
+        ("ResourceId.1", foreign.as_str()),
+        ("Tag.1.Key", "node.k8s.amazonaws.com/no_manage"),
+        ("Tag.1.Value", "true"),
+    ];
+    lab.ec2("CreateTags", &not_ours).unwrap();
     let attach = [("NetworkInterfaceId", foreign.as_str()), ("InstanceId", instance), ("DeviceIndex", "2")];
     lab.ec2("AttachNetworkInterface", &attach).unwrap();
     let daemon = Daemon::start(place, &[("MINIMUM_IP_TARGET", "12")]).unwrap();

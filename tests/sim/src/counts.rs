@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use comfy_table::{Table, presets::NOTHING};
+use enid_ipamd::{Policy, Target};
 use vpclab::model::Options;
 
 use crate::{
@@ -22,6 +23,38 @@ struct Row {
     most: u64,
     found: u64,
     calls: String,
+}
+
+/// Pods that come one after the other, and all at once, while metadata lags: no ENI more than their addresses need, and no
+/// call for each of them.
+fn growth() -> anyhow::Result<Vec<Row>> {
+    let peers = Target::Warm { enis: 1, addresses: 5, minimum: 10, prefixes: 0 };
+    // m5.4xlarge: 29 addresses on each of 8 ENIs. Calls: audit, tag, the first order; then three for each ENI, and orders.
+    let cases = [
+        ("30 pods, one a second, WARM_IP_TARGET=5, MINIMUM_IP_TARGET=10", peers, 30, 1, 2, 16),
+        ("100 pods, ten a second, the same", peers, 100, 10, 4, 24),
+        ("100 pods at once, the same", peers, 100, 100, 4, 14),
+        ("30 pods, one a second, auto", Target::Auto, 30, 1, 2, 10),
+        ("100 pods at once, auto", Target::Auto, 100, 100, 4, 14),
+    ];
+    let mut rows = Vec::new();
+    for (situation, target, pods, a_second, enis, most) in cases {
+        let options = Options { seed: 7, imds_lag_ms: (300, 4_000), ..Options::default() };
+        let mut world = World::of_kind("m5.4xlarge", options, Policy { target, ..settings(0) }, None)?;
+        world.play(&Move::Pass(10_000));
+        for _ in 0..pods / a_second {
+            world.play(&Move::Start(a_second));
+            world.play(&Move::Pass(1_000));
+        }
+        world.play(&Move::Pass(30_000));
+        anyhow::ensure!(world.tally.added == u64::from(pods), "{situation}: {} of {pods} run", world.tally.added);
+        let there = world.cloud.enis(world.now).len();
+        anyhow::ensure!(there <= enis, "{situation}: {there} ENIs, and {enis} have room for all");
+        let (found, calls) =
+            difference(&BTreeMap::from([("DescribeInstanceTypes".to_owned(), 1)]), &world.cloud.counts());
+        rows.push(Row { situation, most, found, calls });
+    }
+    Ok(rows)
 }
 
 /// Counts and prints; more than is allowed is an error.
@@ -62,6 +95,7 @@ pub fn run() -> anyhow::Result<()> {
     }
     let (found, calls) = difference(&before, &world.cloud.counts());
     rows.push(Row { situation: "a quiet day", most: 24, found, calls });
+    rows.extend(growth()?);
     let mut table = Table::new();
     table.load_style(NOTHING).set_header(["situation", "calls", "at most", "which"]);
     for row in &rows {

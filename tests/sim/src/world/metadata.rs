@@ -16,6 +16,7 @@ pub struct Metadata {
     known: BTreeMap<EniId, EniFacts>,
     next: u64,
     next_whole: u64,
+    turn: Option<EniId>,
 }
 
 impl Metadata {
@@ -26,6 +27,9 @@ impl Metadata {
         if is_due {
             self.next = now + PERIOD_MS;
             wanted.extend(core.view(at).unsettled_enis().cloned());
+            let after = self.known.keys().find(|id| self.turn.as_ref().is_none_or(|last| *id > last));
+            self.turn = after.or(self.known.keys().next()).cloned();
+            wanted.extend(self.turn.clone());
         }
         let mut is_whole = now >= self.next_whole;
         if is_due || core.awaits_groups() {

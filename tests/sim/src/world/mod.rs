@@ -101,10 +101,15 @@ pub struct World {
 impl World {
     /// A node that has just booted, in an account with these ways.
     pub fn new(options: Options, policy: Policy, mutation: Option<Mutation>) -> anyhow::Result<Self> {
+        Self::of_kind(KIND, options, policy, mutation)
+    }
+
+    /// The same of another instance type.
+    pub fn of_kind(kind: &str, options: Options, policy: Policy, mutation: Option<Mutation>) -> anyhow::Result<Self> {
         let mut cloud = Cloud::new(options, 20);
         let now = 1_000;
-        let instance = cloud.run(now, KIND)?;
-        let limits = cloud.limits(now, KIND).unwrap_or(Limits::of_one_card(3, 10, true));
+        let instance = cloud.run(now, kind)?;
+        let limits = cloud.limits(now, kind).unwrap_or(Limits::of_one_card(3, 10, true));
         let node = Node { instance_id: instance.clone(), limits, policy: policy.clone(), token_seed: "0".into() };
         let mut world = World {
             now,
