@@ -41,6 +41,8 @@ pub enum Cause {
     ForwardDropped,
     /// Files that the runtime needs of us on the host are gone and cannot be put back.
     HostFiles,
+    /// The host's own way out does not lead over the primary ENI.
+    HostRoute,
     /// A step was refused because it would have broken an invariant, or the store failed.
     Internal,
 }
@@ -67,6 +69,7 @@ impl Cause {
             Cause::KernelRefused => "kernel_refused",
             Cause::ForwardDropped => "forward_dropped",
             Cause::HostFiles => "host_files",
+            Cause::HostRoute => "host_route",
             Cause::Internal => "internal",
         }
     }

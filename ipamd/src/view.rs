@@ -12,7 +12,7 @@ use crate::{
     lease::Lease,
     plan::Plan,
     pool::{Block, BlockState, Eni},
-    supply::{Counts, Learned, kind},
+    supply::{Counts, kind},
 };
 
 /// Everything at one moment. It shares what it shows with the core, so that taking one costs little.
@@ -22,8 +22,6 @@ pub struct View {
     pub now: Millis,
     /// Addresses assigned, available, asked for.
     pub counts: Counts,
-    /// What `auto` goes by.
-    pub learned: Learned,
     /// What the node may have.
     pub capacity: Capacity,
     /// The ENIs.
@@ -51,7 +49,7 @@ pub struct View {
 /// What the node may have.
 #[derive(Clone, Debug)]
 pub struct Capacity {
-    /// ENIs, over all network cards.
+    /// ENIs, over all network cards; 0 if that is not known.
     pub enis: u32,
     /// Addresses for pods.
     pub addresses: u64,

@@ -41,6 +41,11 @@ impl<'a> Node<'a> {
         Node { place, _daemon: daemon, pods, secondary }
     }
 
+    /// What is wrong with the host's own network.
+    fn host(&self) -> String {
+        self.place.enid("status").unwrap()["host"].as_str().unwrap().to_owned()
+    }
+
     fn conflicts(&self) -> String {
         self.place.enid("status").unwrap()["conflicts"].to_string()
     }
@@ -85,19 +90,21 @@ fn pods_leave_by_their_enis_whatever_becomes_of_the_hosts_default_route() {
     host.ask(INTERNET_SERVER, PORT).unwrap();
 
     node.place.sh("ip route replace default via 10.0.1.1 dev eth1 onlink").unwrap();
-    wait_until(BOUND, || node.conflicts().contains("eth1")).unwrap();
+    wait_until(BOUND, || node.host().starts_with("host_route: ") && node.host().contains("over eth1")).unwrap();
     works().unwrap();
     assert_eq!(lab.drops().unwrap(), dropped, "pods' packets left by an ENI that is not theirs");
     let host_is_steered = node.place.sh("ip route get 203.0.113.1").unwrap();
     assert!(host_is_steered.contains("dev eth1"), "the host's own packets go as the host has it: {host_is_steered}");
 
     node.place.sh("ip route del default").unwrap();
-    wait_until(BOUND, || node.conflicts().contains("no default route")).unwrap();
+    wait_until(BOUND, || node.host().contains("no default route")).unwrap();
+    assert!(node.place.metrics().unwrap().contains("enid_cause{cause=\"host_route\",kind=\"host\"} 1"));
     works().unwrap();
     host.ask(INTERNET_SERVER, PORT).unwrap_err();
 
     node.place.sh(&format!("ip route add {}", before.trim())).unwrap();
-    wait_until(BOUND, || node.conflicts() == "[]").unwrap();
+    wait_until(BOUND, || node.host().is_empty()).unwrap();
+    assert_eq!(node.conflicts(), "[]");
     host.ask(INTERNET_SERVER, PORT).unwrap();
     works().unwrap();
     assert_eq!(lab.drops().unwrap(), dropped);

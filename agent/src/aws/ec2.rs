@@ -146,6 +146,14 @@ impl Ec2 {
             }
             Call::Assign { eni, order } => self.assign(eni, *order).await,
             Call::Unassign { eni, blocks } => self.unassign(eni, blocks).await,
+            Call::Subnet => {
+                let answer = self.client.describe_subnets().subnet_ids(&self.instance.subnet_id).send().await;
+                let answer = answer.map_err(|error| classify(action, error))?;
+                let free = answer.subnets().first().and_then(|subnet| subnet.available_ip_address_count());
+                let free = free.and_then(|free| u64::try_from(free).ok());
+                let free = free.ok_or_else(|| odd(action, "it names no number of free addresses"))?;
+                Ok(Ec2Answer::Subnet { free })
+            }
             Call::FindLeaked => self.find_leaked().await,
             Call::Detach { attachment, .. } => {
                 let sent = self.client.detach_network_interface().attachment_id(attachment).send().await;

@@ -59,7 +59,7 @@ pub async fn read(ec2: &Ec2, store: &Store, instance: &Instance, counters: &Coun
 /// Without EC2 nothing is ever fetched, so limits of a type that is not known do not matter.
 pub fn without_ec2(store: &Store, instance: &Instance) -> anyhow::Result<Limits> {
     let known = store.limits(&instance.kind)?.or_else(|| built_in(&instance.kind));
-    Ok(known.unwrap_or(Limits::of_one_card(1, 1, false)))
+    Ok(known.unwrap_or(Limits::UNKNOWN))
 }
 
 /// The built-in figure for a type.

@@ -14,7 +14,7 @@ use tonic::transport::{Channel, Endpoint};
 use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient};
 use tower::service_fn;
 
-use crate::{serve::debug::CNI_HEALTH, serve::sockets, settings::Settings};
+use crate::{host::sockets, serve::debug::CNI_HEALTH, settings::Settings};
 
 /// How long an operator waits for a daemon that does not answer.
 const TIMEOUT: Duration = Duration::from_secs(5);
@@ -116,11 +116,15 @@ fn status(pool: &Pool) -> String {
         (false, true) => "no: no address could be given since this boot".to_owned(),
         (false, false) => format!("no: pods are cut off: {}", pool.outage),
     };
+    let enis = match pool.eni_max {
+        0 => format!("{}; how many the instance type carries is not known", pool.enis),
+        max => format!("{} of {max}", pool.enis),
+    };
     let mut rows = vec![
         ["node".to_owned(), format!("{} ({}, {})", pool.node, pool.instance_id, pool.instance_type)],
         ["ready".to_owned(), ready],
         ["new pods".to_owned(), new_pods.to_owned()],
-        ["ENIs".to_owned(), format!("{} of {}", pool.enis, pool.eni_max)],
+        ["ENIs".to_owned(), enis],
         [
             "addresses".to_owned(),
             format!(
@@ -143,7 +147,8 @@ fn status(pool: &Pool) -> String {
         let cause = if wait.cause.is_empty() { String::new() } else { format!("{}: ", wait.cause) };
         rows.push(["waits for".to_owned(), format!("{}{until}: {cause}{}", wait.awaited, wait.message)]);
     }
-    let troubles = [("risk", &pool.risk), ("metadata", &pool.source), ("metrics", &pool.metrics_fault)];
+    let troubles =
+        [("risk", &pool.risk), ("metadata", &pool.source), ("host", &pool.host), ("metrics", &pool.metrics_fault)];
     let troubles = troubles.into_iter().filter(|(_, words)| !words.is_empty());
     rows.extend(troubles.map(|(name, words)| [name.to_owned(), words.clone()]));
     rows.extend(pool.conflicts.iter().map(|conflict| ["conflict".to_owned(), conflict.clone()]));

@@ -43,6 +43,7 @@ pub enum Message {
     Vpc(Vec<Ipv4Net>),
     Forwarding(Forwarding),
     Files(Option<Refusal>),
+    Host(Option<Refusal>),
 }
 
 /// What probes say of packets between pods.
@@ -123,6 +124,11 @@ impl Handle {
     /// Why pods cannot start for want of files on the host, if they cannot.
     pub async fn files(&self, missing: Option<Refusal>) {
         let _ = self.sender.send(Message::Files(missing)).await;
+    }
+
+    /// What is wrong with the host's own network, if something is.
+    pub async fn host(&self, fault: Option<Refusal>) {
+        let _ = self.sender.send(Message::Host(fault)).await;
     }
 
     /// The VPC's CIDRs, as metadata shows them now.

@@ -25,6 +25,8 @@ pub struct Readiness {
     pub risk: Option<Refusal>,
     /// Why instance metadata cannot be read.
     pub source: Option<Refusal>,
+    /// What is wrong with the host's own network, which pods do not need and the daemon does.
+    pub host: Option<Refusal>,
     /// Why what the pods that run send does not arrive.
     pub outage: Option<Refusal>,
 }
@@ -63,8 +65,13 @@ impl Readiness {
 
     /// What has a cause now, with the name of what it is.
     pub fn causes(&self) -> impl Iterator<Item = (&'static str, &Refusal)> {
-        let named =
-            [("obstacle", &self.obstacle), ("risk", &self.risk), ("source", &self.source), ("outage", &self.outage)];
+        let named = [
+            ("obstacle", &self.obstacle),
+            ("risk", &self.risk),
+            ("source", &self.source),
+            ("host", &self.host),
+            ("outage", &self.outage),
+        ];
         named.into_iter().filter_map(|(name, refusal)| Some((name, refusal.as_ref()?)))
     }
 
@@ -84,7 +91,7 @@ impl Readiness {
             let Refusal { cause, message, .. } = refusal;
             match name {
                 "obstacle" => info!(%cause, "new pods get no address: {message}"),
-                "source" => warn!(%cause, "{message}"),
+                "source" | "host" => warn!(%cause, "{message}"),
                 "risk" => warn!(%cause, "pods may have no network: {message}"),
                 _ => warn!(%cause, "pods are cut off, and STATUS says so: {message}"),
             }

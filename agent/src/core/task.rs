@@ -52,6 +52,8 @@ pub struct CoreTask {
     forwarding: Forwarding,
     /// Why pods cannot start for want of files on the host.
     files: Option<Refusal>,
+    /// What is wrong with the host's own network.
+    host: Option<Refusal>,
     publisher: Publisher,
 }
 
@@ -108,6 +110,7 @@ impl CoreTask {
             forgetting,
             forwarding,
             files: None,
+            host: None,
             publisher,
         };
         (task, handle, published)
@@ -195,6 +198,7 @@ impl CoreTask {
                 self.files = missing;
                 self.set_blocked();
             }
+            Message::Host(fault) => self.host = fault,
             Message::Forgotten(addresses) => {
                 for (ticket, (key, offered)) in self.forgetting.end(&addresses) {
                     // A DEL may have come in between.
@@ -351,6 +355,7 @@ impl CoreTask {
             obstacle: self.blocked(),
             risk: self.risk(),
             source: self.core.unreadable(now()),
+            host: self.host.clone(),
             outage,
             ..Readiness::default()
         };

@@ -20,7 +20,7 @@ use enid_datapath::{
         conflict,
         eni::EniNet,
         found::Found,
-        rules,
+        rules, way_out,
     },
     pod::host_end::{self, PodNet, Seen},
     policy::Policy,
@@ -117,6 +117,8 @@ pub struct Applied {
     pub changes: Vec<Change>,
     /// Conflicts: what takes precedence over ours and is not ours to remove, one sentence each.
     pub conflicts: Vec<String>,
+    /// What is wrong with the host's own way out, one sentence each.
+    pub way_out: Vec<String>,
     /// What could not be done; all the rest was.
     pub failure: Option<anyhow::Error>,
     /// A pod's link looks wrong for the first time, and may only be on its way in or out.
@@ -239,8 +241,9 @@ impl State {
         }
         let waits_for = missing.first().map(|eni| MissingLink(eni.mac).to_string());
         let conflicts = conflict::conflicts(&here, &pool, &self.wanted.policy, &found);
+        let way_out = way_out::faults(&here, &self.wanted.policy, &found);
         let slots = here.iter().map(|eni| eni.slot).collect();
-        Ok(Applied { slots, waits_for, changes: changed, conflicts, failure, again })
+        Ok(Applied { slots, waits_for, changes: changed, conflicts, way_out, failure, again })
     }
 
     /// The sysctls of the host, its ENIs and these pods' links, and their values.

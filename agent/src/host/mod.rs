@@ -4,7 +4,7 @@
 //! - [`netlink`]: listings and changes; [`listener`]: what the kernel notifies of.
 //! - [`kernel`]: what host and table should carry, and how they come to do so; [`nft`], [`sysctl`]: its parts.
 //! - [`pod_links`], [`deletion`]: pods' links; [`conntrack`]: what is remembered of their addresses.
-//! - [`inode`]: whether a file is still the one that was put there.
+//! - [`inode`]: whether a file is still the one that was put there; [`sockets`]: where plugins and operators connect.
 
 pub mod conntrack;
 pub mod deletion;
@@ -14,4 +14,5 @@ pub mod listener;
 pub mod netlink;
 pub mod nft;
 pub mod pod_links;
+pub mod sockets;
 pub mod sysctl;

@@ -16,6 +16,7 @@ use enid_datapath::{
     kind::Kind,
     notification::{Author, Notification, Urgency},
 };
+use enid_ipamd::{Cause, Refusal};
 use tokio::{
     sync::{Notify, mpsc, watch},
     time::{Instant, timeout_at},
@@ -78,6 +79,7 @@ impl Repair {
         let mut changes =
             Changes { received, hooks, links, counters, authors: Authors::new(), urgency: None, of_table: false };
         self.kernel.carries().await;
+        let mut way_out = Vec::new();
         let mut reported = BTreeMap::new();
         let mut refused = false;
         // What happened while no daemon ran has no notice.
@@ -92,6 +94,12 @@ impl Repair {
             let failure = match read {
                 Ok(applied) => {
                     self.report(&applied, &authors, &mut reported);
+                    if way_out != applied.way_out {
+                        let words = applied.way_out.join("; ");
+                        let fault = (!words.is_empty()).then(|| Refusal::new(Cause::HostRoute, words));
+                        self.handle.host(fault).await;
+                        way_out.clone_from(&applied.way_out);
+                    }
                     if applied.again {
                         (spacing, period) = (SECOND_LOOK, SECOND_LOOK);
                         changes.keep_authors(authors);

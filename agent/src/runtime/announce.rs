@@ -6,7 +6,7 @@ use std::{sync::Arc, time::Duration};
 use tokio::{sync::watch, time::timeout};
 use tonic_health::{ServingStatus, server::HealthReporter};
 
-use crate::{core::readiness::Readiness, reconcile::files::Files, serve::debug::CNI_HEALTH, store::Store};
+use crate::{core::readiness::Readiness, runtime::files::Files, serve::debug::CNI_HEALTH, store::Store};
 
 /// How often files are looked at.
 const PERIOD: Duration = Duration::from_secs(5);

@@ -15,11 +15,11 @@ use serde_json::{Value, json};
 use tracing::warn;
 
 use crate::{
+    host::sockets,
     runtime::{
         install::{PLUGIN, put},
         versions::{NEWEST, VERSION, Versions},
     },
-    serve::sockets,
     settings::Settings,
     store,
 };

@@ -18,8 +18,8 @@ use crate::{
     aws::imds::Instance,
     core::handle::Handle,
     core::readiness::Readiness,
+    host::sockets::{Listener, Listeners},
     host::{kernel::route_table, pod_links},
-    serve::sockets::{Listener, Listeners},
 };
 
 /// Health's name for what STATUS says.
@@ -86,6 +86,7 @@ impl Debug for DebugService {
             risk: in_words(readiness.risk).unwrap_or_default(),
             metrics_fault: self.metrics_fault.borrow().clone().unwrap_or_default(),
             source: in_words(readiness.source).unwrap_or_default(),
+            host: in_words(readiness.host).unwrap_or_default(),
             outage: in_words(readiness.outage).unwrap_or_default(),
         }))
     }

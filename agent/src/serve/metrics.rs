@@ -84,7 +84,7 @@ fn text(counters: &Counters, view: &View, readiness: &Readiness) -> anyhow::Resu
     };
     let length = |value: usize| u64::try_from(value).unwrap_or(u64::MAX);
     let counts = view.counts;
-    gauge("awscni_eni_max", "ENIs this node may have", u64::from(view.capacity.enis))?;
+    gauge("awscni_eni_max", "ENIs this node may have, 0 if that is not known", u64::from(view.capacity.enis))?;
     gauge("awscni_ip_max", "Addresses for pods this node could hold", view.capacity.addresses)?;
     gauge("awscni_eni_allocated", "ENIs of this node", length(view.enis.len()))?;
     gauge("awscni_total_ip_addresses", "Addresses on the node for pods", counts.total)?;
@@ -93,7 +93,7 @@ fn text(counters: &Counters, view: &View, readiness: &Readiness) -> anyhow::Resu
     gauge("enid_cooling_ip_addresses", "Addresses in their cooldown after use", counts.cooling)?;
     gauge("enid_ready", "1 if STATUS says yes", u64::from(readiness.is_ready()))?;
     let help = "1 for what is wrong: obstacle: new pods get no address; risk: pods may have no network; source: \
-                metadata cannot be read; outage: pods are \
+                metadata cannot be read; host: the host's own way out is wrong; outage: pods are \
                 cut off";
     let causes = IntGaugeVec::new(Opts::new("enid_cause", help), &["kind", "cause"])?;
     readiness.causes().for_each(|(kind, refusal)| causes.with_label_values(&[kind, refusal.cause.name()]).set(1));

@@ -4,4 +4,3 @@ pub mod cni;
 pub mod debug;
 pub mod metrics;
 pub mod packets;
-pub mod sockets;

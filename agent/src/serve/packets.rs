@@ -16,7 +16,7 @@ use nix::sys::socket::{MsgFlags, recv, setsockopt, sockopt};
 use tokio::{io::Interest, net::UnixStream};
 use tracing::warn;
 
-use crate::serve::sockets::{Listener, Listeners};
+use crate::host::sockets::{Listener, Listeners};
 
 /// How long nothing is accepted after the kernel refused, for want of descriptors for instance.
 const PAUSE: Duration = Duration::from_millis(100);

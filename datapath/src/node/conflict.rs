@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use ipnet::IpNet;
 use netlink_packet_route::{
     address::AddressMessage,
-    route::{RouteAttribute, RouteMessage, RouteType},
+    route::{RouteMessage, RouteType},
     rule::{RuleAction, RuleAttribute, RuleFlags, RuleMessage},
 };
 
@@ -72,46 +72,12 @@ pub fn conflicts(enis: &[EniNet], pool: &[IpNet], policy: &Policy, found: &Found
     });
     let of_enis: BTreeSet<u32> = found.indices(enis).into_values().collect();
     let addresses = found.addresses.iter().filter_map(|message| on_foreign_link(message, &of_enis, pool, found));
-    let way_out = Family::ALL.into_iter().filter_map(|family| way_out(family, enis, policy, found));
-    let mut all: Vec<String> = way_out.chain(rules).chain(routes).chain(past).chain(addresses).collect();
+    let mut all: Vec<String> = rules.chain(routes).chain(past).chain(addresses).collect();
     if let Some(more) = all.len().checked_sub(MOST).filter(|more| *more > 0) {
         all.truncate(MOST);
         all.push(format!("and {more} more of the kind"));
     }
     all
-}
-
-/// What is wrong with the host's own way out. Pods have theirs; the daemon asks EC2 by the host's.
-fn way_out(family: Family, enis: &[EniNet], policy: &Policy, found: &Found) -> Option<String> {
-    let primary = enis.iter().find(|eni| eni.slot == 0).filter(|_| policy.is_steered(family))?;
-    let carrier = found.carrier_of(primary)?;
-    let of_main = |route: &&RouteMessage| {
-        table(route) == TABLE_MAIN
-            && route.header.address_family == family.netlink()
-            && route.header.destination_prefix_length == 0
-            && route.header.kind == RouteType::Unicast
-    };
-    let metric = |route: &&RouteMessage| {
-        let of_route = route.attributes.iter().find_map(|attribute| match attribute {
-            RouteAttribute::Priority(metric) => Some(*metric),
-            _ => None,
-        });
-        of_route.unwrap_or(0)
-    };
-    let word = if family == Family::V4 { "IPv4" } else { "IPv6" };
-    let Some(best) = found.routes.iter().filter(of_main).min_by_key(metric) else {
-        // Many a host has no use for IPv6 of its own.
-        let told =
-            format!("main has no default route of {word}: this host itself reaches neither EC2 nor the Internet");
-        return Some(told).filter(|_| family == Family::V4);
-    };
-    let other = oif(best).filter(|index| *index != carrier.header.index)?;
-    let name = found.links.iter().find(|link| link.header.index == other).map_or("?", ifname);
-    Some(format!(
-        "the default route of {word} in main leads over {name} and not over {}, which has the primary ENI's address: \
-         this host's own packets leave by it",
-        ifname(carrier)
-    ))
 }
 
 /// A rule that picks by our addresses, or one before ours that picks by our marks or by nothing at all.

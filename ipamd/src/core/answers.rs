@@ -37,7 +37,7 @@ impl Core {
             }
             (Call::Tag { eni }, _) => self.tagged(&eni),
             (Call::Create { token, creation, .. }, Ec2Answer::Created { eni, blocks }) => {
-                self.demand.given(creation.order.count);
+                self.demand.subnet_mut().given(creation.order.count);
                 self.pool.expect(&eni, blocks, None, sent);
                 self.audits.created(now, &eni);
                 self.creations.set_stage(&token, CreationStage::ToAttach(eni), None);
@@ -48,7 +48,7 @@ impl Core {
             }
             (Call::DeleteOnTermination { eni, attachment }, _) => self.protected(now, &eni, attachment, effects),
             (Call::Assign { eni, order }, Ec2Answer::Assigned { mut blocks }) => {
-                self.demand.given(order.count);
+                self.demand.subnet_mut().given(order.count);
                 // Who names all names the ENI's own address too, which is no block.
                 let own: Vec<IpNet> =
                     self.pool.eni(&eni).into_iter().flat_map(|eni| eni.facts.own()).map(IpNet::from).collect();
@@ -60,6 +60,7 @@ impl Core {
             (Call::SetGroups { eni, groups }, _) => self.observed.groups_mut().told(now, &eni, groups, None),
             (Call::Detach { eni, .. }, _) => self.detached(now, &eni),
             (Call::Delete { eni }, _) => self.deleted(&eni, effects),
+            (Call::Subnet, Ec2Answer::Subnet { free }) => self.demand.subnet_mut().has_left(now, free),
             (Call::FindLeaked, Ec2Answer::Leaked { enis }) => self.found_leaked(now, enis),
             _ => {}
         }
@@ -124,6 +125,9 @@ impl Core {
             let refusal = Refusal { cause, message, request_id, retry_after: None };
             return self.observed.groups_mut().told(now, eni, groups.clone(), Some(refusal));
         }
+        if call == Call::Subnet && !error.cause.is_temporary() {
+            return; // its answer would only be told
+        }
         // Asked for again as it is: nothing is known to be wrong with it.
         let again = too_early || error.cause == Cause::Throttled;
         match &call {
@@ -173,7 +177,7 @@ impl Core {
             _ => return false, // one that is sent again under its token has to ask for the same
         };
         let waiting = self.state().counts_on(card).demand().div_ceil(order.kind.size());
-        self.demand.ask_for_less(now, order.count, u32::try_from(waiting).unwrap_or(u32::MAX))
+        self.demand.subnet_mut().ask_for_less(now, order.count, u32::try_from(waiting).unwrap_or(u32::MAX))
     }
 
     /// EC2 found no prefix in the subnet: single addresses serve until it may have one. Whether this is all there is to
@@ -187,7 +191,7 @@ impl Core {
         if kind == Kind::V6Prefix {
             return false;
         }
-        self.demand.no_prefix(now);
+        self.demand.subnet_mut().no_prefix(now);
         let again = matches!(call, Call::Create { token, .. } if self.creations.contains(token));
         !again && !with_v6
     }

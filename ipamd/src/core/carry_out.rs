@@ -59,6 +59,7 @@ impl Core {
     fn call(&mut self, now: Millis, call: Call, class: Class, reason: String, effects: &mut Vec<Effect>) {
         match &call {
             Call::Audit { scope } => self.audits.sent(*scope),
+            Call::Subnet => self.demand.subnet_mut().asked(now),
             Call::FindLeaked => self.leaks.plan(Some(now.plus(crate::ec2::LEAK_PERIOD_MS))),
             Call::Create { token, .. } => self.creations.set_stage(token, CreationStage::Creating, None),
             Call::Attach { eni, place } => {

@@ -163,7 +163,8 @@ impl Core {
             self.demand.held_since().map(|since| since.plus(plan::HOLD_MS)),
             self.deletions.next(now),
             self.leaks.next(),
-            self.demand.no_prefix_until(),
+            self.demand.subnet().no_prefix_until(),
+            self.demand.subnet().next_question(),
             self.observed.imds_read().filter(|_| self.audits.is_discovering()).map(|at| at.plus(SETTLED_MS)),
         ];
         let times = times.into_iter().flatten().chain(plan::next_audit(&state));

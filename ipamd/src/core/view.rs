@@ -9,7 +9,7 @@ use crate::{
     lease::Lease,
     plan::{self, Plan},
     pool::{BlockState, Eni, EniState},
-    supply::{Counts, kind::is_local, per_eni},
+    supply::{Counts, Limits, kind::is_local, per_eni},
     view::{Capacity, InFlight, View},
 };
 
@@ -18,7 +18,9 @@ impl Core {
     pub fn view(&self, now: Millis) -> View {
         let plan = self.plan(now);
         let cards = self.pool.cards(&self.node);
-        let enis = cards.iter().map(|card| self.node.policy.eni_max(self.node.limits, *card)).sum();
+        let is_known = self.node.limits != Limits::UNKNOWN;
+        let enis =
+            cards.iter().filter(|_| is_known).map(|card| self.node.policy.eni_max(self.node.limits, *card)).sum();
         let size = self.node.policy.kind(self.node.limits).size();
         let addresses = u64::from(enis) * per_eni(self.node.limits) * size;
         let in_flight = self.calls.in_flight().map(|flight| InFlight {
@@ -31,7 +33,6 @@ impl Core {
         View {
             now,
             counts: self.counts(),
-            learned: self.state().learned(now),
             capacity: Capacity { enis, addresses, cards },
             enis: self.pool.enis_by_id().clone(),
             blocks: self.pool.blocks_by_net().clone(),

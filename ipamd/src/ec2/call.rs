@@ -111,6 +111,8 @@ pub enum Call {
     Detach { eni: EniId, attachment: String },
     /// DeleteNetworkInterface.
     Delete { eni: EniId },
+    /// DescribeSubnets: what the subnet has left in which ENIs are created.
+    Subnet,
     /// DescribeNetworkInterfaces: unattached ENIs of the cluster that were created minutes ago.
     FindLeaked,
 }
@@ -121,6 +123,7 @@ impl Call {
         let v6 = |kind: Kind| kind == Kind::V6Prefix;
         match self {
             Call::Audit { .. } | Call::FindLeaked => "DescribeNetworkInterfaces",
+            Call::Subnet => "DescribeSubnets",
             Call::Tag { .. } => "CreateTags",
             Call::Create { .. } => "CreateNetworkInterface",
             Call::Attach { .. } => "AttachNetworkInterface",
@@ -147,7 +150,7 @@ impl Call {
             | Call::Unassign { eni, .. }
             | Call::Detach { eni, .. }
             | Call::Delete { eni } => Some(eni),
-            Call::Audit { .. } | Call::Create { .. } | Call::FindLeaked => None,
+            Call::Audit { .. } | Call::Create { .. } | Call::Subnet | Call::FindLeaked => None,
         }
     }
 }
@@ -166,6 +169,8 @@ pub enum Ec2Answer {
     Assigned { blocks: Vec<IpNet> },
     /// ENIs of the cluster that belong to nobody.
     Leaked { enis: Vec<EniId> },
+    /// Free addresses of the subnet.
+    Subnet { free: u64 },
     /// It is done; there is nothing more to know.
     Done,
 }

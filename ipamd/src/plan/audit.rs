@@ -26,6 +26,19 @@ pub(super) fn leak_search(state: &State<'_>, now: Millis, waits: &mut Vec<Wait>)
     if may { vec![Action::call(call, class, Reason::LeakSearch)] } else { Vec::new() }
 }
 
+/// What the subnet has left that was short lately.
+pub(super) fn subnet(state: &State<'_>, now: Millis, waits: &mut Vec<Wait>) -> Vec<Action> {
+    let (call, class) = (Call::Subnet, Class::Background);
+    if !state.node.provisions()
+        || !state.demand.subnet().is_question_due(now)
+        || state.calls.any(|other| *other == call)
+    {
+        return Vec::new();
+    }
+    let may = state.may_call(now, call.action(), class, waits);
+    if may { vec![Action::call(call, class, Reason::SubnetShort)] } else { Vec::new() }
+}
+
 /// What EC2 is asked about the ENIs of this node.
 pub(super) fn audits(state: &State<'_>, now: Millis, waits: &mut Vec<Wait>) -> Vec<Action> {
     if !state.node.asks_ec2() || state.observed.imds_read.is_none() || state.calls.is_auditing() {

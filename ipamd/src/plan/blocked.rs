@@ -73,7 +73,13 @@ fn addresses(state: &State<'_>, now: Millis, card: u32) -> Wait {
     // An old refusal that the next try may lift is no reason to give up while that try is in flight.
     let pause = state.calls.growth_pause(now).filter(|pause| !coming || pause.refusal.cause.is_temporary());
     if let Some(pause) = pause {
-        return refused(&pause.refusal, Some(pause.until));
+        let wait = refused(&pause.refusal, Some(pause.until));
+        let left = state.demand.subnet().words(now);
+        let left = left.filter(|_| matches!(pause.refusal.cause, Cause::SubnetFull | Cause::NoPrefix));
+        return Wait {
+            message: [Some(wait.message), left].into_iter().flatten().collect::<Vec<_>>().join("; "),
+            ..wait
+        };
     }
     if let Some(local) = state.pool.local().filter(|local| local.available() == 0) {
         // Those that are cooling come back; nobody can get more.

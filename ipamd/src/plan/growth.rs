@@ -156,7 +156,7 @@ fn order(state: &State<'_>, now: Millis, short: &Shortage, waits: &mut Vec<Wait>
         missing = missing.min((counts.demand() + STOPGAP).saturating_sub(counts.available + state.coming_to(card)));
     }
     let blocks = |addresses: u64| u32::try_from(addresses.div_ceil(kind.size())).unwrap_or(u32::MAX);
-    let (most, is_short) = state.demand.most(now).map_or((u32::MAX, false), |most| (most, true));
+    let (most, is_short) = state.demand.subnet().most(now).map_or((u32::MAX, false), |most| (most, true));
     let mut calls = Vec::new();
     let mut put_off = 0;
     for (eni, room) in with_room(state, card) {

@@ -38,10 +38,11 @@ type Stage = fn(&State<'_>, Millis, &mut Vec<Wait>) -> Vec<Action>;
 
 /// Decides one stage after the other. The first that has something to do is carried out before the next is looked at.
 pub(crate) fn next(state: &State<'_>, now: Millis) -> Next {
-    let stages: [Stage; 9] = [
+    let stages: [Stage; 10] = [
         audit::leak_search,
         audit::audits,
         audit::claims,
+        audit::subnet,
         creation::steps,
         growth::growth,
         release::deletions,

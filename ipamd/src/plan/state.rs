@@ -131,7 +131,7 @@ impl State<'_> {
     /// The kind of block that can be had now: single addresses while the subnet is taken to have no /28.
     pub(crate) fn kind_now(&self, now: Millis) -> Kind {
         match self.node.policy.kind(self.node.limits) {
-            Kind::Prefix if self.demand.no_prefix_until().is_some_and(|until| until > now) => Kind::Single,
+            Kind::Prefix if self.demand.subnet().no_prefix_until().is_some_and(|until| until > now) => Kind::Single,
             kind => kind,
         }
     }

@@ -90,6 +90,8 @@ pub enum Reason {
     InUse,
     /// The primary ENI has other security groups.
     Groups,
+    /// The subnet was short of addresses.
+    SubnetShort,
 }
 
 impl fmt::Display for Reason {
@@ -113,6 +115,7 @@ impl fmt::Display for Reason {
             Reason::Surplus => f.write_str("the pool has been too large for a minute"),
             Reason::Unused => f.write_str("surplus, and the kernel shows no link that uses it"),
             Reason::Groups => f.write_str("the primary ENI has other security groups"),
+            Reason::SubnetShort => f.write_str("the subnet was short of addresses: what has it left?"),
             Reason::InUse => f.write_str("a lease or a link uses it after all"),
         }
     }

@@ -1,13 +1,7 @@
 //! What asks for addresses beside the ADDs that wait: pods bound to the node, and what the node's own past lets expect.
 
-use super::{history::History, target::Learned};
+use super::{history::History, subnet::Subnet, target::Learned};
 use crate::ids::Millis;
-
-/// How long a subnet is taken to have no /28 after EC2 said so.
-const NO_PREFIX_MS: u64 = 120_000;
-
-/// How long a subnet is taken to be short of addresses after EC2 refused an amount.
-const SHORT_MS: u64 = 120_000;
 
 /// Demand, and what limits how it can be met.
 #[derive(Clone, Debug)]
@@ -21,10 +15,8 @@ pub(crate) struct Demand {
     surplus_since: Option<Millis>,
     /// An order waits for more to order since then.
     held_since: Option<Millis>,
-    /// Until when the subnet is taken to have no /28.
-    no_prefix_until: Option<Millis>,
-    /// The most blocks that one call asks for while the subnet is short, and until when.
-    most: Option<(u32, Millis)>,
+    /// The subnet that ENIs are created in.
+    subnet: Subnet,
 }
 
 impl Demand {
@@ -35,8 +27,7 @@ impl Demand {
             cordoned: false,
             surplus_since: None,
             held_since: None,
-            no_prefix_until: None,
-            most: None,
+            subnet: Subnet::default(),
         }
     }
 
@@ -86,34 +77,13 @@ impl Demand {
         self.history.learned(now, in_use)
     }
 
-    /// EC2 found no /28 in the subnet.
-    pub(crate) fn no_prefix(&mut self, now: Millis) {
-        self.no_prefix_until = Some(now.plus(NO_PREFIX_MS));
+    /// What the subnet has left, as far as EC2 has said.
+    pub(crate) fn subnet(&self) -> &Subnet {
+        &self.subnet
     }
 
-    /// Until when the subnet is taken to have no /28, if it is.
-    pub(crate) fn no_prefix_until(&self) -> Option<Millis> {
-        self.no_prefix_until
-    }
-
-    /// EC2 refused so many blocks for want of addresses: the next call asks for what is waited for, then for half as
-    /// many each time. Whether there is less to ask for.
-    pub(crate) fn ask_for_less(&mut self, now: Millis, refused: u32, waiting: u32) -> bool {
-        let most = if (1..refused).contains(&waiting) { waiting } else { refused / 2 };
-        self.most = Some((most.max(1), now.plus(SHORT_MS)));
-        most > 0
-    }
-
-    /// EC2 gave so many blocks: where they were all that may be asked for, more may be.
-    pub(crate) fn given(&mut self, blocks: u32) {
-        if let Some((most, _)) = self.most.as_mut().filter(|(most, _)| blocks >= *most) {
-            *most = most.saturating_mul(2);
-        }
-    }
-
-    /// The most blocks that one call may ask for, while the subnet is short.
-    pub(crate) fn most(&self, now: Millis) -> Option<u32> {
-        self.most.filter(|(_, until)| *until > now).map(|(most, _)| most)
+    pub(crate) fn subnet_mut(&mut self) -> &mut Subnet {
+        &mut self.subnet
     }
 
     /// Whether the pool is too large at this moment.
@@ -134,26 +104,5 @@ impl Demand {
     /// Since when the pool has been too large.
     pub(crate) fn surplus_since(&self) -> Option<Millis> {
         self.surplus_since
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_subnet_that_is_short_is_asked_for_less_until_it_gives() {
-        let mut demand = Demand::new();
-        let at = Millis(5);
-        assert_eq!(demand.most(at), None);
-        assert!(demand.ask_for_less(at, 14, 5));
-        assert_eq!(demand.most(at), Some(5), "what is waited for");
-        assert!(demand.ask_for_less(at, 5, 5));
-        assert!(demand.ask_for_less(at, 2, 5));
-        assert_eq!(demand.most(at), Some(1));
-        assert!(!demand.ask_for_less(at, 1, 5), "there is nothing less than one");
-        demand.given(1);
-        assert_eq!(demand.most(at), Some(2));
-        assert_eq!(demand.most(at.plus(SHORT_MS)), None);
     }
 }

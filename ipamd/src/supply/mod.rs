@@ -5,6 +5,7 @@ mod demand;
 mod history;
 pub(crate) mod kind;
 mod policy;
+mod subnet;
 mod target;
 
 pub(crate) use demand::Demand;

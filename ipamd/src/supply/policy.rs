@@ -20,6 +20,9 @@ pub struct Limits {
 }
 
 impl Limits {
+    /// What the type carries is not known, and does not matter, since EC2 is not asked for anything.
+    pub const UNKNOWN: Limits = Limits::of_one_card(1, 1, false);
+
     /// Those of a type with one network card.
     pub const fn of_one_card(enis: u32, addresses_per_eni: u32, prefixes: bool) -> Self {
         Limits { enis, further_cards: 0, enis_per_further_card: 0, addresses_per_eni, prefixes }

@@ -110,11 +110,10 @@ fn a_group_that_ec2_does_not_know_is_read_again_at_once() {
     set(&mut world, &["sg-new"]);
     (0..5).for_each(|pod| world.ask(pod));
     let created = |world: &World| {
-        let call = world.calls.iter().find_map(|(_, call)| match call {
+        world.calls.iter().find_map(|(_, call)| match call {
             Call::Create { groups, .. } => Some(groups.as_ref().clone()),
             _ => None,
-        });
-        call
+        })
     };
     for _ in 0..100 {
         if created(&world).is_some() {

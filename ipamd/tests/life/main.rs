@@ -373,6 +373,26 @@ fn who_waits_gets_what_a_subnet_that_is_short_still_has() {
     }
 }
 
+#[test]
+fn a_refusal_for_want_of_addresses_says_what_the_subnet_has_left() {
+    let mut world = World::new();
+    world.settle();
+    world.left = Some(0);
+    world.sent.clear();
+    (0..4).for_each(|pod| world.ask(pod));
+    world.settle();
+    let refusal = world.core.plan(world.now).refusal(world.now, 0).expect("nobody can be served");
+    assert_eq!((refusal.cause, &*refusal.message), (Cause::SubnetFull, "no; the subnet has no free addresses left"));
+    // 350 seconds.
+    let asked = world.sent.iter().filter(|action| **action == "DescribeSubnets").count();
+    assert!((2..=7).contains(&asked), "{asked} times: {:?}", world.sent);
+    world.left = None;
+    world.settle();
+    world.ask(9);
+    world.settle();
+    assert!(world.ledger.leases.contains_key(&key(9)));
+}
+
 /// The kind: a repair that hits who lives. An address of a pod whose lease was lost is in no cooldown's list.
 #[test]
 fn connections_of_a_pod_whose_lease_was_lost_are_not_forgotten() {

@@ -331,6 +331,7 @@ impl World {
                 Ec2Answer::Done
             }
             Call::FindLeaked => Ec2Answer::Leaked { enis: Vec::new() },
+            Call::Subnet => Ec2Answer::Subnet { free: self.left.unwrap_or(200).into() },
             Call::SetGroups { eni, groups } => {
                 self.enis.get_mut(eni).expect("known").groups = groups.as_ref().clone();
                 Ec2Answer::Done

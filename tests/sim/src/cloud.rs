@@ -89,13 +89,7 @@ impl Cloud {
         };
         let Some(primary) = self.enis(now).iter().find(is_primary).map(|eni| eni.id.clone()) else { return };
         let groups: Vec<String> = groups.iter().map(|group| (*group).to_owned()).collect();
-        let request = Request::ModifyNetworkInterfaceAttribute {
-            eni: primary,
-            attachment: None,
-            delete_on_termination: None,
-            groups: Some(groups),
-        };
-        self.operator(now, &request);
+        self.model.set_groups(now, &primary, &groups);
     }
 
     /// Somebody creates an ENI and attaches it at the first place that is free, if one is.
@@ -216,6 +210,7 @@ impl Cloud {
                 delete_on_termination: Some(true),
                 groups: None,
             },
+            Call::Subnet => Request::DescribeSubnets { ids: vec![self.subnet.clone()], filters: Vec::new() },
             Call::SetGroups { eni, groups } => Request::ModifyNetworkInterfaceAttribute {
                 eni: eni.0.to_string(),
                 attachment: None,
@@ -262,6 +257,9 @@ fn done(instance: &str, call: &Call, answer: Answer) -> Ec2Answer {
         }
         (Call::FindLeaked, Answer::Interfaces { list, .. }) => {
             Ec2Answer::Leaked { enis: list.into_iter().map(|eni| EniId(eni.id.into())).collect() }
+        }
+        (_, Answer::Subnets(list)) => {
+            Ec2Answer::Subnet { free: list.first().map_or(0, |subnet| subnet.available.into()) }
         }
         (_, Answer::Interface(eni)) => Ec2Answer::Created { blocks: blocks(&eni), eni: EniId(eni.id.into()) },
         (_, Answer::Attached { attachment }) => Ec2Answer::Attached { attachment },

@@ -6,6 +6,7 @@
 //!     sim mutations               each guard taken away once: somebody must notice
 //!     sim counts                  how many EC2 calls the usual situations cost
 //!     sim fleet                   thousands of nodes under one account's buckets
+//!     sim groups                  the last part of that: security groups of a whole fleet are changed
 //!     sim waste [FIRST [COUNT]]   idle addresses, calls and waiting: auto beside the peer's settings
 //!     sim plot FILE               the picture of that, as SVG
 //!
@@ -53,6 +54,7 @@ fn run(args: &[String]) -> anyhow::Result<()> {
             mutations::run()?;
             counts::run()?;
             fleet::crowd::run()?;
+            fleet::groups::run()?;
             fleet::waste::run(None)
         }
         Some("seeds") => seeds(number(2, 1)?, number(1, 500)?),
@@ -60,7 +62,11 @@ fn run(args: &[String]) -> anyhow::Result<()> {
         Some("stories") => stories::replay(),
         Some("mutations") => mutations::run(),
         Some("counts") => counts::run(),
-        Some("fleet") => fleet::crowd::run(),
+        Some("fleet") => {
+            fleet::crowd::run()?;
+            fleet::groups::run()
+        }
+        Some("groups") => fleet::groups::run(),
         Some("waste") => match args.get(1) {
             Some(_) => fleet::waste::run(Some(number(1, 1)?..number(1, 1)? + number(2, 3)?)),
             None => fleet::waste::run(None),
@@ -68,7 +74,7 @@ fn run(args: &[String]) -> anyhow::Result<()> {
         Some("plot") => fleet::plot::draw(Path::new(args.get(1).context("which file?")?), fleet::waste::SEEDS),
         Some(other) => {
             anyhow::bail!(
-                "there is no {other:?}; sim seeds | story | stories | mutations | counts | fleet | waste | plot"
+                "there is no {other:?}; sim seeds | story | stories | mutations | counts | fleet | groups | waste | plot"
             )
         }
     }

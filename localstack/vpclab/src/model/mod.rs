@@ -215,6 +215,13 @@ impl Model {
         }
     }
 
+    /// Somebody gives an ENI these security groups, in an account of their own whose buckets are not this one's.
+    pub fn set_groups(&mut self, now: u64, eni: &str, groups: &[String]) {
+        self.advance(now);
+        // One that there is takes any list.
+        let _ = self.modify(eni, None, None, Some(groups));
+    }
+
     /// Addresses that others give back.
     pub fn vacate(&mut self, subnet: &str, addresses: impl IntoIterator<Item = Ipv4Addr>) {
         if let Some(subnet) = self.subnets.get_mut(subnet) {

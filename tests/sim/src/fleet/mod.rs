@@ -4,6 +4,7 @@
 //! addresses. One agenda of things to come keeps everybody's time.
 
 pub mod crowd;
+pub mod groups;
 mod meter;
 mod node;
 mod number;
@@ -141,6 +142,25 @@ impl Fleet {
     /// A pod is deleted then.
     pub fn stop(&mut self, at: u64, node: usize, pod: u64) {
         self.plan(at, node, What::Stop(pod));
+    }
+
+    /// The daemon of a node reads metadata then, beside when it expects something of it.
+    pub fn read(&mut self, at: u64, node: usize) {
+        self.plan(at, node, What::Metadata);
+    }
+
+    /// An operator gives all instances these security groups.
+    pub fn set_groups(&mut self, groups: &[&str]) {
+        let instances: Vec<String> = self.nodes.iter().map(|node| node.instance.clone()).collect();
+        instances.iter().for_each(|instance| self.cloud.set_groups(self.now, instance, groups));
+    }
+
+    /// How many secondary ENIs there are, and how many of them have other groups.
+    pub fn enis_without(&self, groups: &[&str]) -> (usize, usize) {
+        let all = self.cloud.enis(self.now);
+        let secondary = all.iter().filter(|eni| eni.attachment.as_ref().is_some_and(|it| it.device_index > 0));
+        let differs: Vec<bool> = secondary.map(|eni| eni.groups != groups).collect();
+        (differs.len(), differs.into_iter().filter(|differs| *differs).count())
     }
 
     /// Runs until then, or until so many pods have had their address.

@@ -15,12 +15,12 @@ use tracing::warn;
 use crate::{
     core::handle::Handle,
     host::inode,
+    host::sockets::{Claim, Place},
     metrics::Counters,
     runtime::{
         conflist, install,
         versions::{Fault, Versions},
     },
-    serve::sockets::{Claim, Place},
     settings::Settings,
     store::Store,
 };
