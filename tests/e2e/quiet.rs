@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use enid_tests::{Daemon, Lab, LabConfig, Place, Pod, kernel::wait_until_idle, wait_until};
+use enid_tests::{Backend, Daemon, Lab, LabConfig, Place, Pod, kernel::wait_until_idle, wait_until};
 
 const BOUND: Duration = Duration::from_secs(30);
 /// Pods of the node.
@@ -96,4 +96,51 @@ fn what_a_quiet_daemon_costs() {
         place.metadata_requests().unwrap() - requests
     );
     drop(lab);
+}
+
+/// The settings with which the peer's daemon made 133 requests of metadata from its start to 30 pods, one a second.
+const GROWING: [(&str, &str); 2] = [("WARM_IP_TARGET", "5"), ("MINIMUM_IP_TARGET", "10")];
+const PEERS_REQUESTS: u64 = 133;
+
+/// A daemon's requests of metadata from its start to 30 pods, which come as `pace` lets them.
+fn requests_of_growth(pace: impl Fn(usize)) -> u64 {
+    let name = format!("growing{}", std::process::id());
+    let config = LabConfig {
+        name,
+        nodes: 1,
+        instance_type: "m5.xlarge".to_owned(),
+        ec2: Backend::Model,
+        ..LabConfig::default()
+    };
+    let lab = Lab::up(&config).unwrap();
+    let place = Place::node(&lab, 0);
+    let daemon = Daemon::start(place, &GROWING).unwrap();
+    for number in 0..PODS {
+        Pod::new(0, &format!("grown-{number}")).add(place).unwrap();
+        pace(number);
+    }
+    let settled = || place.number("available").is_ok_and(|available| available >= 5);
+    wait_until(BOUND, settled).unwrap_or_else(|_| panic!("{}", daemon.log()));
+    assert_eq!(place.number("enis").unwrap(), 3, "35 addresses, 14 on each ENI: {}", daemon.log());
+    place.metadata_requests().unwrap()
+}
+
+/// The kind: what is known is asked for again and again while something else is awaited.
+#[test]
+fn growth_reads_of_metadata_what_is_new() {
+    let requests = requests_of_growth(|_| {});
+    println!("{PODS} pods as fast as they come: {requests} requests of metadata");
+    assert!(requests <= PEERS_REQUESTS, "{requests} requests");
+}
+
+/// `cargo test -p enid-tests --test quiet what_growth -- --ignored --nocapture`
+#[test]
+#[ignore = "a measurement, not a check: half a minute of the clock"]
+fn what_growth_costs() {
+    let started = Instant::now();
+    let requests = requests_of_growth(|number| {
+        let next = started + Duration::from_secs(u64::try_from(number).unwrap() + 5);
+        wait_until(BOUND, || Instant::now() >= next).unwrap();
+    });
+    println!("{PODS} pods, one a second: {requests} requests of metadata");
 }

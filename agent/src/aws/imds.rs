@@ -11,7 +11,7 @@ use std::{
 use anyhow::{Context, bail};
 use aws_config::imds::client::{Client, error::ImdsError};
 use enid_datapath::Mac;
-use enid_ipamd::{AddresslessEni, EniFacts, EniId, Place};
+use enid_ipamd::{AddresslessEni, EniFacts, EniId, Kind, Place};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use tokio::time::{Instant, sleep};
 use tracing::warn;
@@ -67,6 +67,13 @@ struct Known {
 }
 
 impl Known {
+    /// The MACs, if all of these ENIs are among them.
+    fn with_all(&self, wanted: &Wanted) -> Option<Vec<String>> {
+        let ids: BTreeSet<&str> =
+            self.enis.values().filter_map(|texts| Some(texts.get("interface-id")?.trim())).collect();
+        wanted.keys().all(|eni| ids.contains(&*eni.0)).then(|| self.enis.keys().cloned().collect())
+    }
+
     /// The MAC whose turn it is.
     fn next_turn(&mut self) -> Option<String> {
         let after = self.enis.keys().find(|mac| **mac > self.turn).or(self.enis.keys().next());
@@ -168,8 +175,14 @@ impl Imds {
     /// One of which only a part shows is left out until all of it does.
     pub async fn enis(&self, reading: Reading<'_>) -> anyhow::Result<(Vec<EniFacts>, Vec<AddresslessEni>)> {
         let (mut enis, mut addressless) = (Vec::new(), Vec::new());
-        let macs: Vec<String> =
-            lines(&self.get(MACS).await?).iter().map(|mac| mac.trim_end_matches('/').to_owned()).collect();
+        let known = match reading {
+            Reading::Of(wanted) if !wanted.is_empty() => self.held().with_all(wanted),
+            _ => None,
+        };
+        let macs: Vec<String> = match known {
+            Some(macs) => macs,
+            None => lines(&self.get(MACS).await?).iter().map(|mac| mac.trim_end_matches('/').to_owned()).collect(),
+        };
         let turn = {
             let mut known = self.held();
             known.enis.retain(|mac, _| macs.contains(mac));
@@ -275,12 +288,16 @@ const MACS: &str = "network/interfaces/macs/";
 pub enum Reading<'a> {
     /// Everything that may change.
     All,
-    /// The blocks and the groups of these, and nothing of the others.
-    Of(&'a BTreeSet<EniId>),
-    /// The same, and of one of the others, another one each time, whether it still has its blocks: somebody else may have
-    /// taken one away.
-    InTurn(&'a BTreeSet<EniId>),
+    /// Of these the blocks of the kinds that are named, or all blocks and the groups where none is; nothing of the others.
+    /// The list of ENIs only where one of them is not in it yet.
+    Of(&'a Wanted),
+    /// The same, with the list of ENIs, and of one of the others, another one each time, whether it still has its blocks:
+    /// somebody else may have taken one away.
+    InTurn(&'a Wanted),
 }
+
+/// What is to be read of ENIs.
+pub type Wanted = BTreeMap<EniId, BTreeSet<Kind>>;
 
 /// The keys to read of an ENI of which this is known.
 fn to_read(mac: &str, known: &Texts, reading: Reading<'_>) -> anyhow::Result<Vec<&'static str>> {
@@ -290,11 +307,19 @@ fn to_read(mac: &str, known: &Texts, reading: Reading<'_>) -> anyhow::Result<Vec
         Reading::All => return Ok(changing()),
         Reading::Of(enis) | Reading::InTurn(enis) => enis,
     };
+    let list_of = |kind: &Kind| match kind {
+        Kind::Single => BLOCKS[0],
+        Kind::Prefix => BLOCKS[1],
+        Kind::V6Prefix => BLOCKS[2],
+    };
     Ok(match facts(mac, known)? {
         Shown::InPart => changing(),
-        Shown::Whole(eni) if enis.contains(&eni.id) => BLOCKS.into_iter().chain([GROUPS]).collect(),
-        Shown::Addressless(eni) if enis.contains(&eni.id) => changing(),
-        _ => Vec::new(),
+        Shown::Whole(eni) => match enis.get(&eni.id) {
+            Some(kinds) if kinds.is_empty() => BLOCKS.into_iter().chain([GROUPS]).collect(),
+            kinds => kinds.into_iter().flatten().map(list_of).collect(),
+        },
+        Shown::Addressless(eni) if enis.contains_key(&eni.id) => changing(),
+        Shown::Addressless(_) => Vec::new(),
     })
 }
 

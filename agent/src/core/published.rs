@@ -1,8 +1,8 @@
 //! What the core's task publishes after every step: what it waits for, and whether pods can be served.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
-use enid_ipamd::{EniId, Millis};
+use enid_ipamd::{EniId, Kind, Millis};
 use tokio::sync::watch;
 
 use crate::core::readiness::{Readiness, Rule};
@@ -25,8 +25,8 @@ pub struct Publisher {
 pub struct Awaited {
     /// It is to be read often.
     pub soon: bool,
-    /// ENIs of which something is to show.
-    pub enis: BTreeSet<EniId>,
+    /// ENIs of which blocks of these kinds are to show.
+    pub enis: BTreeMap<EniId, BTreeSet<Kind>>,
     /// The primary ENI's security groups are to be read at once.
     pub groups: bool,
 }

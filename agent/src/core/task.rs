@@ -345,7 +345,7 @@ impl CoreTask {
     fn publish(&mut self) {
         let metadata = Awaited {
             soon: self.core.awaits_metadata(),
-            enis: self.core.awaited_enis().cloned().collect(),
+            enis: self.core.awaited_blocks().map(|(eni, kinds)| (eni.clone(), kinds)).collect(),
             groups: self.core.awaits_groups(),
         };
         self.publisher.awaits(metadata, !configuring(&self.core).is_empty(), self.core.awaits_listing());

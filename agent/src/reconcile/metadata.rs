@@ -69,7 +69,7 @@ pub async fn run(imds: Imds, handle: Handle, counters: Arc<Counters>, mut awaite
         if is_due {
             next = started + PERIOD;
             let Some(view) = handle.view().await else { return }; // the core's task has ended
-            enis.extend(view.unsettled_enis().cloned());
+            enis.extend(view.unsettled_enis().map(|eni| (eni.clone(), BTreeSet::new())));
         }
         let reading = match (is_whole, is_due) {
             (true, _) => Reading::All,

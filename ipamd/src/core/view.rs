@@ -9,7 +9,7 @@ use crate::{
     lease::Lease,
     plan::{self, Plan},
     pool::{BlockState, Eni, EniState},
-    supply::{Counts, Limits, kind::is_local, per_eni},
+    supply::{Counts, Kind, Limits, kind::is_local, per_eni},
     view::{Capacity, InFlight, View},
 };
 
@@ -118,7 +118,7 @@ impl Core {
 
     /// Whether something is on its way that instance metadata will show.
     pub fn awaits_metadata(&self) -> bool {
-        self.awaited_enis().next().is_some() || self.pool.enis().next().is_none() || self.awaits_groups()
+        self.awaited_blocks().next().is_some() || self.pool.enis().next().is_none() || self.awaits_groups()
     }
 
     /// Whether EC2 does not know one of the security groups that metadata showed last.
@@ -126,9 +126,11 @@ impl Core {
         self.observed.groups().is_awaited()
     }
 
-    /// ENIs of which something is on its way that instance metadata will show.
-    pub fn awaited_enis(&self) -> impl Iterator<Item = &EniId> {
-        self.pool.expected().filter(|(_, expected)| expected.since.is_some()).map(|(eni, _)| eni)
+    /// ENIs of which something is on its way that instance metadata will show, with the kinds of blocks that are; an ENI
+    /// without blocks is on its way itself.
+    pub fn awaited_blocks(&self) -> impl Iterator<Item = (&EniId, BTreeSet<Kind>)> {
+        let awaited = self.pool.expected().filter(|(_, expected)| expected.since.is_some());
+        awaited.map(|(eni, expected)| (eni, expected.blocks.iter().map(Kind::of).collect()))
     }
 
     /// Whether a listing of the kernel's links is waited for: the first of all, one before an ENI is detached or a block

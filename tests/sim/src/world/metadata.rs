@@ -23,7 +23,7 @@ impl Metadata {
     /// What the daemon knows after a reading, while metadata would show this.
     pub fn read(&mut self, now: u64, core: &Core, at: Millis, shown: Vec<EniFacts>) -> Vec<EniFacts> {
         let is_due = now >= self.next;
-        let mut wanted: BTreeSet<EniId> = core.awaited_enis().cloned().collect();
+        let mut wanted: BTreeSet<EniId> = core.awaited_blocks().map(|(eni, _)| eni.clone()).collect();
         if is_due {
             self.next = now + PERIOD_MS;
             wanted.extend(core.view(at).unsettled_enis().cloned());
