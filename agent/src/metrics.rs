@@ -210,6 +210,8 @@ impl Ec2Calls {
         };
         // A series that exists before its first fault can be watched.
         for action in ["AssignPrivateIpAddresses", "CreateNetworkInterface", "AttachNetworkInterface"] {
+            calls.requests.with_label_values(&[action]);
+            calls.latency.with_label_values(&[action, "false", "200"]);
             calls.errors.with_label_values(&[action]);
             calls.by_cause.with_label_values(&[action, Cause::Ec2Error.name()]);
             calls.unknown.with_label_values(&[action, Cause::Ec2Error.name()]);

@@ -172,7 +172,7 @@ fn of_route(notifications: &mut RouteNotifications, message: Option<NetlinkMessa
     let port = message.header.port_number;
     match message.payload {
         NetlinkPayload::InnerMessage(Incoming::Route(message)) => notifications.of(port, &message),
-        NetlinkPayload::InnerMessage(Incoming::Unknown(kind)) => Some(RouteNotifications::of_unknown(port, kind)),
+        NetlinkPayload::InnerMessage(Incoming::Unknown(kind)) => RouteNotifications::of_unknown(port, kind),
         NetlinkPayload::Overrun(_) => Some(Notification::Lost),
         _ => None,
     }

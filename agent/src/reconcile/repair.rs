@@ -76,8 +76,16 @@ impl Repair {
     pub async fn run(self) -> anyhow::Result<()> {
         let received = listener::start(self.v6).await?;
         let (hooks, links, counters) = (self.hooks.clone(), self.links.clone(), self.counters.clone());
-        let mut changes =
-            Changes { received, hooks, links, counters, authors: Authors::new(), urgency: None, of_table: false };
+        let mut changes = Changes {
+            received,
+            hooks,
+            links,
+            counters,
+            authors: Authors::new(),
+            urgency: None,
+            of_pods: BTreeSet::new(),
+            of_table: false,
+        };
         self.kernel.carries().await;
         let mut way_out = Vec::new();
         let mut reported = BTreeMap::new();
@@ -175,6 +183,8 @@ struct Changes {
     counters: Arc<Counters>,
     authors: Authors,
     urgency: Option<Urgency>,
+    /// Pods' links of which something has changed. One that has gone since needs no reading.
+    of_pods: BTreeSet<u32>,
     of_table: bool,
 }
 
@@ -183,17 +193,21 @@ impl Changes {
     /// have been changed.
     async fn wait(&mut self, spacing: Duration, period: Duration) -> anyhow::Result<bool> {
         let spaced = Instant::now() + spacing;
-        let mut due = spaced.max(Instant::now() + period);
-        let mut at_period = true;
+        let after = |wait: Duration| spaced.max(Instant::now() + wait);
+        let (at_period, mut due, mut due_of_pods) = (after(period), None, None);
         loop {
             if let Some(urgency) = self.urgency.take() {
-                let wait = if urgency == Urgency::Soon { SOON } else { LATER };
-                due = due.min(spaced.max(Instant::now() + wait));
-                at_period = false;
+                let at = after(if urgency == Urgency::Soon { SOON } else { LATER });
+                due = Some(due.map_or(at, |due: Instant| due.min(at)));
             }
-            match timeout_at(due, self.receive()).await {
+            due_of_pods = if self.of_pods.is_empty() { None } else { due_of_pods.or(Some(after(LATER))) };
+            let until = [due, due_of_pods].into_iter().flatten().fold(at_period, Instant::min);
+            match timeout_at(until, self.receive()).await {
                 Ok(received) => received?,
-                Err(_) => return Ok(std::mem::take(&mut self.of_table) || at_period),
+                Err(_) => {
+                    self.of_pods.clear();
+                    return Ok(std::mem::take(&mut self.of_table) || (due.is_none() && due_of_pods.is_none()));
+                }
             }
         }
     }
@@ -212,6 +226,19 @@ impl Changes {
                     if author != Author::Unknown {
                         self.authors.entry(kind).or_default().insert(author);
                     }
+                }
+                Notification::OfPod(kind, index, author) => {
+                    self.of_pods.insert(index);
+                    if kind == Kind::Link {
+                        self.links.notify_one();
+                    }
+                    if author != Author::Unknown {
+                        self.authors.entry(kind).or_default().insert(author);
+                    }
+                }
+                Notification::PodGone(index) => {
+                    self.of_pods.remove(&index);
+                    self.links.notify_one();
                 }
                 Notification::Hooks => self.hooks.notify_one(),
                 Notification::Lost => {

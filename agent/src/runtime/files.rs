@@ -5,7 +5,11 @@
 //! is not there or does not run is taken from the image. What cannot be put back is an obstacle of new pods; STATUS does
 //! not say so, since the pods that run have their network.
 
-use std::{collections::BTreeMap, path::Path, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use anyhow::bail;
 use enid_ipamd::{Cause, Refusal};
@@ -39,8 +43,17 @@ pub struct Files {
     announced: Option<Value>,
     /// The plugin for host ports was there.
     had_portmap: bool,
-    /// What could not be put back in the last round, by what it is.
-    faults: BTreeMap<&'static str, String>,
+    /// What could not be put back in the last round, and why not.
+    wrong: BTreeMap<PathBuf, String>,
+}
+
+/// What one round has found.
+#[derive(Default)]
+struct Round {
+    put_back: Vec<PathBuf>,
+    wrong: BTreeMap<PathBuf, String>,
+    /// Why pods cannot start.
+    missing: Option<String>,
 }
 
 /// What became of one file.
@@ -49,9 +62,7 @@ enum Found {
     Right,
     /// It was put back.
     PutBack,
-    /// It is not there, and cannot be put back.
-    Missing(String),
-    /// It is there, and cannot be put right.
+    /// It cannot be put back: why.
     Wrong(String),
 }
 
@@ -65,9 +76,9 @@ impl Files {
         claim: Claim,
         sockets: [Place; 2],
     ) -> Self {
-        let (versions, faults) = Default::default();
+        let (versions, wrong) = Default::default();
         let (announced, had_portmap) = (None, conflist::portmap(&settings).is_file());
-        Files { settings, handle, counters, store, claim, sockets, versions, announced, had_portmap, faults }
+        Files { settings, handle, counters, store, claim, sockets, versions, announced, had_portmap, wrong }
     }
 
     /// Looks at everything once, and puts back what is not there. `announces`: the network configuration is to be there.
@@ -78,56 +89,32 @@ impl Files {
     /// which a new run of the daemon gets, helps.
     pub async fn look(&mut self, announces: bool) -> anyhow::Result<()> {
         self.look_at_folders()?;
-        let mut faults = BTreeMap::new();
-        let mut missing = None;
-        let mut take = |counters: &Counters, what: &'static str, path: &Path, found: Found| {
-            let words = match found {
-                Found::Right => return,
-                Found::PutBack => {
-                    counters.put_back();
-                    warn!("{} was removed or damaged, and is put back", path.display());
-                    return;
-                }
-                Found::Wrong(words) => words,
-                Found::Missing(words) => {
-                    missing.get_or_insert(Refusal::new(Cause::HostFiles, words.clone()));
-                    words
-                }
-            };
-            counters.not_put_back();
-            faults.insert(what, words);
-        };
+        let mut round = Round::default();
         for path in conflist::needed(&self.settings) {
-            take(&self.counters, "plugin", &path, plugin(&mut self.versions, &path).await);
+            let found = plugin(&mut self.versions, &path).await;
+            round.found(&path, found, true);
         }
         let portmap = conflist::portmap(&self.settings);
-        if self.had_portmap && !portmap.is_file() {
-            // Where the image has none, the configuration goes on without it, and says so.
-            let found = put_back(&portmap, "it is not there");
-            self.had_portmap = matches!(found, Found::PutBack);
-            if self.had_portmap {
-                take(&self.counters, "portmap", &portmap, found);
-            }
-        } else if self.had_portmap {
-            take(&self.counters, "portmap", &portmap, plugin(&mut self.versions, &portmap).await);
+        if self.had_portmap {
+            // The configuration goes on without one that cannot be put back.
+            let found = plugin(&mut self.versions, &portmap).await;
+            round.found(&portmap, found, false);
         }
-        self.had_portmap |= portmap.is_file();
-        let has_plugin = self.settings.bin_dir.join(install::PLUGIN).is_file();
-        if announces && has_plugin {
+        self.had_portmap = portmap.is_file();
+        if announces && self.settings.bin_dir.join(install::PLUGIN).is_file() {
+            let path = conflist::path(&self.settings);
             let found = self.look_at_conflist().await;
-            take(&self.counters, "conflist", &conflist::path(&self.settings), found);
+            round.found(&path, found, !path.exists());
         }
-        let run_dir = self.settings.run_dir.clone();
-        take(&self.counters, "lock", &run_dir, found(self.claim.put_back(), Found::Wrong));
+        round.found(&self.settings.run_dir.join("lock"), Found::of(self.claim.put_back()), false);
         let [plugins, operators] = &mut self.sockets;
-        let bound = found(plugins.put_back(), Found::Missing);
-        take(&self.counters, "cni.sock", plugins.path(), bound);
-        let bound = found(operators.put_back(), Found::Wrong);
-        take(&self.counters, "debug.sock", operators.path(), bound);
+        let (of_plugins, of_operators) = (Found::of(plugins.put_back()), Found::of(operators.put_back()));
+        round.found(plugins.path(), of_plugins, true);
+        round.found(operators.path(), of_operators, false);
         let store = self.store.clone();
         let stored = tokio::task::spawn_blocking(move || store.put_back()).await?;
-        take(&self.counters, "store", self.store.path(), found(stored, Found::Wrong));
-        self.report(faults, missing).await;
+        round.found(self.store.path(), Found::of(stored), false);
+        self.report(round).await;
         Ok(())
     }
 
@@ -153,7 +140,6 @@ impl Files {
     }
 
     async fn look_at_conflist(&mut self) -> Found {
-        let path = conflist::path(&self.settings);
         match conflist::write(&self.settings, &mut self.versions).await {
             Ok((list, wrote)) => {
                 // Which plugins there are changes it too, and is nobody's drift.
@@ -161,53 +147,67 @@ impl Files {
                 self.announced = Some(list);
                 if is_drift { Found::PutBack } else { Found::Right }
             }
-            Err(failure) if path.exists() => Found::Wrong(format!("{failure:#}")),
-            Err(failure) => Found::Missing(format!("{failure:#}")),
+            Err(failure) => Found::Wrong(format!("{failure:#}")),
         }
     }
 
-    /// Tells of what could not be put back, once.
-    async fn report(&mut self, faults: BTreeMap<&'static str, String>, missing: Option<Refusal>) {
-        for (what, words) in &faults {
-            if self.faults.get(what) != Some(words) {
+    /// Counts, and tells of what could not be put back, once.
+    async fn report(&mut self, round: Round) {
+        for path in &round.put_back {
+            self.counters.put_back();
+            warn!("{} was removed or damaged, and is put back", path.display());
+        }
+        for (path, words) in &round.wrong {
+            self.counters.not_put_back();
+            if self.wrong.get(path) != Some(words) {
                 warn!("{words}");
             }
         }
-        if faults != self.faults {
-            self.handle.files(missing).await;
+        if round.wrong != self.wrong {
+            self.handle.files(round.missing.map(|words| Refusal::new(Cause::HostFiles, words))).await;
         }
-        self.faults = faults;
+        self.wrong = round.wrong;
+    }
+}
+
+impl Found {
+    fn of(put_back: anyhow::Result<bool>) -> Self {
+        match put_back {
+            Ok(false) => Found::Right,
+            Ok(true) => Found::PutBack,
+            Err(failure) => Found::Wrong(format!("{failure:#}")),
+        }
+    }
+}
+
+impl Round {
+    /// `is_needed`: pods cannot start without it.
+    fn found(&mut self, path: &Path, found: Found, is_needed: bool) {
+        match found {
+            Found::Right => {}
+            Found::PutBack => self.put_back.push(path.to_owned()),
+            Found::Wrong(words) => {
+                if is_needed {
+                    self.missing.get_or_insert(words.clone());
+                }
+                self.wrong.insert(path.to_owned(), words);
+            }
+        }
     }
 }
 
 /// A plugin that is not there, or is none, is taken from the image.
 async fn plugin(versions: &mut Versions, path: &Path) -> Found {
-    match versions.of(path).await {
-        Ok(_) => Found::Right,
-        Err(Fault::NoPlugin { why, .. }) => put_back(path, &why),
+    let why = match versions.of(path).await {
+        Err(Fault::NoPlugin { why, .. }) => why,
         // It may be slow, or being written: it is asked again.
-        Err(Fault::Unknown { .. }) => Found::Right,
-    }
-}
-
-fn put_back(path: &Path, why: &str) -> Found {
-    match install::put_back(path) {
-        Ok(true) => Found::PutBack,
-        Ok(false) => Found::Missing(format!(
-            "pods cannot start without the plugin {}: {why}, and the image has none to put back",
-            path.display()
-        )),
-        Err(failure) => Found::Missing(format!(
-            "pods cannot start without the plugin {}: {why}, and it cannot be put back: {failure:#}",
-            path.display()
-        )),
-    }
-}
-
-fn found(put_back: anyhow::Result<bool>, otherwise: fn(String) -> Found) -> Found {
-    match put_back {
-        Ok(false) => Found::Right,
-        Ok(true) => Found::PutBack,
-        Err(failure) => otherwise(format!("{failure:#}")),
-    }
+        Ok(_) | Err(Fault::Unknown { .. }) => return Found::Right,
+    };
+    let and = match install::put_back(path) {
+        Ok(install::PutBack::Done) => return Found::PutBack,
+        Ok(install::PutBack::Same) => "it is the image's own".to_owned(),
+        Ok(install::PutBack::NoneThere) => "the image has none to put back".to_owned(),
+        Err(failure) => format!("it cannot be put back: {failure:#}"),
+    };
+    Found::Wrong(format!("pods cannot start without the plugin {}: {why}, and {and}", path.display()))
 }

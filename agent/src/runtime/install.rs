@@ -4,7 +4,7 @@
 use std::{
     fs,
     io::Write,
-    os::unix::fs::OpenOptionsExt,
+    os::unix::fs::{OpenOptionsExt, PermissionsExt},
     path::{Path, PathBuf},
 };
 
@@ -16,6 +16,8 @@ use crate::settings::Settings;
 pub const PLUGIN: &str = "enid-cni";
 /// The image's folder of standard plugins, beside our own.
 const STANDARD: &str = "plugins";
+/// Everybody may run a plugin.
+const MODE: u32 = 0o755;
 
 /// Installs what differs.
 pub fn plugins(settings: &Settings) -> anyhow::Result<()> {
@@ -26,20 +28,34 @@ pub fn plugins(settings: &Settings) -> anyhow::Result<()> {
             println!("{} is up to date", target.display());
             continue;
         }
-        put(&target, &content, 0o755)?;
+        put(&target, &content, MODE)?;
         println!("installed {}", target.display());
     }
     Ok(())
 }
 
-/// Puts one plugin back, if the image has it; whether.
-pub fn put_back(target: &Path) -> anyhow::Result<bool> {
+/// What became of a plugin that was to be put back.
+pub enum PutBack {
+    /// It is there again.
+    Done,
+    /// What is there is what the image has.
+    Same,
+    /// The image has none.
+    NoneThere,
+}
+
+/// Puts one plugin back, if the image has it.
+pub fn put_back(target: &Path) -> anyhow::Result<PutBack> {
     let Some(source) = sources()?.into_iter().find(|source| source.file_name() == target.file_name()) else {
-        return Ok(false);
+        return Ok(PutBack::NoneThere);
     };
     let content = fs::read(&source).with_context(|| format!("cannot read the plugin {}", source.display()))?;
-    put(target, &content, 0o755)?;
-    Ok(true)
+    let mode = fs::metadata(target).map_or(0, |there| there.permissions().mode());
+    if mode & MODE == MODE && fs::read(target).is_ok_and(|there| there == content) {
+        return Ok(PutBack::Same);
+    }
+    put(target, &content, MODE)?;
+    Ok(PutBack::Done)
 }
 
 /// The plugins that the image has.

@@ -45,6 +45,10 @@ impl fmt::Display for Author {
 pub enum Notification {
     /// A thing of this kind.
     Changed(Kind, Urgency, Author),
+    /// A thing of this kind that goes with the pod's link of this index.
+    OfPod(Kind, u32, Author),
+    /// The pod's link of this index is gone, and all that went with it: nothing of it is left to be put right.
+    PodGone(u32),
     /// A chain at a hook, whoever's it is.
     Hooks,
     /// More was changed than was notified of.

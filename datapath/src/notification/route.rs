@@ -27,8 +27,10 @@ use crate::{
 const GROUPS: [u32; 6] = [1, 3, 5, 7, 8, 24];
 /// RTNLGRP_IPV6_IFADDR, IPV6_ROUTE, IPV6_RULE, IPV6_NETCONF.
 const V6_GROUPS: [u32; 4] = [9, 11, 19, 25];
-/// RTM_NEWNETCONF and RTM_DELNETCONF: a sysctl of a link.
-const NETCONF: std::ops::RangeInclusive<u16> = 80..=81;
+/// RTM_NEWNETCONF: a sysctl of a link.
+const NETCONF: u16 = 80;
+/// RTM_DELNETCONF: a link goes, and its sysctls with it.
+const GONE_NETCONF: u16 = 81;
 
 /// rtnetlink's multicast groups of what is ours: links, neighbours, addresses, routes, rules and links' sysctls, of both
 /// families if asked.
@@ -54,23 +56,44 @@ impl RouteNotifications {
             RouteNetlinkMessage::NewLink(link) if marks::is_of_a_pod(link::group(link)) => {
                 self.pods.insert(link.header.index);
             }
+            RouteNetlinkMessage::DelLink(link) if self.pods.remove(&link.header.index) => {
+                return Some(Notification::PodGone(link.header.index));
+            }
             RouteNetlinkMessage::NewLink(link) | RouteNetlinkMessage::DelLink(link) => {
                 self.pods.remove(&link.header.index);
             }
             _ => {}
         }
         let (kind, urgency) = concern(message, &self.pods)?;
-        Some(Notification::Changed(kind, urgency, author(port)))
+        let of_pod = index(message).filter(|index| urgency == Urgency::Later && self.pods.contains(index));
+        Some(match of_pod {
+            Some(index) => Notification::OfPod(kind, index, author(port)),
+            None => Notification::Changed(kind, urgency, author(port)),
+        })
     }
 
     /// What a message means that the library has no type for, or cannot read; `kind` is the type in its header.
-    pub fn of_unknown(port: u32, kind: u16) -> Notification {
-        if NETCONF.contains(&kind) {
+    pub fn of_unknown(port: u32, kind: u16) -> Option<Notification> {
+        match kind {
             // Every link that comes notifies of its own.
-            Notification::Changed(Kind::Sysctl, Urgency::Later, author(port))
-        } else {
-            Notification::Lost
+            NETCONF => Some(Notification::Changed(Kind::Sysctl, Urgency::Later, author(port))),
+            GONE_NETCONF => None,
+            _ => Some(Notification::Lost),
         }
+    }
+}
+
+/// The link that a message is about.
+fn index(message: &RouteNetlinkMessage) -> Option<u32> {
+    use RouteNetlinkMessage::{
+        DelAddress, DelLink, DelNeighbour, DelRoute, NewAddress, NewLink, NewNeighbour, NewRoute,
+    };
+    match message {
+        NewLink(link) | DelLink(link) => Some(link.header.index),
+        NewAddress(address) | DelAddress(address) => Some(address.header.index),
+        NewNeighbour(there) | DelNeighbour(there) => Some(there.header.ifindex),
+        NewRoute(route) | DelRoute(route) => message::oif(route),
+        _ => None,
     }
 }
 
@@ -177,7 +200,25 @@ mod tests {
     #[test]
     fn what_cannot_be_read_is_a_sysctl_or_lost() {
         let sysctl = Notification::Changed(Kind::Sysctl, Urgency::Later, Author::Unknown);
-        assert_eq!(RouteNotifications::of_unknown(0, 80), sysctl);
-        assert_eq!(RouteNotifications::of_unknown(0, 24), Notification::Lost);
+        assert_eq!(RouteNotifications::of_unknown(0, 80), Some(sysctl));
+        assert_eq!(RouteNotifications::of_unknown(0, 81), None);
+        assert_eq!(RouteNotifications::of_unknown(0, 24), Some(Notification::Lost));
+    }
+
+    #[test]
+    fn what_goes_with_a_pods_link_is_the_links() {
+        let (mut link, mut neighbour) = (LinkMessage::default(), NeighbourMessage::default());
+        link.header.index = 7;
+        link.attributes.push(LinkAttribute::Group(marks::group(1)));
+        (neighbour.header.family, neighbour.header.ifindex) = (AddressFamily::Inet, 7);
+        let gone = RouteNetlinkMessage::DelNeighbour(neighbour);
+        let mut notifications = RouteNotifications::new(std::slice::from_ref(&link));
+        let of_pod = |kind| Some(Notification::OfPod(kind, 7, Author::Unknown));
+        assert_eq!(notifications.of(0, &RouteNetlinkMessage::NewLink(link.clone())), of_pod(Kind::Link));
+        assert_eq!(notifications.of(0, &gone), of_pod(Kind::Neighbour));
+        let end = notifications.of(0, &RouteNetlinkMessage::DelLink(link));
+        assert_eq!(end, Some(Notification::PodGone(7)));
+        let later = Notification::Changed(Kind::Neighbour, Urgency::Later, Author::Unknown);
+        assert_eq!(notifications.of(0, &gone), Some(later), "of whichever link has that index now");
     }
 }
