@@ -104,7 +104,10 @@ impl Store {
             return Ok(false);
         }
         let mut held = self.database.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(database) = held.as_ref() {
+        let Some(database) = held.as_ref() else {
+            bail!("the store {} is gone, and what it held is not known since a write failed", self.path.display());
+        };
+        {
             let doing = || format!("cannot write the store {} again", self.path.display());
             fs::create_dir_all(self.path.parent().unwrap_or(Path::new("/"))).with_context(doing)?;
             let beside = self.path.with_extension("redb.new");

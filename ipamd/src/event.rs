@@ -1,6 +1,9 @@
 //! What comes into the core, what goes out, and what is recorded.
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
 
 use crate::{
     cause::Refusal,
@@ -29,8 +32,10 @@ pub enum Event {
     /// A complete listing of the kernel, begun at this moment: the attachments that were asked about, those of them whose
     /// link is there, and all addresses that pods' links use.
     Links { begun: Millis, asked: Vec<AttachmentKey>, seen: Vec<AttachmentKey>, used: Vec<IpAddr> },
-    /// What instance metadata shows.
-    Imds { enis: Vec<EniFacts>, addressless: Vec<AddresslessEni> },
+    /// What instance metadata shows of the ENIs that were read now, with all that it lists with an address, and all without.
+    Imds { enis: Vec<EniFacts>, listed: BTreeSet<EniId>, addressless: Vec<AddresslessEni> },
+    /// The security groups of the primary ENI, read from instance metadata.
+    Groups { groups: BTreeSet<String> },
     /// Instance metadata could not be read; why.
     ImdsFailed { message: String },
     /// An EC2 call ended.

@@ -110,7 +110,10 @@ impl View {
     /// them.
     pub fn unsettled_enis(&self) -> impl Iterator<Item = &EniId> {
         let other_groups = |eni: &Eni| eni.ours && !self.groups.is_empty() && eni.facts.groups != *self.groups;
-        self.enis.iter().filter(move |(_, eni)| eni.is_shown_otherwise() || other_groups(eni)).map(|(id, _)| id)
+        self.enis
+            .iter()
+            .filter(move |(_, eni)| eni.unconfirmed || eni.is_shown_otherwise() || other_groups(eni))
+            .map(|(id, _)| id)
     }
 
     /// The leases, with their keys.

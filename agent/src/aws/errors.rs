@@ -87,6 +87,7 @@ fn fact_of(code: &str, message: &str) -> Fact {
     match code {
         // Security groups that were deleted, or are of another VPC ("Error codes for the Amazon EC2 API").
         "InvalidGroup.NotFound" | "InvalidSecurityGroupID.NotFound" | "InvalidGroupId.Malformed" => Fact::GroupGone,
+        "IdempotentParameterMismatch" => Fact::OtherRequest,
         _ if code.ends_with(".NotFound") => Fact::NotFound,
         // As terraform-provider-aws reports it (pull request 906).
         "InvalidParameterValue" if message.contains("already has an interface attached at device index") => {

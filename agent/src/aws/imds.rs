@@ -53,13 +53,31 @@ pub struct Imds {
     known: Arc<Mutex<Known>>,
 }
 
+/// What is read of the primary ENI.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct OfPrimary {
+    /// The VPC's CIDRs.
+    pub cidrs: Vec<Ipv4Net>,
+    /// Ids of its security groups.
+    pub groups: BTreeSet<String>,
+}
+
+/// What one reading shows.
+#[derive(Debug, Default)]
+pub struct Enis {
+    /// Those with addresses of which something was read now.
+    pub read: Vec<EniFacts>,
+    /// All with addresses.
+    pub listed: BTreeSet<EniId>,
+    /// All without.
+    pub addressless: Vec<AddresslessEni>,
+}
+
 /// What was read last.
 #[derive(Debug, Default)]
 struct Known {
     /// MAC of the primary ENI.
     primary: Option<String>,
-    /// The VPC's CIDRs.
-    cidrs: Vec<Ipv4Net>,
     /// Of the ENIs that were listed last, by MAC.
     enis: BTreeMap<String, Texts>,
     /// The MAC whose turn it was last ([`Reading::InTurn`]).
@@ -150,9 +168,8 @@ impl Imds {
         Ok(cidrs)
     }
 
-    /// What others change most: the VPC's CIDRs and the primary ENI's security groups; whether one of them is another one
-    /// than at the last reading. The groups are part of what [`Imds::enis`] returns next.
-    pub async fn of_primary(&self) -> anyhow::Result<(Vec<Ipv4Net>, bool)> {
+    /// What others change most: the VPC's CIDRs and the primary ENI's security groups.
+    pub async fn of_primary(&self) -> anyhow::Result<OfPrimary> {
         let known = self.held().primary.clone();
         let mac = match known {
             Some(mac) => mac,
@@ -161,20 +178,16 @@ impl Imds {
         let primary = format!("{MACS}{mac}");
         let cidrs = self.vpc_cidrs(&primary).await?;
         let groups = self.find(&format!("{primary}/{GROUPS}")).await?;
+        let groups = lines(&groups.unwrap_or_default()).into_iter().collect();
+        let of_primary = OfPrimary { cidrs, groups };
         let mut known = self.held();
-        let is_first = known.primary.replace(mac.clone()).is_none();
-        let mut is_new = std::mem::replace(&mut known.cidrs, cidrs.clone()) != cidrs && !is_first;
-        if let Some((texts, groups)) = known.enis.get_mut(&mac).zip(groups) {
-            is_new |= texts.get(GROUPS) != Some(&groups);
-            texts.insert(GROUPS, groups);
-        }
-        Ok((cidrs, is_new))
+        known.primary = Some(mac);
+        Ok(of_primary)
     }
 
-    /// All ENIs with their addresses, and those without any; of which of them everything is read again, `reading` says.
-    /// One of which only a part shows is left out until all of it does.
-    pub async fn enis(&self, reading: Reading<'_>) -> anyhow::Result<(Vec<EniFacts>, Vec<AddresslessEni>)> {
-        let (mut enis, mut addressless) = (Vec::new(), Vec::new());
+    /// The ENIs, as far as `reading` says. One of which only a part shows is left out until all of it does.
+    pub async fn enis(&self, reading: Reading<'_>) -> anyhow::Result<Enis> {
+        let mut enis = Enis::default();
         let known = match reading {
             Reading::Of(wanted) if !wanted.is_empty() => self.held().with_all(wanted),
             _ => None,
@@ -193,20 +206,24 @@ impl Imds {
             let known = self.held().enis.get(&mac).cloned().unwrap_or_default();
             let mut keys = to_read(&mac, &known, reading)?;
             if keys.is_empty() && turn.as_ref() == Some(&mac) {
-                keys.push(main_list(&known));
+                keys.extend(of_turn(&mac, &known)?);
             }
+            let is_read = !keys.is_empty();
             let texts = self.eni(&mac, known, keys).await?;
             match facts(&mac, &texts)? {
-                Shown::Whole(eni) => enis.push(*eni),
-                Shown::Addressless(eni) => addressless.push(eni),
+                Shown::Whole(eni) => {
+                    enis.listed.insert(eni.id.clone());
+                    enis.read.extend(is_read.then_some(*eni));
+                }
+                Shown::Addressless(eni) => enis.addressless.push(eni),
                 Shown::InPart => {}
             }
             self.held().enis.insert(mac, texts);
         }
-        if enis.is_empty() {
+        if enis.listed.is_empty() {
             bail!("it lists no ENI with an IPv4 address");
         }
-        Ok((enis, addressless))
+        Ok(enis)
     }
 
     /// What metadata says of an ENI, of which this was read before and these keys are read now.
@@ -265,7 +282,7 @@ pub type Texts = BTreeMap<&'static str, String>;
 pub const KEYS: [&str; 10] = [
     "interface-id",
     "device-number",
-    "network-card",
+    CARD,
     "local-ipv4s",
     "ipv4-prefix",
     "ipv6s",
@@ -274,10 +291,12 @@ pub const KEYS: [&str; 10] = [
     "subnet-id",
     "subnet-ipv4-cidr-block",
 ];
+/// The network card.
+const CARD: &str = "network-card";
 /// Security groups.
 const GROUPS: &str = "security-group-ids";
-/// Those that do not change as long as an ENI is listed; its place is another one when it is attached again.
-const FIXED: [&str; 5] = ["interface-id", "device-number", "network-card", "subnet-id", "subnet-ipv4-cidr-block"];
+/// Those that never change for an ENI. Its place is not among them: it may be attached elsewhere.
+const FIXED: [&str; 3] = ["interface-id", "subnet-id", "subnet-ipv4-cidr-block"];
 /// Those that EC2 changes when blocks are assigned or unassigned.
 const BLOCKS: [&str; 3] = ["local-ipv4s", "ipv4-prefix", "ipv6-prefix"];
 /// Below it metadata has the ENIs, by MAC.
@@ -301,7 +320,9 @@ pub type Wanted = BTreeMap<EniId, BTreeSet<Kind>>;
 
 /// The keys to read of an ENI of which this is known.
 fn to_read(mac: &str, known: &Texts, reading: Reading<'_>) -> anyhow::Result<Vec<&'static str>> {
-    let is_fixed = |key: &&str| FIXED.contains(key) && known.contains_key(*key);
+    // On types with one network card every ENI is on the first for ever.
+    let of_first_card = |key: &str| key == CARD && known.get(key).is_some_and(|card| card.trim() == "0");
+    let is_fixed = |key: &&str| FIXED.contains(key) && known.contains_key(*key) || of_first_card(key);
     let changing = || KEYS.into_iter().filter(|key| !is_fixed(key)).collect();
     let enis = match reading {
         Reading::All => return Ok(changing()),
@@ -320,6 +341,14 @@ fn to_read(mac: &str, known: &Texts, reading: Reading<'_>) -> anyhow::Result<Vec
         },
         Shown::Addressless(eni) if enis.contains_key(&eni.id) => changing(),
         Shown::Addressless(_) => Vec::new(),
+    })
+}
+
+/// What is read of an ENI whose turn it is.
+fn of_turn(mac: &str, known: &Texts) -> anyhow::Result<Vec<&'static str>> {
+    Ok(match facts(mac, known)? {
+        Shown::Whole(_) => vec![main_list(known)],
+        _ => BLOCKS.to_vec(),
     })
 }
 

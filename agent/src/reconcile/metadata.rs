@@ -15,7 +15,7 @@ use tokio::{
 use tracing::warn;
 
 use crate::{
-    aws::imds::{Imds, Reading},
+    aws::imds::{Enis, Imds, Reading},
     clock,
     core::{handle::Handle, published::Awaited},
     metrics::{self, Counters},
@@ -51,16 +51,18 @@ fn differences(before: &Shown, now: &Shown) -> [(&'static str, u64); 4] {
 
 /// Reads metadata until the daemon ends; `awaited` says what the core expects of it.
 pub async fn run(imds: Imds, handle: Handle, counters: Arc<Counters>, mut awaited: watch::Receiver<Awaited>) {
-    let (mut pause, mut shown) = (SOON, Shown::new());
+    let (mut pause, mut shown, mut of_primary) = (SOON, Shown::new(), None);
     let (mut next, mut next_whole) = (Instant::now(), Instant::now());
     loop {
         let (started, expects) = (Instant::now(), awaited.borrow_and_update().clone());
         let (is_due, mut is_whole) = (started >= next, started >= next_whole);
         if is_due || expects.groups {
             match imds.of_primary().await {
-                Ok((cidrs, is_new)) => {
-                    handle.vpc(cidrs).await;
-                    is_whole |= is_new;
+                Ok(read) => {
+                    handle.vpc(read.cidrs.clone()).await;
+                    handle.tell(Event::Groups { groups: read.groups.clone() }).await;
+                    let before = of_primary.replace(read);
+                    is_whole |= before.is_some() && before != of_primary;
                 }
                 Err(failure) => warn!("instance metadata: {failure:#}"),
             }
@@ -77,15 +79,17 @@ pub async fn run(imds: Imds, handle: Handle, counters: Arc<Counters>, mut awaite
             _ => Reading::Of(&enis),
         };
         match imds.enis(reading).await {
-            Ok((enis, addressless)) => {
+            Ok(Enis { read, listed, addressless }) => {
                 if is_whole {
                     next_whole = started + WHOLE_PERIOD;
                 }
-                let now: Shown = enis.iter().map(|eni| (eni.id.clone(), eni.blocks.clone())).collect();
+                let mut now: Shown = shown.clone();
+                now.retain(|eni, _| listed.contains(eni));
+                now.extend(read.iter().map(|eni| (eni.id.clone(), eni.blocks.clone())));
                 differences(&shown, &now).into_iter().for_each(|(what, number)| counters.shown(what, number));
                 shown = now;
                 handle.tell(Event::Wall { ms: clock::wall_ms() }).await;
-                handle.tell(Event::Imds { enis, addressless }).await;
+                handle.tell(Event::Imds { enis: read, listed, addressless }).await;
             }
             Err(failure) => {
                 let message = format!("{failure:#}");

@@ -100,7 +100,8 @@ impl Files {
             let found = plugin(&mut self.versions, &portmap).await;
             round.found(&portmap, found, false);
         }
-        self.had_portmap = portmap.is_file();
+        // What the image has comes back once it can.
+        self.had_portmap = portmap.is_file() || self.had_portmap && install::is_in_image(&portmap);
         if announces && self.settings.bin_dir.join(install::PLUGIN).is_file() {
             let path = conflist::path(&self.settings);
             let found = self.look_at_conflist().await;

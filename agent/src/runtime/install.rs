@@ -58,6 +58,11 @@ pub fn put_back(target: &Path) -> anyhow::Result<PutBack> {
     Ok(PutBack::Done)
 }
 
+/// Whether the image has a plugin of this name.
+pub fn is_in_image(target: &Path) -> bool {
+    sources().is_ok_and(|sources| sources.iter().any(|source| source.file_name() == target.file_name()))
+}
+
 /// The plugins that the image has.
 fn sources() -> anyhow::Result<Vec<PathBuf>> {
     let ours = find_plugin()?;

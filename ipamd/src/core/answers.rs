@@ -152,6 +152,12 @@ impl Core {
                 self.not_unassigned(blocks, unanswered || error.cause == Cause::Ec2Error, effects);
             }
             Call::Detach { eni, .. } | Call::Delete { eni } => self.not_deleted(eni, &call, unanswered),
+            Call::Create { token, .. } if matches!(error.fact, Fact::GroupGone | Fact::OtherRequest) => {
+                // The same request will never be taken. What it may have made all the same, an audit finds.
+                self.creations.remove(token);
+                effects.push(Effect::Record(Write::Intent(token.clone(), None)));
+                self.audits.want(Scope::Ours);
+            }
             Call::Create { token, .. } => self.not_created(token, unanswered, effects),
             Call::Attach { eni, .. } | Call::DeleteOnTermination { eni, .. } => {
                 self.not_configured(eni, &call, unanswered, effects);

@@ -25,6 +25,7 @@ impl Core {
         &mut self,
         now: Millis,
         shown: Vec<EniFacts>,
+        ids: &BTreeSet<EniId>,
         addressless: Vec<AddresslessEni>,
         effects: &mut Vec<Effect>,
     ) {
@@ -35,11 +36,13 @@ impl Core {
             self.audits.plan_slow(at);
         }
         // What metadata does not show any more cannot come back by it.
-        let is_shown = |net: &IpNet| shown.iter().any(|facts| facts.blocks.contains(net));
+        let read: BTreeSet<&EniId> = shown.iter().map(|facts| &facts.id).collect();
+        let as_before = self.pool.enis().filter(|eni| ids.contains(eni.id()) && !read.contains(eni.id()));
+        let facts: Vec<&EniFacts> = shown.iter().chain(as_before.map(|eni| &eni.facts)).collect();
+        let is_shown = |net: &IpNet| facts.iter().any(|facts| facts.blocks.contains(net));
         for net in self.unassigned.settled(now, is_shown) {
             self.forget_unassigned(net, effects);
         }
-        let ids: BTreeSet<EniId> = shown.iter().map(|facts| facts.id.clone()).collect();
         for facts in shown {
             self.eni_shown(now, facts, effects);
         }
@@ -56,7 +59,8 @@ impl Core {
             let lost = lost.filter(|id| self.leases.names(id) && !ids.contains(*id)).cloned().collect();
             self.audits.set_lost(lost);
         }
-        self.groups_shown(now);
+        let pool = &self.pool;
+        self.observed.groups_mut().retain(|eni| pool.eni(eni).is_some());
         let missing: Vec<EniId> = self.pool.enis().map(Eni::id).filter(|id| !ids.contains(*id)).cloned().collect();
         for id in missing {
             if self.integrity.is_mutated(Mutation::TrustMetadata) {
@@ -68,16 +72,12 @@ impl Core {
     }
 
     /// The primary's security groups: what they are now, ENIs follow, each node in its own moment.
-    fn groups_shown(&mut self, now: Millis) {
-        let primary = self.pool.enis().find(|eni| eni.slot == Some(0));
-        let Some(shown) = primary.map(|eni| eni.facts.groups.clone()) else { return };
-        if self.observed.groups_mut().read(now, &shown) {
-            let differs = self.pool.enis().any(|eni| eni.ours && eni.facts.groups != shown);
+    pub(super) fn groups_read(&mut self, now: Millis, groups: &BTreeSet<String>) {
+        if self.observed.groups_mut().read(now, groups) {
+            let differs = self.pool.enis().any(|eni| eni.ours && eni.facts.groups != *groups);
             let wait = if differs { self.calls.jitter(SPREAD_MS) } else { 0 };
             self.observed.groups_mut().follow_from(now.plus(wait));
         }
-        let pool = &self.pool;
-        self.observed.groups_mut().retain(|eni| pool.eni(eni).is_some());
     }
 
     fn eni_shown(&mut self, now: Millis, facts: EniFacts, effects: &mut Vec<Effect>) {
@@ -89,6 +89,9 @@ impl Core {
             self.adopt(now, facts, effects);
         }
         for net in self.pool.update_blocks(now, &id, &blocks) {
+            if self.pool.is_expected_elsewhere(&id, &net) {
+                continue; // it was unassigned here, and EC2 has given it to another ENI since
+            }
             match self.unassigned.since(&net) {
                 None => self.add_block(&id, net, now),
                 Some(at) if now.since(at) < STALE_MS => {}

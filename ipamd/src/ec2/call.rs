@@ -230,4 +230,6 @@ pub enum Fact {
     PlaceTaken,
     /// EC2 does not know one of the security groups.
     GroupGone,
+    /// EC2 has had another request under this client token.
+    OtherRequest,
 }

@@ -17,10 +17,11 @@ pub(super) fn follow(state: &State<'_>, now: Millis, waits: &mut Vec<Wait>) -> V
         return Vec::new();
     }
     let groups = state.observed.groups;
+    let is_setting = state.calls.any(|call| matches!(call, Call::SetGroups { .. }));
     for eni in of_primary(state) {
         let id = eni.id().clone();
         match groups.change(now, &id, &eni.facts.groups) {
-            Change::Due if !state.calls.concerns(&id) => {
+            Change::Due if !state.calls.concerns(&id) && !is_setting => {
                 let list = groups.known().clone();
                 let (call, class) = (Call::SetGroups { eni: id, groups: list }, Class::Background);
                 if state.may_call(now, call.action(), class, waits) {

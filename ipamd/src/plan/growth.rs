@@ -245,7 +245,7 @@ fn room_later(state: &State<'_>, card: u32) -> u64 {
             _ => 0,
         });
         let asked: u64 = asked.sum();
-        let waits = asked > 0 || eni.state == EniState::Configuring;
+        let waits = asked > 0 || eni.state == EniState::Configuring || state.calls.concerns(eni.id());
         if waits { u64::from(state.pool.room(state.node, eni)).saturating_sub(asked) } else { 0 }
     });
     let created = state.creations.values().filter(|pending| pending.creation.card == card);

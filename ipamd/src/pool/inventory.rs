@@ -439,6 +439,11 @@ impl Pool {
         self.expected.iter()
     }
 
+    /// Whether metadata is to show this block on another ENI.
+    pub(crate) fn is_expected_elsewhere(&self, id: &EniId, net: &IpNet) -> bool {
+        self.expected.iter().any(|(other, expected)| other != id && expected.blocks.contains(net))
+    }
+
     /// When EC2's word for something that metadata does not show has to do.
     pub(crate) fn next_expected(&self) -> impl Iterator<Item = Millis> {
         self.expected.next()

@@ -137,3 +137,39 @@ fn a_group_that_ec2_does_not_know_is_read_again_at_once() {
     }
     assert_eq!(created(&world), Some(list(&["sg-new"])), "well before a second reading");
 }
+
+/// The kind: a request that can never succeed, repeated for ever.
+#[test]
+fn a_creation_whose_groups_are_gone_is_given_up_and_another_one_begun() {
+    let mut world = World::new();
+    set(&mut world, &["sg-gone"]);
+    world.settle();
+    read_for(&mut world, MINUTE_MS);
+    (0..5).for_each(|pod| world.ask(pod));
+    let creates = |world: &World| world.calls.iter().any(|(_, call)| matches!(call, Call::Create { .. }));
+    for _ in 0..100 {
+        if creates(&world) {
+            break;
+        }
+        world.pass(100);
+        world.answer();
+    }
+    // The daemon ends before its call goes out; the intent stays.
+    world.restart(false);
+    set(&mut world, &["sg-new"]);
+    world.metadata();
+    (0..5).for_each(|pod| world.ask(pod));
+    for _ in 0..400 {
+        world.pass(700);
+        world.metadata();
+        world.listing();
+        let of_old = |call: &Call| matches!(call, Call::Create { groups, .. } if groups.contains("sg-gone"));
+        match world.calls.front() {
+            Some((_, call)) if of_old(call) => world.refuse_next(Cause::Ec2Error, Fact::GroupGone),
+            _ => world.answer(),
+        }
+    }
+    let secondary: Vec<_> = world.enis.values().skip(1).map(|eni| eni.groups.clone()).collect();
+    assert_eq!(secondary, [list(&["sg-new"])], "{:?}", world.sent);
+    assert!(!world.ledger.intents.values().any(|intent| matches!(intent, enid_ipamd::Intent::Create(_))));
+}

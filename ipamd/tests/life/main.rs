@@ -252,10 +252,11 @@ fn what_metadata_says_of_a_known_eni_is_news_for_the_kernel() {
     let facts = |world: &World| world.core.host_enis().map(|(eni, _)| eni.facts.clone()).collect::<Vec<_>>();
     let before = world.core.topology();
     let same = facts(&world);
-    world.step(Event::Imds { enis: same.clone(), addressless: Vec::new() });
+    let listed: BTreeSet<EniId> = same.iter().map(|eni| eni.id.clone()).collect();
+    world.step(Event::Imds { enis: same.clone(), listed: listed.clone(), addressless: Vec::new() });
     assert_eq!(world.core.topology(), before);
     let other = same.into_iter().map(|eni| EniFacts { own_v6: "2001:db8::7".parse().ok(), ..eni }).collect();
-    world.step(Event::Imds { enis: other, addressless: Vec::new() });
+    world.step(Event::Imds { enis: other, listed, addressless: Vec::new() });
     assert_ne!(world.core.topology(), before);
 }
 

@@ -363,8 +363,11 @@ impl World {
                 groups: eni.groups.clone(),
             })
         });
-        let enis = shown.collect();
-        self.step(Event::Imds { enis, addressless: self.bare.clone() });
+        let enis: Vec<EniFacts> = shown.collect();
+        let listed = enis.iter().map(|eni| eni.id.clone()).collect();
+        let groups = self.enis.values().next().map(|primary| primary.groups.clone()).unwrap_or_default();
+        self.step(Event::Groups { groups });
+        self.step(Event::Imds { enis, listed, addressless: self.bare.clone() });
         let joining = self.core.host_enis().filter(|(eni, _)| eni.state == EniState::Configuring);
         let joined: Vec<EniId> = joining.map(|(eni, _)| eni.facts.id.clone()).collect();
         for eni in joined {

@@ -297,7 +297,11 @@ impl Fleet {
         self.nodes[node].reads_at = None;
         let instance = self.nodes[node].instance.clone();
         let enis = self.cloud.imds(self.now, &instance);
-        self.tell(node, Event::Imds { enis, addressless: Vec::new() });
+        if let Some(primary) = enis.iter().find(|eni| (eni.place.card, eni.place.device_index) == (0, 0)) {
+            self.tell(node, Event::Groups { groups: primary.groups.clone() });
+        }
+        let listed = enis.iter().map(|eni| eni.id.clone()).collect();
+        self.tell(node, Event::Imds { enis, listed, addressless: Vec::new() });
     }
 
     /// Plans when the node is to be woken, and when it reads metadata.

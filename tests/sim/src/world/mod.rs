@@ -330,14 +330,17 @@ impl World {
             return self.tell(Event::ImdsFailed { message: "401".to_owned() });
         }
         let shown = self.cloud.imds(self.now, &instance);
-        let enis = self.metadata.read(self.now, &self.core, self.clock(), shown);
+        if shown.is_empty() {
+            return;
+        }
         self.tell(Event::Wall { ms: self.now + self.wall });
-        if !enis.is_empty() {
+        for event in self.metadata.read(self.now, &self.core, self.clock(), shown) {
             let (before, runs) = (self.configured_enis(), self.runs);
-            self.tell(Event::Imds { enis, addressless: Vec::new() });
-            if self.runs == runs {
-                self.check_configured(&before);
+            self.tell(event);
+            if self.runs != runs {
+                return; // another run has read nothing yet
             }
+            self.check_configured(&before);
         }
         // The host takes on what it is to carry, if EC2 has really attached it.
         let attached: BTreeSet<String> = self

@@ -99,16 +99,17 @@ impl World {
     /// What a live pod lives on is there, and it is its own.
     pub(super) fn check_pods(&mut self) {
         let enis = self.cloud.enis(self.now);
-        let on_node = |address: IpAddr| {
+        let on_eni = |id: &EniId, address: IpAddr| {
             enis.iter().any(|eni| {
-                eni.instance() == Some(&self.instance)
+                *eni.id == *id.0
+                    && eni.instance() == Some(&self.instance)
                     && crate::cloud::blocks(eni).iter().any(|net| net.contains(&address))
             })
         };
         // A pod may get an address of an ENI that was detached by hand before metadata shows that.
         let here = self.pods.iter().filter(|(_, pod)| !self.by_hand.contains(&pod.eni));
-        let mut lost =
-            here.filter_map(|(key, pod)| Some((key, pod.addresses.iter().find(|address| !on_node(**address))?)));
+        let mut lost = here
+            .filter_map(|(key, pod)| Some((key, pod.addresses.iter().find(|address| !on_eni(&pod.eni, **address))?)));
         if let Some((key, address)) = lost.next() {
             let what = format!("{} lives with {address}, which EC2 has taken away", key.container);
             self.wrong(what);
