@@ -8,7 +8,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use enid_tests::{Backend, Daemon, Lab, LabConfig, Place, Pod, kernel::wait_until_idle, wait_until};
+use enid_tests::{
+    Backend, Daemon, Lab, LabConfig, Place, Pod,
+    kernel::{counter, wait_until_idle},
+    wait_until,
+};
 
 const BOUND: Duration = Duration::from_secs(30);
 /// Pods of the node.
@@ -143,4 +147,44 @@ fn what_growth_costs() {
         wait_until(BOUND, || Instant::now() >= next).unwrap();
     });
     println!("{PODS} pods, one a second: {requests} requests of metadata");
+}
+
+/// The kind: work for which there is nothing to do. Nothing is left of a link that is gone.
+#[test]
+fn a_pod_that_goes_makes_no_reading() {
+    let (lab, daemon, pods) = quiet_node();
+    let place = Place::node(&lab, 0);
+    let readings = || counter(place, "enid_readings").unwrap();
+    let before = readings();
+    pods.iter().take(10).for_each(|pod| pod.del(place).unwrap());
+    // A reading would come within 0.7 s; one is due every 30 s anyway.
+    let more = wait_until(Duration::from_secs(2), || readings() > before + 1);
+    assert!(more.is_err(), "{} readings: {}", readings() - before, daemon.log());
+    // A pod that comes is looked at.
+    Pod::new(0, "comes").add(place).unwrap();
+    let before = readings();
+    wait_until(BOUND, || readings() > before).unwrap();
+    drop(lab);
+}
+
+/// `ENID_BIN=$PWD/target/release/enid cargo test -p enid-tests --test quiet what_a_del -- --ignored --nocapture`
+#[test]
+#[ignore = "a measurement, not a check: half a minute of the clock, and other work on the machine would change the figure"]
+fn what_a_del_costs_the_daemon() {
+    let (lab, daemon, pods) = quiet_node();
+    let (place, pid) = (Place::node(&lab, 0), daemon.pid().unwrap());
+    let (started, before) = (Instant::now(), processor_seconds(pid));
+    for (number, pod) in (1_u32..).zip(&pods) {
+        pod.del(place).unwrap();
+        // What follows a DEL comes before the next one.
+        let next = started + Duration::from_millis(800) * number;
+        wait_until(BOUND, || Instant::now() >= next).unwrap();
+    }
+    let used = processor_seconds(pid) - before;
+    println!(
+        "{} DELs, one after the other: {:.1} ms of the daemon's processor time each",
+        pods.len(),
+        used * 1000.0 / 30.0
+    );
+    drop(lab);
 }
