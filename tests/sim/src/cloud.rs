@@ -59,6 +59,19 @@ impl Cloud {
         self.model.occupy(&self.subnet, addresses);
     }
 
+    /// Others take addresses of the subnet until so many are left, and give back what they have; all of it if none is named.
+    pub fn fill(&mut self, left: Option<u32>) {
+        let hosts: Vec<_> = self.subnet_cidr.hosts().collect();
+        self.model.vacate(&self.subnet, hosts.clone());
+        let Some(left) = left else { return };
+        for address in hosts {
+            if self.model.free(&self.subnet) <= left {
+                break;
+            }
+            self.model.occupy(&self.subnet, [address]);
+        }
+    }
+
     /// Gives them back.
     pub fn defragment(&mut self) {
         let addresses: Vec<_> = self.subnet_cidr.hosts().step_by(8).skip(4).collect();

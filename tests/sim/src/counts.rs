@@ -25,6 +25,33 @@ struct Row {
     calls: String,
 }
 
+/// Pods get what the subnet still has, and all of them once it has more again.
+fn short_subnet() -> anyhow::Result<Vec<Row>> {
+    let mut rows = Vec::new();
+    let cases = [
+        ("5 pods, 10 free addresses in the subnet, auto", settings(0), 10, 5, 4),
+        ("5 pods, 5 free addresses, the peer's WARM_IP_TARGET=2", settings(2), 5, 5, 20),
+        ("8 pods, 3 free addresses for two minutes, auto", settings(0), 3, 3, 40),
+    ];
+    for (situation, policy, left, served, most) in cases {
+        let mut world = World::new(Options { seed: 7, ..Options::default() }, policy, None)?;
+        world.cloud.fill(Some(left));
+        let before = BTreeMap::from([("DescribeInstanceTypes".to_owned(), 1)]);
+        let pods = if served < left { served } else { served + 5 * u32::from(left == 3) };
+        world.play(&Move::Start(pods));
+        world.play(&Move::Pass(120_000));
+        let added = world.tally.added;
+        anyhow::ensure!(added >= u64::from(served), "{situation}: {added} pods run");
+        let (found, calls) = difference(&before, &world.cloud.counts());
+        rows.push(Row { situation, most, found, calls });
+        world.cloud.fill(None);
+        (0..pods).for_each(|number| world.play(&Move::StartAgain(number)));
+        world.play(&Move::Pass(240_000));
+        anyhow::ensure!(world.cloud.enis(world.now).len() <= 3, "{situation}: more ENIs than there may be");
+    }
+    Ok(rows)
+}
+
 /// Pods that come one after the other, and all at once, while metadata lags: no ENI more than their addresses need, and no
 /// call for each of them.
 fn growth() -> anyhow::Result<Vec<Row>> {
@@ -96,6 +123,7 @@ pub fn run() -> anyhow::Result<()> {
     let (found, calls) = difference(&before, &world.cloud.counts());
     rows.push(Row { situation: "a quiet day", most: 24, found, calls });
     rows.extend(growth()?);
+    rows.extend(short_subnet()?);
     let mut table = Table::new();
     table.load_style(NOTHING).set_header(["situation", "calls", "at most", "which"]);
     for row in &rows {

@@ -64,6 +64,8 @@ pub enum Move {
     Groups(u8),
     /// Somebody attaches an ENI of theirs at the next place.
     Foreign,
+    /// Others take addresses of the subnet until so many are free; with none named they give all back.
+    Fill(Option<u32>),
     /// The daemon finds the file of another instance: it is started on that one's record.
     ForeignStore,
     /// Metadata refuses to answer (401, for one) until it does again.
@@ -99,7 +101,8 @@ pub fn draw(seed: u64, moves: usize) -> Vec<Move> {
     }
     for _ in 0..RARE {
         let rare = match seed % 4 {
-            1 => Move::Groups(rng.u8(0..4)),
+            1 if rng.bool() => Move::Groups(rng.u8(0..4)),
+            1 => Move::Fill((rng.u8(0..3) > 0).then(|| rng.u32(0..20))),
             2 => Move::Unreadable(rng.bool()),
             3 if faults > 0 => Move::ForeignStore,
             3 => Move::Foreign,

@@ -229,6 +229,11 @@ impl Model {
         }
     }
 
+    /// How many addresses of a subnet are free; 0 if it does not exist.
+    pub fn free(&self, subnet: &str) -> u32 {
+        self.subnets.get(subnet).map_or(0, |subnet| subnet.space.free())
+    }
+
     /// The ranges of a VPC as they were given, IPv4 first; `None` if it does not exist.
     pub fn vpc_ranges(&self, vpc: &str) -> Option<(&[Ipv4Net], Option<Ipv6Net>)> {
         self.vpcs.get(vpc).map(|vpc| (vpc.cidrs.as_slice(), vpc.ipv6))

@@ -175,6 +175,10 @@ impl World {
                 self.fault("ENI attached by others");
                 self.cloud.attach_foreign(self.now, &self.instance);
             }
+            Move::Fill(left) => {
+                self.fault("subnet filled");
+                self.cloud.fill(*left);
+            }
             Move::ForeignStore => {
                 self.fault("store of another instance");
                 self.foreign_store();

@@ -132,6 +132,7 @@ impl World {
     pub fn settle(&mut self) {
         *self.cloud.faults() = vpclab::model::Faults::default();
         self.cloud.defragment();
+        self.cloud.fill(None);
         self.kill = None;
         self.tell(Event::Cordoned { cordoned: false });
         self.tell(Event::Bound { pods: 0 });
