@@ -80,3 +80,65 @@ fn default_route(family: Family, carrier: &LinkMessage, found: &Found) -> Option
         ifname(carrier)
     ))
 }
+
+#[cfg(test)]
+mod tests {
+    use netlink_packet_route::address::{AddressAttribute, AddressMessage};
+
+    use super::*;
+    use crate::{identity::Mac, netlink::message::default_route};
+
+    const MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
+
+    fn link(index: u32, name: &str, more: Vec<LinkAttribute>) -> LinkMessage {
+        let mut link = LinkMessage::default();
+        link.header.index = index;
+        link.attributes = vec![LinkAttribute::IfName(name.to_owned())];
+        link.attributes.extend(more);
+        link
+    }
+
+    fn address(index: u32, text: &str) -> AddressMessage {
+        let mut message = AddressMessage::default();
+        message.header.index = index;
+        message.attributes = vec![AddressAttribute::Local(text.parse().unwrap())];
+        message
+    }
+
+    /// The kind: what is needed of the host, and nobody looks at.
+    #[test]
+    fn what_the_host_lacks_is_told() {
+        let primary = EniNet {
+            slot: 0,
+            mac: Mac(MAC),
+            primary: "10.0.1.10/24".parse().unwrap(),
+            own_v6: None,
+            table: 1,
+            mtu: 9001,
+        };
+        let own =
+            |more: Vec<LinkAttribute>| link(2, "eth0", [vec![LinkAttribute::Address(MAC.to_vec())], more].concat());
+        let gateway = "10.0.1.1".parse().unwrap();
+        let faults = |links: Vec<LinkMessage>, on: u32, by: u32| {
+            let routes = vec![default_route(TABLE_MAIN, gateway, by)];
+            let found = Found::new(links, vec![address(on, "10.0.1.10")], routes, Vec::new());
+            super::faults(std::slice::from_ref(&primary), &Policy::default(), &found)
+        };
+        let eth1 = || link(3, "eth1", Vec::new());
+        assert_eq!(faults(vec![own(Vec::new()), eth1()], 2, 2), [""; 0]);
+        let other = faults(vec![own(Vec::new()), eth1()], 2, 3);
+        assert!(other.len() == 1 && other[0].contains("leads over eth1 and not over eth0"), "{other:?}");
+        let vrf = link(7, "blue", vec![LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Vrf)])]);
+        let in_vrf = faults(vec![own(vec![LinkAttribute::Controller(7)]), vrf], 2, 2);
+        assert!(
+            in_vrf.len() == 1 && in_vrf[0].contains("eth0, which has the primary ENI's address, is in the VRF blue")
+        );
+        // A bridge is no VRF, and has the address by then.
+        let bridge = link(7, "br-ex", vec![LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Bridge)])]);
+        assert_eq!(faults(vec![own(vec![LinkAttribute::Controller(7)]), bridge], 7, 7), [""; 0]);
+        let found = Found::new(vec![own(Vec::new())], Vec::new(), Vec::new(), Vec::new());
+        let none = super::faults(std::slice::from_ref(&primary), &Policy::default(), &found);
+        assert!(none.len() == 2 && none[0].contains("no link of this host has 10.0.1.10"), "{none:?}");
+        assert!(none[1].contains("main has no default route of IPv4"), "{none:?}");
+    }
+}
