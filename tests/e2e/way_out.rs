@@ -208,6 +208,26 @@ fn a_pods_gateway_is_found_by_the_ordinary_protocol() {
         assert!(known.contains("FAILED") || known.contains("INCOMPLETE"), "was {other} asked for? {known}");
         assert!(!known.contains("lladdr"), "the host answers for {other}: {known}");
     }
+    // A guest behind a bridge in the pod that has taken over its address and MAC, as KubeVirt binds one.
+    let host = Pod::new(0, "host-of-guest");
+    let (address, _) = host.add(place).unwrap();
+    place
+        .sh(&format!(
+            "pod() {{ ip netns exec {} \"$@\"; }}
+             mac=$(pod cat /sys/class/net/eth0/address)
+             ip netns add guest
+             pod ip link set eth0 down; pod ip addr flush dev eth0; pod ip link set eth0 address 02:00:00:00:77:01
+             pod ip link add name binding type bridge; pod ip link set binding up; pod ip link set eth0 master binding
+             pod ip link add name tap0 type veth peer name eth0 netns guest; pod ip link set tap0 master binding
+             pod ip link set eth0 up; pod ip link set tap0 up
+             ip -n guest link set eth0 address $mac; ip -n guest link set eth0 up
+             ip -n guest addr add {address}/32 dev eth0
+             ip -n guest route add 169.254.1.1 dev eth0; ip -n guest route add default via 169.254.1.1 dev eth0",
+            host.name
+        ))
+        .unwrap();
+    let guest = Spot { place, netns: Some("guest") };
+    guest.ask(INTERNET_SERVER, PORT).unwrap();
     // What somebody takes away comes back.
     let answering = || place.sh("ip -6 -o addr show to fe80::1").unwrap();
     let link = answering().split_whitespace().nth(1).unwrap().to_owned();
