@@ -27,7 +27,7 @@ use crate::{
     host::sockets::{self, Claim, Place},
     metrics::Counters,
     reconcile::repair::Repair,
-    reconcile::{forward::Forward, links::Links, metadata},
+    reconcile::{forward::Forward, links::Links, metadata::Metadata},
     runtime::{announce, conflist, files::Files},
     serve::cni::CniService,
     serve::debug::{self, DebugService},
@@ -70,7 +70,7 @@ async fn serve(mut settings: Settings, background: runtime::Handle) -> anyhow::R
 
     let imds = Imds::new();
     let counters = Arc::new(Counters::new()?);
-    let (parts, instance) = discover(&mut settings, announced, &imds, &counters, &background).await?;
+    let (parts, instance, lacks_v6) = discover(&mut settings, announced, &imds, &counters, &background).await?;
     let (kernel, store) = (parts.kernel.clone(), parts.store.clone());
     let (task, handle, published) = CoreTask::new(parts);
     let Published { awaited, awaits_listing, readiness } = published;
@@ -118,7 +118,7 @@ async fn serve(mut settings: Settings, background: runtime::Handle) -> anyhow::R
     let (debug, health) = debug::serve(debug, operators)?;
     let places = [plugins_place, operators_place];
     let files = Files::new(settings.clone(), handle.clone(), counters.clone(), store.clone(), claim, places);
-    let metadata_counters = counters.clone();
+    let metadata = Metadata { imds, handle: handle.clone(), counters: counters.clone(), lacks_v6 };
     let metrics = metrics::serve(settings.metrics, handle.clone(), readiness.clone(), counters, metrics_fault);
 
     let mut terminate = signal(SignalKind::terminate()).context("cannot wait for SIGTERM")?;
@@ -128,7 +128,7 @@ async fn serve(mut settings: Settings, background: runtime::Handle) -> anyhow::R
         ended = tokio::spawn(cni.run(Plugins::start(plugins).await?)) => { ended?; bail!("the plugins' server ended") }
         ended = background.spawn(debug) => ended?,
         ended = background.spawn(metrics) => ended?,
-        ended = background.spawn(metadata::run(imds, handle, metadata_counters, awaited)) => { ended?; bail!("the metadata reader ended") }
+        ended = background.spawn(metadata.run(awaited)) => { ended??; bail!("the metadata reader ended") }
         ended = background.spawn(links.run()) => { ended?; bail!("the listing of links ended") }
         ended = background.spawn(repair.run()) => { ended??; bail!("the repair ended") }
         ended = background.spawn(forward.run()) => ended?,
@@ -138,21 +138,21 @@ async fn serve(mut settings: Settings, background: runtime::Handle) -> anyhow::R
     }
 }
 
-/// Reads store, metadata, limits and kernel, and makes of them what the core's task starts with. `announced`: the network
-/// configuration of this boot is there.
+/// Reads store, metadata, limits and kernel, and makes of them what the core's task starts with; and whether IPv6 is off for
+/// want of an address. `announced`: the network configuration of this boot is there.
 async fn discover(
     settings: &mut Settings,
     announced: bool,
     imds: &Imds,
     counters: &Arc<Counters>,
     background: &runtime::Handle,
-) -> anyhow::Result<(Parts, Instance)> {
+) -> anyhow::Result<(Parts, Instance, bool)> {
     let boot = store::boot_id()?;
     let instance = imds.wait_for_instance(settings.start_wait).await?;
     let (store, ledger) = Store::open(&settings.store_dir, &boot, &instance.identity(), settings.policy.cooldown_ms)?;
     let (id, kind, leases) = (&instance.id, &instance.kind, ledger.leases.len());
     info!(node = settings.node_name, instance = id, kind, leases, "start");
-    families::settle(settings, &instance, &ledger)?;
+    let lacks_v6 = families::settle(settings, &instance, &ledger)?;
     let ec2 = Ec2::new(instance.clone(), settings).await;
     let limits = match settings.policy.provisioning {
         Provisioning::ImdsOnly => limits::without_ec2(&store, &instance)?,
@@ -176,5 +176,5 @@ async fn discover(
         probes: settings.forward_probe,
         background: background.clone(),
     };
-    Ok((parts, instance))
+    Ok((parts, instance, lacks_v6))
 }

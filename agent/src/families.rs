@@ -17,8 +17,8 @@ pub fn check(settings: &Settings, limits: &Limits, instance: &Instance) -> anyho
 }
 
 /// Fits the settings to this instance, or says what is wrong with them here. What pods have they keep: families whose
-/// pods still run are carried on.
-pub fn settle(settings: &mut Settings, instance: &Instance, ledger: &Ledger) -> anyhow::Result<()> {
+/// pods still run are carried on. Whether IPv6 is off only because the instance has no address of it yet.
+pub fn settle(settings: &mut Settings, instance: &Instance, ledger: &Ledger) -> anyhow::Result<bool> {
     let leading_v6 = settings.policy.kind == Kind::V6Prefix;
     let others = ledger.leases.values().filter(|lease| lease.address.is_ipv6() != leading_v6).count();
     ensure!(
@@ -32,9 +32,11 @@ pub fn settle(settings: &mut Settings, instance: &Instance, ledger: &Ledger) -> 
         "ENABLE_IPv6 is true, and the subnet {} of this instance has no IPv6 CIDR",
         instance.subnet_id
     );
-    if policy.of_node.contains(&LOCAL_V6) && instance.own_v6.is_none() {
+    let lacks_v6 = policy.of_node.contains(&LOCAL_V6) && instance.own_v6.is_none();
+    if lacks_v6 {
         warn!(
-            "ENABLE_V6_EGRESS is true, and this instance has no IPv6 address that pods could leave with: it is off here"
+            "ENABLE_V6_EGRESS is true, and this instance has no IPv6 address that pods could leave with: it is off until it \
+             has one"
         );
         policy.of_node.remove(&LOCAL_V6);
         settings.policy.second = Second::None;
@@ -45,7 +47,7 @@ pub fn settle(settings: &mut Settings, instance: &Instance, ledger: &Ledger) -> 
     policy
         .of_node
         .extend([LOCAL_V4, LOCAL_V6].into_iter().filter(|range| seconds().any(|second| range.contains(&second))));
-    Ok(())
+    Ok(lacks_v6)
 }
 
 #[cfg(test)]

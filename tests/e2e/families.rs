@@ -310,3 +310,32 @@ fn the_second_family_is_switched_on_and_off_under_running_pods() {
     stream_v6.end().unwrap().expect(&new.addresses[1], INTERNET_SERVER_V6).unwrap();
     no_drops_since(dropped);
 }
+
+/// The kind: facts of the instance that were read once.
+#[test]
+fn an_ipv6_address_that_the_instance_gets_later_is_used() {
+    let name = format!("later{}", std::process::id());
+    let config = LabConfig { name, nodes: 1, ipv6: true, ec2: Backend::Model, ..LabConfig::default() };
+    let lab = Lab::up(&config).unwrap();
+    let place = Place::node(&lab, 0);
+    let is_primary = |eni: &vpclab::ec2::Eni| eni.attachment.as_ref().is_some_and(|it| it.is_primary());
+    let primary = lab.enis().unwrap().into_iter().find(is_primary).unwrap();
+    let own = lab.node(0).address_v6.clone().unwrap();
+    let of_primary = ("NetworkInterfaceId", primary.id.as_str());
+    lab.ec2("UnassignIpv6Addresses", &[of_primary, ("Ipv6Addresses.1", &own)]).unwrap();
+    let settings = [("ENABLE_V6_EGRESS", "true"), ("WARM_IP_TARGET", "2")];
+    let daemon = Daemon::start(place, &settings).unwrap();
+    assert!(daemon.log().contains("it is off until it has one"), "{}", daemon.log());
+    let without = Pod::new(0, "without");
+    without.add(place).unwrap();
+    lab.ec2("AssignIpv6Addresses", &[of_primary, ("Ipv6AddressCount", "1")]).unwrap();
+    // All of metadata is read when the VPC's CIDRs change, and every ten minutes.
+    let more = vpclab::Faults { more_cidrs: vec!["100.64.0.0/16".to_owned()], ..vpclab::Faults::default() };
+    lab.set_imds(&more).unwrap();
+    let (code, log) = daemon.wait(Duration::from_secs(60)).unwrap();
+    assert!(code == Some(1) && log.contains("this instance has an IPv6 address now"), "{code:?} {log}");
+    let daemon = Daemon::start(place, &settings).unwrap();
+    let second = || place.leases().unwrap().iter().any(|lease| lease["second_address"] != "");
+    Pod::new(0, "with").add(place).unwrap();
+    assert!(second(), "{}", daemon.log());
+}

@@ -227,7 +227,15 @@ impl Imds {
     }
 
     /// What metadata says of an ENI, of which this was read before and these keys are read now.
-    async fn eni(&self, mac: &str, mut texts: Texts, keys: Vec<&'static str>) -> anyhow::Result<Texts> {
+    async fn eni(&self, mac: &str, mut texts: Texts, mut keys: Vec<&'static str>) -> anyhow::Result<Texts> {
+        // Many have no prefixes and no IPv6: their keys are listed, and those that are not there not asked for.
+        let is_whole = keys.len() > BLOCKS.len() + 1;
+        if let Some(present) = if is_whole { self.find(&format!("{MACS}{mac}/")).await? } else { None } {
+            let present = lines(&present);
+            let is_present = |key: &&str| present.iter().any(|line| line.trim_end_matches('/') == *key);
+            keys.iter().filter(|key| !is_present(key)).for_each(|key| drop(texts.remove(key)));
+            keys.retain(|key| is_present(&key));
+        }
         for key in keys {
             match self.find(&format!("{MACS}{mac}/{key}")).await? {
                 Some(text) => drop(texts.insert(key, text)),

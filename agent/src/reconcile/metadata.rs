@@ -6,7 +6,8 @@ use std::{
     time::Duration,
 };
 
-use enid_ipamd::{EniId, Event};
+use anyhow::bail;
+use enid_ipamd::{EniFacts, EniId, Event, Place};
 use ipnet::IpNet;
 use tokio::{
     sync::watch,
@@ -49,60 +50,86 @@ fn differences(before: &Shown, now: &Shown) -> [(&'static str, u64); 4] {
     ]
 }
 
-/// Reads metadata until the daemon ends; `awaited` says what the core expects of it.
-pub async fn run(imds: Imds, handle: Handle, counters: Arc<Counters>, mut awaited: watch::Receiver<Awaited>) {
-    let (mut pause, mut shown, mut of_primary) = (SOON, Shown::new(), None);
-    let (mut next, mut next_whole) = (Instant::now(), Instant::now());
-    loop {
-        let (started, expects) = (Instant::now(), awaited.borrow_and_update().clone());
-        let (is_due, mut is_whole) = (started >= next, started >= next_whole);
-        if is_due || expects.groups {
-            match imds.of_primary().await {
-                Ok(read) => {
-                    handle.vpc(read.cidrs.clone()).await;
-                    handle.tell(Event::Groups { groups: read.groups.clone() }).await;
-                    let before = of_primary.replace(read);
-                    is_whole |= before.is_some() && before != of_primary;
+/// What the task is made of.
+pub struct Metadata {
+    /// The service.
+    pub imds: Imds,
+    /// To the core.
+    pub handle: Handle,
+    /// What `/metrics` counts.
+    pub counters: Arc<Counters>,
+    /// ENABLE_V6_EGRESS is off here as long as the instance has no IPv6 address.
+    pub lacks_v6: bool,
+}
+
+impl Metadata {
+    /// Reads until the daemon ends; `awaited` says what the core expects.
+    ///
+    /// # Errors
+    ///
+    /// The instance has got what the daemon found missing at its start, and only a new start takes into account.
+    pub async fn run(self, mut awaited: watch::Receiver<Awaited>) -> anyhow::Result<()> {
+        let Metadata { imds, handle, counters, lacks_v6 } = self;
+        let (mut pause, mut shown, mut of_primary) = (SOON, Shown::new(), None);
+        let (mut next, mut next_whole) = (Instant::now(), Instant::now());
+        loop {
+            let (started, expects) = (Instant::now(), awaited.borrow_and_update().clone());
+            let (is_due, mut is_whole) = (started >= next, started >= next_whole);
+            if is_due || expects.groups {
+                match imds.of_primary().await {
+                    Ok(read) => {
+                        handle.vpc(read.cidrs.clone()).await;
+                        handle.tell(Event::Groups { groups: read.groups.clone() }).await;
+                        let before = of_primary.replace(read);
+                        is_whole |= before.is_some() && before != of_primary;
+                    }
+                    Err(failure) => warn!("instance metadata: {failure:#}"),
                 }
-                Err(failure) => warn!("instance metadata: {failure:#}"),
             }
-        }
-        let mut enis = expects.enis;
-        if is_due {
-            next = started + PERIOD;
-            let Some(view) = handle.view().await else { return }; // the core's task has ended
-            enis.extend(view.unsettled_enis().map(|eni| (eni.clone(), BTreeSet::new())));
-        }
-        let reading = match (is_whole, is_due) {
-            (true, _) => Reading::All,
-            (_, true) => Reading::InTurn(&enis),
-            _ => Reading::Of(&enis),
-        };
-        match imds.enis(reading).await {
-            Ok(Enis { read, listed, addressless }) => {
-                if is_whole {
-                    next_whole = started + WHOLE_PERIOD;
+            let mut enis = expects.enis;
+            if is_due {
+                next = started + PERIOD;
+                let Some(view) = handle.view().await else { return Ok(()) }; // the core's task has ended
+                enis.extend(view.unsettled_enis().map(|eni| (eni.clone(), BTreeSet::new())));
+            }
+            let reading = match (is_whole, is_due) {
+                (true, _) => Reading::All,
+                (_, true) => Reading::InTurn(&enis),
+                _ => Reading::Of(&enis),
+            };
+            match imds.enis(reading).await {
+                Ok(Enis { read, listed, addressless }) => {
+                    if is_whole {
+                        next_whole = started + WHOLE_PERIOD;
+                    }
+                    let has_v6 = |eni: &EniFacts| eni.place == Place::default() && eni.own_v6.is_some();
+                    if lacks_v6 && read.iter().any(has_v6) {
+                        bail!(
+                            "this instance has an IPv6 address now, which ENABLE_V6_EGRESS was off for want of: the daemon \
+                         ends, and the next one uses it; pods keep their links"
+                        );
+                    }
+                    let mut now: Shown = shown.clone();
+                    now.retain(|eni, _| listed.contains(eni));
+                    now.extend(read.iter().map(|eni| (eni.id.clone(), eni.blocks.clone())));
+                    differences(&shown, &now).into_iter().for_each(|(what, number)| counters.shown(what, number));
+                    shown = now;
+                    handle.tell(Event::Wall { ms: clock::wall_ms() }).await;
+                    handle.tell(Event::Imds { enis: read, listed, addressless }).await;
                 }
-                let mut now: Shown = shown.clone();
-                now.retain(|eni, _| listed.contains(eni));
-                now.extend(read.iter().map(|eni| (eni.id.clone(), eni.blocks.clone())));
-                differences(&shown, &now).into_iter().for_each(|(what, number)| counters.shown(what, number));
-                shown = now;
-                handle.tell(Event::Wall { ms: clock::wall_ms() }).await;
-                handle.tell(Event::Imds { enis: read, listed, addressless }).await;
+                Err(failure) => {
+                    let message = format!("{failure:#}");
+                    warn!("instance metadata: {message}");
+                    counters.failed(metrics::METADATA);
+                    handle.tell(Event::ImdsFailed { message }).await;
+                }
             }
-            Err(failure) => {
-                let message = format!("{failure:#}");
-                warn!("instance metadata: {message}");
-                counters.failed(metrics::METADATA);
-                handle.tell(Event::ImdsFailed { message }).await;
+            let until = if expects.soon { next.min(Instant::now() + pause) } else { next };
+            match timeout_at(until, awaited.changed()).await {
+                Ok(Ok(())) => pause = SOON,
+                Ok(Err(_)) => return Ok(()), // the core's task has ended
+                Err(_) => pause = (pause * 2).min(LATER),
             }
-        }
-        let until = if expects.soon { next.min(Instant::now() + pause) } else { next };
-        match timeout_at(until, awaited.changed()).await {
-            Ok(Ok(())) => pause = SOON,
-            Ok(Err(_)) => return, // the core's task has ended
-            Err(_) => pause = (pause * 2).min(LATER),
         }
     }
 }
