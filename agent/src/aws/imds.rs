@@ -234,7 +234,7 @@ impl Imds {
             let present = lines(&present);
             let is_present = |key: &&str| present.iter().any(|line| line.trim_end_matches('/') == *key);
             keys.iter().filter(|key| !is_present(key)).for_each(|key| drop(texts.remove(key)));
-            keys.retain(|key| is_present(&key));
+            keys.retain(is_present);
         }
         for key in keys {
             match self.find(&format!("{MACS}{mac}/{key}")).await? {
