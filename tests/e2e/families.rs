@@ -323,6 +323,15 @@ fn an_ipv6_address_that_the_instance_gets_later_is_used() {
     let own = lab.node(0).address_v6.clone().unwrap();
     let of_primary = ("NetworkInterfaceId", primary.id.as_str());
     lab.ec2("UnassignIpv6Addresses", &[of_primary, ("Ipv6Addresses.1", &own)]).unwrap();
+    let ask = "import urllib.request as u
+base = 'http://169.254.169.254/latest/'
+ttl = {'X-aws-ec2-metadata-token-ttl-seconds': '60'}
+token = u.urlopen(u.Request(base + 'api/token', headers=ttl, method='PUT')).read().decode()
+print(u.urlopen(u.Request(base + 'meta-data/ipv6', headers={'X-aws-ec2-metadata-token': token})).read())";
+    wait_until(BOUND, || {
+        lab.run(place.name, "python3", &["-c", ask]).is_err_and(|it| format!("{it:#}").contains("404"))
+    })
+    .unwrap();
     let settings = [("ENABLE_V6_EGRESS", "true"), ("WARM_IP_TARGET", "2")];
     let daemon = Daemon::start(place, &settings).unwrap();
     assert!(daemon.log().contains("it is off until it has one"), "{}", daemon.log());
