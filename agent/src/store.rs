@@ -107,18 +107,16 @@ impl Store {
         let Some(database) = held.as_ref() else {
             bail!("the store {} is gone, and what it held is not known since a write failed", self.path.display());
         };
-        {
-            let doing = || format!("cannot write the store {} again", self.path.display());
-            fs::create_dir_all(self.path.parent().unwrap_or(Path::new("/"))).with_context(doing)?;
-            let beside = self.path.with_extension("redb.new");
-            if beside.exists() {
-                fs::remove_file(&beside).with_context(doing)?;
-            }
-            let new = create(&beside).with_context(doing)?;
-            copy(database, &new).with_context(doing)?;
-            fs::rename(&beside, &self.path).with_context(doing)?;
-            *held = Some(new);
+        let doing = || format!("cannot write the store {} again", self.path.display());
+        fs::create_dir_all(self.path.parent().unwrap_or(Path::new("/"))).with_context(doing)?;
+        let beside = self.path.with_extension("redb.new");
+        if beside.exists() {
+            fs::remove_file(&beside).with_context(doing)?;
         }
+        let new = create(&beside).with_context(doing)?;
+        copy(database, &new).with_context(doing)?;
+        fs::rename(&beside, &self.path).with_context(doing)?;
+        *held = Some(new);
         *inode = Inode::at(&self.path)?;
         Ok(true)
     }

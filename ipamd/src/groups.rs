@@ -31,8 +31,8 @@ pub(crate) struct Groups {
     /// The list that was read last, and since when it has been that.
     read: Option<(List, Millis)>,
     /// EC2 does not know one of them: they are to be read at once, and what is read last counts.
-    doubted: bool,
-    /// Not read since they are doubted.
+    not_found: bool,
+    /// Not read since EC2 said so.
     awaited: bool,
     /// ENIs follow from then on.
     from: Millis,
@@ -72,7 +72,7 @@ impl Groups {
         };
         let is_new = now.since(since) >= READ_TWICE_MS && self.known != list;
         if is_new {
-            (self.known, self.doubted) = (list.clone(), false);
+            (self.known, self.not_found) = (list.clone(), false);
         }
         self.read = Some((list, since));
         is_new
@@ -84,8 +84,8 @@ impl Groups {
     }
 
     /// EC2 does not know one of them.
-    pub(crate) fn doubt(&mut self) {
-        (self.doubted, self.awaited) = (true, true);
+    pub(crate) fn set_not_found(&mut self) {
+        (self.not_found, self.awaited) = (true, true);
     }
 
     /// Whether they are to be read at once.
@@ -96,7 +96,7 @@ impl Groups {
     /// Those of a new ENI; none if metadata has shown none, which leaves the choice to EC2.
     pub(crate) fn of_new(&self) -> List {
         let read = self.read.as_ref().map(|(list, _)| list);
-        let newest = read.filter(|_| self.doubted || self.known.is_empty());
+        let newest = read.filter(|_| self.not_found || self.known.is_empty());
         newest.unwrap_or(&self.known).clone()
     }
 
@@ -168,7 +168,7 @@ mod tests {
         for at in [0, 30_000] {
             groups.read(Millis(at), &list(&["gone"]));
         }
-        groups.doubt();
+        groups.set_not_found();
         assert!(groups.is_awaited());
         groups.read(Millis(40_000), &list(&["new"]));
         assert!(!groups.is_awaited() && *groups.of_new() == list(&["new"]));

@@ -179,10 +179,8 @@ impl Imds {
         let cidrs = self.vpc_cidrs(&primary).await?;
         let groups = self.find(&format!("{primary}/{GROUPS}")).await?;
         let groups = lines(&groups.unwrap_or_default()).into_iter().collect();
-        let of_primary = OfPrimary { cidrs, groups };
-        let mut known = self.held();
-        known.primary = Some(mac);
-        Ok(of_primary)
+        self.held().primary = Some(mac);
+        Ok(OfPrimary { cidrs, groups })
     }
 
     /// The ENIs, as far as `reading` says. One of which only a part shows is left out until all of it does.
@@ -202,6 +200,8 @@ impl Imds {
             known.primary = known.primary.take().filter(|mac| macs.contains(mac));
             if matches!(reading, Reading::InTurn(_)) { known.next_turn() } else { None }
         };
+        // Remembered once all of it was read: what a reading that fails had seen nobody is told.
+        let mut texts_by_mac = BTreeMap::new();
         for mac in macs {
             let known = self.held().enis.get(&mac).cloned().unwrap_or_default();
             let mut keys = to_read(&mac, &known, reading)?;
@@ -218,11 +218,12 @@ impl Imds {
                 Shown::Addressless(eni) => enis.addressless.push(eni),
                 Shown::InPart => {}
             }
-            self.held().enis.insert(mac, texts);
+            texts_by_mac.insert(mac, texts);
         }
         if enis.listed.is_empty() {
             bail!("it lists no ENI with an IPv4 address");
         }
+        self.held().enis = texts_by_mac;
         Ok(enis)
     }
 

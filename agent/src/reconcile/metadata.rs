@@ -106,7 +106,7 @@ impl Metadata {
                     if lacks_v6 && read.iter().any(has_v6) {
                         bail!(
                             "this instance has an IPv6 address now, which ENABLE_V6_EGRESS was off for want of: the daemon \
-                         ends, and the next one uses it; pods keep their links"
+                             ends, and the next one uses it; pods keep their links"
                         );
                     }
                     let mut now: Shown = shown.clone();

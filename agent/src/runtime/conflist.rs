@@ -74,7 +74,7 @@ pub fn path(settings: &Settings) -> PathBuf {
 }
 
 /// The plugins of the configuration that are ours or chained by us: what pods need of the runtime's folder. The one for
-/// host ports is among them where it has been put there.
+/// host ports is optional ([`portmap`]).
 pub fn needed(settings: &Settings) -> Vec<PathBuf> {
     let switched = switches(settings).into_iter().filter(|(.., on)| *on).map(|(_, kind, _)| kind);
     [PLUGIN].into_iter().chain(switched).map(|kind| settings.bin_dir.join(kind)).collect()

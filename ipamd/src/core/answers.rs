@@ -115,7 +115,7 @@ impl Core {
         // EC2 may not know yet what it has just created.
         let too_early = error.fact == Fact::NotFound && self.audits.may_be_denied(now, call.eni());
         if error.fact == Fact::GroupGone {
-            self.observed.groups_mut().doubt();
+            self.observed.groups_mut().set_not_found();
         }
         if let Call::SetGroups { eni, groups } = &call
             && !error.cause.is_temporary()
