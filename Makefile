@@ -3,13 +3,15 @@ SHELL := /bin/bash
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 SHIM := x86_64-unknown-linux-musl
 
-.PHONY: help tools build check test test-vm sim demo bench audit chart borders structure
+.PHONY: help tools build plugin check test test-vm sim demo bench audit chart borders structure image cluster-parts cluster cluster-down
 
 help:
 	@echo "make demo    two nodes, forty pods, every path a packet can take (KEEP=1 leaves it up)"
 	@echo "make test    everything that tests"
 	@echo "make test-vm pods on nodes where kube-proxy uses IPVS, under Debian's own kernel in an emulated machine"
 	@echo "make check   format, lints, licences, dependencies of crates, structure, chart"
+	@echo "make cluster a real Kubernetes cluster on this machine with Enid installed (ARGS=\"--cni none\"; make cluster-down)"
+	@echo "make image   Enid's image, without Docker and without a registry"
 	@echo "make sim     random histories of a simulated node, with every fault (SEEDS=500)"
 	@echo "make bench   ADD and DEL compared with a minimal program; sizes (SHORT=1: fewer rounds, for development)"
 	@echo "make audit   known vulnerabilities (needs the advisory database, from outside)"
@@ -24,13 +26,15 @@ tools:
 	tools/grpcurl
 	tools/cnitool
 	tools/plugins
-	tools/kubernetes/build
+	tools/kubernetes/build containerd kubernetes etcd coredns
 
 # One profile for the daemon everywhere; the plugin as it ships, small and static.
 PLUGIN_BYTES := 1048576
-build:
-	tools/rust-target $(SHIM)
+build: plugin
 	cargo build --locked --workspace
+
+plugin:
+	tools/rust-target $(SHIM)
 	RUSTFLAGS="-C relocation-model=static -C force-unwind-tables=no" cargo build --locked --profile shim --target $(SHIM) -p enid-cni
 	@size=$$(stat -c %s $(TARGET)/$(SHIM)/shim/enid-cni); \
 	if [ "$$size" -ge $(PLUGIN_BYTES) ]; then echo "enid-cni has $$size bytes; less than $(PLUGIN_BYTES) are allowed"; exit 1; fi
@@ -68,8 +72,29 @@ test: root build
 	tools/grpcurl
 	tools/cnitool
 	tools/plugins
-	tools/kubernetes/build
+	tools/kubernetes/build containerd
 	tools/test
+
+# The image as it ships.
+image: plugin
+	tools/packages
+	tools/plugins
+	cargo build --locked --release -p enid-agent
+	tools/image --release
+
+cluster-parts: root build
+	tools/packages
+	tools/helm
+	tools/plugins
+	tools/kubernetes/build containerd etcd kubernetes coredns
+	tools/kubernetes/images
+	tools/image
+
+cluster: cluster-parts
+	$(TARGET)/debug/kubelab up $(ARGS)
+
+cluster-down:
+	$(TARGET)/debug/kubelab down $(ARGS)
 
 # The kernel here may lack IPVS, VLANs, VRF, ipvlan, netem: Debian's own has them, in a machine of its own.
 test-vm: root

@@ -31,6 +31,7 @@ use crate::{
     runtime::{announce, conflist, files::Files},
     serve::cni::CniService,
     serve::debug::{self, DebugService},
+    serve::health,
     serve::metrics,
     serve::packets::Plugins,
     settings::Settings,
@@ -84,6 +85,7 @@ async fn serve(mut settings: Settings, background: runtime::Handle) -> anyhow::R
         changed: hooks.clone(),
         vpc: instance.vpc_cidrs.clone(),
         probes: settings.forward_probe,
+        sys_net: settings.sys_net_dir.clone(),
     };
     let repair = Repair {
         handle: handle.clone(),
@@ -115,11 +117,12 @@ async fn serve(mut settings: Settings, background: runtime::Handle) -> anyhow::R
         conflicts: seen_conflicts,
     };
     let (operators_place, operators) = Place::listen(sockets::debug(&settings.run_dir), Type::STREAM)?;
-    let (debug, health) = debug::serve(debug, operators)?;
+    let (debug, reporter) = debug::serve(debug, operators)?;
     let places = [plugins_place, operators_place];
     let files = Files::new(settings.clone(), handle.clone(), counters.clone(), store.clone(), claim, places);
     let metadata = Metadata { imds, handle: handle.clone(), counters: counters.clone(), lacks_v6 };
     let metrics = metrics::serve(settings.metrics, handle.clone(), readiness.clone(), counters, metrics_fault);
+    let health = health::serve(settings.health, sockets::cni(&settings.run_dir));
 
     let mut terminate = signal(SignalKind::terminate()).context("cannot wait for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot wait for SIGINT")?;
@@ -128,11 +131,12 @@ async fn serve(mut settings: Settings, background: runtime::Handle) -> anyhow::R
         ended = tokio::spawn(cni.run(Plugins::start(plugins).await?)) => { ended?; bail!("the plugins' server ended") }
         ended = background.spawn(debug) => ended?,
         ended = background.spawn(metrics) => ended?,
+        ended = background.spawn(health) => ended?,
         ended = background.spawn(metadata.run(awaited)) => { ended??; bail!("the metadata reader ended") }
         ended = background.spawn(links.run()) => { ended?; bail!("the listing of links ended") }
         ended = background.spawn(repair.run()) => { ended??; bail!("the repair ended") }
         ended = background.spawn(forward.run()) => ended?,
-        ended = background.spawn(announce::run(files, store, readiness, health)) => ended?,
+        ended = background.spawn(announce::run(files, store, readiness, reporter)) => ended?,
         _ = terminate.recv() => { info!("asked to stop; pods keep their links"); Ok(()) }
         _ = interrupt.recv() => { info!("interrupted; pods keep their links"); Ok(()) }
     }
@@ -172,7 +176,7 @@ async fn discover(
         counters: counters.clone(),
         vpc: instance.vpc_cidrs.clone(),
         steering: settings.steering.clone(),
-        kernel: Kernel::new(&settings.run_dir),
+        kernel: Kernel::new(&settings.run_dir, &settings.sys_net_dir),
         probes: settings.forward_probe,
         background: background.clone(),
     };

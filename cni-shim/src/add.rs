@@ -71,7 +71,7 @@ fn wire(kernel: &mut Kernel, daemon: &Daemon, ask: Ask) -> Result<(Wired, Vec<u3
     let (pair, routes) = kernel.confirm(&link, &session).inspect_err(|_| pod::undo(&link, &mut kernel.host))?;
     if link.families().contains(&Family::V6) {
         // A hardened host switches it off for links to come.
-        netns::allow_ipv6(&link.host_ifname).map_err(kernel_refused).inspect_err(|_| {
+        netns::allow_ipv6(Path::new(netns::SYS_NET), &link.host_ifname).map_err(kernel_refused).inspect_err(|_| {
             pod::undo(&link, &mut kernel.host);
             let _ = daemon.release(attachment.clone());
         })?;
@@ -126,7 +126,9 @@ impl Kernel {
         }
         session.say_wired(&link.host_ifname)?;
         if link.families().contains(&Family::V6) {
-            self.pod_ns.allow_ipv6_and_back(&link.pod_ifname, &self.host_ns).map_err(kernel_refused)?;
+            self.pod_ns
+                .allow_ipv6_and_back(Path::new(netns::SYS_NET), &link.pod_ifname, &self.host_ns)
+                .map_err(kernel_refused)?;
         }
         let routes = pod::configure_inside(link, &pair, &mut self.host, &mut self.inside).map_err(kernel_refused)?;
         if session.verdict()? {

@@ -23,8 +23,8 @@ use crate::{
     pod::{self, PodLink, WireError},
 };
 
-/// Discard's number (RFC 863): nobody waits for anything there.
-const PORT: u16 = 9;
+/// Both namespaces are ours, so nobody else is there; a number below 1024 would need a capability (ip(7)).
+const PORT: u16 = 61009;
 /// How often a packet is sent, and how long each is waited for.
 const TRIES: u32 = 3;
 const TIMEOUT: Duration = Duration::from_millis(300);
@@ -48,9 +48,9 @@ pub fn reserved_v6(block: Ipv6Net) -> [IpAddr; 2] {
 }
 
 /// Sends a packet from one address to the other by way of this host, between two namespaces that are wired as pods
-/// are and go again; whether it arrived.
-pub fn forwards([from, to]: [IpAddr; 2]) -> Result<bool, WireError> {
-    let (near, far) = (Space::new("a", from)?, Space::new("b", to)?);
+/// are and go again; whether it arrived. `sys_net` as in [`netns::allow_ipv6`].
+pub fn forwards([from, to]: [IpAddr; 2], sys_net: &Path) -> Result<bool, WireError> {
+    let (near, far) = (Space::new("a", from, sys_net)?, Space::new("b", to, sys_net)?);
     let failed = |source: io::Error| Error::new("send a packet between two namespaces", source);
     let receiver = far.socket(to)?;
     receiver.set_read_timeout(Some(TIMEOUT)).map_err(failed)?;
@@ -73,7 +73,7 @@ struct Space {
 }
 
 impl Space {
-    fn new(name: &str, address: IpAddr) -> Result<Self, WireError> {
+    fn new(name: &str, address: IpAddr, sys_net: &Path) -> Result<Self, WireError> {
         let failed = |source: io::Error| Error::new("make a namespace", source);
         let make = || {
             unshare(CloneFlags::CLONE_NEWNET)?;
@@ -96,8 +96,8 @@ impl Space {
         let pair = pod::create(&link, &mut outside, &own, &mut inside)?;
         if address.is_ipv6() {
             // A hardened host gives new links no IPv6.
-            netns.allow_ipv6_and_back(&link.pod_ifname, &own)?;
-            netns::allow_ipv6(&link.host_ifname)?;
+            netns.allow_ipv6_and_back(sys_net, &link.pod_ifname, &own)?;
+            netns::allow_ipv6(sys_net, &link.host_ifname)?;
         }
         pod::configure_inside(&link, &pair, &mut outside, &mut inside)?;
         pod::configure_outside(&link, &pair, &mut outside)?;

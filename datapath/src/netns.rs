@@ -83,10 +83,10 @@ impl Netns {
     }
 
     /// Switches IPv6 on for a link of this namespace and comes back: runtimes may have switched it off for the whole
-    /// namespace (disable_ipv6 in the kernel's ip-sysctl documentation).
-    pub fn allow_ipv6_and_back(&self, ifname: &str, own: &Netns) -> Result<(), Error> {
+    /// namespace (disable_ipv6 in the kernel's ip-sysctl documentation). `sys_net` as in [`allow_ipv6`].
+    pub fn allow_ipv6_and_back(&self, sys_net: &Path, ifname: &str, own: &Netns) -> Result<(), Error> {
         self.enter()?;
-        let allowed = allow_ipv6(ifname);
+        let allowed = allow_ipv6(sys_net, ifname);
         own.enter()?;
         allowed
     }
@@ -98,10 +98,13 @@ impl Netns {
     }
 }
 
-/// The same in the calling thread's own namespace.
-pub fn allow_ipv6(ifname: &str) -> Result<(), Error> {
-    let path = format!("/proc/sys/net/ipv6/conf/{ifname}/disable_ipv6");
-    let failed = |source| Error::new(format!("switch IPv6 on in {path}"), source);
+/// Where the kernel shows the values of whoever looks, and takes new ones.
+pub const SYS_NET: &str = "/proc/sys/net";
+
+/// The same in the calling thread's own namespace. `sys_net`: [`SYS_NET`], or where it is mounted writable.
+pub fn allow_ipv6(sys_net: &Path, ifname: &str) -> Result<(), Error> {
+    let path = sys_net.join("ipv6/conf").join(ifname).join("disable_ipv6");
+    let failed = |source| Error::new(format!("switch IPv6 on in {}", path.display()), source);
     if fs::read_to_string(&path).map_err(failed)?.trim() == "0" {
         return Ok(());
     }

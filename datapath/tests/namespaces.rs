@@ -7,13 +7,13 @@
 use std::{
     collections::BTreeSet,
     io::{BufRead, BufReader},
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Child, Command, Stdio},
 };
 
 use enid_datapath::{
     Family, Mac, Netlink, faults, identity, marks,
-    netns::Netns,
+    netns::{self, Netns},
     node::{changes::changes, eni::EniNet, found::Found, rules},
     pod::{self, PodLink, WireError, host_end},
     policy::Policy,
@@ -386,7 +386,11 @@ fn a_pod_of_two_families_is_wired_found_whole_and_goes_without_a_trace() {
     let (mut outside, mut inside) = (host_ns.netlink().unwrap(), pod_ns.netlink().unwrap());
     let pair = pod::create(&wanted, &mut outside, &host_ns, &mut inside).unwrap();
     let own = Netns::own().unwrap();
-    std::thread::scope(|scope| scope.spawn(|| pod_ns.allow_ipv6_and_back("eth0", &own)).join()).unwrap().unwrap();
+    std::thread::scope(|scope| {
+        scope.spawn(|| pod_ns.allow_ipv6_and_back(Path::new(netns::SYS_NET), "eth0", &own)).join()
+    })
+    .unwrap()
+    .unwrap();
     pod::configure_inside(&wanted, &pair, &mut outside, &mut inside).unwrap();
     pod::configure_outside(&wanted, &pair, &mut outside).unwrap();
     assert_eq!(faults::faults(&wanted, &mut outside, &mut inside).unwrap(), [""; 0]);

@@ -4,6 +4,7 @@
 pub mod call;
 pub mod consistency;
 pub mod kernel;
+pub mod kube;
 pub mod node;
 pub mod pod;
 mod programs;

@@ -17,11 +17,33 @@ pub const PORT: u16 = 8080;
 /// Where it listens as well: a connection that is refused here was refused by a rule.
 pub const REJECTED: u16 = 9999;
 
+/// Where commands run.
+pub trait Machine {
+    /// A command that will run there.
+    ///
+    /// # Errors
+    ///
+    /// There is no such place.
+    fn command(&self, program: &str) -> anyhow::Result<Command>;
+}
+
+impl Machine for Place<'_> {
+    fn command(&self, program: &str) -> anyhow::Result<Command> {
+        Place::command(self, program)
+    }
+}
+
+impl Machine for &kubelab::Node {
+    fn command(&self, program: &str) -> anyhow::Result<Command> {
+        kubelab::Node::command(self, program)
+    }
+}
+
 /// A place, or a pod's namespace on it.
 #[derive(Clone, Copy)]
-pub struct Spot<'a> {
+pub struct Spot<'a, M = Place<'a>> {
     /// The node or other place.
-    pub place: Place<'a>,
+    pub place: M,
     /// The pod's namespace; `None` for the place itself.
     pub netns: Option<&'a str>,
 }
@@ -66,10 +88,9 @@ impl Drop for Servers {
 }
 
 /// Starts a server in each namespace of a place, or on the place itself, and waits for all of them.
-pub fn serve(place: Place<'_>, namespaces: &[&str]) -> anyhow::Result<Servers> {
+pub fn serve<M: Machine>(place: M, namespaces: &[&str]) -> anyhow::Result<Servers> {
     let probe = program("probe")?;
-    let mut child = place
-        .command(&probe)?
+    let mut child = Machine::command(&place, &probe.to_string_lossy())?
         .arg("serve")
         .args(namespaces)
         .stdin(Stdio::piped())
@@ -79,7 +100,7 @@ pub fn serve(place: Place<'_>, namespaces: &[&str]) -> anyhow::Result<Servers> {
     let mut line = String::new();
     let stdout = child.stdout.take().context("the servers have no output")?;
     BufReader::new(stdout).read_line(&mut line)?;
-    anyhow::ensure!(line.trim() == "ready", "the servers on {} do not start", place.name);
+    anyhow::ensure!(line.trim() == "ready", "the servers in {namespaces:?} do not start");
     Ok(Servers { child })
 }
 
@@ -101,6 +122,41 @@ impl Stream {
 }
 
 impl Drop for Stream {
+    fn drop(&mut self) {
+        drop(self.child.stdin.take());
+        let _ = self.child.wait();
+    }
+}
+
+/// New connections, ten a second, and datagrams that are sent back, fifty a second.
+pub struct Flows {
+    child: Child,
+}
+
+/// What became of them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Deserialize)]
+pub struct Counted {
+    /// Connections that were answered.
+    pub connections: u32,
+    /// Connections that were not, within three seconds.
+    pub failed: u32,
+    /// Datagrams that were sent.
+    pub sent: u32,
+    /// Those of them that came back.
+    pub back: u32,
+}
+
+impl Flows {
+    /// Ends them.
+    pub fn end(mut self) -> anyhow::Result<Counted> {
+        drop(self.child.stdin.take());
+        let mut output = String::new();
+        self.child.stdout.take().context("the flows have no output")?.read_to_string(&mut output)?;
+        serde_json::from_str(&output).with_context(|| format!("flows printed {output:?}"))
+    }
+}
+
+impl Drop for Flows {
     fn drop(&mut self) {
         drop(self.child.stdin.take());
         let _ = self.child.wait();
@@ -200,16 +256,16 @@ fn socket(address: &str, port: u16) -> anyhow::Result<String> {
     Ok(SocketAddr::new(address, port).to_string())
 }
 
-impl Spot<'_> {
+impl<M: Machine> Spot<'_, M> {
+    fn command(&self, program: &str) -> anyhow::Result<Command> {
+        let Some(netns) = self.netns else { return self.place.command(program) };
+        let mut command = self.place.command("ip")?;
+        command.args(["netns", "exec", netns, program]);
+        Ok(command)
+    }
+
     fn spawn(&self, program: &str, args: &[&str]) -> anyhow::Result<Child> {
-        let mut command = match self.netns {
-            Some(netns) => {
-                let mut command = self.place.command("ip")?;
-                command.args(["netns", "exec", netns, program]);
-                command
-            }
-            None => self.place.command(program)?,
-        };
+        let mut command = self.command(program)?;
         let piped = command.args(args).stdin(Stdio::piped()).stdout(Stdio::piped());
         piped.spawn().with_context(|| format!("cannot start {program}"))
     }
@@ -223,6 +279,12 @@ impl Spot<'_> {
         output.read_line(&mut line)?;
         anyhow::ensure!(line.trim() == "ready", "no connection to {address}:{port}");
         Ok(Stream { child, output })
+    }
+
+    /// Opens connections and sends datagrams all the time.
+    pub fn flows(&self, address: &str, port: u16) -> anyhow::Result<Flows> {
+        let probe = program("probe")?;
+        Ok(Flows { child: self.spawn(&probe.to_string_lossy(), &["flows", &socket(address, port)?])? })
     }
 
     /// Sends small datagrams as fast as possible: how many, in how many seconds.
@@ -248,14 +310,12 @@ impl Spot<'_> {
     }
 
     fn run(&self, program: &str, args: &[&str]) -> anyhow::Result<String> {
-        match self.netns {
-            Some(netns) => {
-                let all: Vec<&str> =
-                    ["netns", "exec", netns, program].into_iter().chain(args.iter().copied()).collect();
-                self.place.lab.run(self.place.name, "ip", &all)
-            }
-            None => self.place.lab.run(self.place.name, program, args),
-        }
+        let output = self.command(program)?.args(args).stdin(Stdio::null()).output();
+        let output = output.with_context(|| format!("cannot run {program}"))?;
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        let said = || format!("{}{}", text(&output.stdout), text(&output.stderr));
+        anyhow::ensure!(output.status.success(), "{program} {args:?} ended with {}: {}", output.status, said().trim());
+        Ok(text(&output.stdout))
     }
 
     /// Connects and sends a few hundred kilobytes; returns the addresses that both sides saw.

@@ -1,7 +1,5 @@
 //! What an operator asks at the command line, read through debug.sock.
 
-mod health;
-
 use std::{io::Write, time::Duration};
 
 use anyhow::{Context, bail};
@@ -14,7 +12,11 @@ use tonic::transport::{Channel, Endpoint};
 use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient};
 use tower::service_fn;
 
-use crate::{host::sockets, serve::debug::CNI_HEALTH, settings::Settings};
+use crate::{
+    host::sockets,
+    serve::{debug::CNI_HEALTH, health},
+    settings::Settings,
+};
 
 /// How long an operator waits for a daemon that does not answer.
 const TIMEOUT: Duration = Duration::from_secs(5);

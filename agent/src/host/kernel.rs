@@ -7,7 +7,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
-    path::Path,
+    path::{Path, PathBuf},
     sync::Arc,
 };
 
@@ -101,6 +101,8 @@ pub struct Kernel {
 struct State {
     wanted: Wanted,
     table: Table,
+    /// HOST_PROC_SYS_NET_PATH.
+    sys_net: PathBuf,
     /// Which link each ENI has had.
     links: BTreeMap<Mac, u32>,
     /// Pods' links as earlier readings saw them.
@@ -144,10 +146,11 @@ impl Change {
 }
 
 impl Kernel {
-    /// Nothing has been carried in this run; the run directory has the table of an earlier one.
-    pub fn new(run_dir: &Path) -> Self {
-        let table = Table::new(run_dir);
-        let state = State { wanted: Wanted::default(), table, links: BTreeMap::new(), seen: BTreeMap::new() };
+    /// Nothing has been carried in this run; the run directory has the table of an earlier one. `sys_net`: where sysctls
+    /// are written.
+    pub fn new(run_dir: &Path, sys_net: &Path) -> Self {
+        let (table, sys_net) = (Table::new(run_dir), sys_net.to_owned());
+        let state = State { wanted: Wanted::default(), table, sys_net, links: BTreeMap::new(), seen: BTreeMap::new() };
         Kernel { state: Arc::new(Mutex::new(state)), carries: watch::Sender::new(false) }
     }
 
@@ -208,7 +211,7 @@ impl State {
         // One that cannot be set is no reason to leave the rest as it is: an MTU that is too small takes IPv6 along.
         let mut failure = None;
         for (key, value) in self.sysctls(&here, pods, &found) {
-            match sysctl::ensure(&key, value) {
+            match sysctl::ensure(&key, value, &self.sys_net, &found, &mut netlink).await {
                 Ok(false) => {}
                 Ok(true) => changed.push(Change::of_sysctl(&key, value)),
                 Err(refused) => failure = Some(refused),

@@ -1,13 +1,15 @@
 //! The sysctls that pods' packets depend on: read first, and written only when they differ.
 
-use std::{collections::BTreeSet, fs};
+use std::{collections::BTreeSet, fs, path::Path};
 
 use anyhow::Context;
 use enid_datapath::{
-    Family,
+    Family, Request, link,
     node::{eni::EniNet, found::Found},
     policy::Policy,
 };
+
+use crate::host::netlink::Netlink;
 
 /// The sysctls that packets of pods depend on, and their values.
 pub fn wanted(enis: &[EniNet], policy: &Policy, found: &Found) -> Vec<(String, &'static str)> {
@@ -47,12 +49,29 @@ pub fn read(key: &str) -> anyhow::Result<String> {
     Ok(found.trim().to_owned())
 }
 
-/// Sets one that has another value; whether it was written.
-pub fn ensure(key: &str, value: &str) -> anyhow::Result<bool> {
-    let path = format!("/proc/sys/{key}");
-    let differs = read(key)? != value;
-    if differs {
-        fs::write(&path, value).with_context(|| format!("cannot write {value} to {path}"))?;
+/// Sets one that has another value; whether it was set. What the kernel takes by netlink goes that way: in a container
+/// /proc/sys is read-only. The rest is written below `sys_net`, where the host's may be mounted.
+pub async fn ensure(
+    key: &str,
+    value: &str,
+    sys_net: &Path,
+    found: &Found,
+    netlink: &mut Netlink,
+) -> anyhow::Result<bool> {
+    if read(key)? == value {
+        return Ok(false);
     }
-    Ok(differs)
+    if let Some(request) = request(key, value, found) {
+        netlink.apply(&[request]).await?;
+        return Ok(true);
+    }
+    let path = sys_net.join(key.strip_prefix("net/").unwrap_or(key));
+    fs::write(&path, value).with_context(|| format!("cannot write {value} to {}", path.display()))?;
+    Ok(true)
+}
+
+/// The message that sets it, if it belongs to IPv4 on one link.
+fn request(key: &str, value: &str, found: &Found) -> Option<Request> {
+    let (ifname, name) = key.strip_prefix("net/ipv4/conf/")?.split_once('/')?;
+    link::set_ipv4_conf(found.index_of(ifname)?, ifname, name, value.parse().ok()?)
 }

@@ -1,7 +1,12 @@
 //! Whether somebody's firewall keeps this host from forwarding between pods: probed at start, when a chain at a hook
 //! changes, and now and then for firewalls that do not notify.
 
-use std::{net::IpAddr, sync::Arc, time::Duration};
+use std::{
+    net::IpAddr,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use anyhow::Context;
 use enid_datapath::{Family, forward, netfilter::chains};
@@ -65,6 +70,8 @@ pub struct Forward {
     pub vpc: Vec<Ipv4Net>,
     /// ENID_FORWARD_PROBE.
     pub probes: bool,
+    /// HOST_PROC_SYS_NET_PATH.
+    pub sys_net: PathBuf,
 }
 
 impl Forward {
@@ -79,7 +86,8 @@ impl Forward {
         loop {
             let addresses = self.kernel.reserved(&self.vpc).await;
             // It makes namespaces and waits for packets: on a thread that may block.
-            let probed = tokio::task::spawn_blocking(move || probe(addresses)).await;
+            let sys_net = self.sys_net.clone();
+            let probed = tokio::task::spawn_blocking(move || probe(addresses, &sys_net)).await;
             let probed = probed.context("the probe ended").flatten();
             let failure = probed.as_ref().err().map(|failure| format!("{failure:#}"));
             if let Some(words) = failure.as_ref().filter(|_| unable != failure) {
@@ -95,11 +103,11 @@ impl Forward {
 }
 
 /// Whether packets between pods pass, and if not why.
-fn probe(reserved: Vec<(Family, [IpAddr; 2])>) -> anyhow::Result<Probe> {
+fn probe(reserved: Vec<(Family, [IpAddr; 2])>, sys_net: &Path) -> anyhow::Result<Probe> {
     let mut found = Probe { dropped: None, is_all: !reserved.is_empty() };
     for (family, addresses) in reserved {
         let suspects = chains::suspects(family)?;
-        if suspects.is_empty() || forward::forwards(addresses)? {
+        if suspects.is_empty() || forward::forwards(addresses, sys_net)? {
             found.is_all = false;
             continue;
         }

@@ -1,24 +1,21 @@
 //! `/metrics`: the peer's names and meanings. Gauges are read from the core's state when asked.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{net::SocketAddr, sync::Arc};
 
 use anyhow::Context;
 use axum::{Router, http::StatusCode, routing::get};
 use enid_ipamd::View;
 use prometheus::{Encoder, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder};
-use tokio::{net::TcpListener, sync::watch, time::sleep};
-use tracing::{info, warn};
+use tokio::sync::watch;
 
 use crate::{
     core::{handle::Handle, readiness::Readiness},
     metrics::Counters,
+    serve::listen::Listen,
 };
 
-/// How soon an address that cannot be had is tried again.
-const AGAIN: Duration = Duration::from_secs(10);
-
-/// Serves until the task is dropped; for ever idle without an address. Pods do not depend on it: while the address cannot
-/// be had (the peer's daemon has the same one), that is told, and it is tried again.
+/// Serves until the task is dropped; for ever idle without an address. `fault` hears why the address cannot be had (the
+/// peer's daemon has the same one).
 pub async fn serve(
     address: Option<SocketAddr>,
     handle: Handle,
@@ -27,22 +24,8 @@ pub async fn serve(
     fault: watch::Sender<Option<String>>,
 ) -> anyhow::Result<()> {
     let Some(address) = address else { return std::future::pending().await };
-    let listener = loop {
-        match TcpListener::bind(address).await {
-            Ok(listener) => break listener,
-            Err(error) => {
-                let words = format!("cannot serve metrics on {address} (ENID_METRICS_ADDRESS): {error}");
-                if fault.borrow().as_ref() != Some(&words) {
-                    warn!("{words}; it is tried again");
-                }
-                fault.send_replace(Some(words));
-                sleep(AGAIN).await;
-            }
-        }
-    };
-    if fault.send_replace(None).is_some() {
-        info!("metrics are served on {address}");
-    }
+    let listen = Listen { what: "metrics", setting: "ENID_METRICS_ADDRESS", address };
+    let listener = listen.bind(|words| drop(fault.send_replace(words))).await;
     let answer = move || {
         let (handle, readiness, counters) = (handle.clone(), readiness.clone(), counters.clone());
         async move {

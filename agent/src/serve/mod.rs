@@ -1,6 +1,9 @@
-//! What the daemon serves: plugins on `cni.sock`, operators on `debug.sock`, Prometheus on `/metrics`.
+//! What the daemon serves: plugins on `cni.sock`, operators on `debug.sock`, Prometheus on `/metrics`, the kubelet's
+//! probes on `/healthz`.
 
 pub mod cni;
 pub mod debug;
+pub mod health;
+mod listen;
 pub mod metrics;
 pub mod packets;

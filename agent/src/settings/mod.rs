@@ -51,6 +51,8 @@ pub struct Settings {
     pub bin_dir: PathBuf,
     /// Conflist.
     pub conf_dir: PathBuf,
+    /// HOST_PROC_SYS_NET_PATH.
+    pub sys_net_dir: PathBuf,
     /// ENABLE_BANDWIDTH_PLUGIN.
     pub chain_bandwidth: bool,
     /// DISABLE_POD_V6.
@@ -63,6 +65,8 @@ pub struct Settings {
     pub start_wait: Duration,
     /// `None`: no metrics.
     pub metrics: Option<SocketAddr>,
+    /// ENID_HEALTH_ADDRESS.
+    pub health: SocketAddr,
     /// Variables of Amazon's daemon that are set and have no effect, and why.
     pub ignored: Vec<String>,
 }
@@ -118,6 +122,7 @@ impl Settings {
             store_dir: read.folder("ENID_STORE_DIR"),
             bin_dir: read.folder("HOST_CNI_BIN_PATH"),
             conf_dir: read.folder("HOST_CNI_CONFDIR_PATH"),
+            sys_net_dir: read.folder("HOST_PROC_SYS_NET_PATH"),
             chain_bandwidth: read.switch("ENABLE_BANDWIDTH_PLUGIN"),
             disable_pod_v6: read.switch("DISABLE_POD_V6"),
             conflist_template: read.file("ENID_CONFLIST_TEMPLATE"),
@@ -126,6 +131,7 @@ impl Settings {
             metrics: Some(read.parsed::<SocketAddr>("ENID_METRICS_ADDRESS", "ADDRESS:PORT"))
                 .flatten()
                 .filter(|_| !read.switch("DISABLE_METRICS")),
+            health: read.loopback("ENID_HEALTH_ADDRESS"),
             ignored: Vec::new(),
         };
         if settings.pod_mtu > eni_mtu {
@@ -194,6 +200,7 @@ mod tests {
             ("AWS_EC2_ENDPOINT", "http://"),
             ("ENID_RUN_DIR", "run"),
             ("ENID_METRICS_ADDRESS", "everywhere"),
+            ("ENID_HEALTH_ADDRESS", "0.0.0.0:61680"),
             ("MANAGE_UNTAGGED_ENI", "perhaps"),
         ];
         let mistakes = read(&bad).unwrap_err();

@@ -163,7 +163,7 @@ mod tests {
         }
     }
 
-    const OURS: [&str; 10] = [
+    const OURS: [&str; 12] = [
         "MAX_PODS",
         "ENID_ENI_MARK_MASK",
         "ENID_FORWARD_PROBE",
@@ -174,6 +174,8 @@ mod tests {
         "ENID_ADD_WAIT",
         "ENID_START_WAIT",
         "ENID_METRICS_ADDRESS",
+        "ENID_HEALTH_ADDRESS",
+        "HOST_PROC_SYS_NET_PATH",
     ];
 
     /// How settings that both have differ.

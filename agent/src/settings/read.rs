@@ -1,6 +1,11 @@
 //! How the value of a setting is read, and what is said of one that makes no sense.
 
-use std::{collections::BTreeMap, path::PathBuf, str::FromStr};
+use std::{
+    collections::BTreeMap,
+    net::{Ipv4Addr, SocketAddr},
+    path::PathBuf,
+    str::FromStr,
+};
 
 use enid_datapath::{
     marks::Marks,
@@ -107,6 +112,20 @@ impl<'a> Reader<'a> {
             self.mistake(name, &value, allowed);
         }
         parsed
+    }
+
+    /// An address that only this host reaches.
+    pub(super) fn loopback(&mut self, name: &str) -> SocketAddr {
+        const ALLOWED: &str = "a loopback ADDRESS:PORT, such as 127.0.0.1:61680";
+        let address: Option<SocketAddr> = self.parsed(name, ALLOWED);
+        match address {
+            Some(address) if address.ip().is_loopback() => address,
+            Some(address) => {
+                self.mistake(name, &address.to_string(), ALLOWED);
+                address
+            }
+            None => (Ipv4Addr::LOCALHOST, 0).into(), // which has been said
+        }
     }
 
     pub(super) fn policy(&mut self, stack: Stack) -> Policy {

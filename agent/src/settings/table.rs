@@ -60,11 +60,13 @@ settings! {
     "ENID_STORE_DIR" "store-dir" "/var/lib/enid" "Folder of the store";
     "HOST_CNI_BIN_PATH" "cni-bin-dir" "/opt/cni/bin" "Folder the plugin is installed in";
     "HOST_CNI_CONFDIR_PATH" "cni-conf-dir" "/etc/cni/net.d" "Folder of the network configuration";
+    "HOST_PROC_SYS_NET_PATH" "proc-sys-net-dir" "/proc/sys/net" "Folder the host's values of IPv6 and ip_forward are written in; in a container the host's /proc/sys/net is mounted there";
     "ENABLE_BANDWIDTH_PLUGIN" "bandwidth-plugin" "false" "Chain the bandwidth plugin, which shapes what pods' annotations ask for";
     "DISABLE_POD_V6" "disable-pod-v6" "false" "Chain the tuning plugin, which switches IPv6 off in pods";
     "ENID_CONFLIST_TEMPLATE" "conflist-template" "" "File with a network configuration to start from, instead of our own";
     "ENID_ADD_WAIT" "add-wait" "60" "Seconds an ADD waits for an address, 1 to 600: below the runtime's own limit";
     "ENID_START_WAIT" "start-wait" "30" "Seconds to wait for instance metadata at start";
     "ENID_METRICS_ADDRESS" "metrics-address" "0.0.0.0:61678" "Where /metrics is served";
+    "ENID_HEALTH_ADDRESS" "health-address" "127.0.0.1:61680" "Where /healthz is served, for the kubelet's probes: a loopback address";
     "DISABLE_METRICS" "disable-metrics" "false" "Serve no metrics";
 }

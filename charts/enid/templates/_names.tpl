@@ -19,5 +19,17 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
 {{- end }}
 
 {{- define "enid.image" -}}
-{{ .Values.image.repository }}:{{ .Values.image.tag | default .Chart.AppVersion }}
+{{- with .Values.image }}
+{{- if .digest }}{{ .repository }}@{{ .digest }}{{ else }}{{ .repository }}:{{ .tag | default $.Chart.AppVersion }}{{ end }}
+{{- end }}
+{{- end }}
+
+{{- define "enid.initImage" -}}
+{{- $own := .Values.init.image }}
+{{- $main := .Values.image }}
+{{- $repository := $own.repository | default $main.repository }}
+{{- if $own.tag }}{{ $repository }}:{{ $own.tag }}
+{{- else if or $own.digest $main.digest }}{{ $repository }}@{{ $own.digest | default $main.digest }}
+{{- else }}{{ $repository }}:{{ $main.tag | default .Chart.AppVersion }}
+{{- end }}
 {{- end }}

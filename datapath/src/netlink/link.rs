@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
+use netlink_packet_route::link::{AfSpecInet, AfSpecUnspec, InetDevConf, LinkAttribute, LinkFlags, LinkMessage};
 use rtnetlink::{LinkMessageBuilder, LinkUnspec};
 
 use crate::{identity::Mac, netlink::request::Request};
@@ -55,6 +55,22 @@ pub(crate) fn named(link: &LinkMessage) -> Vec<IpAddr> {
     let all: Option<Vec<IpAddr>> =
         alias.and_then(|text| text.split(' ').map(str::parse).collect::<Result<_, _>>().ok());
     all.unwrap_or_default()
+}
+
+/// What `/proc/sys/net/ipv4/conf` holds of a link can be set by a message too (IFLA_INET_CONF, linux/if_link.h), for which
+/// CAP_NET_ADMIN is enough where /proc/sys is read-only. `None`: a value that is not set here. Zero cannot be set so.
+pub fn set_ipv4_conf(link: u32, ifname: &str, name: &str, value: i32) -> Option<Request> {
+    let mut conf = InetDevConf::default();
+    match name {
+        "forwarding" => conf.forwarding = value,
+        "rp_filter" => conf.rp_filter = value,
+        _ => return None,
+    }
+    let mut message = LinkMessage::default();
+    message.header.index = link;
+    let of_ipv4 = AfSpecUnspec::Inet(vec![AfSpecInet::DevConfRequest(conf)]);
+    message.attributes.push(LinkAttribute::AfSpecUnspec(vec![of_ipv4]));
+    Some(Request::set_link(format!("set net.ipv4.conf.{ifname}.{name} to {value}"), message))
 }
 
 /// A link as it should be, and up.

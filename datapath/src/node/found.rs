@@ -63,6 +63,11 @@ impl Found {
         enis.iter().filter_map(|eni| Some((eni.mac, self.link_of(eni.mac)?.header.index))).collect()
     }
 
+    /// Index of the link of this name.
+    pub fn index_of(&self, name: &str) -> Option<u32> {
+        self.links.iter().find(|link| ifname(link) == name).map(|link| link.header.index)
+    }
+
     /// Name of the link with this MAC that no device group marks as a pod's.
     pub fn ifname_of(&self, mac: Mac) -> Option<&str> {
         self.link_of(mac).map(ifname)

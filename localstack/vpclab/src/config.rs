@@ -23,6 +23,8 @@ pub struct LabConfig {
     /// Network cards of each node that have an EFA-only ENI at device index 1. Only with the model: LocalStack
     /// has no cards.
     pub efa_only_cards: Vec<u32>,
+    /// One instance more, [`crate::CONTROL_PLANE`], that is no node: where an API server has its place in the VPC.
+    pub control_plane: bool,
 }
 
 impl Default for LabConfig {
@@ -35,6 +37,7 @@ impl Default for LabConfig {
             large_subnets: false,
             ipv6: false,
             efa_only_cards: Vec::new(),
+            control_plane: false,
         }
     }
 }
@@ -71,6 +74,7 @@ impl LabConfig {
         args.extend(["--instance-type", &self.instance_type, "--ec2", self.ec2.as_str()]);
         args.extend(self.large_subnets.then_some("--large-subnets"));
         args.extend(self.ipv6.then_some("--ipv6"));
+        args.extend(self.control_plane.then_some("--control-plane"));
         let mut args: Vec<String> = args.into_iter().map(str::to_owned).collect();
         for card in &self.efa_only_cards {
             args.extend(["--efa-only-card".to_owned(), card.to_string()]);

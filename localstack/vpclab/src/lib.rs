@@ -10,6 +10,7 @@
 mod account;
 mod backend;
 mod config;
+mod detached;
 pub mod ec2;
 mod fabric;
 mod fabric6;
@@ -30,10 +31,11 @@ mod wait;
 
 pub use backend::Backend;
 pub use config::LabConfig;
+pub use detached::{down, up};
 pub use fabric::{Drops, INTERNET_SERVER, PEER_CLIENT, VPC_CIDR};
 pub use fabric6::{INTERNET_SERVER_V6, PEER_CLIENT_V6, VPC_CIDR_V6};
 pub use imds::{Faults, REQUESTS};
 pub use lab::Lab;
-pub use program::program;
-pub use state::{Node, State, check_name, folder};
-pub use wait::wait_until;
+pub use program::{program, program_named};
+pub use state::{CONTROL_PLANE, Node, State, check_name, folder};
+pub use wait::{pause, wait_until};

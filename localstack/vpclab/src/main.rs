@@ -1,19 +1,17 @@
 //! `vpclab up|down|status|exec NODE -- CMD`: a VPC on one machine.
 
 use std::{
-    fs,
     net::{SocketAddr, TcpListener},
     os::unix::process::CommandExt,
-    process::{Command, ExitCode, Stdio},
-    time::Duration,
+    process::ExitCode,
 };
 
 use anyhow::{Context, bail};
 use clap::{Parser, Subcommand};
 use vpclab::{
-    Backend, Lab, LabConfig, State, check_name, folder,
+    Backend, Lab, LabConfig, check_name,
     model::{Model, Options, http::Server},
-    namespaces, program, serve, wait_until,
+    namespaces, serve,
 };
 
 #[derive(Parser)]
@@ -50,12 +48,16 @@ struct Size {
     /// Attach an EFA-only ENI to this network card of each node; may be repeated; needs --ec2 model
     #[arg(long = "efa-only-card", value_name = "CARD")]
     efa_only_cards: Vec<u32>,
+    /// Run one instance more, control-plane, that is no node
+    #[arg(long)]
+    control_plane: bool,
 }
 
 impl Size {
     fn of(self, name: &str) -> LabConfig {
-        let Size { nodes, instance_type, ec2, large_subnets, ipv6, efa_only_cards } = self;
-        LabConfig { name: name.to_owned(), nodes, instance_type, ec2, large_subnets, ipv6, efa_only_cards }
+        let Size { nodes, instance_type, ec2, large_subnets, ipv6, efa_only_cards, control_plane } = self;
+        let name = name.to_owned();
+        LabConfig { name, nodes, instance_type, ec2, large_subnets, ipv6, efa_only_cards, control_plane }
     }
 }
 
@@ -91,11 +93,11 @@ enum Verb {
     Down(Name),
     /// Show nodes and what the VPC dropped
     Status(Name),
-    /// Run a command on a node, or at vpc, inet or peer
+    /// Run a command on a node, or at control-plane, vpc, inet or peer
     Exec {
         #[command(flatten)]
         name: Name,
-        /// node0, node1, … vpc, inet, peer
+        /// node0, node1, … control-plane, vpc, inet, peer
         node: String,
         /// The command and its arguments
         #[arg(last = true, required = true)]
@@ -132,8 +134,14 @@ fn main() -> ExitCode {
 
 fn run(verb: Verb) -> anyhow::Result<ExitCode> {
     match verb {
-        Verb::Up { name, size } => up(&size.of(&name.name))?,
-        Verb::Down(name) => down(&name.name)?,
+        Verb::Up { name, size } => {
+            vpclab::up(&size.of(&name.name))?;
+            status(&name.name)?;
+        }
+        Verb::Down(name) => {
+            vpclab::down(&name.name)?;
+            println!("lab {} is down", name.name);
+        }
         Verb::Status(name) => status(&name.name)?,
         Verb::Exec { name, node, command } => {
             let error = Lab::attach(&name.name)?.command(&node, &command[0])?.args(&command[1..]).exec();
@@ -157,60 +165,6 @@ fn ec2(account: &Account) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn up(config: &LabConfig) -> anyhow::Result<()> {
-    config.check()?;
-    let name = config.name.as_str();
-    if State::read(name).is_ok_and(|state| state.is_live()) {
-        bail!("a lab named {name:?} is running already; `vpclab down --name {name}` ends it");
-    }
-    let log = std::env::temp_dir().join(format!("vpclab-{name}.log"));
-    let out = fs::File::create(&log).with_context(|| format!("cannot write {}", log.display()))?;
-    let mut child = Command::new("setsid")
-        .arg(program()?)
-        .args(config.serve_args())
-        .stdin(Stdio::null())
-        .stdout(out.try_clone().context("cannot share the log")?)
-        .stderr(out)
-        .spawn()
-        .context("cannot run setsid (util-linux)")?;
-    let mut ended = false;
-    let waited = wait_until(Duration::from_secs(150), || {
-        ended = child.try_wait().is_ok_and(|status| status.is_some());
-        ended || State::read(name).is_ok_and(|state| state.is_live())
-    });
-    let output = fs::read_to_string(&log).unwrap_or_default();
-    let _ = fs::remove_file(&log);
-    if ended {
-        bail!("the lab did not come up: {}", output.trim().trim_start_matches("vpclab: "));
-    }
-    waited.context("the lab did not come up")?;
-    status(name)
-}
-
-fn down(name: &str) -> anyhow::Result<()> {
-    check_name(name)?;
-    let folder = folder(name);
-    if let Ok(state) = State::read(name)
-        && state.is_live()
-    {
-        let pid = state.serve_pid.to_string();
-        Command::new("kill").arg(&pid).status().context("cannot run kill")?;
-        if wait_until(Duration::from_secs(20), || !state.is_live()).is_err() {
-            Command::new("kill").args(["-9", &pid]).status().context("cannot run kill")?;
-            wait_until(Duration::from_secs(5), || !state.is_live())?;
-        }
-    }
-    match fs::remove_dir_all(&folder) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            return Err(error).with_context(|| format!("cannot remove {}", folder.display()));
-        }
-        _ => {}
-    }
-    let _ = fs::remove_dir("/run/vpclab"); // the last lab takes the folder along
-    println!("lab {name} is down");
-    Ok(())
-}
-
 fn status(name: &str) -> anyhow::Result<()> {
     check_name(name)?;
     let lab = Lab::attach(name)?;
@@ -219,7 +173,7 @@ fn status(name: &str) -> anyhow::Result<()> {
         bail!("the lab {name:?} was killed; `vpclab down --name {name}` cleans up");
     }
     println!("lab {name}: {} with EC2 at {}", state.vpc_id, state.ec2_endpoint);
-    for node in &state.nodes {
+    for node in state.instances() {
         let vpclab::Node { name, instance_id, address, public_address, address_v6, .. } = node;
         let v6 = address_v6.as_ref().map(|address| format!("  {address}")).unwrap_or_default();
         println!("  {name}  {instance_id}  {address}  public {public_address}{v6}");

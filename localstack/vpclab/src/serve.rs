@@ -26,7 +26,7 @@ use crate::{
     namespaces::Namespaces,
     nd::Responder,
     nsenter,
-    state::{Node, State, folder, start_of},
+    state::{CONTROL_PLANE, Node, State, folder, start_of},
 };
 
 /// The line that is printed once the lab is complete.
@@ -59,9 +59,10 @@ fn run(config: &LabConfig, until_eof: bool, signals: SigSet) -> anyhow::Result<(
     let vpc = Namespaces::start("vpc", false)?;
     let inet = Namespaces::start("inet", false)?;
     let peer = Namespaces::start("peer", false)?;
-    let nodes: Vec<(String, Namespaces)> = (0..config.nodes)
-        .map(|index| format!("node{index}"))
-        .map(|name| Namespaces::start(&name, true).map(|namespaces| (name, namespaces)))
+    let names = (0..config.nodes).map(|index| (format!("node{index}"), true));
+    let instances: Vec<(String, Namespaces)> = names
+        .chain(config.control_plane.then(|| (CONTROL_PLANE.to_owned(), false)))
+        .map(|(name, is_node)| Namespaces::start(&name, is_node).map(|namespaces| (name, namespaces)))
         .collect::<anyhow::Result<_>>()?;
     if config.ipv6 {
         fabric6::prepare(vpc.pid, inet.pid, peer.pid)?;
@@ -84,15 +85,20 @@ fn run(config: &LabConfig, until_eof: bool, signals: SigSet) -> anyhow::Result<(
         ec2_endpoint: ec2::endpoint(),
         vpc_id: vpc_id.clone(),
         nodes: Vec::new(),
+        control_plane: None,
     };
-    for (index, (name, namespaces)) in nodes.iter().enumerate() {
+    for (index, (name, namespaces)) in instances.iter().enumerate() {
         let subnet = fabric::subnet_of(index, config.large_subnets);
         let (node, view) = nsenter::within(vpc.pid, || account::run_instance(config, index, &subnets[subnet]))??;
         let node = Node { name: name.clone(), pid: namespaces.pid, subnet_id: subnets[subnet].clone(), ..node };
         let view = NodeView { vpc_id: vpc_id.clone(), subnet, ..view };
         let public_address = node.public_address.clone();
         fabric_nodes.insert(node.instance_id.clone(), FabricNode { pid: namespaces.pid, view, public_address });
-        state.nodes.push(node);
+        if name == CONTROL_PLANE {
+            state.control_plane = Some(node);
+        } else {
+            state.nodes.push(node);
+        }
     }
     nsenter::within(vpc.pid, || account::attach_efas(config, &state.nodes))??;
     let metadata = Metadata::new(&config.name);
@@ -117,7 +123,7 @@ fn run(config: &LabConfig, until_eof: bool, signals: SigSet) -> anyhow::Result<(
     wait_for_end(until_eof, signals);
     stop.store(true, Ordering::Relaxed);
     let _ = follower.join();
-    drop((vpc, inet, peer, nodes));
+    drop((vpc, inet, peer, instances));
     // It died with the VPC's process 1.
     let _ = ec2_process.wait();
     Ok(())

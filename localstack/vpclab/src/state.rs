@@ -28,7 +28,13 @@ pub struct State {
     pub vpc_id: String,
     /// The nodes.
     pub nodes: Vec<Node>,
+    /// The instance that is no node, in a lab that has it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub control_plane: Option<Node>,
 }
+
+/// The name of the instance that is no node.
+pub const CONTROL_PLANE: &str = "control-plane";
 
 /// One node.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -86,6 +92,11 @@ impl State {
         start_of(self.serve_pid) == Some(self.serve_start)
     }
 
+    /// The nodes, and the instance that is none.
+    pub fn instances(&self) -> impl Iterator<Item = &Node> {
+        self.nodes.iter().chain(&self.control_plane)
+    }
+
     /// Process 1 of a place's namespaces.
     pub fn pid_of(&self, place: &str) -> anyhow::Result<u32> {
         match place {
@@ -93,8 +104,8 @@ impl State {
             "inet" => Ok(self.inet_pid),
             "peer" => Ok(self.peer_pid),
             node => {
-                let names: Vec<&str> = self.nodes.iter().map(|node| node.name.as_str()).collect();
-                let found = self.nodes.iter().find(|known| known.name == node).map(|known| known.pid);
+                let names: Vec<&str> = self.instances().map(|node| node.name.as_str()).collect();
+                let found = self.instances().find(|known| known.name == node).map(|known| known.pid);
                 found.with_context(|| format!("there is no {node:?}; there are vpc, inet, peer, {}", names.join(", ")))
             }
         }

@@ -16,8 +16,8 @@ pub fn wait_until(bound: Duration, mut holds: impl FnMut() -> bool) -> anyhow::R
     Ok(())
 }
 
-/// A poll's pause.
+/// The pause of a loop that has an end of its own. Whoever waits for something uses [`wait_until`].
 #[expect(clippy::disallowed_methods, reason = "polling needs a pause; every caller has a bound or an end")]
-pub(crate) fn pause(time: Duration) {
+pub fn pause(time: Duration) {
     std::thread::sleep(time);
 }

@@ -5,6 +5,9 @@
 //! `probe stream ADDR:PORT` asks one and goes on asking on the same connection, a hundred times a second, until its
 //! input ends.
 //!
+//! `probe flows ADDR:PORT` opens a connection ten times a second and sends a datagram fifty times a second, until its input
+//! ends, and prints what was answered.
+//!
 //! A question carries 256 KiB, so that a path which loses large packets does not pass.
 
 use std::{
@@ -28,11 +31,12 @@ fn main() -> anyhow::Result<()> {
         ["ask", address] => ask(address.parse().context("ask needs ADDR:PORT")?),
         ["stream", address] => stream(address.parse().context("stream needs ADDR:PORT")?),
         ["flood", address, ms] => flood(address.parse().context("flood needs ADDR:PORT")?, ms.parse()?),
+        ["flows", address] => flows(address.parse().context("flows needs ADDR:PORT")?),
         ["sink"] => sink(),
         ["serve"] => serve(),
         ["serve", namespaces @ ..] => serve_in(namespaces),
         _ => bail!(
-            "probe serve [NETNS...] | probe ask ADDR:PORT | probe stream ADDR:PORT | probe flood ADDR:PORT MS | probe sink"
+            "probe serve [NETNS...] | probe ask ADDR:PORT | probe stream ADDR:PORT | probe flows ADDR:PORT | probe flood ADDR:PORT MS | probe sink"
         ),
     }
 }
@@ -56,11 +60,7 @@ fn stream(address: SocketAddr) -> anyhow::Result<()> {
     stream.set_nodelay(true)?;
     stream.set_write_timeout(Some(TIMEOUT))?;
     println!("ready");
-    let (end, ended) = std::sync::mpsc::channel();
-    std::thread::spawn(move || {
-        let _ = std::io::stdin().read_to_end(&mut Vec::new());
-        let _ = end.send(());
-    });
+    let ended = end_of_input();
     let mut sent = 0;
     while ended.recv_timeout(Duration::from_millis(10)).is_err() {
         sent += stream.write(&[7; 100]).context("send")?;
@@ -73,6 +73,47 @@ fn stream(address: SocketAddr) -> anyhow::Result<()> {
     anyhow::ensure!(bytes == sent.to_string(), "the server got {bytes} of {sent} bytes");
     println!("{addresses}");
     Ok(())
+}
+
+fn flows(address: SocketAddr) -> anyhow::Result<()> {
+    let any = if address.is_ipv4() { "0.0.0.0" } else { "::" };
+    let socket = UdpSocket::bind((any, 0)).context("open a socket")?;
+    socket.connect(address).context("connect")?;
+    socket.set_read_timeout(Some(LIMIT))?;
+    let receiver = socket.try_clone()?;
+    let back = std::thread::spawn(move || {
+        let mut back = 0_u32;
+        // The last ones are waited for as long as a read may take.
+        while receiver.recv(&mut [0; 64]).is_ok() {
+            back += 1;
+        }
+        back
+    });
+    let ended = end_of_input();
+    let (mut connections, mut failed, mut sent, mut turn) = (0_u32, 0_u32, 0_u32, 0_u32);
+    while ended.recv_timeout(Duration::from_millis(20)).is_err() {
+        sent += u32::from(socket.send(&[7; 18]).is_ok());
+        turn += 1;
+        if turn.is_multiple_of(5) {
+            match TcpStream::connect_timeout(&address, LIMIT) {
+                Ok(_) => connections += 1,
+                Err(_) => failed += 1,
+            }
+        }
+    }
+    let back = back.join().map_err(|_| anyhow::anyhow!("the receiver panicked"))?;
+    println!(r#"{{"connections":{connections},"failed":{failed},"sent":{sent},"back":{back}}}"#);
+    Ok(())
+}
+
+/// Hears of the end of the input.
+fn end_of_input() -> std::sync::mpsc::Receiver<()> {
+    let (end, ended) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        let _ = std::io::stdin().read_to_end(&mut Vec::new());
+        let _ = end.send(());
+    });
+    ended
 }
 
 fn flood(address: SocketAddr, ms: u64) -> anyhow::Result<()> {
@@ -110,6 +151,13 @@ fn serve() -> anyhow::Result<()> {
             }
         });
     }
+    let echo = UdpSocket::bind(("::", PORT)).context("listen")?;
+    std::thread::spawn(move || {
+        let mut datagram = [0; 64];
+        while let Ok((length, from)) = echo.recv_from(&mut datagram) {
+            let _ = echo.send_to(&datagram[..length], from);
+        }
+    });
     println!("ready");
     // The end of the input is the word to end.
     std::io::stdin().read_to_end(&mut Vec::new())?;

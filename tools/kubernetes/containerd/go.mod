@@ -1,5 +1,5 @@
-// The programs of a Kubernetes node in the lab; `build` builds them.
-module enid/tools/kubernetes
+// containerd with its shim and its command line; ../build builds them.
+module enid/tools/kubernetes/containerd
 
 go 1.25.0
 

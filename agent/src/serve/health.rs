@@ -1,14 +1,48 @@
-//! Asks cni.sock, as a plugin does: a daemon that serves operators only is none.
+//! Whether the daemon serves, as probes ask: `/healthz` on a loopback address for the kubelet, `enid health` for people.
+//! Both ask cni.sock, as a plugin does: a daemon that serves operators only is none.
 
-use std::{io::Read, os::fd::AsRawFd, path::Path, time::Duration};
+use std::{
+    io::Read,
+    net::SocketAddr,
+    os::fd::AsRawFd,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use anyhow::{Context, bail};
+use axum::{Router, http::StatusCode, routing::get};
 use enid_api::{
     packet::{self, PACKET_MAX},
     v1::{StatusRequest, from_daemon, from_plugin},
 };
 use nix::sys::socket::{MsgFlags, send};
 use socket2::{Domain, SockAddr, Socket, Type};
+use tokio::task::spawn_blocking;
+
+use crate::serve::listen::Listen;
+
+/// Below the kubelet's own bound in the chart, so that the answer says what is wrong.
+const BOUND: Duration = Duration::from_secs(5);
+
+/// Serves `/healthz` until the task is dropped: 200 while a daemon answers on cni.sock, else 503 and why.
+///
+/// # Errors
+///
+/// The server ended.
+pub async fn serve(address: SocketAddr, cni: PathBuf) -> anyhow::Result<()> {
+    let listener = Listen { what: "health", setting: "ENID_HEALTH_ADDRESS", address }.bind(|_| {}).await;
+    let answer = move || {
+        let cni = cni.clone();
+        async move {
+            // It waits for a socket: on a thread that may block.
+            match spawn_blocking(move || ask(&cni, BOUND)).await.context("the question ended").flatten() {
+                Ok(()) => (StatusCode::OK, "serving\n".to_owned()),
+                Err(error) => (StatusCode::SERVICE_UNAVAILABLE, format!("{error:#}\n")),
+            }
+        }
+    };
+    axum::serve(listener, Router::new().route("/healthz", get(answer))).await.context("the health server ended")
+}
 
 /// Whether a daemon answers STATUS there, whatever it says.
 ///

@@ -1,0 +1,197 @@
+//! etcd, API server, controller manager, scheduler: on an instance of their own in the VPC.
+
+use std::{
+    fs::{self, File},
+    path::{Path, PathBuf},
+    process::Stdio,
+    time::Duration,
+};
+
+use anyhow::{Context, bail};
+use vpclab::{CONTROL_PLANE, Lab, wait_until};
+
+use crate::{
+    config::{ClusterConfig, Cni},
+    kubeconfig,
+    parts::Parts,
+    pki::{Pki, Use},
+};
+
+/// 3 s on an idle machine.
+const BOUND: Duration = Duration::from_secs(90);
+/// Where nodes and pods find the API server.
+const PORT: u16 = 6443;
+/// The client port of etcd, which only the API server uses.
+const ETCD: &str = "http://127.0.0.1:2379";
+const ETCD_PEER: &str = "http://127.0.0.1:2380";
+/// Ranges of pods where the bridge plugin gives addresses.
+const BRIDGE_PODS: &str = "10.244.0.0/16";
+
+/// The API server and what it stores in.
+const SERVER: [&str; 2] = ["etcd", "kube-apiserver"];
+/// What ends at once where the API server, or the roles that it makes at its first start, are not there.
+const CLIENTS: [&str; 2] = ["kube-controller-manager", "kube-scheduler"];
+
+/// The control plane, as it is told to be.
+pub struct ControlPlane<'a> {
+    /// The lab whose instance it runs on.
+    pub lab: &'a Lab,
+    /// What the cluster should have.
+    pub config: &'a ClusterConfig,
+    /// The cluster's folder.
+    pub folder: &'a Path,
+    /// Its programs.
+    pub parts: &'a Parts,
+}
+
+impl ControlPlane<'_> {
+    /// The API server's URL.
+    pub fn server(&self) -> anyhow::Result<String> {
+        Ok(format!("https://{}:{PORT}", self.address()?))
+    }
+
+    fn address(&self) -> anyhow::Result<&str> {
+        let instance = self.lab.state().control_plane.as_ref();
+        Ok(&instance.context("the lab has no instance for a control plane")?.address)
+    }
+
+    /// Certificates and kubeconfigs for all of it, and for people: `admin.kubeconfig`.
+    pub fn credentials(&self) -> anyhow::Result<Pki> {
+        let pki = Pki::create(&self.folder.join("pki"))?;
+        let mut names = vec!["127.0.0.1".to_owned(), self.address()?.to_owned(), "localhost".to_owned()];
+        names.extend(self.config.families.api_services());
+        names.extend(
+            ["", ".default", ".default.svc", ".default.svc.cluster.local"].map(|end| format!("kubernetes{end}")),
+        );
+        pki.issue("apiserver", Use::Server, "kube-apiserver", &[], &names)?;
+        pki.issue("apiserver-kubelet", Use::Client, "apiserver-kubelet", &["system:masters"], &[])?;
+        pki.issue("front-proxy", Use::Client, "front-proxy", &[], &[])?;
+        pki.issue("admin", Use::Client, "admin", &["system:masters"], &[])?;
+        for name in ["kube-controller-manager", "kube-scheduler", "kube-proxy"] {
+            pki.issue(name, Use::Client, &format!("system:{name}"), &[], &[])?;
+        }
+        for name in ["admin", "kube-controller-manager", "kube-scheduler", "kube-proxy"] {
+            kubeconfig::write(&self.folder.join(format!("{name}.kubeconfig")), &self.server()?, &pki, name)?;
+        }
+        Ok(pki)
+    }
+
+    /// Starts all of it and waits until the API server is ready.
+    pub fn start(&self, pki: &Pki) -> anyhow::Result<()> {
+        for name in SERVER {
+            self.spawn(name, &self.arguments(name, pki)?)?;
+        }
+        let kubeconfig = self.folder.join("admin.kubeconfig");
+        let kubectl = self.parts.program("kubectl");
+        let (kubectl, kubeconfig) = (kubectl.to_string_lossy(), kubeconfig.to_string_lossy());
+        let ready = || {
+            let arguments = ["--kubeconfig", &kubeconfig, "--request-timeout=5s", "get", "--raw=/readyz"];
+            self.lab.run(CONTROL_PLANE, &kubectl, &arguments)
+        };
+        if wait_until(BOUND, || ready().is_ok()).is_err() {
+            let logs = self.folder.join("log");
+            bail!("the API server is not ready within {} s; logs are in {}", BOUND.as_secs(), logs.display());
+        }
+        for name in CLIENTS {
+            self.spawn(name, &self.arguments(name, pki)?)?;
+        }
+        Ok(())
+    }
+
+    fn spawn(&self, name: &str, arguments: &[String]) -> anyhow::Result<()> {
+        let path = log(self.folder, name);
+        let log = File::create(&path).with_context(|| format!("cannot write {}", path.display()))?;
+        // In a session of its own: it goes on when whoever started the cluster ends, and ends with the lab.
+        self.lab
+            .command(CONTROL_PLANE, "setsid")?
+            .arg(self.parts.program(name))
+            .args(arguments)
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().context("cannot share a log")?)
+            .stderr(log)
+            .spawn()
+            .with_context(|| format!("cannot start {name}"))?;
+        Ok(())
+    }
+
+    fn arguments(&self, name: &str, pki: &Pki) -> anyhow::Result<Vec<String>> {
+        let services = self.config.families.service_ranges();
+        let conf = |name: &str| self.folder.join(format!("{name}.kubeconfig")).to_string_lossy().into_owned();
+        let client = |name: &str| {
+            ["kubeconfig", "authentication-kubeconfig", "authorization-kubeconfig"]
+                .map(|flag| format!("--{flag}={}", conf(name)))
+                .into_iter()
+                .chain(["--bind-address=127.0.0.1".to_owned(), "--leader-elect=false".to_owned()])
+                .collect::<Vec<_>>()
+        };
+        let flags =
+            |list: &[(&str, &str)]| list.iter().map(|(flag, value)| format!("--{flag}={value}")).collect::<Vec<_>>();
+        Ok(match name {
+            "etcd" => flags(&[
+                ("data-dir", &self.folder.join("etcd").to_string_lossy()),
+                ("listen-client-urls", ETCD),
+                ("advertise-client-urls", ETCD),
+                ("listen-peer-urls", ETCD_PEER),
+                ("initial-advertise-peer-urls", ETCD_PEER),
+                ("initial-cluster", &format!("default={ETCD_PEER}")),
+                // Nobody keeps a lab's data over a crash of the machine.
+                ("unsafe-no-fsync", "true"),
+            ]),
+            "kube-apiserver" => flags(&[
+                ("etcd-servers", ETCD),
+                ("bind-address", self.address()?),
+                ("advertise-address", self.address()?),
+                ("secure-port", &PORT.to_string()),
+                ("tls-cert-file", &pki.path("apiserver.crt")),
+                ("tls-private-key-file", &pki.path("apiserver.key")),
+                ("client-ca-file", &pki.path("ca.crt")),
+                ("authorization-mode", "Node,RBAC"),
+                ("enable-admission-plugins", "NodeRestriction"),
+                ("allow-privileged", "true"),
+                // Names of nodes are no names of hosts here.
+                ("kubelet-preferred-address-types", "InternalIP"),
+                ("kubelet-certificate-authority", &pki.path("ca.crt")),
+                ("kubelet-client-certificate", &pki.path("apiserver-kubelet.crt")),
+                ("kubelet-client-key", &pki.path("apiserver-kubelet.key")),
+                ("service-cluster-ip-range", &services),
+                ("service-account-issuer", "https://kubernetes.default.svc"),
+                ("service-account-key-file", &pki.path("service-accounts.pub")),
+                ("service-account-signing-key-file", &pki.path("service-accounts.key")),
+                ("requestheader-client-ca-file", &pki.path("ca.crt")),
+                ("requestheader-allowed-names", "front-proxy"),
+                ("requestheader-username-headers", "X-Remote-User"),
+                ("requestheader-group-headers", "X-Remote-Group"),
+                ("requestheader-extra-headers-prefix", "X-Remote-Extra-"),
+                ("proxy-client-cert-file", &pki.path("front-proxy.crt")),
+                ("proxy-client-key-file", &pki.path("front-proxy.key")),
+            ]),
+            "kube-controller-manager" => {
+                let bridge = self.config.cni == Cni::Bridge;
+                let mut all = client(name);
+                all.extend(flags(&[
+                    ("service-account-private-key-file", &pki.path("service-accounts.key")),
+                    ("root-ca-file", &pki.path("ca.crt")),
+                    ("cluster-signing-cert-file", &pki.path("ca.crt")),
+                    ("cluster-signing-key-file", &pki.path("ca.key")),
+                    ("use-service-account-credentials", "true"),
+                    ("service-cluster-ip-range", &services),
+                    ("allocate-node-cidrs", if bridge { "true" } else { "false" }),
+                ]));
+                all.extend(bridge.then(|| format!("--cluster-cidr={BRIDGE_PODS}")));
+                all
+            }
+            _ => client(name),
+        })
+    }
+}
+
+/// Where a program's log is.
+fn log(folder: &Path, name: &str) -> PathBuf {
+    folder.join("log").join(format!("{name}.log"))
+}
+
+/// Makes the folder of logs.
+pub fn prepare(folder: &Path) -> anyhow::Result<()> {
+    let logs = folder.join("log");
+    fs::create_dir_all(&logs).with_context(|| format!("cannot make {}", logs.display()))
+}
