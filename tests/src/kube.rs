@@ -145,7 +145,8 @@ pub fn check_agreement(cluster: &Cluster) -> anyhow::Result<usize> {
         let expected: BTreeSet<String> =
             pods.iter().filter(|pod| pod.node == node.name).map(|pod| pod.address.to_string()).collect();
         let routes = node.sh("ip -4 route show table main; ip -6 route show table main")?;
-        let pods_routes = routes.lines().filter(|line| line.contains(" dev eni"));
+        // The kernel gives every link a range of its own for IPv6.
+        let pods_routes = routes.lines().filter(|line| line.contains(" dev eni") && !line.starts_with("fe80::"));
         let found: BTreeSet<String> =
             pods_routes.filter_map(|line| line.split_whitespace().next()).map(str::to_owned).collect();
         ensure!(found == expected, "{}: routes to {found:?}, pods have {expected:?}", node.name);
@@ -160,7 +161,10 @@ pub fn wait_for_agreement(cluster: &Cluster) -> anyhow::Result<usize> {
         last = check_agreement(cluster);
         last.is_ok()
     });
-    agreed.and(last)
+    match last {
+        Err(error) => Err(error),
+        agreed_on => agreed.and(agreed_on),
+    }
 }
 
 /// The pod's network namespace, as its node names it.

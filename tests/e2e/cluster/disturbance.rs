@@ -31,6 +31,11 @@ fn are_ready(cluster: &Cluster) -> anyhow::Result<bool> {
     Ok(said.lines().all(|line| line == "True"))
 }
 
+/// The boot that the kubelet has told the API server of.
+fn boot_id(cluster: &Cluster, node: &str) -> anyhow::Result<String> {
+    cluster.kubectl(&["get", "node", node, "-o", "jsonpath={.status.nodeInfo.bootID}"])
+}
+
 #[test]
 fn nothing_is_lost_while_the_cluster_is_worked_on() {
     let cluster = &*CLUSTER;
@@ -69,9 +74,12 @@ fn nothing_is_lost_while_the_cluster_is_worked_on() {
     });
     let rebooted = &nodes[1];
     during("a reboot, for the other node's pods", Some(&rebooted.name), &|| {
+        let before = boot_id(cluster, &rebooted.name)?;
         rebooted.reboot()?;
-        kube::rolled_out(cluster, "deployment/flow")?;
-        wait_until(BOUND, || are_ready(cluster).unwrap_or(false))
+        wait_until(BOUND, || boot_id(cluster, &rebooted.name).is_ok_and(|now| now != before))?;
+        wait_until(BOUND, || are_ready(cluster).unwrap_or(false))?;
+        rolled_out(cluster)?;
+        kube::rolled_out(cluster, "deployment/flow")
     });
     kube::remove(cluster, "flow").unwrap();
 }
