@@ -3,11 +3,12 @@ SHELL := /bin/bash
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 SHIM := x86_64-unknown-linux-musl
 
-.PHONY: help tools build plugin check test test-vm sim demo bench audit chart borders structure image cluster-parts cluster cluster-down
+.PHONY: help tools build plugin check test test-vm sim demo bench audit chart borders structure image cluster-parts cluster cluster-down test-cluster conformance
 
 help:
 	@echo "make demo    two nodes, forty pods, every path a packet can take (KEEP=1 leaves it up)"
 	@echo "make test    everything that tests"
+	@echo "make test-cluster  Enid on a real Kubernetes cluster;  make conformance  Kubernetes' own network tests"
 	@echo "make test-vm pods on nodes where kube-proxy uses IPVS, under Debian's own kernel in an emulated machine"
 	@echo "make check   format, lints, licences, dependencies of crates, structure, chart"
 	@echo "make cluster a real Kubernetes cluster on this machine with Enid installed (ARGS=\"--cni none\"; make cluster-down)"
@@ -92,6 +93,14 @@ cluster-parts: root build
 
 cluster: cluster-parts
 	$(TARGET)/debug/kubelab up $(ARGS)
+
+test-cluster: cluster-parts
+	cargo test --locked --workspace --test cluster -- --test-threads=1 --nocapture
+
+conformance: cluster-parts
+	tools/kubernetes/build e2e
+	tools/conformance
+	tools/conformance --localstack
 
 cluster-down:
 	$(TARGET)/debug/kubelab down $(ARGS)

@@ -133,6 +133,11 @@ impl Cluster {
         self.run(&self.parts.program("kubectl"), arguments, "")
     }
 
+    /// Runs kubectl with an input.
+    pub fn kubectl_with(&self, arguments: &[&str], input: &str) -> anyhow::Result<String> {
+        self.run(&self.parts.program("kubectl"), arguments, input)
+    }
+
     /// Runs helm.
     pub fn helm(&self, arguments: &[&str]) -> anyhow::Result<String> {
         self.run(&self.parts.helm(), arguments, "")
@@ -140,7 +145,7 @@ impl Cluster {
 
     /// Applies a manifest.
     pub fn apply(&self, manifest: &str) -> anyhow::Result<String> {
-        self.run(&self.parts.program("kubectl"), &["apply", "-f", "-"], manifest)
+        self.kubectl_with(&["apply", "-f", "-"], manifest)
     }
 
     /// Objects of a kind, in all namespaces, as the API server has them; more arguments narrow that.
