@@ -33,3 +33,14 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
 {{- else }}{{ $repository }}:{{ $main.tag | default .Chart.AppVersion }}
 {{- end }}
 {{- end }}
+
+{{- /* Settings as environment variables. What is empty is not set; the node's name comes by another way. */}}
+{{- define "enid.settings" -}}
+{{- $settings := list }}
+{{- range $name, $value := . }}
+{{- if and (ne (toString $value) "") (ne $name "MY_NODE_NAME") }}
+{{- $settings = append $settings (dict "name" $name "value" (toString $value)) }}
+{{- end }}
+{{- end }}
+{{- toYaml $settings }}
+{{- end }}
