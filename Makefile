@@ -95,7 +95,8 @@ cluster: cluster-parts
 	$(TARGET)/debug/kubelab up $(ARGS)
 
 test-cluster: cluster-parts
-	cargo test --locked --workspace --test cluster -- --test-threads=1 --nocapture
+	tools/kubernetes/build e2e
+	tools/test-cluster
 
 conformance: cluster-parts
 	tools/kubernetes/build e2e

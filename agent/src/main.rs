@@ -16,6 +16,7 @@ mod runtime;
 mod serve;
 mod settings;
 mod store;
+mod uninstall;
 
 use std::process::ExitCode;
 
@@ -53,6 +54,10 @@ fn run(matches: &ArgMatches) -> anyhow::Result<()> {
             daemon::run(settings)
         }
         "init" => runtime::install::plugins(&settings),
+        "uninstall" => {
+            let asked = uninstall::Asked { enis: matches.get_flag("enis"), force: matches.get_flag("force") };
+            uninstall::run(&settings, asked)
+        }
         _ => {
             let as_json = matches.get_one::<String>("output").is_some_and(|output| output == "json");
             let ready = name == "health" && matches.get_flag("ready");
@@ -92,6 +97,18 @@ fn cli() -> Command {
         .arg_required_else_help(true)
         .subcommand(Command::new("agent").about("Run the node daemon").args(settings()))
         .subcommand(Command::new("init").about("Install the plugin into the runtime's folder").args(settings()))
+        .subcommand(
+            Command::new("uninstall")
+                .about("Remove every trace from a node that has no pods any more; no daemon may run")
+                .args(settings())
+                .arg(
+                    Arg::new("enis")
+                        .long("enis")
+                        .action(ArgAction::SetTrue)
+                        .help("Give the node's ENIs back to EC2, too"),
+                )
+                .arg(Arg::new("force").long("force").action(ArgAction::SetTrue).help("Though pods lose their network")),
+        )
         .subcommand(reading("status", "The node, its pool, and what it waits for"))
         .subcommand(reading("enis", "The ENIs of this node"))
         .subcommand(reading("pods", "The pods and their addresses"))

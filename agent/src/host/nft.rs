@@ -14,7 +14,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context, bail};
+use anyhow::{Context, bail, ensure};
 use enid_datapath::{
     Family,
     netfilter::generation::generation,
@@ -96,6 +96,14 @@ impl Table {
 /// Whether the kernel has a table of ours.
 pub async fn is_there(family: Family) -> anyhow::Result<bool> {
     Ok(list(&[], family).await?.is_some())
+}
+
+/// Removes it.
+pub async fn delete(family: Family) -> anyhow::Result<()> {
+    let output = nft(&["delete", "table", family.word(), "enid"], "").await?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "nft cannot delete the table {} enid: {}", family.word(), said.trim());
+    Ok(())
 }
 
 /// Whether the program is there.

@@ -54,6 +54,11 @@ impl Claim {
         Ok(Claim { run_dir: run_dir.to_owned(), lock, inode })
     }
 
+    /// Gives the folder up, and removes the file by which it was claimed.
+    pub fn give_up(self) {
+        let _ = fs::remove_file(lock_path(&self.run_dir));
+    }
+
     /// Claims the folder anew where somebody has removed it or the file; whether.
     pub fn put_back(&mut self) -> anyhow::Result<bool> {
         if Inode::at(&lock_path(&self.run_dir))? == self.inode {

@@ -63,9 +63,14 @@ pub fn hide_stale(settings: &Settings) -> anyhow::Result<bool> {
     if boot == Some(store::boot_id()?.as_str()) {
         return Ok(true);
     }
-    let hidden = settings.conf_dir.join(EARLIER);
+    let hidden = earlier_path(settings);
     fs::rename(&path, hidden).with_context(|| format!("cannot move {}, which an earlier boot left", path.display()))?;
     Ok(false)
+}
+
+/// Where that of an earlier boot is.
+pub fn earlier_path(settings: &Settings) -> PathBuf {
+    settings.conf_dir.join(EARLIER)
 }
 
 /// Where the configuration is.

@@ -119,6 +119,11 @@ impl Request {
         Self::new(what, RouteNetlinkMessage::NewNeighbour(neighbour), NLM_F_CREATE | NLM_F_REPLACE, None)
     }
 
+    /// Delete a neighbour entry; one that is gone is fine.
+    pub fn delete_neighbour(what: impl fmt::Display, neighbour: NeighbourMessage) -> Self {
+        Self::new(what, RouteNetlinkMessage::DelNeighbour(neighbour), 0, Some(Errno::ENOENT))
+    }
+
     /// Add a rule; one that is there is fine.
     pub fn add_rule(what: impl fmt::Display, rule: RuleMessage) -> Self {
         Self::new(what, RouteNetlinkMessage::NewRule(rule), NLM_F_CREATE | NLM_F_EXCL, Some(Errno::EEXIST))

@@ -153,6 +153,12 @@ fn is_ours(rule: &RuleMessage) -> bool {
     }
 }
 
+/// The same, and the rule for pods' own addresses, which is wanted as long as there is a daemon.
+pub(crate) fn is_of_enid(rule: &RuleMessage) -> bool {
+    let of_pods = priority(rule) == Some(marks::PRIORITY_PODS);
+    is_ours(rule) || of_pods && rule.attributes.contains(&RuleAttribute::SuppressIfGroup(0))
+}
+
 /// It sends everything of the family to that table.
 fn is_plain(there: &RuleMessage, family: Family, to: u32) -> bool {
     use RuleAttribute::{Priority, Protocol, SuppressPrefixLen, Table};

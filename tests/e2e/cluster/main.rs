@@ -9,6 +9,7 @@ mod agreement;
 mod chart;
 mod disturbance;
 mod traffic;
+mod uninstall;
 
 use std::sync::LazyLock;
 
