@@ -57,7 +57,8 @@ pub fn run(settings: Settings) -> anyhow::Result<()> {
 }
 
 fn start_log(settings: &Settings) {
-    let filter = tracing_subscriber::EnvFilter::new(format!("warn,enid={}", settings.log_level));
+    // What the SDK says of credentials that cannot be had is in the answer of the call that lacks them.
+    let filter = tracing_subscriber::EnvFilter::new(format!("warn,aws_config=error,enid={}", settings.log_level));
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
     if settings.log_json { log.json().init() } else { log.with_ansi(false).init() }
 }

@@ -23,6 +23,8 @@ pub enum Cause {
     Denied,
     /// EC2 throttles this account.
     Throttled,
+    /// The daemon gets no credentials to ask EC2 with: STS, the pod identity agent or metadata gives none.
+    NoCredentials,
     /// EC2 does not answer.
     Ec2Unreachable,
     /// EC2 refused for another reason.
@@ -60,6 +62,7 @@ impl Cause {
             Cause::ProvisioningOff => "provisioning_off",
             Cause::Denied => "denied",
             Cause::Throttled => "throttled",
+            Cause::NoCredentials => "no_credentials",
             Cause::Ec2Unreachable => "ec2_unreachable",
             Cause::Ec2Error => "ec2_error",
             Cause::StillGrowing => "still_growing",
@@ -80,6 +83,7 @@ impl Cause {
             self,
             Cause::Starting
                 | Cause::Throttled
+                | Cause::NoCredentials
                 | Cause::Ec2Unreachable
                 | Cause::MetadataUnreadable
                 | Cause::StillGrowing

@@ -1,5 +1,6 @@
 //! What EC2's errors mean for the node: the one place that knows their codes and sentences.
 
+use aws_credential_types::provider::error::CredentialsError;
 use aws_sdk_ec2::{
     error::{ProvideErrorMetadata, SdkError},
     operation::RequestId,
@@ -111,6 +112,7 @@ where
         other => last_cause(other),
     };
     let cause = match &error {
+        other if lacks_credentials(other) => Cause::NoCredentials,
         SdkError::ServiceError(answer) if answer.raw().status().is_server_error() && code.is_empty() => {
             Cause::Ec2Unreachable
         }
@@ -119,7 +121,11 @@ where
         _ => Cause::Ec2Error,
     };
     let fact = fact_of(&code, &said);
-    let verb = if cause == Cause::Ec2Unreachable { "got no answer" } else { "was refused" };
+    let verb = match cause {
+        Cause::NoCredentials => "was not sent, since there are no credentials",
+        Cause::Ec2Unreachable => "got no answer",
+        _ => "was refused",
+    };
     CallError { cause, message: format!("{action} {verb}: {words}"), request_id, fact }
 }
 
@@ -148,6 +154,19 @@ pub fn odd(action: &str, what: &str) -> CallError {
         request_id: None,
         fact: Fact::None,
     }
+}
+
+/// Whether the SDK found nothing to sign the call with. It wraps the provider's error, and a provider's timeout in words
+/// alone.
+fn lacks_credentials(error: &(dyn std::error::Error + 'static)) -> bool {
+    let mut next = Some(error);
+    while let Some(error) = next {
+        if error.is::<CredentialsError>() || error.to_string().contains("identity resolver timed out") {
+            return true;
+        }
+        next = error.source();
+    }
+    false
 }
 
 /// The innermost error is the one that says what happened: "Connection refused", not how it was passed on.

@@ -2,6 +2,7 @@
 
 use std::{
     fs::{self, File},
+    net::{IpAddr, SocketAddr},
     path::{Path, PathBuf},
     process::Stdio,
     time::Duration,
@@ -12,6 +13,7 @@ use vpclab::{CONTROL_PLANE, Lab, wait_until};
 
 use crate::{
     config::{ClusterConfig, Cni},
+    families::Families,
     kubeconfig,
     parts::Parts,
     pki::{Pki, Use},
@@ -47,18 +49,21 @@ pub struct ControlPlane<'a> {
 impl ControlPlane<'_> {
     /// The API server's URL.
     pub fn server(&self) -> anyhow::Result<String> {
-        Ok(format!("https://{}:{PORT}", self.address()?))
+        Ok(format!("https://{}", SocketAddr::new(self.address()?, PORT)))
     }
 
-    fn address(&self) -> anyhow::Result<&str> {
-        let instance = self.lab.state().control_plane.as_ref();
-        Ok(&instance.context("the lab has no instance for a control plane")?.address)
+    /// Of the family of the cluster's Services.
+    fn address(&self) -> anyhow::Result<IpAddr> {
+        let instance =
+            self.lab.state().control_plane.as_ref().context("the lab has no instance for a control plane")?;
+        let v6 = instance.address_v6.as_ref().filter(|_| self.config.families == Families::Ipv6);
+        v6.unwrap_or(&instance.address).parse().context("the control plane's address")
     }
 
     /// Certificates and kubeconfigs for all of it, and for people: `admin.kubeconfig`.
     pub fn credentials(&self) -> anyhow::Result<Pki> {
         let pki = Pki::create(&self.folder.join("pki"))?;
-        let mut names = vec!["127.0.0.1".to_owned(), self.address()?.to_owned(), "localhost".to_owned()];
+        let mut names = vec!["127.0.0.1".to_owned(), self.address()?.to_string(), "localhost".to_owned()];
         names.extend(self.config.families.api_services());
         names.extend(
             ["", ".default", ".default.svc", ".default.svc.cluster.local"].map(|end| format!("kubernetes{end}")),
@@ -139,8 +144,8 @@ impl ControlPlane<'_> {
             ]),
             "kube-apiserver" => flags(&[
                 ("etcd-servers", ETCD),
-                ("bind-address", self.address()?),
-                ("advertise-address", self.address()?),
+                ("bind-address", &self.address()?.to_string()),
+                ("advertise-address", &self.address()?.to_string()),
                 ("secure-port", &PORT.to_string()),
                 ("tls-cert-file", &pki.path("apiserver.crt")),
                 ("tls-private-key-file", &pki.path("apiserver.key")),

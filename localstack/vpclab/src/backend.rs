@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::{Context, bail};
 
-use crate::{ec2, localstack, nsenter, program::program, wait::wait_until};
+use crate::{ec2, fabric::POD_IDENTITY, localstack, nsenter, program::program, wait::wait_until};
 
 /// LocalStack is seen ready after about 5 s; a loaded machine takes longer.
 const BOUND: Duration = Duration::from_secs(120);
@@ -43,6 +43,7 @@ impl Backend {
             Backend::Model => {
                 let mut command = nsenter::command(vpc_pid, "env");
                 command.arg(program()?).args(["ec2", "--listen", &format!("{}:{}", ec2::ADDRESS, ec2::PORT)]);
+                command.args(["--pod-identity", &format!("{POD_IDENTITY}:80")]);
                 command
             }
         };

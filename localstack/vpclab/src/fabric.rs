@@ -33,6 +33,8 @@ pub fn subnet_of(node: usize, large: bool) -> usize {
 }
 /// A server on the Internet.
 pub const INTERNET_SERVER: &str = "198.51.100.10";
+/// Where the EKS Pod Identity agent of each node listens (Amazon EKS User Guide, "How EKS Pod Identity works").
+pub const POD_IDENTITY: &str = "169.254.170.23";
 /// A client in the peered network.
 pub const PEER_CLIENT: &str = "172.31.0.10";
 /// MTU inside a VPC (Amazon EC2 User Guide, jumbo frames).
@@ -55,7 +57,9 @@ pub fn public_address(index: usize) -> String {
 /// Links, addresses and the empty filter of the router; once.
 pub fn base(vpc: u32, inet: u32, peer: u32) -> anyhow::Result<()> {
     let mut router = String::new();
-    for address in [ec2::ADDRESS, "169.254.169.254"].into_iter().chain(SUBNETS.map(|(_, gateway, _)| gateway)) {
+    for address in
+        [ec2::ADDRESS, "169.254.169.254", POD_IDENTITY].into_iter().chain(SUBNETS.map(|(_, gateway, _)| gateway))
+    {
         let _ = writeln!(router, "address add {address}/32 dev lo");
     }
     let _ = writeln!(

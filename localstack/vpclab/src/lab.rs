@@ -99,6 +99,11 @@ impl Lab {
         nsenter::within(self.state.vpc_pid, || ec2::control("/faults", &text))?
     }
 
+    /// There is this role from now on. Error: EC2 is LocalStack, which has none.
+    pub fn set_role(&self, role: &serde_json::Value) -> anyhow::Result<()> {
+        nsenter::within(self.state.vpc_pid, || ec2::control("/role", &role.to_string()))?
+    }
+
     /// Lets others take addresses of a subnet. Error: EC2 is LocalStack, whose subnets never fill.
     pub fn occupy(&self, subnet_id: &str, addresses: &[std::net::Ipv4Addr]) -> anyhow::Result<()> {
         self.fill("/occupy", subnet_id, addresses)

@@ -66,6 +66,9 @@ struct Account {
     /// Where to listen
     #[arg(long, default_value = "127.0.0.1:4566")]
     listen: SocketAddr,
+    /// Where to listen as the EKS Pod Identity agent, too
+    #[arg(long)]
+    pod_identity: Option<SocketAddr>,
     /// Where chance comes from
     #[arg(long, default_value_t = 0)]
     seed: u64,
@@ -161,7 +164,13 @@ fn ec2(account: &Account) -> anyhow::Result<()> {
     let ec2_lag_ms = (account.lag_ms, account.lag_ms);
     let options = Options { seed: account.seed, throttling: account.throttling, ec2_lag_ms, ..Options::default() };
     println!("http://{}", listener.local_addr().context("the listener has no address")?);
-    Server::new(Model::new(options), account.latency).serve(&listener);
+    let server = Server::new(Model::new(options), account.latency);
+    if let Some(address) = account.pod_identity {
+        let listener = TcpListener::bind(address).with_context(|| format!("cannot listen on {address}"))?;
+        let server = server.clone();
+        std::thread::spawn(move || server.serve(&listener));
+    }
+    server.serve(&listener);
     Ok(())
 }
 

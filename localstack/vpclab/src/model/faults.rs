@@ -13,6 +13,8 @@ pub struct Faults {
     pub deny: BTreeSet<String>,
     /// A create without tags in the request is denied, as with a policy's condition on aws:RequestTag.
     pub deny_untagged_create: bool,
+    /// STS and the pod identity agent do not answer.
+    pub credentials_away: bool,
     /// By action: the call is carried out and its answer is lost.
     pub lose_answer: BTreeMap<String, f64>,
     /// By action: the call never arrives.

@@ -7,8 +7,9 @@
 //!
 //! Rules come from the Amazon EC2 API Reference and User Guide; where another source or a guess is behind one,
 //! it is named. Not modelled: security groups' content, public and elastic addresses, subnet reservations,
-//! trunk ENIs, EFAs that carry IP, IAM but for plain denials, quotas other than that of ENIs per region.
+//! trunk ENIs, EFAs that carry IP, quotas other than that of ENIs per region.
 
+mod access;
 mod api;
 mod assign;
 mod attach;
@@ -20,6 +21,7 @@ mod filter;
 pub mod http;
 mod instance;
 mod lag;
+mod policy;
 mod shown;
 mod space;
 #[cfg(test)]
@@ -31,14 +33,17 @@ use std::{collections::BTreeMap, net::Ipv4Addr};
 use fastrand::Rng;
 use ipnet::{Ipv4Net, Ipv6Net};
 
+pub use access::{ACCOUNT, Role};
 pub use api::{
     Answer, ApiError, AttachmentStatus, AttachmentTruth, EniStatus, EniTruth, ImdsEni, InstanceState, InstanceTruth,
     InterfaceType, Outcome, Reply, Request, SubnetTruth,
 };
 pub use buckets::bucket;
 pub use faults::Faults;
+pub use policy::{Access, Policy, Statement};
 pub use types::{TypeLimits, limits};
 
+use access::Identities;
 use buckets::Buckets;
 use shown::Shown;
 use space::Space;
@@ -121,6 +126,7 @@ pub struct Model {
     /// What metadata last answered to each instance.
     last_metadata: BTreeMap<String, Vec<ImdsEni>>,
     buckets: Buckets,
+    access: Identities,
     counts: BTreeMap<String, Counted>,
 }
 
@@ -186,6 +192,7 @@ impl Model {
             metadata_instance: BTreeMap::new(),
             last_metadata: BTreeMap::new(),
             buckets: Buckets::default(),
+            access: Identities::default(),
             counts: BTreeMap::new(),
         }
     }
@@ -296,6 +303,7 @@ impl Model {
             );
             return Err(ApiError::new("UnauthorizedOperation", message));
         }
+        self.authorize(caller, request)?;
         if let Some((chance, code)) = self.faults.fail.get(action).cloned()
             && self.chance(chance)
         {

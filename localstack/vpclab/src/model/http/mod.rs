@@ -3,6 +3,7 @@
 //! Virtual time is the time since the start. A state that takes time, such as "attaching", takes it for real;
 //! the latency of calls is only spent if request for. A lost answer is a connection that closes, or, where EC2 is
 //! silent, one that stays open.
+//! STS' AssumeRoleWithWebIdentity and the EKS Pod Identity agent's `GET /v1/credentials` give out keys of roles.
 //! Signatures are not checked; the access key's name stands for the caller. Besides the protocol there are
 //! paths for whoever runs the tests, with JSON bodies:
 //!
@@ -11,9 +12,11 @@
 //! | `GET /health` | 200 |
 //! | `GET /faults`, `POST /faults` | [`Faults`]; a post replaces all |
 //! | `POST /occupy`, `POST /vacate` | `{"subnet": …, "addresses": […]}`: [`Model::occupy`], [`Model::vacate`] |
+//! | `POST /role` | [`Role`]: there is this role from now on |
 //! | `GET /counts` | calls by action: calls, throttled, failed, lost |
 
 mod actions;
+mod credentials;
 mod params;
 mod set_up;
 mod xml;
@@ -29,7 +32,7 @@ use std::{
 
 use serde::Deserialize;
 
-use super::{Faults, Model};
+use super::{Faults, Model, Role};
 use crate::{
     http::{HttpRequest, HttpResponse},
     wait,
@@ -119,6 +122,15 @@ impl Server {
                 }
                 Err(error) => bad_request(&error.to_string()),
             },
+            ("POST", "/role") => match serde_json::from_slice::<Role>(&request.body) {
+                Ok(role) => {
+                    model.set_role(role);
+                    json(200, "{}")
+                }
+                Err(error) => bad_request(&error.to_string()),
+            },
+            ("GET", "/v1/credentials") if model.faults_mut().credentials_away => return None,
+            ("GET", "/v1/credentials") => credentials::of_pod_identity(&mut model, now, request),
             ("GET", "/counts") => {
                 let counts: BTreeMap<_, _> = model
                     .counts()
@@ -126,6 +138,12 @@ impl Server {
                     .map(|(action, n)| (action, [n.calls, n.throttled, n.failed, n.lost]))
                     .collect();
                 json(200, &serde_json::json!(counts).to_string())
+            }
+            ("POST", "/") if credentials::is_asked(request) => {
+                if model.faults_mut().credentials_away {
+                    return None;
+                }
+                credentials::assume(&mut model, now, request)
             }
             ("POST", "/") => {
                 let result = actions::call(&mut model, now, request);

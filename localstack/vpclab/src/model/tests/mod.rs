@@ -1,6 +1,7 @@
 //! The rules of the model, one test each, through its calls.
 
 mod late;
+mod policies;
 
 use std::collections::BTreeMap;
 
