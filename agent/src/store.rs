@@ -146,7 +146,9 @@ impl Store {
             let schema = meta.get("schema")?.map(|value| value.value().to_owned());
             match schema.as_deref() {
                 None | Some(SCHEMA) => {}
-                Some(other) => bail!("its schema is {other:?}; this version of enid reads {SCHEMA:?}"),
+                Some(other) => bail!(
+                    "its schema is {other:?}, and this version of enid reads {SCHEMA:?}; start the version that wrote it again, or drain the node and remove the file"
+                ),
             }
             let same_boot = meta.get("boot")?.is_some_and(|value| value.value() == boot_id);
             meta.insert("schema", SCHEMA)?;
