@@ -13,6 +13,7 @@ mod access;
 mod api;
 mod assign;
 mod attach;
+mod authorize;
 mod buckets;
 mod describe;
 mod eni;
