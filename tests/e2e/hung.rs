@@ -20,6 +20,24 @@ const HANG: &str = "n=0; for pid in $(pgrep -x -f 'enid agent'); do
     case $(cut -d' ' -f3 /proc/$pid/stat) in T) ;; *) kill -STOP $pid; n=$((n + 1));; esac
 done; echo $n";
 
+/// A node that goes away with its pods and its daemon: DELs end in time, and no ENI is detached, since the instance takes
+/// them along.
+fn drained_and_terminated(cluster: &Cluster) {
+    let (lab, node) = (cluster.lab(), &cluster.lab().state().nodes[0]);
+    let detached = || lab.ec2_counts().unwrap().get("DetachNetworkInterface").map_or(0, |counted| counted.calls);
+    let before = detached();
+    assert!(lab.enis().unwrap().len() >= 3, "the node has an ENI that is ours");
+    // Idle pods end by themselves at once; within their grace of ten seconds their DELs have to end, too.
+    let drain = ["drain", &node.name, "--ignore-daemonsets", "--force", "--grace-period=10", "--timeout=30s"];
+    cluster.kubectl(&drain).unwrap();
+    let failed = cluster.list("events", &["--field-selector=reason=FailedKillPod"]).unwrap();
+    assert!(failed.is_empty(), "{failed:#?}");
+    cluster.nodes().unwrap()[0].stop().unwrap();
+    lab.ec2("TerminateInstances", &[("InstanceId.1", &node.instance_id)]).unwrap();
+    wait_until(BOUND, || lab.enis().is_ok_and(|enis| enis.len() == 1)).unwrap_or_else(|_| panic!("{:?}", lab.enis()));
+    assert_eq!(detached(), before);
+}
+
 #[test]
 fn the_node_of_a_daemon_that_hangs_stays_ready() {
     let seconds = std::env::var("ENID_HUNG_SECONDS").map_or(600, |text| text.parse().unwrap());
@@ -62,6 +80,7 @@ fn the_node_of_a_daemon_that_hangs_stays_ready() {
     let rolled_out = || kube::idle(&cluster, "later", 1);
     wait_until(BOUND * 4, || rolled_out().is_ok()).unwrap();
     kube::wait_for_agreement(&cluster).unwrap();
+    drained_and_terminated(&cluster);
     println!(
         "{seconds} s, {stopped} daemons stopped, {} connections and {} datagrams, none lost",
         counted.connections, counted.sent

@@ -15,6 +15,52 @@ use crate::CLUSTER;
 
 const BOUND: Duration = Duration::from_secs(60);
 const NODE_PORT: u16 = 30080;
+/// A proxy before the Service `web`, reached from outside by its own node only, so that it sees who asks.
+const INGRESS: &str = r#"
+apiVersion: v1
+kind: ConfigMap
+metadata: { name: ingress, namespace: default }
+data:
+  haproxy.cfg: |
+    defaults
+      mode http
+      timeout connect 5s
+      timeout client 10s
+      timeout server 10s
+    frontend outside
+      bind :8080
+      option forwardfor
+      default_backend pods
+    backend pods
+      server web web.default.svc.cluster.local:80
+---
+apiVersion: apps/v1
+kind: Deployment
+metadata: { name: ingress, namespace: default }
+spec:
+  replicas: 1
+  selector: { matchLabels: { app: ingress } }
+  template:
+    metadata: { labels: { app: ingress } }
+    spec:
+      terminationGracePeriodSeconds: 1
+      containers:
+        - name: proxy
+          image: localhost/haproxy:1
+          imagePullPolicy: Never
+          readinessProbe: { tcpSocket: { port: 8080 }, periodSeconds: 1 }
+          volumeMounts: [{ name: config, mountPath: /etc/haproxy }]
+      volumes: [{ name: config, configMap: { name: ingress } }]
+---
+apiVersion: v1
+kind: Service
+metadata: { name: ingress, namespace: default }
+spec:
+  type: NodePort
+  externalTrafficPolicy: Local
+  selector: { app: ingress }
+  ports: [{ name: http, port: 80, targetPort: 8080, nodePort: 30081 }]
+"#;
 
 #[test]
 fn forty_pods_are_reached_and_reach_others_and_leave_nothing() {
@@ -69,7 +115,17 @@ fn forty_pods_are_reached_and_reach_others_and_leave_nothing() {
         }
     }
 
-    cluster.kubectl(&["delete", "service", "web"]).unwrap();
+    // By a proxy that reads HTTP, as an ingress: the client's own address gets as far as that, and is told to the pod.
+    cluster.apply(INGRESS).unwrap();
+    kube::rolled_out(cluster, "deployment/ingress").unwrap();
+    let proxy = kube::pods(cluster, Some("app=ingress")).unwrap().remove(0);
+    let node = lab.state().nodes.iter().find(|node| node.name == proxy.node).unwrap();
+    let url = format!("http://{}:30081/header?key=X-Forwarded-For", node.public_address);
+    let asked = || lab.run("inet", "curl", &["-s", "-S", "-f", "-m", "5", &url]);
+    wait_until(BOUND, || asked().is_ok()).unwrap_or_else(|_| panic!("{:?}", asked()));
+    assert_eq!(asked().unwrap().trim(), INTERNET_SERVER);
+
+    cluster.kubectl(&["delete", "service/web", "service/ingress", "deployment/ingress", "configmap/ingress"]).unwrap();
     kube::remove(cluster, "web").unwrap();
     assert_eq!(kube::wait_for_agreement(cluster).unwrap(), 1);
     for node in &nodes {
