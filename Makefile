@@ -98,10 +98,14 @@ test-cluster: cluster-parts
 	tools/kubernetes/build e2e
 	tools/test-cluster
 
+# Of the conformance tests many want IPv4. These know IPv6, and send packets.
+OF_IPV6 := '\[sig-network\] (Networking Granular|Services should (be able to create a functioning NodePort|serve multiport|serve endpoints|serve a basic|have session affinity)|DNS should provide DNS for|EndpointSlice should|HostPort|Proxy version)'
 conformance: cluster-parts
 	tools/kubernetes/build e2e
 	tools/conformance
 	tools/conformance --localstack
+	FOCUS='\[sig-network\].*\[(Feature:IPv6DualStack|Conformance)\]' SKIP='\[Disruptive\]|\[Serial\]|\[Feature:SCTP' tools/conformance --families dual
+	FOCUS=$(OF_IPV6) SKIP='\[Disruptive\]|\[Serial\]|\[Feature:|\[Slow\]|sctp' tools/conformance --families ipv6
 
 cluster-down:
 	$(TARGET)/debug/kubelab down $(ARGS)
