@@ -3,7 +3,7 @@ SHELL := /bin/bash
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 SHIM := x86_64-unknown-linux-musl
 
-.PHONY: help tools build plugin check test test-vm sim demo bench audit chart borders structure image cluster-parts cluster cluster-down test-cluster conformance
+.PHONY: help tools build plugin check test test-vm sim demo bench audit chart borders structure image cluster-parts cluster cluster-down test-cluster conformance bench-cluster
 
 help:
 	@echo "make demo    two nodes, forty pods, every path a packet can take (KEEP=1 leaves it up)"
@@ -134,6 +134,10 @@ bench: root build
 	cargo build --locked --release -p enid-agent
 	ENID_BIN=$(abspath $(TARGET))/release/enid $(TARGET)/debug/bench $(if $(SHORT),--short) $(abspath $(TARGET))/floor-musl $(abspath $(TARGET))/floor-glibc
 	ENID_BIN=$(abspath $(TARGET))/release/enid $(TARGET)/debug/scale $(abspath $(TARGET))/scale.svg
+
+# Beside the standard bridge plugin, on clusters of their own.
+bench-cluster: cluster-parts
+	$(TARGET)/debug/cluster-bench $(or $(ROUNDS),3)
 
 audit:
 	.tools/bin/cargo-deny check advisories

@@ -54,10 +54,7 @@ fn run(matches: &ArgMatches) -> anyhow::Result<()> {
             daemon::run(settings)
         }
         "init" => runtime::install::plugins(&settings),
-        "uninstall" => {
-            let asked = uninstall::Asked { enis: matches.get_flag("enis"), force: matches.get_flag("force") };
-            uninstall::run(&settings, asked)
-        }
+        "uninstall" => uninstall::run(&settings, matches.get_flag("enis")),
         _ => {
             let as_json = matches.get_one::<String>("output").is_some_and(|output| output == "json");
             let ready = name == "health" && matches.get_flag("ready");
@@ -106,8 +103,7 @@ fn cli() -> Command {
                         .long("enis")
                         .action(ArgAction::SetTrue)
                         .help("Give the node's ENIs back to EC2, too"),
-                )
-                .arg(Arg::new("force").long("force").action(ArgAction::SetTrue).help("Though pods lose their network")),
+                ),
         )
         .subcommand(reading("status", "The node, its pool, and what it waits for"))
         .subcommand(reading("enis", "The ENIs of this node"))

@@ -352,6 +352,11 @@ impl From<&Lease> for StoredLease {
     }
 }
 
+/// Whether a file of the store's folder is the store, or one that was set aside.
+pub fn is_file_of_ours(name: &str) -> bool {
+    name.starts_with("enid.redb")
+}
+
 /// The id of this boot (random(4), /proc/sys/kernel/random/boot_id).
 pub fn boot_id() -> anyhow::Result<String> {
     let path = "/proc/sys/kernel/random/boot_id";

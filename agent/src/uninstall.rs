@@ -10,7 +10,7 @@ use enid_datapath::{
     Family,
     node::{found::Found, uninstall},
 };
-use enid_ipamd::{AuditedEni, Call, Ec2Answer, Scope};
+use enid_ipamd::{AuditedEni, Call, Cause, Ec2Answer, Fact, Scope, UnattachedEni};
 use tokio::time::{Instant, sleep};
 
 use crate::{
@@ -18,6 +18,7 @@ use crate::{
     host::{netlink::Netlink, nft, pod_links, sockets},
     runtime::{conflist, install},
     settings::Settings,
+    store,
 };
 
 /// EC2 detaches an ENI within some seconds.
@@ -25,37 +26,34 @@ const BOUND: Duration = Duration::from_secs(120);
 /// How soon it is asked again.
 const AGAIN: Duration = Duration::from_secs(2);
 
-/// What is asked for.
-#[derive(Clone, Copy)]
-pub struct Asked {
-    /// The ENIs too.
-    pub enis: bool,
-    /// Though pods have links: they lose their network.
-    pub force: bool,
-}
-
-/// Removes everything, and prints what it removes.
-pub fn run(settings: &Settings, asked: Asked) -> anyhow::Result<()> {
+/// Removes everything, and prints what it removes. `enis`: the ENIs too.
+pub fn run(settings: &Settings, enis: bool) -> anyhow::Result<()> {
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start a runtime")?;
     runtime.block_on(async {
         let claim = sockets::Claim::new(&settings.run_dir)?;
         let pods = pod_links::pod_ifnames().await?;
-        if !pods.is_empty() && !asked.force {
+        if !pods.is_empty() {
+            // Without the plugin the runtime could not remove them any more.
             let names: Vec<String> = pods.into_values().collect();
-            bail!("pods have their network by Enid ({}); drain the node first, or use --force", names.join(", "));
+            bail!("pods have their network by Enid ({}); drain the node first", names.join(", "));
         }
+        // Before anything is removed: without rights in EC2 the ENIs would stay, and nobody would know whose they were.
+        let ec2 = match enis {
+            true => Some(rights(settings).await?),
+            false => None,
+        };
         // Before the plugin goes: a runtime that finds the one without the other fails in a way that nobody understands.
         remove(&conflist::path(settings))?;
         remove(&conflist::earlier_path(settings))?;
         remove(&settings.bin_dir.join(install::PLUGIN))?;
         kernel().await?;
-        if asked.enis {
-            give_back(settings).await?;
+        if let Some(ec2) = ec2 {
+            give_back(&ec2).await?;
         }
-        clear(&settings.store_dir)?;
+        clear(&settings.store_dir, store::is_file_of_ours)?;
         claim.give_up();
-        clear(&settings.run_dir)
+        clear(&settings.run_dir, |name| ["cni.sock", "debug.sock", "table"].contains(&name))
     })
 }
 
@@ -65,9 +63,10 @@ async fn kernel() -> anyhow::Result<()> {
     let (links, addresses) = (netlink.list(&[Family::V4]).await?, netlink.list(&[Family::V4]).await?);
     let found = Found::new(links, addresses, netlink.list(&Family::ALL).await?, netlink.list(&Family::ALL).await?);
     let found = found.with_proxies(netlink.list(&[Family::V4]).await?);
-    let requests = uninstall::requests(&found);
-    requests.iter().for_each(|request| println!("{request}"));
-    netlink.apply(&requests).await?;
+    for requests in uninstall::requests(&found) {
+        requests.iter().for_each(|request| println!("{request}"));
+        netlink.apply(&requests).await?;
+    }
     for family in Family::ALL {
         if nft::is_there(family).await? {
             println!("remove the nftables table {} enid", family.word());
@@ -77,56 +76,78 @@ async fn kernel() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The node's ENIs: secondary ones that are ours are detached and deleted, and the primary's addresses for pods unassigned.
-async fn give_back(settings: &Settings) -> anyhow::Result<()> {
+/// EC2, once it has answered.
+async fn rights(settings: &Settings) -> anyhow::Result<Ec2> {
     let instance = Imds::new().wait_for_instance(settings.start_wait).await?;
     let ec2 = Ec2::new(instance, settings).await;
+    let asked = ec2.call(&Call::Audit { scope: Scope::Attached }).await;
+    asked.map_err(|refused| {
+        anyhow::anyhow!("nothing is removed, since ENIs could not be given back: {}", refused.message)
+    })?;
+    Ok(ec2)
+}
+
+/// The node's ENIs: secondary ones that Enid has created are detached and deleted, others that it has adopted are detached, and
+/// the primary's addresses for pods are unassigned. EC2 shows for a while what was: it is asked until nothing is left.
+async fn give_back(ec2: &Ec2) -> anyhow::Result<()> {
     let end = Instant::now() + BOUND;
     loop {
-        let Ec2Answer::Audited { attached, unattached } = call(&ec2, &Call::Audit { scope: Scope::Attached }).await?
-        else {
-            bail!("EC2 answers something else than it was asked");
-        };
-        drop(unattached);
-        let ours = attached.into_iter().filter(|eni| eni.ours && !eni.no_manage);
-        let (primary, secondary): (Vec<AuditedEni>, Vec<AuditedEni>) =
-            ours.partition(|eni| eni.place.card == 0 && eni.place.device_index == 0);
-        for eni in primary.into_iter().filter(|eni| !eni.blocks.is_empty()) {
-            println!("unassign {} addresses and blocks from {}", eni.blocks.len(), eni.id.0);
-            for family in [true, false] {
-                let blocks =
-                    eni.blocks.iter().filter(|net| net.addr().is_ipv4() == family).copied().collect::<Vec<_>>();
-                if !blocks.is_empty() {
-                    call(&ec2, &Call::Unassign { eni: eni.id.clone(), blocks }).await?;
+        let (attached, unattached) = audit(ec2, Scope::Ours).await?;
+        let mut left = 0;
+        for eni in attached.iter().filter(|eni| !eni.no_manage) {
+            if eni.place.card == 0 && eni.place.device_index == 0 {
+                for is_v4 in [true, false] {
+                    let of_family = eni.blocks.iter().filter(|net| net.addr().is_ipv4() == is_v4);
+                    let blocks: Vec<_> = of_family.copied().collect();
+                    if !blocks.is_empty() {
+                        left += 1;
+                        println!("unassign {} addresses and blocks from {}", blocks.len(), eni.id.0);
+                        attempt(ec2, &Call::Unassign { eni: eni.id.clone(), blocks }).await?;
+                    }
                 }
+            } else {
+                left += 1;
+                println!("detach {}", eni.id.0);
+                attempt(ec2, &Call::Detach { eni: eni.id.clone(), attachment: eni.attachment.clone() }).await?;
             }
         }
-        for eni in &secondary {
-            println!("detach {}", eni.id.0);
-            // One that is on its way is told again.
-            let detach = Call::Detach { eni: eni.id.clone(), attachment: eni.attachment.clone() };
-            if let Err(refused) = call(&ec2, &detach).await {
-                println!("{refused:#}");
+        for UnattachedEni { id, token } in unattached {
+            // One without was there before Enid: a launch template's, say.
+            if token.is_some() {
+                left += 1;
+                println!("delete {}", id.0);
+                attempt(ec2, &Call::Delete { eni: id }).await?;
+            } else {
+                println!("{} is detached and left, since Enid has not created it", id.0);
             }
         }
-        let Ec2Answer::Audited { attached, unattached } = call(&ec2, &Call::Audit { scope: Scope::Ours }).await? else {
-            bail!("EC2 answers something else than it was asked");
-        };
-        for eni in &unattached {
-            println!("delete {}", eni.id.0);
-            call(&ec2, &Call::Delete { eni: eni.id.clone() }).await?;
-        }
-        let left = attached.iter().filter(|eni| !eni.no_manage && eni.place.device_index != 0).count();
-        if left == 0 && secondary.is_empty() {
+        if left == 0 {
             return Ok(());
         }
-        ensure!(Instant::now() < end, "{left} ENIs are still attached after {} s", BOUND.as_secs());
+        ensure!(Instant::now() < end, "{left} things are left to do at EC2 after {} s; run it again", BOUND.as_secs());
         sleep(AGAIN).await;
     }
 }
 
-async fn call(ec2: &Ec2, call: &Call) -> anyhow::Result<Ec2Answer> {
-    ec2.call(call).await.map_err(|refused| anyhow::anyhow!("{}", refused.message))
+async fn audit(ec2: &Ec2, scope: Scope) -> anyhow::Result<(Vec<AuditedEni>, Vec<UnattachedEni>)> {
+    match ec2.call(&Call::Audit { scope }).await {
+        Ok(Ec2Answer::Audited { attached, unattached }) => Ok((attached, unattached)),
+        Ok(_) => bail!("EC2 answers something else than it was asked"),
+        Err(refused) => bail!("{}", refused.message),
+    }
+}
+
+/// One call. What EC2 does not know any more is done; what it may do later is told, and tried again.
+async fn attempt(ec2: &Ec2, call: &Call) -> anyhow::Result<()> {
+    match ec2.call(call).await {
+        Ok(_) => Ok(()),
+        Err(refused) if refused.fact == Fact::NotFound => Ok(()),
+        Err(refused) if matches!(refused.cause, Cause::Denied | Cause::NoCredentials) => bail!("{}", refused.message),
+        Err(refused) => {
+            println!("{}", refused.message);
+            Ok(())
+        }
+    }
 }
 
 fn remove(path: &Path) -> anyhow::Result<()> {
@@ -138,10 +159,18 @@ fn remove(path: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// What a folder of ours holds; the folder itself may be a mount.
-fn clear(folder: &Path) -> anyhow::Result<()> {
-    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
-        remove(&entry.path())?;
+/// Files of ours in a folder of ours; the folder goes if nothing else is in it and it is no mount.
+fn clear(folder: &Path, is_ours: fn(&str) -> bool) -> anyhow::Result<()> {
+    let doing = || format!("cannot read {}", folder.display());
+    let entries = match fs::read_dir(folder) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        entries => entries.with_context(doing)?,
+    };
+    for entry in entries {
+        let entry = entry.with_context(doing)?;
+        if is_ours(&entry.file_name().to_string_lossy()) {
+            remove(&entry.path())?;
+        }
     }
     let _ = fs::remove_dir(folder);
     Ok(())

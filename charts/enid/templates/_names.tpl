@@ -1,5 +1,5 @@
 {{- define "enid.name" -}}
-{{ .Release.Name | trunc 63 | trimSuffix "-" }}
+{{ .Values.fullnameOverride | default .Release.Name | trunc 63 | trimSuffix "-" }}
 {{- end }}
 
 {{- define "enid.serviceAccount" -}}
@@ -7,7 +7,7 @@
 {{- end }}
 
 {{- define "enid.selector" -}}
-app.kubernetes.io/name: enid
+app.kubernetes.io/name: {{ .Values.nameOverride | default "enid" }}
 app.kubernetes.io/instance: {{ .Release.Name }}
 {{- end }}
 

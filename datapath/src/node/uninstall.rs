@@ -2,6 +2,8 @@
 
 use std::collections::BTreeSet;
 
+use netlink_packet_route::rule::RuleMessage;
+
 use crate::{
     family::GATEWAY,
     netlink::{
@@ -12,26 +14,34 @@ use crate::{
     node::{found::Found, rules},
 };
 
-/// What has to be deleted: our rules, the tables that only they lead to, and the entry by which the pods' gateway is found. ENI
-/// links and their addresses stay: they go with the ENIs.
-pub fn requests(found: &Found) -> Vec<Request> {
-    let ours: Vec<_> = found.rules.iter().filter(|rule| rules::is_of_enid(rule)).collect();
-    let of_the_host = [TABLE_DEFAULT, TABLE_MAIN, TABLE_LOCAL];
-    let tables: BTreeSet<u32> =
-        ours.iter().filter_map(|rule| asked_table(rule)).filter(|table| !of_the_host.contains(table)).collect();
-    let mut requests = Vec::new();
-    for rule in ours {
-        let number = priority(rule).unwrap_or_default();
-        requests.push(Request::delete_rule(format!("remove the rule {number}"), rule.clone()));
-    }
-    for route in found.routes.iter().filter(|route| tables.contains(&table(route))) {
+/// What has to be deleted, in two steps: first the tables that only our rules lead to, and the entry by which the pods' gateway
+/// is found; then the rules, which tell which tables those are: whoever is interrupted in between finds them again. ENI links
+/// and their addresses stay: they go with the ENIs.
+pub fn requests(found: &Found) -> [Vec<Request>; 2] {
+    let (ours, foreign): (Vec<_>, Vec<_>) = found.rules.iter().partition(|rule| rules::is_of_enid(rule));
+    let asked = |rules: &[&RuleMessage]| -> BTreeSet<(u8, u32)> {
+        rules.iter().filter_map(|rule| Some((rule.header.family.into(), asked_table(rule)?))).collect()
+    };
+    // The host's own tables have rules that are not ours.
+    let tables: BTreeSet<_> = asked(&ours).difference(&asked(&foreign)).copied().collect();
+    let mut first = Vec::new();
+    for route in
+        found.routes.iter().filter(|route| tables.contains(&(route.header.address_family.into(), table(route))))
+    {
+        if [TABLE_DEFAULT, TABLE_MAIN, TABLE_LOCAL].contains(&table(route)) {
+            continue;
+        }
         let to = destination(route).map_or_else(|| "default".to_owned(), |address| address.to_string());
         let what = format!("remove the route {to} from table {}", table(route));
-        requests.push(Request::delete_route(what, route.clone()));
+        first.push(Request::delete_route(what, route.clone()));
     }
     for Proxy(entry) in found.proxies.iter().filter(|Proxy(there)| message::is_proxy(there, GATEWAY)) {
         let what = format!("answer for {GATEWAY} in neighbour discovery no more");
-        requests.push(Request::delete_neighbour(what, entry.clone()));
+        first.push(Request::delete_neighbour(what, entry.clone()));
     }
-    requests
+    let of_rule = |rule: &&RuleMessage| {
+        let number = priority(rule).unwrap_or_default();
+        Request::delete_rule(format!("remove the rule {number}"), (*rule).clone())
+    };
+    [first, ours.iter().map(of_rule).collect()]
 }

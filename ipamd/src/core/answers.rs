@@ -129,7 +129,7 @@ impl Core {
             return; // its answer would only be told
         }
         // Asked for again as it is: nothing is known to be wrong with it.
-        let again = too_early || error.cause == Cause::Throttled;
+        let again = too_early || matches!(error.cause, Cause::Throttled | Cause::NoCredentials);
         match &call {
             Call::Attach { eni, place } if error.fact == Fact::PlaceTaken => {
                 // It is attached at the next free place; what is at this one, EC2 tells.

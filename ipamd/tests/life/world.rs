@@ -489,7 +489,12 @@ pub enum Move {
 }
 
 pub fn moves() -> impl Strategy<Value = Vec<Move>> {
-    let cause = prop_oneof![Just(Cause::Throttled), Just(Cause::SubnetFull), Just(Cause::Ec2Unreachable)];
+    let cause = prop_oneof![
+        Just(Cause::Throttled),
+        Just(Cause::SubnetFull),
+        Just(Cause::NoCredentials),
+        Just(Cause::Ec2Unreachable)
+    ];
     let one = prop_oneof![
         6 => (0..12_u8).prop_map(Move::Ask),
         5 => prop::bool::weighted(0.2).prop_map(Move::Wire),

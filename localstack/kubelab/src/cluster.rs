@@ -10,7 +10,7 @@ use std::{
 
 use anyhow::{Context, bail};
 use serde_json::Value;
-use vpclab::{CONTROL_PLANE, Lab, wait_until};
+use vpclab::{CONTROL_PLANE, Lab, State, wait_until};
 
 use crate::{
     charts,
@@ -60,8 +60,15 @@ impl Cluster {
         }
         control_plane.start(&pki)?;
         told("the control plane is ready");
-        wait_until(BOUND, || cluster.counted("nodes").is_ok_and(|count| count == config.nodes))
-            .with_context(|| format!("not all nodes register; logs are in {}/nodes", folder.display()))?;
+        let mut ended = None;
+        let registered = wait_until(BOUND, || {
+            ended = cluster.nodes().unwrap_or_default().into_iter().find(|node| !node.runs());
+            ended.is_some() || cluster.counted("nodes").is_ok_and(|count| count == config.nodes)
+        });
+        if let Some(node) = ended {
+            bail!("{} has ended: {}", node.name, node.said());
+        }
+        registered.with_context(|| format!("not all nodes register; logs are in {}/nodes", folder.display()))?;
         told("the nodes have registered");
         if config.cni == Cni::Enid {
             cluster.install_enid(&[])?;
@@ -86,7 +93,11 @@ impl Cluster {
         let text = fs::read(&path).with_context(|| format!("there is no cluster {name:?} ({})", path.display()))?;
         let config =
             serde_json::from_slice(&text).with_context(|| format!("{} is not what kubelab writes", path.display()))?;
-        Ok(Cluster { config, lab: Lab::attach(name)?, parts: Parts::find()?, folder })
+        let lab = Lab::attach(name)?;
+        if !lab.state().is_live() {
+            bail!("the cluster {name:?} was killed; `kubelab down --name {name}` cleans up");
+        }
+        Ok(Cluster { config, lab, parts: Parts::find()?, folder })
     }
 
     /// The lab below it.
@@ -183,7 +194,8 @@ impl Cluster {
             .spawn()
             .with_context(|| format!("cannot run {}", program.display()))?;
         if let Some(mut stdin) = child.stdin.take() {
-            stdin.write_all(input.as_bytes()).context("cannot write to a program of Kubernetes")?;
+            // One that does not read to the end says why in its answer.
+            let _ = stdin.write_all(input.as_bytes());
         }
         let output = child.wait_with_output().context("cannot wait for a program of Kubernetes")?;
         if !output.status.success() {
@@ -196,6 +208,9 @@ impl Cluster {
     /// Removes what a cluster leaves on the machine once its lab is down, also one that was killed.
     pub fn down(name: &str) -> anyhow::Result<()> {
         vpclab::check_name(name)?;
+        if State::read(name).is_ok_and(|state| state.is_live()) {
+            bail!("the lab of the cluster {name:?} is running; `kubelab down --name {name}` ends both");
+        }
         crate::node::remove_cgroups(name);
         let folder = folder(name);
         match fs::remove_dir_all(&folder) {

@@ -161,7 +161,9 @@ fn up(config: ClusterConfig) -> anyhow::Result<()> {
     let started = std::time::Instant::now();
     vpclab::up(&config.lab())?;
     tell("the lab is up", started.elapsed());
-    let cluster = Cluster::raise(config, Lab::attach(&name)?, &mut tell)?;
+    let raised = Cluster::raise(config, Lab::attach(&name)?, &mut tell);
+    let cluster =
+        raised.with_context(|| format!("what is there so far goes on; `kubelab down --name {name}` ends it"))?;
     println!();
     status(&cluster)
 }

@@ -14,8 +14,8 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context, bail};
-use vpclab::{Lab, program_named, wait_until};
+use anyhow::{Context, bail, ensure};
+use vpclab::{Lab, program_named, start_of, wait_until};
 
 pub use files::NodeFiles;
 
@@ -64,7 +64,7 @@ impl Node {
         let out = out.with_context(|| format!("cannot write {}", log.display()))?;
         let program = program_named("kubelab", "KUBELAB_BIN")?;
         // The shell joins the cgroups, and becomes what follows.
-        let shell = Command::new("setsid")
+        let mut shell = Command::new("setsid")
             .args(["sh", "-ec", "for tasks in $0; do echo $$ > $tasks; done; exec \"$@\"", &cgroup])
             .args(["nsenter", "-t", &self.holder.to_string(), "-n", "-m", "-u", "-p", "-i", "--"])
             .args(["unshare", "-m", "-p", "-C", "-f", "--kill-child=KILL", "--mount-proc", "--"])
@@ -80,20 +80,35 @@ impl Node {
         let mut pid = None;
         let found = wait_until(BOUND, || {
             pid = child_of(shell.id()).and_then(child_of);
-            pid.is_some()
+            pid.is_some() || shell.try_wait().is_ok_and(|status| status.is_some())
         });
         let Some(pid) = pid.filter(|_| found.is_ok()) else {
-            bail!("{} does not boot: {}", self.name, fs::read_to_string(&log).unwrap_or_default().trim());
+            bail!("{} does not boot: {}", self.name, self.said());
         };
         let path = self.folder.join("pid");
-        fs::write(&path, pid.to_string()).with_context(|| format!("cannot write {}", path.display()))
+        let known = format!("{pid} {}", start_of(pid).unwrap_or_default());
+        fs::write(&path, known).with_context(|| format!("cannot write {}", path.display()))
+    }
+
+    /// What its process 1 has said of itself.
+    pub fn said(&self) -> String {
+        fs::read_to_string(self.folder.join("boot.log")).unwrap_or_default().trim().to_owned()
+    }
+
+    /// Whether its process 1 runs.
+    pub fn runs(&self) -> bool {
+        self.pid().is_ok()
     }
 
     /// Its process 1, numbered as outside of it.
     pub fn pid(&self) -> anyhow::Result<u32> {
         let path = self.folder.join("pid");
         let text = fs::read_to_string(&path).with_context(|| format!("{} does not run", self.name))?;
-        text.parse().with_context(|| format!("{} holds no number of a process: {text:?}", path.display()))
+        let known = text.split_once(' ').and_then(|(pid, start)| Some((pid.parse().ok()?, start.parse().ok()?)));
+        let (pid, start) = known.with_context(|| format!("{} holds no process: {text:?}", path.display()))?;
+        // Another process may have its number by now.
+        ensure!(start_of(pid) == Some(start), "{} does not run any more", self.name);
+        Ok(pid)
     }
 
     /// A command that will run on it.
