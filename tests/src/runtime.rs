@@ -130,15 +130,17 @@ impl Runtime {
 
     fn import(&self, place: Place<'_>, image: &str, source: &str) -> anyhow::Result<()> {
         let sources = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/runtime"));
-        let (program, tar) = (self.folder.join(source), self.folder.join(format!("{source}.tar")));
+        let (root, tar) = (self.folder.join(source), self.folder.join(format!("{source}.tar")));
         let run = |command: &mut Command| -> anyhow::Result<()> {
             let output = command.output().with_context(|| format!("cannot run {command:?}"))?;
             ensure!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
             Ok(())
         };
+        fs::create_dir_all(&root).with_context(|| format!("cannot make {}", root.display()))?;
         let c = sources.join(format!("{source}.c"));
-        run(Command::new("gcc").args(["-Os", "-static", "-w", "-o"]).arg(&program).arg(c))?;
-        run(Command::new("python3").arg(sources.join("image.py")).arg(image).arg(&program).arg(&tar))?;
+        run(Command::new("gcc").args(["-Os", "-static", "-w", "-o"]).arg(root.join("main")).arg(c))?;
+        let make = concat!(env!("CARGO_MANIFEST_DIR"), "/../tools/oci-image");
+        run(Command::new(make).arg(&tar).arg(&root).args([image, "--", "/main"]))?;
         let (socket, inside) = (format!("{INSIDE}/sock"), format!("{INSIDE}/{source}.tar"));
         run(place
             .command("ctr")?

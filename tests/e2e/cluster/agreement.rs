@@ -125,7 +125,8 @@ fn forty_pods_are_reached_and_reach_others_and_leave_nothing() {
     wait_until(BOUND, || asked().is_ok()).unwrap_or_else(|_| panic!("{:?}", asked()));
     assert_eq!(asked().unwrap().trim(), INTERNET_SERVER);
 
-    cluster.kubectl(&["delete", "service/web", "service/ingress", "deployment/ingress", "configmap/ingress"]).unwrap();
+    cluster.kubectl(&["delete", "service/web", "service/ingress", "configmap/ingress"]).unwrap();
+    kube::remove(cluster, "ingress").unwrap();
     kube::remove(cluster, "web").unwrap();
     assert_eq!(kube::wait_for_agreement(cluster).unwrap(), 1);
     for node in &nodes {

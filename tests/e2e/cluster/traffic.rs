@@ -1,10 +1,17 @@
 //! Traffic between pods of both nodes and of ENIs of both kinds, while something is done to the cluster.
 
+use std::time::Duration;
+
+use anyhow::Context;
 use enid_tests::{
     kube::{self, Inside, KubePod},
     traffic::{Counted, Flows, PORT, Ping, Stream, serve},
+    wait_until,
 };
 use kubelab::{Cluster, Node};
+
+/// Addresses rest for half a minute.
+const BOUND: Duration = Duration::from_secs(90);
 
 /// Pods between which traffic flows: of each node one on the primary ENI and one on another.
 pub struct Ends {
@@ -23,9 +30,13 @@ struct Pair {
 impl Ends {
     /// Makes the pods; `name` is their Deployment's. Sixteen a node are more than one ENI of an m5.xlarge has addresses for.
     pub fn make(cluster: &Cluster, name: &str) -> anyhow::Result<Self> {
+        let nodes = cluster.nodes()?;
+        // While the primary's addresses are in their cooldown, pods get those of other ENIs.
+        let cooling = "curl -s http://127.0.0.1:61678/metrics | grep -q '^enid_cooling_ip_addresses 0$'";
+        let rested = || nodes.iter().all(|node| node.sh(cooling).is_ok());
+        wait_until(BOUND, rested).context("addresses stay in their cooldown")?;
         kube::idle(cluster, name, 32)?;
         let all = kube::devices(cluster, &kube::pods(cluster, Some(&format!("app={name}")))?)?;
-        let nodes = cluster.nodes()?;
         let mut pods = Vec::new();
         for node in &nodes {
             for is_primary in [true, false] {
