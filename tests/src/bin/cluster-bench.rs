@@ -71,9 +71,17 @@ fn words(Figures { ready, first, burst, failed }: &Figures) -> String {
     format!("Ready after {ready:.1} s, first pod {first:.1} s later, {BURST} pods {burst:.1} s, {failed} failed")
 }
 
+/// A cluster of this kind, and nothing of it afterwards.
 fn measure(cni: Cni) -> anyhow::Result<Figures> {
     let config = ClusterConfig { name: "bench".to_owned(), cni, ..ClusterConfig::default() };
-    Cluster::down(&config.name)?;
+    let name = config.name.clone();
+    Cluster::down(&name)?;
+    let figures = measure_on(config);
+    Cluster::down(&name)?;
+    figures
+}
+
+fn measure_on(config: ClusterConfig) -> anyhow::Result<Figures> {
     let lab = Lab::up(&config.lab())?;
     let cluster = Cluster::raise(config, lab, &mut |_, _| ())?;
     let nodes = cluster.nodes()?;
