@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 use enid_tests::{
-    Backend, Daemon, Lab, LabConfig, Place, Pod,
+    Backend, Daemon, Lab, LabConfig, Place, Pod, kernel,
     traffic::{PORT, Spot, serve},
     wait_until,
 };
@@ -275,6 +275,9 @@ fn what_a_secondary_eni_masquerades_over_ipv6_has_an_address_of_that_eni() {
     assert_eq!([slot(&addresses[0]), slot(&addresses[10])], [0, 1], "one on the primary ENI, one on a secondary");
     let on_secondary = near.sh("ip -6 -o addr show dev eth1 scope global").unwrap();
     assert!(on_secondary.contains("/128"), "{on_secondary}");
+    // The kernel's own route for that address is nobody else's.
+    kernel::wait_until_reconciled(near).unwrap();
+    assert_eq!(near.enid("status").unwrap()["conflicts"], serde_json::json!([]));
     let on_primary = near.sh("ip -6 -o addr show dev eth0 scope global").unwrap();
     for (pod, addresses) in [(&pods[0], &on_primary), (&pods[10], &on_secondary)] {
         let answer = Spot { place: near, netns: Some(&pod.name) }.ask(&own, 30080).unwrap();

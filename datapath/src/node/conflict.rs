@@ -67,7 +67,9 @@ pub fn conflicts(enis: &[EniNet], pool: &[IpNet], policy: &Policy, found: &Found
         let to = destination(route)?;
         let whole = route.header.destination_prefix_length == Family::of(to).host_len();
         let ours = oif(route).is_some_and(|index| of_pods.contains(&index)) && route.header.kind == RouteType::Unicast;
-        let caught = whole && !ours && pool.iter().any(|block| block.contains(&to));
+        // The kernel's own, for the address that a secondary ENI keeps out of its block; no pod has it.
+        let kept = enis.iter().any(|eni| eni.own().any(|own| own == to));
+        let caught = whole && !ours && !kept && pool.iter().any(|block| block.contains(&to));
         caught.then(|| format!("the route {to} in main, whose kind is {:?}, leads past its pod", route.header.kind))
     });
     let of_enis: BTreeSet<u32> = found.indices(enis).into_values().collect();
