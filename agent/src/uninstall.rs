@@ -80,10 +80,7 @@ async fn kernel() -> anyhow::Result<()> {
 async fn rights(settings: &Settings) -> anyhow::Result<Ec2> {
     let instance = Imds::new().wait_for_instance(settings.start_wait).await?;
     let ec2 = Ec2::new(instance, settings).await;
-    let asked = ec2.call(&Call::Audit { scope: Scope::Attached }).await;
-    asked.map_err(|refused| {
-        anyhow::anyhow!("nothing is removed, since ENIs could not be given back: {}", refused.message)
-    })?;
+    audit(&ec2).await.context("nothing is removed, since ENIs could not be given back")?;
     Ok(ec2)
 }
 
@@ -92,7 +89,7 @@ async fn rights(settings: &Settings) -> anyhow::Result<Ec2> {
 async fn give_back(ec2: &Ec2) -> anyhow::Result<()> {
     let end = Instant::now() + BOUND;
     loop {
-        let (attached, unattached) = audit(ec2, Scope::Ours).await?;
+        let (attached, unattached) = audit(ec2).await?;
         let mut left = 0;
         for eni in attached.iter().filter(|eni| !eni.no_manage) {
             if eni.place.card == 0 && eni.place.device_index == 0 {
@@ -129,8 +126,9 @@ async fn give_back(ec2: &Ec2) -> anyhow::Result<()> {
     }
 }
 
-async fn audit(ec2: &Ec2, scope: Scope) -> anyhow::Result<(Vec<AuditedEni>, Vec<UnattachedEni>)> {
-    match ec2.call(&Call::Audit { scope }).await {
+/// What EC2 knows of our ENIs: attached ones, and others.
+async fn audit(ec2: &Ec2) -> anyhow::Result<(Vec<AuditedEni>, Vec<UnattachedEni>)> {
+    match ec2.call(&Call::Audit { scope: Scope::Ours }).await {
         Ok(Ec2Answer::Audited { attached, unattached }) => Ok((attached, unattached)),
         Ok(_) => bail!("EC2 answers something else than it was asked"),
         Err(refused) => bail!("{}", refused.message),

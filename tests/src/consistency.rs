@@ -7,6 +7,7 @@ use std::{
 
 use anyhow::{Context, ensure};
 use ipnet::IpNet;
+use vpclab::ec2::Eni;
 
 use crate::node::Place;
 
@@ -33,14 +34,19 @@ fn enis_at_ec2(place: Place<'_>) -> anyhow::Result<Enis> {
     let node = place.lab.state().nodes.iter().find(|node| node.name == place.name).context("not a node")?;
     let mut enis = Enis::new();
     for eni in place.lab.enis()? {
-        let attachment = eni.attachment.with_context(|| format!("{} is unattached", eni.id))?;
+        let attachment = eni.attachment.as_ref().with_context(|| format!("{} is unattached", eni.id))?;
         if attachment.instance_id == node.instance_id {
-            let singles = eni.addresses.iter().skip(1).filter_map(|address| address.parse::<IpAddr>().ok());
-            let prefixes = eni.prefixes.iter().filter_map(|prefix| prefix.parse().ok());
-            enis.insert(eni.id, singles.map(IpNet::from).chain(prefixes).collect());
+            let blocks = blocks(&eni).collect();
+            enis.insert(eni.id, blocks);
         }
     }
     Ok(enis)
+}
+
+/// The addresses and blocks that EC2 has put on an ENI for pods.
+pub fn blocks(eni: &Eni) -> impl Iterator<Item = IpNet> {
+    let singles = eni.addresses.iter().skip(1).filter_map(|address| address.parse::<IpAddr>().ok());
+    singles.map(IpNet::from).chain(eni.prefixes.iter().filter_map(|prefix| prefix.parse().ok()))
 }
 
 fn enis_at_daemon(place: Place<'_>) -> anyhow::Result<Enis> {

@@ -12,7 +12,7 @@ use kubelab::{Cluster, Node};
 use serde_json::{Value, json};
 use vpclab::wait_until;
 
-use crate::traffic::Spot;
+use crate::{consistency, traffic::Spot};
 
 /// The image that most pods run.
 pub const AGNHOST: &str = "registry.k8s.io/e2e-test-images/agnhost:2.56";
@@ -104,11 +104,9 @@ fn blocks(cluster: &Cluster) -> anyhow::Result<BTreeMap<String, BTreeMap<u32, Ve
     let state = cluster.lab().state();
     let mut nodes: BTreeMap<String, BTreeMap<u32, Vec<IpNet>>> = BTreeMap::new();
     for eni in cluster.lab().enis()? {
-        let Some(attachment) = eni.attachment else { bail!("{} is attached to nothing", eni.id) };
+        let Some(attachment) = &eni.attachment else { bail!("{} is attached to nothing", eni.id) };
         if let Some(node) = state.nodes.iter().find(|node| node.instance_id == attachment.instance_id) {
-            let singles = eni.addresses.iter().skip(1).filter_map(|address| address.parse::<IpAddr>().ok());
-            let prefixes = eni.prefixes.iter().filter_map(|prefix| prefix.parse().ok());
-            let blocks = singles.map(IpNet::from).chain(prefixes).collect();
+            let blocks = consistency::blocks(&eni).collect();
             nodes.entry(node.name.clone()).or_default().insert(attachment.device_index, blocks);
         }
     }

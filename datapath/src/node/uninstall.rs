@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use netlink_packet_route::rule::RuleMessage;
+use netlink_packet_route::{route::RouteMessage, rule::RuleMessage};
 
 use crate::{
     family::GATEWAY,
@@ -22,15 +22,11 @@ pub fn requests(found: &Found) -> [Vec<Request>; 2] {
     let asked = |rules: &[&RuleMessage]| -> BTreeSet<(u8, u32)> {
         rules.iter().filter_map(|rule| Some((rule.header.family.into(), asked_table(rule)?))).collect()
     };
-    // The host's own tables have rules that are not ours.
-    let tables: BTreeSet<_> = asked(&ours).difference(&asked(&foreign)).copied().collect();
+    let is_ours = |(_, table): &&(u8, u32)| ![TABLE_DEFAULT, TABLE_MAIN, TABLE_LOCAL].contains(table);
+    let tables: BTreeSet<_> = asked(&ours).difference(&asked(&foreign)).filter(is_ours).copied().collect();
+    let in_them = |route: &&RouteMessage| tables.contains(&(route.header.address_family.into(), table(route)));
     let mut first = Vec::new();
-    for route in
-        found.routes.iter().filter(|route| tables.contains(&(route.header.address_family.into(), table(route))))
-    {
-        if [TABLE_DEFAULT, TABLE_MAIN, TABLE_LOCAL].contains(&table(route)) {
-            continue;
-        }
+    for route in found.routes.iter().filter(in_them) {
         let to = destination(route).map_or_else(|| "default".to_owned(), |address| address.to_string());
         let what = format!("remove the route {to} from table {}", table(route));
         first.push(Request::delete_route(what, route.clone()));

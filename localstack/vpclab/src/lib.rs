@@ -36,6 +36,7 @@ pub use fabric::{Drops, INTERNET_SERVER, PEER_CLIENT, VPC_CIDR};
 pub use fabric6::{INTERNET_SERVER_V6, PEER_CLIENT_V6, VPC_CIDR_V6};
 pub use imds::{Faults, REQUESTS};
 pub use lab::Lab;
+pub use nsenter::output;
 pub use program::{program, program_named};
 pub use state::{CONTROL_PLANE, Node, State, check_name, folder, start_of};
 pub use wait::{pause, wait_until};

@@ -101,7 +101,8 @@ impl Drop for Namespaces {
     }
 }
 
-fn child_of(pid: u32) -> anyhow::Result<u32> {
+/// The first child of a process.
+pub fn child_of(pid: u32) -> anyhow::Result<u32> {
     let path = format!("/proc/{pid}/task/{pid}/children");
     let children = std::fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;
     children.split_whitespace().next().and_then(|child| child.parse().ok()).with_context(|| format!("{path} is empty"))

@@ -10,7 +10,7 @@ use enid_tests::{
 };
 use kubelab::{Cluster, Node};
 
-/// Addresses rest for half a minute.
+/// A cooldown lasts half a minute (IP_COOLDOWN_PERIOD).
 const BOUND: Duration = Duration::from_secs(90);
 
 /// Pods between which traffic flows: of each node one on the primary ENI and one on another.
@@ -32,9 +32,9 @@ impl Ends {
     pub fn make(cluster: &Cluster, name: &str) -> anyhow::Result<Self> {
         let nodes = cluster.nodes()?;
         // While the primary's addresses are in their cooldown, pods get those of other ENIs.
-        let cooling = "curl -s http://127.0.0.1:61678/metrics | grep -q '^enid_cooling_ip_addresses 0$'";
-        let rested = || nodes.iter().all(|node| node.sh(cooling).is_ok());
-        wait_until(BOUND, rested).context("addresses stay in their cooldown")?;
+        let no_cooldown = "curl -s http://127.0.0.1:61678/metrics | grep -q '^enid_cooling_ip_addresses 0$'";
+        let is_over = || nodes.iter().all(|node| node.sh(no_cooldown).is_ok());
+        wait_until(BOUND, is_over).context("addresses stay in their cooldown")?;
         kube::idle(cluster, name, 32)?;
         let all = kube::devices(cluster, &kube::pods(cluster, Some(&format!("app={name}")))?)?;
         let mut pods = Vec::new();

@@ -17,7 +17,7 @@ use nix::{
     },
 };
 use serde_json::{Value, json};
-use vpclab::{pause, wait_until};
+use vpclab::{output, pause, wait_until};
 
 use super::files::NodeFiles;
 
@@ -74,9 +74,9 @@ mount --make-rshared /
 pub fn boot(folder: &Path) -> anyhow::Result<()> {
     let files = NodeFiles::read(folder)?;
     nix::unistd::sethostname(&files.name).context("cannot set the host's name")?;
-    run(Command::new("sh").args(["-euc", MOUNTS, "mounts"]).arg(folder))?;
+    output(Command::new("sh").args(["-euc", MOUNTS, "mounts"]).arg(folder))?;
     if let Some(plugins) = &files.plugins {
-        run(Command::new("sh").args(["-euc", "cp $1/* /opt/cni/bin/", "plugins", plugins]))?;
+        output(Command::new("sh").args(["-euc", "cp $1/* /opt/cni/bin/", "plugins", plugins]))?;
     }
     if let Some(conflist) = &files.conflist {
         fs::write("/etc/cni/net.d/10-bridge.conflist", conflist).context("cannot write a conflist")?;
@@ -94,24 +94,10 @@ pub fn boot(folder: &Path) -> anyhow::Result<()> {
     services.keep()
 }
 
-fn run(command: &mut Command) -> anyhow::Result<()> {
-    let output = command.stdin(Stdio::null()).output().with_context(|| format!("cannot run {command:?}"))?;
-    if !output.status.success() {
-        bail!(
-            "{:?} ended with {}: {}",
-            command.get_program(),
-            output.status,
-            String::from_utf8_lossy(&output.stderr).trim()
-        );
-    }
-    Ok(())
-}
-
 /// What containerd makes containers from: the ordinary one, and [`tell_boot_id`].
 fn container_spec(files: &NodeFiles) -> anyhow::Result<()> {
-    let output = Command::new(format!("{}/ctr", files.programs)).args(["oci", "spec"]).output();
-    let mut spec: Value =
-        serde_json::from_slice(&output.context("cannot run ctr")?.stdout).context("ctr prints no JSON")?;
+    let ordinary = output(Command::new(format!("{}/ctr", files.programs)).args(["oci", "spec"]))?;
+    let mut spec: Value = serde_json::from_str(&ordinary).context("ctr prints no JSON")?;
     let own = std::env::current_exe().context("cannot tell which program this is")?;
     spec["hooks"] = json!({ "createContainer": [{ "path": own, "args": ["kubelab", "container-hook"] }] });
     fs::write("/run/container.json", spec.to_string()).context("cannot write the specification of containers")
@@ -137,7 +123,7 @@ fn import(folder: &Path, files: &NodeFiles) -> anyhow::Result<()> {
         return Ok(());
     }
     for archive in &files.images {
-        run(Command::new(&ctr).args(["-n", "k8s.io", "images", "import", archive]))?;
+        output(Command::new(&ctr).args(["-n", "k8s.io", "images", "import", archive]))?;
     }
     File::create(&done).map(drop).with_context(|| format!("cannot write {}", done.display()))
 }

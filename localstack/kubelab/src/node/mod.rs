@@ -15,7 +15,7 @@ use std::{
 };
 
 use anyhow::{Context, bail, ensure};
-use vpclab::{Lab, program_named, start_of, wait_until};
+use vpclab::{Lab, namespaces::child_of, output, program_named, start_of, wait_until};
 
 pub use files::NodeFiles;
 
@@ -79,7 +79,7 @@ impl Node {
         // nsenter, unshare, process 1.
         let mut pid = None;
         let found = wait_until(BOUND, || {
-            pid = child_of(shell.id()).and_then(child_of);
+            pid = child_of(shell.id()).and_then(child_of).ok();
             pid.is_some() || shell.try_wait().is_ok_and(|status| status.is_some())
         });
         let Some(pid) = pid.filter(|_| found.is_ok()) else {
@@ -120,18 +120,7 @@ impl Node {
 
     /// Runs a shell line on it; its output, or its messages as an error.
     pub fn sh(&self, line: &str) -> anyhow::Result<String> {
-        let output =
-            self.command("sh")?.args(["-ec", line]).stdin(Stdio::null()).output().context("cannot run nsenter")?;
-        if !output.status.success() {
-            let messages = [&output.stdout[..], &output.stderr[..]].concat();
-            bail!(
-                "{line:?} on {} ended with {}: {}",
-                self.name,
-                output.status,
-                String::from_utf8_lossy(&messages).trim()
-            );
-        }
-        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+        output(self.command("sh")?.args(["-ec", line]))
     }
 
     /// Ends it as a loss of power does: every process at once, and all that a kernel holds in memory. ENIs stay.
@@ -143,14 +132,8 @@ impl Node {
             wait_until(BOUND, || !path.exists()).with_context(|| format!("{} does not end", self.name))?;
             let _ = fs::remove_file(self.folder.join("pid"));
         }
-        let status = Command::new("nsenter")
-            .args(["-t", &self.holder.to_string(), "-n", "--", "sh", "-ec", FORGET])
-            .stdin(Stdio::null())
-            .output()
-            .context("cannot run nsenter")?;
-        if !status.status.success() {
-            bail!("what {} had in memory cannot be removed: {}", self.name, String::from_utf8_lossy(&status.stderr));
-        }
+        output(Command::new("nsenter").args(["-t", &self.holder.to_string(), "-n", "--", "sh", "-ec", FORGET]))
+            .with_context(|| format!("what {} had in memory cannot be removed", self.name))?;
         cgroups::empty(&self.cgroup());
         Ok(())
     }
@@ -186,9 +169,3 @@ for link in $(ip -br link | cut -d' ' -f1 | cut -d@ -f1 | grep -v -e '^lo$' -e '
     ip link set $link down
 done
 ";
-
-/// The only child of a process.
-fn child_of(pid: u32) -> Option<u32> {
-    let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).ok()?;
-    children.split_whitespace().next()?.parse().ok()
-}

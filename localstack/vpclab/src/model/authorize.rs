@@ -10,7 +10,7 @@ const REGION: &str = "us-east-1";
 impl Model {
     /// There is this role from now on, in place of one of the same name.
     pub fn set_role(&mut self, role: Role) {
-        self.access.roles.insert(role.arn.clone(), role);
+        self.identities.roles.insert(role.arn.clone(), role);
     }
 
     /// A new access key for whoever shows this token, and when it ends. `role`: its ARN; `None`: the role that takes the
@@ -19,23 +19,23 @@ impl Model {
         self.advance(now);
         let takes = |role: &&Role| role.tokens.is_empty() || role.tokens.iter().any(|known| known == token);
         let found = match role {
-            Some(arn) => self.access.roles.get(arn).filter(takes),
-            None => self.access.roles.values().find(takes),
+            Some(arn) => self.identities.roles.get(arn).filter(takes),
+            None => self.identities.roles.values().find(takes),
         };
         let refused = || ApiError::new("InvalidIdentityToken", "The web identity token is not accepted for this role");
         let Role { arn, lifetime_ms, .. } = found.filter(|_| !token.is_empty()).ok_or_else(refused)?.clone();
         let (key, ends) = (format!("ASIA{:016X}", self.rng.u64(..)), self.now + lifetime_ms);
-        self.access.keys.insert(key.clone(), (arn, ends));
+        self.identities.keys.insert(key.clone(), (arn, ends));
         Ok((key, ends))
     }
 
     /// An error unless the caller's key is good, and its role may do all that the call does. Other keys are an operator's.
     pub(super) fn authorize(&self, caller: &str, request: &Request) -> Result<(), ApiError> {
-        let Some((arn, ends)) = self.access.keys.get(caller) else { return Ok(()) };
+        let Some((arn, ends)) = self.identities.keys.get(caller) else { return Ok(()) };
         if *ends <= self.now {
             return Err(ApiError::new("RequestExpired", "Request has expired."));
         }
-        let Some(policy) = self.access.roles.get(arn).and_then(|role| role.policy.as_ref()) else { return Ok(()) };
+        let Some(policy) = self.identities.roles.get(arn).and_then(|role| role.policy.as_ref()) else { return Ok(()) };
         match self.accesses(request).into_iter().find(|access| !policy.allows(access)) {
             None => Ok(()),
             Some(Access { action, resource, .. }) => {

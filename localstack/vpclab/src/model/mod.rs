@@ -127,7 +127,7 @@ pub struct Model {
     /// What metadata last answered to each instance.
     last_metadata: BTreeMap<String, Vec<ImdsEni>>,
     buckets: Buckets,
-    access: Identities,
+    identities: Identities,
     counts: BTreeMap<String, Counted>,
 }
 
@@ -193,7 +193,7 @@ impl Model {
             metadata_instance: BTreeMap::new(),
             last_metadata: BTreeMap::new(),
             buckets: Buckets::default(),
-            access: Identities::default(),
+            identities: Identities::default(),
             counts: BTreeMap::new(),
         }
     }
