@@ -7,7 +7,7 @@
 
 use std::{fs, path::PathBuf, time::Duration};
 
-use enid_tests::{Backend, Daemon, Lab, LabConfig, Place, Pod, plugin, program, wait_until};
+use enid_tests::{Backend, Call, Daemon, Lab, LabConfig, Place, Pod, plugin, pod, program, wait_until};
 
 const BOUND: Duration = Duration::from_secs(30);
 const CONFLIST: &str = "/etc/cni/net.d/05-enid.conflist";
@@ -181,5 +181,47 @@ fn a_folder_that_was_removed_under_its_mount_ends_the_daemon() {
     assert!(log.contains("/opt/cni/bin (HOST_CNI_BIN_PATH) was removed under its mount"), "{log}");
     place.sh("umount /opt/cni/bin; mount --bind /run/host/bin /opt/cni/bin").unwrap();
     let _daemon = image.start(place);
+    serves_a_pod(place, "served");
+}
+
+/// As when an older version is installed again, and cannot read what the newer one wrote.
+#[test]
+fn a_store_of_another_schema_is_refused_and_pods_are_left_alone() {
+    let (lab, image) = (lab("schema"), Image::new("schema"));
+    let place = Place::node(&lab, 0);
+    let daemon = image.start(place);
+    let [kept, gone, late] = ["kept", "gone", "late"].map(|name| Pod::new(0, name));
+    let (address, _) = kept.add(place).unwrap();
+    gone.add(place).unwrap();
+    daemon.kill().unwrap();
+    let set_schema = |to: &str| {
+        let copy = image.0.join("enid.redb");
+        place.sh(&format!("cp /var/lib/enid/enid.redb {}", copy.display())).unwrap();
+        let database = redb::Database::create(&copy).unwrap();
+        let change = database.begin_write().unwrap();
+        change.open_table(redb::TableDefinition::<&str, &str>::new("meta")).unwrap().insert("schema", to).unwrap();
+        change.commit().unwrap();
+        drop(database);
+        place.sh(&format!("cp {} /var/lib/enid/enid.redb", copy.display())).unwrap();
+    };
+    set_schema("2");
+    let before = place.kernel().unwrap();
+    let enid = image.0.join("enid");
+    let (code, log) = Daemon::spawn_program(place, &enid, &SETTINGS).unwrap().wait(BOUND).unwrap();
+    assert_eq!(code, Some(1), "{log}");
+    assert!(log.contains("/var/lib/enid/enid.redb") && log.contains("start the version that wrote it again"), "{log}");
+    assert_eq!(place.kernel().unwrap(), before);
+    // Meanwhile: pods have their network, the node is Ready, pods can go, and new ones are told to come again.
+    place.sh(&format!("ping -c 1 -W 2 {address}")).unwrap();
+    let mut config: serde_json::Value = serde_json::from_str(&pod::config("1.1.0", 1)).unwrap();
+    config["bootId"] = place.sh("cat /proc/sys/kernel/random/boot_id").unwrap().trim().into();
+    Call::bare("STATUS").stdin(&config.to_string()).make(place).unwrap().silent().unwrap();
+    gone.del(place).unwrap();
+    late.make_namespace(place).unwrap();
+    late.refused(place, 11, &["the enid daemon does not answer"]).unwrap();
+    set_schema("1");
+    let _daemon = image.start(place);
+    wait_until(BOUND, || place.leases().unwrap().len() == 1).unwrap();
+    assert_eq!(place.leases().unwrap()[0]["address"], address);
     serves_a_pod(place, "served");
 }

@@ -56,8 +56,13 @@ impl<'a> Place<'a> {
         status[key].as_u64().with_context(|| format!("enid status has no number {key}: {status}"))
     }
 
-    /// Everything a pod could leave on the host, and the leases. Counters and times are left out.
+    /// Everything a pod could leave on the host, and the leases.
     pub fn snapshot(&self) -> anyhow::Result<String> {
+        Ok(format!("{}\nleases {:?}", self.kernel()?, self.leases()?))
+    }
+
+    /// What the node's kernel has of pods and ENIs. Counters and times are left out.
+    pub fn kernel(&self) -> anyhow::Result<String> {
         let commands = [
             "ip -o link show | sed 's/^[0-9]*: //' | sort",
             "ip -4 route show table all | sort",
@@ -66,7 +71,7 @@ impl<'a> Place<'a> {
             "nft list ruleset | sed 's/packets [0-9]* bytes [0-9]*//'",
         ];
         let kernel: Vec<String> = commands.iter().map(|command| self.sh(command)).collect::<anyhow::Result<_>>()?;
-        Ok(format!("{}\nleases {:?}", kernel.join("\n--\n"), self.leases()?))
+        Ok(kernel.join("\n--\n"))
     }
 
     /// Reboots the node: all state in memory goes, and the kernel has another boot id. Its daemon must have ended.

@@ -56,13 +56,15 @@ impl Cluster {
         // Nodes boot meanwhile: kubelets ask until they are answered.
         for (index, node) in cluster.nodes()?.iter().enumerate() {
             NodeFiles::write(config, lab, index, node.folder(), &control_plane.server()?, (&pki, parts))?;
-            node.boot()?;
+            if index < config.nodes {
+                node.boot()?;
+            }
         }
         control_plane.start(&pki)?;
         told("the control plane is ready");
         let mut ended = None;
         let registered = wait_until(BOUND, || {
-            ended = cluster.nodes().unwrap_or_default().into_iter().find(|node| !node.runs());
+            ended = cluster.nodes().unwrap_or_default().into_iter().take(config.nodes).find(|node| !node.runs());
             ended.is_some() || cluster.counted("nodes").is_ok_and(|count| count == config.nodes)
         });
         if let Some(node) = ended {
@@ -70,9 +72,17 @@ impl Cluster {
         }
         registered.with_context(|| format!("not all nodes register; logs are in {}/nodes", folder.display()))?;
         told("the nodes have registered");
-        if config.cni == Cni::Enid {
-            cluster.install_enid(&[])?;
-            told("Enid is installed");
+        match config.cni {
+            Cni::Enid => {
+                cluster.install_enid(&[])?;
+                told("Enid is installed");
+            }
+            Cni::Bridge => {
+                cluster.apply(&charts::bridge(&parts.plugins()).to_string())?;
+                cluster.kubectl(&["-n", "kube-system", "rollout", "status", "daemonset/bridge", "--timeout=60s"])?;
+                told("the bridge plugin is installed");
+            }
+            Cni::None => (),
         }
         if config.cni != Cni::None {
             let ready = ["wait", "--for=condition=Ready", "nodes", "--all", "--timeout=60s"];

@@ -27,8 +27,10 @@ pub enum Cni {
 pub struct ClusterConfig {
     /// Clusters of different names are independent; the lab has the same name.
     pub name: String,
-    /// How many nodes.
+    /// How many nodes it begins with.
     pub nodes: usize,
+    /// How many more instances there are, whose nodes join when they are booted ([`Node::boot`](crate::Node::boot)).
+    pub later: usize,
     /// EC2 instance type of the nodes.
     pub instance_type: String,
     /// Whether EC2 is LocalStack instead of the model.
@@ -50,6 +52,7 @@ impl Default for ClusterConfig {
         ClusterConfig {
             name: "cluster".to_owned(),
             nodes: 2,
+            later: 0,
             instance_type: "m5.xlarge".to_owned(),
             localstack: false,
             families: Families::default(),
@@ -81,7 +84,7 @@ impl ClusterConfig {
     pub fn lab(&self) -> LabConfig {
         LabConfig {
             name: self.name.clone(),
-            nodes: self.nodes,
+            nodes: self.nodes + self.later,
             instance_type: self.instance_type.clone(),
             ec2: if self.localstack { Backend::LocalStack } else { Backend::Model },
             ipv6: self.families.has_v6(),

@@ -1,4 +1,4 @@
-//! `kubelab up|down|status|shell|exec|reboot`: a Kubernetes cluster on one machine, with the networking of EKS.
+//! `kubelab up|down|status|shell|exec|join|reboot`: a Kubernetes cluster on one machine, with the networking of EKS.
 
 use std::{
     io::Write,
@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context, bail};
+use anyhow::{Context, bail, ensure};
 use clap::{Parser, Subcommand};
 use kubelab::{Cluster, ClusterConfig, Cni, Families, Node, Parts, boot, tell_boot_id};
 use vpclab::{Lab, State};
@@ -31,9 +31,12 @@ struct Name {
 struct Wanted {
     #[command(flatten)]
     name: Name,
-    /// How many nodes
+    /// How many nodes it begins with
     #[arg(long, default_value_t = 2)]
     nodes: usize,
+    /// How many more instances there are, whose nodes join by `kubelab join`
+    #[arg(long, default_value_t = 0)]
+    later: usize,
     /// EC2 instance type of the nodes
     #[arg(long, default_value = "m5.xlarge")]
     instance_type: String,
@@ -59,9 +62,9 @@ struct Wanted {
 
 impl Wanted {
     fn config(self) -> ClusterConfig {
-        let Wanted { name: Name { name }, nodes, instance_type, localstack, families, cni, proxies, max_pods, values } =
-            self;
-        ClusterConfig { name, nodes, instance_type, localstack, families, cni, proxies, max_pods, values }
+        let Wanted { name, nodes, later, instance_type, localstack, families, cni, proxies, max_pods, values } = self;
+        let Name { name } = name;
+        ClusterConfig { name, nodes, later, instance_type, localstack, families, cni, proxies, max_pods, values }
     }
 }
 
@@ -90,6 +93,13 @@ enum Verb {
         /// The command and its arguments
         #[arg(last = true, required = true)]
         command: Vec<String>,
+    },
+    /// Boot the node of an instance for the first time (`up --later`); it registers by itself
+    Join {
+        #[command(flatten)]
+        name: Name,
+        /// node2, node3, …
+        node: String,
     },
     /// End a node as a loss of power does, and boot it again; its ENIs stay
     Reboot {
@@ -131,6 +141,11 @@ fn run(verb: Verb) -> anyhow::Result<()> {
         Verb::Exec { name, node, command } => {
             let error = node_of(&Cluster::attach(&name.name)?, &node)?.command(&command[0])?.args(&command[1..]).exec();
             Err(error).with_context(|| format!("cannot run {command:?}"))
+        }
+        Verb::Join { name, node } => {
+            let node = node_of(&Cluster::attach(&name.name)?, &node)?;
+            ensure!(!node.has_booted(), "{} has joined already; `kubelab reboot` boots it again", node.name);
+            node.boot()
         }
         Verb::Reboot { name, node } => node_of(&Cluster::attach(&name.name)?, &node)?.reboot(),
         Verb::Boot { folder } => boot(&folder),

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::ensure;
+use anyhow::{Context, ensure};
 
 /// Where they are: below `.tools` of this project.
 #[derive(Clone, Debug)]
@@ -13,7 +13,11 @@ pub struct Parts {
 impl Parts {
     /// Finds them; an error names what is missing and what makes it.
     pub fn find() -> anyhow::Result<Self> {
-        let parts = Parts { tools: Path::new(env!("CARGO_MANIFEST_DIR")).join("../../.tools") };
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../.tools");
+        let tools = folder
+            .canonicalize()
+            .with_context(|| format!("there is no {}; `make cluster-parts` makes it", folder.display()))?;
+        let parts = Parts { tools };
         let programs = ["etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubelet", "kube-proxy"];
         for name in programs.into_iter().chain(["kubectl", "containerd", "ctr", "containerd-shim-runc-v2"]) {
             let path = parts.program(name);

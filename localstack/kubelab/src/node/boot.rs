@@ -24,6 +24,8 @@ use super::files::NodeFiles;
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 /// Containerd starts within a second.
 const BOUND: Duration = Duration::from_secs(30);
+/// In the node's folder, once it has its images.
+pub const IMPORTED: &str = "imported";
 /// A service that ended is not started again sooner after its last start.
 const AGAIN: Duration = Duration::from_millis(500);
 
@@ -78,9 +80,6 @@ pub fn boot(folder: &Path) -> anyhow::Result<()> {
     if let Some(plugins) = &files.plugins {
         output(Command::new("sh").args(["-euc", "cp $1/* /opt/cni/bin/", "plugins", plugins]))?;
     }
-    if let Some(conflist) = &files.conflist {
-        fs::write("/etc/cni/net.d/10-bridge.conflist", conflist).context("cannot write a conflist")?;
-    }
     // As service managers do for a kubelet; the machine's own limit may be lower.
     let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).context("cannot read the limit of open files")?;
     setrlimit(Resource::RLIMIT_NOFILE, hard, hard).context("cannot raise the limit of open files")?;
@@ -118,7 +117,7 @@ fn import(folder: &Path, files: &NodeFiles) -> anyhow::Result<()> {
     let ctr = format!("{}/ctr", files.programs);
     let answers = || Command::new(&ctr).args(["version"]).output().is_ok_and(|output| output.status.success());
     wait_until(BOUND, answers).context("containerd does not start; its log is containerd.log")?;
-    let done = folder.join("imported");
+    let done = folder.join(IMPORTED);
     if done.exists() {
         return Ok(());
     }

@@ -28,8 +28,6 @@ pub struct NodeFiles {
     pub images: Vec<String>,
     /// The standard plugins, for a CNI that does not bring its own.
     pub plugins: Option<String>,
-    /// The configuration of a CNI that no DaemonSet installs.
-    pub conflist: Option<String>,
 }
 
 const CONTAINERD: &str = "/run/containerd/containerd.sock";
@@ -102,9 +100,8 @@ impl NodeFiles {
             programs: parts.folder().to_string_lossy().into_owned(),
             services,
             images,
-            // Enid brings its own: nothing but what its chart installs may be needed.
-            plugins: (config.cni != Cni::Enid).then(|| parts.plugins().to_string_lossy().into_owned()),
-            conflist: (config.cni == Cni::Bridge).then(|| bridge(index).to_string()),
+            // Others bring their own: nothing but what they install may be needed.
+            plugins: (config.cni == Cni::None).then(|| parts.plugins().to_string_lossy().into_owned()),
         };
         write("node.json", &serde_json::to_string_pretty(&files).context("cannot write JSON")?)
     }
@@ -161,19 +158,5 @@ fn kube_proxy(config: &ClusterConfig, index: usize, name: &str, kubeconfig: &str
         // These values belong to the machine.
         "conntrack": { "maxPerCore": 0, "min": 0, "tcpEstablishedTimeout": "0s", "tcpCloseWaitTimeout": "0s" },
         "metricsBindAddress": "127.0.0.1:10249",
-    })
-}
-
-/// The range that a node of this number has for the bridge is the one that the controller manager gives it.
-fn bridge(index: usize) -> Value {
-    let ranges = json!([[{ "subnet": format!("10.244.{index}.0/24") }]]);
-    let ipam = json!({ "type": "host-local", "ranges": ranges, "routes": [{ "dst": "0.0.0.0/0" }] });
-    json!({
-        "cniVersion": "1.0.0",
-        "name": "bridge",
-        "plugins": [
-            { "type": "bridge", "bridge": "cni0", "isGateway": true, "ipMasq": true, "hairpinMode": true, "ipam": ipam },
-            { "type": "portmap", "capabilities": { "portMappings": true } },
-        ],
     })
 }

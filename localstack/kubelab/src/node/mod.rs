@@ -90,6 +90,16 @@ impl Node {
         fs::write(&path, known).with_context(|| format!("cannot write {}", path.display()))
     }
 
+    /// Whether it has been booted before.
+    pub fn has_booted(&self) -> bool {
+        self.folder.join("boot.log").exists()
+    }
+
+    /// Whether it has its images and starts its kubelet.
+    pub fn has_images(&self) -> bool {
+        self.folder.join(boot::IMPORTED).exists()
+    }
+
     /// What its process 1 has said of itself.
     pub fn said(&self) -> String {
         fs::read_to_string(self.folder.join("boot.log")).unwrap_or_default().trim().to_owned()
