@@ -42,8 +42,9 @@ pub enum Event {
     Answered { id: CallId, answer: Result<Ec2Answer, CallError> },
     /// Host and nftables table carry this ENI.
     EniConfigured { eni: EniId },
-    /// Pods bound to this node that hold no lease yet.
-    Bound { pods: u32 },
+    /// Pods that the scheduler has bound to this node and that show no address yet; all of them. Those that hold a lease
+    /// by now are told apart here.
+    Bound { pods: BTreeSet<PodRef> },
     /// The settings changed.
     Settings { policy: Policy },
     /// Whether the node takes no new pods (the taint node.kubernetes.io/unschedulable).

@@ -27,7 +27,7 @@ pub struct AttachmentKey {
 }
 
 /// The pod behind an attachment, as the runtime named it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct PodRef {
     /// K8S_POD_NAMESPACE.
     pub namespace: String,

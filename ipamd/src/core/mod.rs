@@ -106,6 +106,7 @@ impl Core {
         self.observe(now, event, &mut effects);
         self.end_expected(now);
         self.serve(now, &mut effects);
+        self.count_demand(now);
         if !is_in_batch {
             self.schedule(now);
             plan = self.plan(now);

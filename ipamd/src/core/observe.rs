@@ -61,7 +61,7 @@ impl Core {
             Event::ImdsFailed { message } => self.observed.imds_failed(now, message),
             Event::Answered { id, answer } => self.answered(now, id, answer, effects),
             Event::EniConfigured { eni } => self.pool.configured(now, &eni),
-            Event::Bound { pods } => self.demand.set_bound(pods),
+            Event::Bound { pods } => self.demand.set_pods(pods),
             Event::Settings { policy } => self.node.policy = policy,
             Event::Cordoned { cordoned } => self.demand.set_cordoned(cordoned),
             Event::Wall { ms } => self.calls.wall(now, ms),

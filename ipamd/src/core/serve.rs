@@ -55,8 +55,15 @@ impl Core {
                 self.lease_to(waiter, taken, effects);
             }
         }
-        let counts = self.counts();
-        self.demand.in_use(now, counts.assigned + counts.cooling + counts.demand());
+    }
+
+    /// Counts who has an address and who is about to need one.
+    pub(super) fn count_demand(&mut self, now: Millis) {
+        self.demand.count_bound(self.leases.values().filter_map(|lease| lease.pod.as_ref()));
+        if self.may_serve(now) {
+            let counts = self.counts();
+            self.demand.in_use(now, counts.assigned + counts.cooling + counts.demand());
+        }
     }
 
     fn may_serve(&self, now: Millis) -> bool {

@@ -1,13 +1,17 @@
 //! What asks for addresses beside the ADDs that wait: pods bound to the node, and what the node's own past lets expect.
 
+use std::{collections::BTreeSet, sync::Arc};
+
 use super::{history::History, subnet::Subnet, target::Learned};
-use crate::ids::Millis;
+use crate::ids::{Millis, PodRef};
 
 /// Demand, and what limits how it can be met.
 #[derive(Clone, Debug)]
 pub(crate) struct Demand {
     history: History,
-    /// Pods bound to this node that hold no lease yet.
+    /// Pods bound to this node, as the API server shows them: those without an address.
+    pods: Arc<BTreeSet<PodRef>>,
+    /// How many of them hold no lease yet.
     bound: u64,
     /// The node takes no new pods.
     cordoned: bool,
@@ -23,6 +27,7 @@ impl Demand {
     pub(crate) fn new() -> Self {
         Demand {
             history: History::new(),
+            pods: Arc::default(),
             bound: 0,
             cordoned: false,
             surplus_since: None,
@@ -31,8 +36,19 @@ impl Demand {
         }
     }
 
-    pub(crate) fn set_bound(&mut self, pods: u32) {
-        self.bound = pods.into();
+    pub(crate) fn set_pods(&mut self, pods: BTreeSet<PodRef>) {
+        self.pods = Arc::new(pods);
+    }
+
+    /// Counts the pods on their way, where these hold a lease. Their status shows an address seconds later.
+    pub(crate) fn count_bound<'a>(&mut self, leased: impl Iterator<Item = &'a PodRef>) {
+        if self.pods.is_empty() {
+            self.bound = 0;
+            return;
+        }
+        let leased: BTreeSet<&PodRef> = leased.collect();
+        let without = self.pods.iter().filter(|pod| !leased.contains(pod)).count();
+        self.bound = u64::try_from(without).unwrap_or(u64::MAX);
     }
 
     pub(crate) fn bound(&self) -> u64 {

@@ -3,6 +3,7 @@
 //! The properties hold for every order of events: an address has one owner, what was answered is what is
 //! recorded, and whoever waits is answered in the end.
 
+mod bound;
 mod families;
 mod groups;
 mod world;

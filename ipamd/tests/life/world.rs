@@ -82,6 +82,10 @@ pub fn key(pod: u8) -> AttachmentKey {
     AttachmentKey { network: "enid".into(), container: format!("c{pod}"), ifname: "eth0".into() }
 }
 
+pub fn pod_ref(pod: u8) -> PodRef {
+    PodRef { namespace: "default".into(), name: format!("p{pod}") }
+}
+
 impl World {
     pub fn new() -> Self {
         World::with(policy(), LIMITS)
@@ -390,8 +394,7 @@ impl World {
         self.tickets += 1;
         let ticket = Ticket(self.tickets);
         self.asked.insert(ticket);
-        let pod_ref = PodRef { namespace: "default".into(), name: format!("p{pod}") };
-        self.step(Event::Ask { ticket, key: key(pod), pod: Some(pod_ref), timeout_ms: 60_000, card });
+        self.step(Event::Ask { ticket, key: key(pod), pod: Some(pod_ref(pod)), timeout_ms: 60_000, card });
     }
 
     /// Each plugin that was offered an address wires its link, or dies before it could.
@@ -451,6 +454,7 @@ impl World {
             Move::Pass(millis) => self.pass(millis),
             Move::Refuse(cause) => self.refuse = cause,
             Move::Restart(arrived) => self.restart(arrived),
+            Move::Bound(pods) => self.step(Event::Bound { pods: pods.into_iter().map(pod_ref).collect() }),
         }
     }
 
@@ -486,6 +490,7 @@ pub enum Move {
     Pass(u64),
     Refuse(Option<Cause>),
     Restart(bool),
+    Bound(Vec<u8>),
 }
 
 pub fn moves() -> impl Strategy<Value = Vec<Move>> {
@@ -505,6 +510,7 @@ pub fn moves() -> impl Strategy<Value = Vec<Move>> {
         3 => (1..8_000_u64).prop_map(Move::Pass),
         1 => prop::option::of(cause).prop_map(Move::Refuse),
         1 => any::<bool>().prop_map(Move::Restart),
+        1 => prop::collection::vec(0..12_u8, 0..8).prop_map(Move::Bound),
     ];
     prop::collection::vec(one, 1..120)
 }

@@ -29,13 +29,17 @@ pub struct Node {
     core: Option<Core>,
     pods: BTreeMap<u64, Pod>,
     tickets: u64,
-    bound: u32,
+    bound: BTreeSet<PodRef>,
     /// When it is woken next, and when it reads metadata next, if that is planned.
     pub ticks_at: Option<u64>,
     pub reads_at: Option<u64>,
     /// Milliseconds times addresses that no pod used, up to `accounted`.
     pub idle_ms: u64,
     accounted: u64,
+}
+
+fn reference(pod: u64) -> PodRef {
+    PodRef { namespace: "default".into(), name: format!("{pod}") }
 }
 
 fn key(pod: u64) -> AttachmentKey {
@@ -51,7 +55,7 @@ impl Node {
             core: None,
             pods: BTreeMap::new(),
             tickets: 0,
-            bound: 0,
+            bound: BTreeSet::new(),
             ticks_at: None,
             reads_at: None,
             idle_ms: 0,
@@ -119,8 +123,7 @@ impl Node {
         }
         self.tickets += 1;
         known.ticket = Some(ticket);
-        let reference = PodRef { namespace: "default".into(), name: format!("{pod}") };
-        Some(Event::Ask { ticket, key: key(pod), pod: Some(reference), timeout_ms, card: None })
+        Some(Event::Ask { ticket, key: key(pod), pod: Some(reference(pod)), timeout_ms, card: None })
     }
 
     /// DEL of a pod.
@@ -158,12 +161,12 @@ impl Node {
         self.of(ticket).map(|(number, _)| number)
     }
 
-    /// How many pods hold no lease yet, if that has changed.
-    pub fn bound_has_changed(&mut self) -> Option<u32> {
+    /// The pods that hold no lease yet, if that has changed.
+    pub fn bound_has_changed(&mut self) -> Option<BTreeSet<PodRef>> {
         let core = self.core.as_ref()?;
-        let waiting = self.pods.keys().filter(|pod| core.lease(&key(**pod)).is_none()).count();
-        let bound = u32::try_from(waiting).unwrap_or(u32::MAX);
-        (std::mem::replace(&mut self.bound, bound) != bound).then_some(bound)
+        let waiting = self.pods.keys().filter(|pod| core.lease(&key(**pod)).is_none());
+        let bound: BTreeSet<PodRef> = waiting.map(|pod| reference(*pod)).collect();
+        (std::mem::replace(&mut self.bound, bound.clone()) != bound).then_some(bound)
     }
 
     pub fn explain(&self, now: Millis) -> String {

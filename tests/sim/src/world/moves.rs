@@ -5,7 +5,7 @@ use std::{
     net::IpAddr,
 };
 
-use enid_ipamd::{AttachmentKey, EniId, Event, Intent, Policy};
+use enid_ipamd::{AttachmentKey, EniId, Event, Intent, PodRef, Policy};
 use vpclab::model::Request;
 
 use super::{COOLDOWN_MS, World, settings};
@@ -165,7 +165,10 @@ impl World {
                 self.wall = self.wall.saturating_add_signed(i64::from(*seconds) * 1_000);
             }
             Move::Orphan => self.orphan(),
-            Move::Bound(pods) => self.tell(Event::Bound { pods: *pods }),
+            Move::Bound(pods) => {
+                let pod = |number| PodRef { namespace: "bound".into(), name: format!("{number}") };
+                self.tell(Event::Bound { pods: (0..*pods).map(pod).collect() });
+            }
             Move::Groups(number) => {
                 self.fault("security groups changed");
                 let list = [&["sg-1"][..], &["sg-1", "sg-2"], &["sg-3"], &["sg-2", "sg-3", "sg-4"]];

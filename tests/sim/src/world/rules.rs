@@ -135,7 +135,7 @@ impl World {
         self.cloud.fill(None);
         self.kill = None;
         self.tell(Event::Cordoned { cordoned: false });
-        self.tell(Event::Bound { pods: 0 });
+        self.tell(Event::Bound { pods: BTreeSet::new() });
         self.unreadable = false;
         self.pass(600_000);
         if self.broken.is_some() {
