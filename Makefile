@@ -135,9 +135,13 @@ bench: root build
 	ENID_BIN=$(abspath $(TARGET))/release/enid $(TARGET)/debug/bench $(if $(SHORT),--short) $(abspath $(TARGET))/floor-musl $(abspath $(TARGET))/floor-glibc
 	ENID_BIN=$(abspath $(TARGET))/release/enid $(TARGET)/debug/scale $(abspath $(TARGET))/scale.svg
 
-# Beside the standard bridge plugin, on clusters of their own.
+# On clusters of their own: beside the standard bridge plugin, with and without what the API server knows, beside many others.
 bench-cluster: cluster-parts
+	cargo build --locked --release -p enid-agent
+	tools/image --release
 	$(TARGET)/debug/cluster-bench $(or $(ROUNDS),3)
+	$(TARGET)/debug/fill-bench $(or $(ROUNDS),3)
+	$(TARGET)/debug/watch-bench
 
 audit:
 	.tools/bin/cargo-deny check advisories

@@ -25,6 +25,7 @@ use crate::{
     host::kernel::{self, Kernel},
     host::nft,
     host::sockets::{self, Claim, Place},
+    kubernetes::Kubernetes,
     metrics::Counters,
     reconcile::repair::Repair,
     reconcile::{forward::Forward, links::Links, metadata::Metadata},
@@ -98,7 +99,9 @@ async fn serve(mut settings: Settings, background: runtime::Handle) -> anyhow::R
         v6: settings.steering.policy.knows(Family::V6),
     };
     let (plugins_place, plugins) = Place::listen(sockets::cni(&settings.run_dir), Type::SEQPACKET)?;
+    let (kubernetes, api_server, reports) = Kubernetes::new(&settings, handle.clone(), readiness.clone());
     let cni = CniService {
+        reports,
         handle: handle.clone(),
         counters: counters.clone(),
         deletion: Deletion::start(&background),
@@ -116,6 +119,7 @@ async fn serve(mut settings: Settings, background: runtime::Handle) -> anyhow::R
         instance,
         readiness: readiness.clone(),
         conflicts: seen_conflicts,
+        api_server,
     };
     let (operators_place, operators) = Place::listen(sockets::debug(&settings.run_dir), Type::STREAM)?;
     let (debug, reporter) = debug::serve(debug, operators)?;
@@ -137,6 +141,7 @@ async fn serve(mut settings: Settings, background: runtime::Handle) -> anyhow::R
         ended = background.spawn(links.run()) => { ended?; bail!("the listing of links ended") }
         ended = background.spawn(repair.run()) => { ended??; bail!("the repair ended") }
         ended = background.spawn(forward.run()) => ended?,
+        ended = background.spawn(kubernetes.run()) => { ended?; bail!("the API server's watches ended") }
         ended = background.spawn(announce::run(files, store, readiness, reporter)) => ended?,
         _ = terminate.recv() => { info!("asked to stop; pods keep their links"); Ok(()) }
         _ = interrupt.recv() => { info!("interrupted; pods keep their links"); Ok(()) }

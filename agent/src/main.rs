@@ -9,6 +9,7 @@ mod families;
 #[cfg(test)]
 mod fuzz;
 mod host;
+mod kubernetes;
 mod metrics;
 mod proxy;
 mod reconcile;

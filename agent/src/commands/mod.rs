@@ -138,6 +138,7 @@ fn status(pool: &Pool) -> String {
             ),
         ],
         ["waiting ADDs".to_owned(), pool.waiting.to_string()],
+        ["pods on their way".to_owned(), pool.bound.to_string()],
     ];
     let plan = pool.plan.clone().unwrap_or_default();
     for action in &plan.actions {
@@ -153,6 +154,7 @@ fn status(pool: &Pool) -> String {
         [("risk", &pool.risk), ("metadata", &pool.source), ("host", &pool.host), ("metrics", &pool.metrics_fault)];
     let troubles = troubles.into_iter().filter(|(_, words)| !words.is_empty());
     rows.extend(troubles.map(|(name, words)| [name.to_owned(), words.clone()]));
+    rows.extend(pool.api_server.iter().map(|fault| ["API server".to_owned(), fault.clone()]));
     rows.extend(pool.conflicts.iter().map(|conflict| ["conflict".to_owned(), conflict.clone()]));
     table(["", ""], rows.into_iter())
 }

@@ -23,6 +23,7 @@ use crate::{
     core::readiness::{self, Readiness},
     host::deletion::Deletion,
     host::{kernel, pod_links},
+    kubernetes::Reports,
     metrics::Counters,
     reconcile::links,
     serve::packets::{Connection, Fault, Plugins},
@@ -37,6 +38,8 @@ const NAMED_MAX: usize = 64 * 1024;
 
 /// The service.
 pub struct CniService {
+    /// Tells the cluster of pods that get no address.
+    pub reports: Reports,
     /// To the core's task.
     pub handle: Handle,
     /// What `/metrics` counts.
@@ -133,7 +136,7 @@ impl CniService {
             return Ok(plugin.send(refused(refusal)).await?);
         }
         let mut request = self.handle.open().await.ok_or(End::Gone)?;
-        request.ask(key.clone(), pod, ask.timeout_ms, ask.card).await;
+        request.ask(key.clone(), pod.clone(), ask.timeout_ms, ask.card).await;
         let cards = async { if ask.each_card { self.handle.further_cards().await } else { Some(Vec::new()) } };
         let (answer, further) = offered(&mut request, cards, plugin).await?;
         let lease = match answer {
@@ -143,6 +146,9 @@ impl CniService {
                 let Refusal { cause, request_id, message, .. } = &refusal;
                 let request_id = request_id.as_deref();
                 warn!(pod = named, container = key.container, %cause, request_id, "ADD refused: {message}");
+                if let Some(pod) = &pod {
+                    self.reports.refused(pod, &refusal);
+                }
                 return Ok(plugin.send(refused(refusal)).await?);
             }
             _ => return Err(End::Failed("an answer to another question".to_owned())),

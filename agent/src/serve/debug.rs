@@ -20,6 +20,7 @@ use crate::{
     core::readiness::Readiness,
     host::sockets::{Listener, Listeners},
     host::{kernel::route_table, pod_links},
+    kubernetes::Faults,
 };
 
 /// Health's name for what STATUS says.
@@ -37,6 +38,8 @@ pub struct DebugService {
     pub readiness: watch::Receiver<Readiness>,
     /// Why metrics are not served.
     pub metrics_fault: watch::Receiver<Option<String>>,
+    /// What the API server does not serve.
+    pub api_server: watch::Receiver<Faults>,
     /// Foreign rules, routes and addresses that take precedence over ours.
     pub conflicts: watch::Receiver<Vec<String>>,
 }
@@ -76,6 +79,7 @@ impl Debug for DebugService {
             cooling: number(counts.cooling),
             available: number(counts.available),
             waiting: number(counts.waiting),
+            bound: number(counts.bound),
             prefixes: number(counts.prefixes),
             conflicts: self.conflicts.borrow().clone(),
             plan: Some(plan(&view)),
@@ -87,6 +91,7 @@ impl Debug for DebugService {
             metrics_fault: self.metrics_fault.borrow().clone().unwrap_or_default(),
             source: in_words(readiness.source).unwrap_or_default(),
             host: in_words(readiness.host).unwrap_or_default(),
+            api_server: self.api_server.borrow().iter().map(|(what, why)| format!("{what}: {why}")).collect(),
             outage: in_words(readiness.outage).unwrap_or_default(),
         }))
     }

@@ -27,6 +27,8 @@ pub struct Settings {
     pub extra_tags: BTreeMap<String, String>,
     /// CLUSTER_NAME, if set.
     pub cluster_name: Option<String>,
+    /// CLUSTER_ENDPOINT, if set.
+    pub cluster_endpoint: Option<String>,
     /// ENIs, and pods' packets on the node.
     pub steering: Steering,
     /// ENID_FORWARD_PROBE.
@@ -106,6 +108,7 @@ impl Settings {
             },
             extra_tags: read.tags("ADDITIONAL_ENI_TAGS"),
             cluster_name: read.text("CLUSTER_NAME"),
+            cluster_endpoint: read.https_url("CLUSTER_ENDPOINT"),
             steering: Steering {
                 policy: read.policy(stack),
                 native: read.cidrs("AWS_VPC_K8S_CNI_EXCLUDE_SNAT_CIDRS"),
@@ -198,6 +201,7 @@ mod tests {
             ("ADDITIONAL_ENI_TAGS", "team=net"),
             ("AWS_VPC_K8S_CNI_LOGLEVEL", "loud"),
             ("AWS_EC2_ENDPOINT", "http://"),
+            ("CLUSTER_ENDPOINT", "http://10.0.0.5"),
             ("ENID_RUN_DIR", "run"),
             ("ENID_METRICS_ADDRESS", "everywhere"),
             ("ENID_HEALTH_ADDRESS", "0.0.0.0:61680"),

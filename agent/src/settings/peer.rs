@@ -61,7 +61,6 @@ pub const FOREIGN: &[Foreign] = &[
     row("AWS_VPC_K8S_EGRESS_V6_PLUGIN_LOG_FILE", &[], Ignored("there is no such plugin")),
     row("INTROSPECTION_BIND_ADDRESS", &[], Ignored("enid status, enid enis and enid pods show the same")),
     row("DISABLE_INTROSPECTION", ON, Ignored("there is no introspection server")),
-    row("CLUSTER_ENDPOINT", &[], Ignored("the daemon does not ask the API server")),
     row("HTTP_TIMEOUT", &[], Ignored("an EC2 call has ten seconds")),
     row("VPC_CNI_VERSION", &[], Ignored("it was part of a user agent")),
     row("MY_POD_NAME", &[], Ignored("the daemon sends no events")),
@@ -116,7 +115,7 @@ mod tests {
             ("POD_SECURITY_GROUP_ENFORCING_MODE", "standard"),
             ("DISABLE_INTROSPECTION", "true"),
             ("ANNOTATE_POD_IP", "False"),
-            ("CLUSTER_ENDPOINT", ""),
+            ("HTTP_TIMEOUT", ""),
         ]);
         assert_eq!(refused.len(), 3, "{refused:#?}");
         assert!(refused[0].starts_with("AWS_VPC_K8S_CNI_CUSTOM_NETWORK_CFG is \"true\"; allowed: false"));

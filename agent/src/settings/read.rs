@@ -244,6 +244,14 @@ impl<'a> Reader<'a> {
         Some(value)
     }
 
+    pub(super) fn https_url(&mut self, name: &str) -> Option<String> {
+        let value = self.text(name)?;
+        if !is_url(&value) || !value.starts_with("https://") {
+            self.mistake(name, &value, "a URL such as https://10.0.0.5:6443");
+        }
+        Some(value)
+    }
+
     pub(super) fn folder(&mut self, name: &str) -> PathBuf {
         self.file(name).unwrap_or_default()
     }

@@ -40,6 +40,7 @@ settings! {
     "DISABLE_LEAKED_ENI_CLEANUP" "disable-leaked-eni-cleanup" "false" "Do not delete leaked ENIs of other nodes of the cluster";
     "AWS_MANAGE_ENIS_NON_SCHEDULABLE" "manage-cordoned" "false" "Keep a pool ahead on a cordoned node too";
     "CLUSTER_NAME" "cluster-name" "" "Tag on ENIs: which cluster they belong to; leaked ENIs are looked for only with it";
+    "CLUSTER_ENDPOINT" "cluster-endpoint" "" "The API server's URL, if not that of the Service kubernetes: where kube-proxy is not there yet, or not at all";
     "ADDITIONAL_ENI_TAGS" "additional-eni-tags" "{}" "JSON object of further tags on new ENIs";
     "AWS_VPC_ENI_MTU" "eni-mtu" "9001" "MTU of ENIs, bytes, 576 to 9001";
     "POD_MTU" "pod-mtu" "" "MTU of pods, bytes, 576 to 9001; as the ENIs' if not set";

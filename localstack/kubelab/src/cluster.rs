@@ -51,7 +51,7 @@ impl Cluster {
             started = Instant::now();
         };
         let Cluster { config, lab, parts, folder } = &cluster;
-        let control_plane = ControlPlane { lab, config, folder, parts };
+        let control_plane = cluster.control_plane();
         let pki = control_plane.credentials()?;
         // Nodes boot meanwhile: kubelets ask until they are answered.
         for (index, node) in cluster.nodes()?.iter().enumerate() {
@@ -60,7 +60,7 @@ impl Cluster {
                 node.boot()?;
             }
         }
-        control_plane.start(&pki)?;
+        control_plane.start()?;
         told("the control plane is ready");
         let mut ended = None;
         let registered = wait_until(BOUND, || {
@@ -123,6 +123,12 @@ impl Cluster {
     /// Its folder.
     pub fn folder(&self) -> &Path {
         &self.folder
+    }
+
+    /// What it is governed by.
+    pub fn control_plane(&self) -> ControlPlane<'_> {
+        let Cluster { config, lab, parts, folder } = self;
+        ControlPlane { lab, config, folder, parts }
     }
 
     /// Its nodes.

@@ -29,8 +29,17 @@ const ETCD_PEER: &str = "http://127.0.0.1:2380";
 /// Ranges of pods where the bridge plugin gives addresses.
 const BRIDGE_PODS: &str = "10.244.0.0/16";
 
-/// The API server and what it stores in.
-const SERVER: [&str; 2] = ["etcd", "kube-apiserver"];
+const API_SERVER: &str = "kube-apiserver";
+/// What pods ask of the API server is written down, not what they hear.
+const AUDIT: &str = "
+apiVersion: audit.k8s.io/v1
+kind: Policy
+omitStages: [ResponseStarted]
+rules:
+  - { level: None, users: [system:apiserver] }
+  - { level: Metadata, userGroups: ['system:serviceaccounts'] }
+  - { level: None }
+";
 /// What ends at once where the API server, or the roles that it makes at its first start, are not there.
 const CLIENTS: [&str; 2] = ["kube-controller-manager", "kube-scheduler"];
 
@@ -82,10 +91,20 @@ impl ControlPlane<'_> {
     }
 
     /// Starts all of it and waits until the API server is ready.
-    pub fn start(&self, pki: &Pki) -> anyhow::Result<()> {
-        for name in SERVER {
-            self.spawn(name, &self.arguments(name, pki)?)?;
+    pub fn start(&self) -> anyhow::Result<()> {
+        let audit = self.folder.join("audit.yaml");
+        fs::write(&audit, AUDIT).with_context(|| format!("cannot write {}", audit.display()))?;
+        self.spawn("etcd")?;
+        self.start_api_server()?;
+        for name in CLIENTS {
+            self.spawn(name)?;
         }
+        Ok(())
+    }
+
+    /// Starts the API server and waits until it is ready.
+    pub fn start_api_server(&self) -> anyhow::Result<()> {
+        self.spawn(API_SERVER)?;
         let kubeconfig = self.folder.join("admin.kubeconfig");
         let kubectl = self.parts.program("kubectl");
         let (kubectl, kubeconfig) = (kubectl.to_string_lossy(), kubeconfig.to_string_lossy());
@@ -97,20 +116,31 @@ impl ControlPlane<'_> {
             let logs = self.folder.join("log");
             bail!("the API server is not ready within {} s; logs are in {}", BOUND.as_secs(), logs.display());
         }
-        for name in CLIENTS {
-            self.spawn(name, &self.arguments(name, pki)?)?;
-        }
         Ok(())
     }
 
-    fn spawn(&self, name: &str, arguments: &[String]) -> anyhow::Result<()> {
+    /// Ends the API server, as its machine's failure does; etcd keeps what it knew.
+    pub fn stop_api_server(&self) -> anyhow::Result<()> {
+        let file = self.pid_file(API_SERVER);
+        let line = "pid=$(cat $0); kill -9 $pid; while kill -0 $pid 2>/dev/null; do sleep 0.1; done";
+        self.lab.run(CONTROL_PLANE, "timeout", &["30", "sh", "-c", line, &file]).map(drop)
+    }
+
+    /// Number of a program's process, as the control plane's machine counts.
+    fn pid_file(&self, name: &str) -> String {
+        self.folder.join(format!("{name}.pid")).to_string_lossy().into_owned()
+    }
+
+    fn spawn(&self, name: &str) -> anyhow::Result<()> {
         let path = log(self.folder, name);
-        let log = File::create(&path).with_context(|| format!("cannot write {}", path.display()))?;
+        let log = File::options().create(true).append(true).open(&path);
+        let log = log.with_context(|| format!("cannot write {}", path.display()))?;
         // In a session of its own: it goes on when whoever started the cluster ends, and ends with the lab.
         self.lab
             .command(CONTROL_PLANE, "setsid")?
+            .args(["sh", "-c", "echo $$ > $0; exec \"$@\"", &self.pid_file(name)])
             .arg(self.parts.program(name))
-            .args(arguments)
+            .args(self.arguments(name)?)
             .stdin(Stdio::null())
             .stdout(log.try_clone().context("cannot share a log")?)
             .stderr(log)
@@ -119,9 +149,11 @@ impl ControlPlane<'_> {
         Ok(())
     }
 
-    fn arguments(&self, name: &str, pki: &Pki) -> anyhow::Result<Vec<String>> {
+    fn arguments(&self, name: &str) -> anyhow::Result<Vec<String>> {
+        let file = |name: &str| self.folder.join(name).to_string_lossy().into_owned();
+        let pki = |name: &str| file(&format!("pki/{name}"));
         let services = self.config.families.service_ranges();
-        let conf = |name: &str| self.folder.join(format!("{name}.kubeconfig")).to_string_lossy().into_owned();
+        let conf = |name: &str| file(&format!("{name}.kubeconfig"));
         let client = |name: &str| {
             ["kubeconfig", "authentication-kubeconfig", "authorization-kubeconfig"]
                 .map(|flag| format!("--{flag}={}", conf(name)))
@@ -133,7 +165,7 @@ impl ControlPlane<'_> {
             |list: &[(&str, &str)]| list.iter().map(|(flag, value)| format!("--{flag}={value}")).collect::<Vec<_>>();
         Ok(match name {
             "etcd" => flags(&[
-                ("data-dir", &self.folder.join("etcd").to_string_lossy()),
+                ("data-dir", &file("etcd")),
                 ("listen-client-urls", ETCD),
                 ("advertise-client-urls", ETCD),
                 ("listen-peer-urls", ETCD_PEER),
@@ -142,42 +174,44 @@ impl ControlPlane<'_> {
                 // Nobody keeps a lab's data over a crash of the machine.
                 ("unsafe-no-fsync", "true"),
             ]),
-            "kube-apiserver" => flags(&[
+            API_SERVER => flags(&[
+                ("audit-policy-file", &file("audit.yaml")),
+                ("audit-log-path", &file("log/audit.log")),
                 ("etcd-servers", ETCD),
                 ("bind-address", &self.address()?.to_string()),
                 ("advertise-address", &self.address()?.to_string()),
                 ("secure-port", &PORT.to_string()),
-                ("tls-cert-file", &pki.path("apiserver.crt")),
-                ("tls-private-key-file", &pki.path("apiserver.key")),
-                ("client-ca-file", &pki.path("ca.crt")),
+                ("tls-cert-file", &pki("apiserver.crt")),
+                ("tls-private-key-file", &pki("apiserver.key")),
+                ("client-ca-file", &pki("ca.crt")),
                 ("authorization-mode", "Node,RBAC"),
                 ("enable-admission-plugins", "NodeRestriction"),
                 ("allow-privileged", "true"),
                 // Names of nodes are no names of hosts here.
                 ("kubelet-preferred-address-types", "InternalIP"),
-                ("kubelet-certificate-authority", &pki.path("ca.crt")),
-                ("kubelet-client-certificate", &pki.path("apiserver-kubelet.crt")),
-                ("kubelet-client-key", &pki.path("apiserver-kubelet.key")),
+                ("kubelet-certificate-authority", &pki("ca.crt")),
+                ("kubelet-client-certificate", &pki("apiserver-kubelet.crt")),
+                ("kubelet-client-key", &pki("apiserver-kubelet.key")),
                 ("service-cluster-ip-range", &services),
                 ("service-account-issuer", "https://kubernetes.default.svc"),
-                ("service-account-key-file", &pki.path("service-accounts.pub")),
-                ("service-account-signing-key-file", &pki.path("service-accounts.key")),
-                ("requestheader-client-ca-file", &pki.path("ca.crt")),
+                ("service-account-key-file", &pki("service-accounts.pub")),
+                ("service-account-signing-key-file", &pki("service-accounts.key")),
+                ("requestheader-client-ca-file", &pki("ca.crt")),
                 ("requestheader-allowed-names", "front-proxy"),
                 ("requestheader-username-headers", "X-Remote-User"),
                 ("requestheader-group-headers", "X-Remote-Group"),
                 ("requestheader-extra-headers-prefix", "X-Remote-Extra-"),
-                ("proxy-client-cert-file", &pki.path("front-proxy.crt")),
-                ("proxy-client-key-file", &pki.path("front-proxy.key")),
+                ("proxy-client-cert-file", &pki("front-proxy.crt")),
+                ("proxy-client-key-file", &pki("front-proxy.key")),
             ]),
             "kube-controller-manager" => {
                 let bridge = self.config.cni == Cni::Bridge;
                 let mut all = client(name);
                 all.extend(flags(&[
-                    ("service-account-private-key-file", &pki.path("service-accounts.key")),
-                    ("root-ca-file", &pki.path("ca.crt")),
-                    ("cluster-signing-cert-file", &pki.path("ca.crt")),
-                    ("cluster-signing-key-file", &pki.path("ca.key")),
+                    ("service-account-private-key-file", &pki("service-accounts.key")),
+                    ("root-ca-file", &pki("ca.crt")),
+                    ("cluster-signing-cert-file", &pki("ca.crt")),
+                    ("cluster-signing-key-file", &pki("ca.key")),
                     ("use-service-account-credentials", "true"),
                     ("service-cluster-ip-range", &services),
                     ("allocate-node-cidrs", if bridge { "true" } else { "false" }),

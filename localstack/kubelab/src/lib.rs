@@ -17,9 +17,10 @@ mod pki;
 
 pub use cluster::Cluster;
 pub use config::{ClusterConfig, Cni, folder};
+pub use control_plane::ControlPlane;
 pub use families::Families;
 pub use node::{
-    Node,
+    Node, STATIC_PODS,
     boot::{boot, tell_boot_id},
 };
 pub use parts::Parts;

@@ -10,7 +10,8 @@ use crate::{CLUSTER, traffic::Ends};
 const BOUND: Duration = Duration::from_secs(90);
 const DAEMONS: &str = "daemonset/enid";
 
-fn rolled_out(cluster: &Cluster) -> anyhow::Result<()> {
+/// Waits until all daemons are as asked.
+pub fn rolled_out(cluster: &Cluster) -> anyhow::Result<()> {
     let timeout = format!("--timeout={}s", BOUND.as_secs());
     cluster.kubectl(&["-n", "kube-system", "rollout", "status", DAEMONS, &timeout]).map(drop)
 }

@@ -6,8 +6,11 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 mod agreement;
+mod api_server;
 mod chart;
 mod disturbance;
+mod rights;
+mod told;
 mod traffic;
 mod uninstall;
 

@@ -53,7 +53,7 @@ for folder in /opt/cni /etc/cni /var/lib/cni /var/lib/containerd /var/lib/kubele
     mkdir -p $folder $1/disk$folder
     mount --bind $1/disk$folder $folder
 done
-mkdir -p /opt/cni/bin /etc/cni/net.d
+mkdir -p /opt/cni/bin /etc/cni/net.d /var/lib/kubelet/manifests
 mount -t tmpfs tmpfs /run
 mkdir -p /run/netns /run/containerd /run/lock
 cat /proc/sys/kernel/random/uuid > /run/boot_id

@@ -30,6 +30,8 @@ pub struct NodeFiles {
     pub plugins: Option<String>,
 }
 
+/// Pods whose manifests are here run without the API server.
+pub const STATIC_PODS: &str = "/var/lib/kubelet/manifests";
 const CONTAINERD: &str = "/run/containerd/containerd.sock";
 const CONTAINERD_CONFIG: &str = r#"version = 3
 root = "/var/lib/containerd"
@@ -129,6 +131,7 @@ fn kubelet(config: &ClusterConfig, pki: &Pki, serving: &str, provider: &str) -> 
         "containerRuntimeEndpoint": format!("unix://{CONTAINERD}"),
         "providerID": provider,
         "maxPods": config.max_pods,
+        "staticPodPath": STATIC_PODS,
         "clusterDomain": "cluster.local",
         "clusterDNS": [config.families.dns()],
         "resolvConf": "",

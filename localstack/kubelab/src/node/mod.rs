@@ -17,7 +17,7 @@ use std::{
 use anyhow::{Context, bail, ensure};
 use vpclab::{Lab, namespaces::child_of, output, program_named, start_of, wait_until};
 
-pub use files::NodeFiles;
+pub use files::{NodeFiles, STATIC_PODS};
 
 /// Starting containerd and importing images takes some seconds each.
 const BOUND: Duration = Duration::from_secs(60);

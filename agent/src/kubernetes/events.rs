@@ -1,0 +1,191 @@
+//! What the cluster is told as events: of a pod why it gets no address, of the node what it lacks. The same thing is told with
+//! the same reason and the same words, and not again within minutes, however often a runtime asks.
+
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
+
+use enid_ipamd::{Cause, PodRef, Refusal};
+use k8s_openapi::api::core::v1::ObjectReference;
+use kube::{
+    Client,
+    runtime::events::{Event, EventType, Recorder, Reporter},
+};
+use tokio::sync::{mpsc, watch};
+
+use super::{follow::Faults, pods::Uids};
+use crate::core::readiness::Readiness;
+
+/// Reports that wait to be sent; more are dropped, since what lasts is told again.
+const WAITING: usize = 256;
+/// What lasts is told again after so long.
+const AGAIN: Duration = Duration::from_secs(300);
+/// Other words for it are told after so long.
+const OTHER_WORDS: Duration = Duration::from_secs(30);
+/// Who says it.
+const CONTROLLER: &str = "enid";
+/// As the peer calls it.
+const NO_RIGHTS: &str = "MissingIAMPermissions";
+
+/// Whom it is about.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum About {
+    Pod(PodRef),
+    Node,
+}
+
+/// A way to tell the cluster; nobody waits for it.
+#[derive(Clone)]
+pub struct Reports(mpsc::Sender<(PodRef, Refusal)>);
+
+/// What is told by it.
+pub struct Reported(mpsc::Receiver<(PodRef, Refusal)>);
+
+/// Both ends.
+pub fn channel() -> (Reports, Reported) {
+    let (sender, receiver) = mpsc::channel(WAITING);
+    (Reports(sender), Reported(receiver))
+}
+
+impl Reports {
+    /// A pod's ADD was refused.
+    pub fn refused(&self, pod: &PodRef, refusal: &Refusal) {
+        if refusal.cause != Cause::Superseded {
+            let _ = self.0.try_send((pod.clone(), refusal.clone()));
+        }
+    }
+}
+
+/// Tells all of it until the task is dropped.
+pub async fn tell(
+    client: Client,
+    node: String,
+    mut reported: Reported,
+    uids: watch::Receiver<Uids>,
+    mut readiness: watch::Receiver<Readiness>,
+    faults: watch::Sender<Faults>,
+) {
+    let recorder = Recorder::new(client, Reporter { controller: CONTROLLER.to_owned(), instance: Some(node.clone()) });
+    let mut said = Said::default();
+    loop {
+        let (about, refusal) = tokio::select! {
+            Some((pod, refusal)) = reported.0.recv() => (About::Pod(pod), vec![refusal]),
+            Ok(()) = readiness.changed() => (About::Node, of_node(&readiness.borrow_and_update())),
+            else => return std::future::pending().await,
+        };
+        for Refusal { cause, message, .. } in refusal {
+            if !said.is_due(&about, cause, &message, Instant::now()) {
+                continue;
+            }
+            let reference = match &about {
+                About::Node => of_kind("Node", &node, None, Some(node.clone())),
+                // Without its uid nobody who describes the pod would see it.
+                About::Pod(pod) => {
+                    let Some(uid) = uids.borrow().get(pod).cloned() else { continue };
+                    of_kind("Pod", &pod.name, Some(pod.namespace.clone()), Some(uid))
+                }
+            };
+            let event = Event {
+                type_: EventType::Warning,
+                reason: reason(cause),
+                note: Some(message),
+                action: "AssignAddress".to_owned(),
+                secondary: None,
+            };
+            let sent = recorder.publish(&event, &reference).await;
+            if sent.is_err() {
+                said.forget(&about, cause);
+            }
+            super::follow::note(&faults, "events", sent.err().map(|failure| super::follow::words(&failure)));
+        }
+    }
+}
+
+fn of_kind(kind: &str, name: &str, namespace: Option<String>, uid: Option<String>) -> ObjectReference {
+    ObjectReference {
+        api_version: Some("v1".to_owned()),
+        kind: Some(kind.to_owned()),
+        name: Some(name.to_owned()),
+        namespace,
+        uid,
+        ..ObjectReference::default()
+    }
+}
+
+/// What is told of the node: whatever does not end by itself.
+fn of_node(readiness: &Readiness) -> Vec<Refusal> {
+    let lasting = |(name, refusal): &(&str, &Refusal)| *name != "obstacle" || !refusal.cause.is_temporary();
+    readiness.causes().filter(lasting).map(|(_, refusal)| refusal.clone()).collect()
+}
+
+/// The cause as events name their reasons: SubnetFull.
+fn reason(cause: Cause) -> String {
+    if cause == Cause::Denied {
+        return NO_RIGHTS.to_owned();
+    }
+    let word =
+        |word: &str| word.chars().take(1).map(|first| first.to_ascii_uppercase()).chain(word.chars().skip(1)).collect();
+    cause.name().split('_').map(word).collect::<Vec<String>>().concat()
+}
+
+/// What has been told, and when.
+#[derive(Default)]
+struct Said {
+    last: BTreeMap<(About, Cause), (String, Instant)>,
+}
+
+impl Said {
+    /// Whether it is to be told now; then it counts as told.
+    fn is_due(&mut self, about: &About, cause: Cause, words: &str, now: Instant) -> bool {
+        self.last.retain(|_, (_, at)| now.duration_since(*at) < AGAIN);
+        let key = (about.clone(), cause);
+        if let Some((known, at)) = self.last.get(&key)
+            && (known == words || now.duration_since(*at) < OTHER_WORDS)
+        {
+            return false;
+        }
+        self.last.insert(key, (words.to_owned(), now));
+        true
+    }
+
+    /// It could not be told.
+    fn forget(&mut self, about: &About, cause: Cause) {
+        self.last.remove(&(about.clone(), cause));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reasons_are_the_causes_in_the_words_of_events() {
+        assert_eq!(reason(Cause::SubnetFull), "SubnetFull");
+        assert_eq!(reason(Cause::Ec2Error), "Ec2Error");
+        assert_eq!(reason(Cause::Denied), NO_RIGHTS);
+    }
+
+    /// The kind: what a runtime asks again and again is told as often.
+    #[test]
+    fn what_lasts_is_told_once_in_five_minutes() {
+        let (mut said, begun) = (Said::default(), Instant::now());
+        let pod = |name: &str| About::Pod(PodRef { namespace: "default".into(), name: name.into() });
+        let mut due = |about: &About, words: &str, seconds: u64| {
+            said.is_due(about, Cause::SubnetFull, words, begun + Duration::from_secs(seconds))
+        };
+        assert!(due(&pod("a"), "no address", 0));
+        assert!(!due(&pod("a"), "no address", 299));
+        assert!(due(&pod("b"), "no address", 1), "another pod");
+        assert!(!due(&pod("b"), "two addresses", 20) && due(&pod("b"), "two addresses", 40));
+        assert!(due(&pod("a"), "no address", 300));
+    }
+
+    #[test]
+    fn of_the_node_is_told_what_does_not_end_by_itself() {
+        let refusal = |cause| Some(Refusal::new(cause, "words"));
+        let of = |obstacle, risk| of_node(&Readiness { obstacle, risk, ..Readiness::default() }).len();
+        assert_eq!(of(refusal(Cause::StillGrowing), None), 0);
+        assert_eq!(of(refusal(Cause::SubnetFull), refusal(Cause::EniLost)), 2);
+    }
+}

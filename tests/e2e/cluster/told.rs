@@ -1,0 +1,62 @@
+//! What the cluster is told where pods get no address.
+
+use std::{net::Ipv4Addr, time::Duration};
+
+use enid_tests::{kube, wait_until};
+use serde_json::{Value, json};
+
+use crate::CLUSTER;
+
+/// A subnet that was short is asked again within two minutes, and the kubelet asks again within some seconds.
+const BOUND: Duration = Duration::from_secs(180);
+
+#[test]
+fn a_pod_without_an_address_says_why_and_its_node_stays_ready() {
+    let cluster = &*CLUSTER;
+    let lab = cluster.lab();
+    let node = lab.node(0);
+    let all: Vec<Ipv4Addr> = (1..255).map(|last| Ipv4Addr::new(10, 0, 1, last)).collect();
+    lab.occupy(&node.subnet_id, &all).unwrap();
+    let container = json!({ "name": "idle", "image": kube::AGNHOST, "imagePullPolicy": "Never", "args": ["pause"] });
+    let selector = json!({ "kubernetes.io/hostname": node.name });
+    let pod = json!({ "terminationGracePeriodSeconds": 1, "nodeSelector": selector, "containers": [container] });
+    let deployment = json!({
+        "apiVersion": "apps/v1",
+        "kind": "Deployment",
+        "metadata": { "name": "short", "namespace": "default" },
+        "spec": {
+            "replicas": 20,
+            "selector": { "matchLabels": { "app": "short" } },
+            "template": { "metadata": { "labels": { "app": "short" } }, "spec": pod },
+        },
+    });
+    cluster.apply(&deployment.to_string()).unwrap();
+    let told = |kind: &str| -> Vec<Value> {
+        let events = cluster.list("events", &[]).unwrap_or_default();
+        let ours = |event: &Value| event["reportingComponent"] == "enid" && event["involvedObject"]["kind"] == kind;
+        events.into_iter().filter(ours).collect()
+    };
+    wait_until(BOUND, || !told("Pod").is_empty() && !told("Node").is_empty()).unwrap();
+    for event in told("Pod").iter().chain(&told("Node")) {
+        let words = event["message"].as_str().unwrap_or_default();
+        assert!(event["reason"] == "SubnetFull" && event["type"] == "Warning", "{event}");
+        assert!(words.contains(&node.subnet_id), "it names the subnet: {event}");
+    }
+    let name = told("Pod")[0]["involvedObject"]["name"].as_str().unwrap_or_default().to_owned();
+    let described = cluster.kubectl(&["describe", "pod", &name]).unwrap();
+    assert!(described.lines().any(|line| line.contains("SubnetFull") && line.contains("enid")), "{described}");
+    let described = cluster.kubectl(&["describe", "node", &node.name]).unwrap();
+    assert!(described.lines().any(|line| line.contains("SubnetFull") && line.contains("enid")), "{described}");
+    let ready = cluster.kubectl(&["wait", "--for=condition=Ready", "nodes", "--all", "--timeout=1s"]);
+    ready.unwrap_or_else(|failure| panic!("{failure:#}"));
+    // However often the kubelet asks, a pod hears it once.
+    let pods = told("Pod");
+    for event in &pods {
+        let same = |other: &&Value| other["involvedObject"]["uid"] == event["involvedObject"]["uid"];
+        assert_eq!(pods.iter().filter(same).count(), 1, "{event}");
+    }
+
+    lab.vacate(&node.subnet_id, &all).unwrap();
+    wait_until(BOUND, || kube::rolled_out(cluster, "deployment/short").is_ok()).unwrap();
+    kube::remove(cluster, "short").unwrap();
+}
