@@ -14,6 +14,16 @@ impl fmt::Display for EniId {
     }
 }
 
+/// EC2's id of a subnet.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct SubnetId(pub Arc<str>);
+
+impl fmt::Display for SubnetId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
 /// One interface of one container in one network: the key of an attachment (CNI spec 1.1.0, section 2,
 /// "Parameters"). Ordered so that the interfaces of one container are neighbours.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]

@@ -35,10 +35,10 @@ mod view;
 pub use cause::{Cause, Refusal};
 pub use core::Core;
 pub use ec2::{
-    AuditedEni, Call, CallError, Class, Creation, Ec2Answer, Fact, Intent, Order, Recorded, Scope, UnattachedEni,
+    AuditedEni, Call, CallError, Class, Creation, Ec2Answer, Fact, Home, Intent, Order, Recorded, Scope, UnattachedEni,
 };
 pub use event::{Effect, Event, Ledger, Write};
-pub use ids::{AttachmentKey, CallId, EniId, Millis, Place, PodRef, Ticket};
+pub use ids::{AttachmentKey, CallId, EniId, Millis, Place, PodRef, SubnetId, Ticket};
 pub use invariant::Broken;
 pub use lease::Lease;
 #[cfg(feature = "mutations")]

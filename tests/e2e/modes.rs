@@ -98,7 +98,7 @@ fn a_full_subnet_is_named_as_the_cause_and_disturbs_no_pod() {
     let request_id = error["details"].as_str().unwrap().split("aws_request_id=").nth(1).unwrap();
     assert_eq!(request_id.split(' ').next().unwrap().len(), 36, "{error}");
     assert_eq!(status()["cause"], "subnet_full");
-    let left = || status()["cause_message"].to_string().contains("the subnet has no free addresses left");
+    let left = || status()["cause_message"].to_string().contains("has no free addresses left");
     wait_until(BOUND, left).unwrap();
     assert_eq!(status()["ready"], true, "the pods that run have their network");
     // Running pods keep their connections, and nothing is left half created.

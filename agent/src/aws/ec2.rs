@@ -3,7 +3,6 @@
 //! Every answer is about this instance's ENIs only; what its errors mean is in [`super::errors`].
 
 use std::{
-    collections::BTreeSet,
     net::IpAddr,
     time::{Duration, SystemTime},
 };
@@ -15,13 +14,14 @@ use aws_sdk_ec2::{
 };
 use aws_smithy_types::{DateTime, date_time::Format};
 use enid_ipamd::{
-    AuditedEni, Call, CallError, Creation, Ec2Answer, EniId, Kind, Limits, Order, Place, Scope, UnattachedEni,
+    AuditedEni, Call, CallError, Creation, Ec2Answer, EniId, Home, Kind, Limits, Order, Place, Scope, SubnetId,
+    UnattachedEni,
 };
 use ipnet::IpNet;
 
 use crate::{
     aws::{
-        errors::{classify, odd, of_order},
+        errors::{classify, odd},
         imds::Instance,
     },
     settings::Settings,
@@ -121,7 +121,7 @@ impl Ec2 {
                 let sent = self.client.create_tags().resources(&*eni.0).set_tags(Some(tags)).send().await;
                 sent.map(|_| Ec2Answer::Done).map_err(|error| classify(action, error))
             }
-            Call::Create { token, creation, groups } => self.create(token, *creation, groups).await,
+            Call::Create { token, creation, home } => self.create(token, *creation, home).await,
             Call::Attach { eni, place } => {
                 let request = self.client.attach_network_interface().network_interface_id(&*eni.0);
                 let request = request.instance_id(&self.instance.id).device_index(signed(place.device_index));
@@ -146,13 +146,15 @@ impl Ec2 {
             }
             Call::Assign { eni, order } => self.assign(eni, *order).await,
             Call::Unassign { eni, blocks } => self.unassign(eni, blocks).await,
-            Call::Subnet => {
-                let answer = self.client.describe_subnets().subnet_ids(&self.instance.subnet_id).send().await;
+            Call::Subnets { ids } => {
+                let ids = ids.iter().map(ToString::to_string).collect();
+                let answer = self.client.describe_subnets().set_subnet_ids(Some(ids)).send().await;
                 let answer = answer.map_err(|error| classify(action, error))?;
-                let free = answer.subnets().first().and_then(|subnet| subnet.available_ip_address_count());
-                let free = free.and_then(|free| u64::try_from(free).ok());
-                let free = free.ok_or_else(|| odd(action, "it names no number of free addresses"))?;
-                Ok(Ec2Answer::Subnet { free })
+                let free = answer.subnets().iter().filter_map(|subnet| {
+                    let free = u64::try_from(subnet.available_ip_address_count()?).ok()?;
+                    Some((SubnetId(subnet.subnet_id()?.into()), free))
+                });
+                Ok(Ec2Answer::Subnets { free: free.collect() })
             }
             Call::FindLeaked => self.find_leaked().await,
             Call::Detach { attachment, .. } => {
@@ -166,20 +168,22 @@ impl Ec2 {
         }
     }
 
-    async fn create(&self, token: &str, creation: Creation, groups: &BTreeSet<String>) -> Result<Ec2Answer, CallError> {
+    async fn create(&self, token: &str, creation: Creation, home: &Home) -> Result<Ec2Answer, CallError> {
         let action = "CreateNetworkInterface";
         // No time of creation among the tags: a creation that is asked for again under its token has to be the same.
         let own = tag(TAG_TOKEN, token);
         let tags = self.tags.iter().map(|(key, value)| tag(key, value)).chain([own]).collect();
         let specification =
             TagSpecification::builder().resource_type(ResourceType::NetworkInterface).set_tags(Some(tags)).build();
+        let subnet = home.subnet.as_ref().map_or(self.instance.subnet_id.as_str(), |subnet| &subnet.0);
+        let groups = home.groups.iter().cloned().collect();
         let request = self
             .client
             .create_network_interface()
             .client_token(token)
             .description(format!("{DESCRIPTION}{}", self.instance.id))
-            .subnet_id(&self.instance.subnet_id)
-            .set_groups((!groups.is_empty()).then(|| groups.iter().cloned().collect()))
+            .subnet_id(subnet)
+            .set_groups(Some(groups).filter(|groups: &Vec<String>| !groups.is_empty()))
             .tag_specifications(specification);
         let Order { kind, count } = creation.order;
         let request = match kind {
@@ -188,10 +192,7 @@ impl Ec2 {
             Kind::V6Prefix => request.ipv6_prefix_count(signed(count)),
         };
         let request = if creation.with_v6 { request.ipv6_prefix_count(1) } else { request };
-        let answer = request
-            .send()
-            .await
-            .map_err(|error| of_order(classify(action, error), creation.order, &self.instance.subnet_id))?;
+        let answer = request.send().await.map_err(|error| classify(action, error))?;
         let eni = answer.network_interface().ok_or_else(|| odd(action, "it describes no ENI"))?;
         let id = eni.network_interface_id().ok_or_else(|| odd(action, "it names no ENI"))?;
         Ok(Ec2Answer::Created { eni: EniId(id.into()), blocks: blocks(eni).collect() })
@@ -199,11 +200,9 @@ impl Ec2 {
 
     async fn assign(&self, eni: &EniId, order: Order) -> Result<Ec2Answer, CallError> {
         let count = signed(order.count);
-        // ENIs that are ours are in the primary's subnet.
-        let refused = |error| of_order(error, order, &self.instance.subnet_id);
         if order.kind == Kind::V6Prefix {
             let request = self.client.assign_ipv6_addresses().network_interface_id(&*eni.0).ipv6_prefix_count(count);
-            let answer = request.send().await.map_err(|error| refused(classify("AssignIpv6Addresses", error)))?;
+            let answer = request.send().await.map_err(|error| classify("AssignIpv6Addresses", error))?;
             let blocks = answer.assigned_ipv6_prefixes().iter().filter_map(|net| net.parse().ok()).collect();
             return Ok(Ec2Answer::Assigned { blocks });
         }
@@ -212,7 +211,7 @@ impl Ec2 {
             Kind::Prefix => request.ipv4_prefix_count(count),
             _ => request.secondary_private_ip_address_count(count),
         };
-        let answer = request.send().await.map_err(|error| refused(classify("AssignPrivateIpAddresses", error)))?;
+        let answer = request.send().await.map_err(|error| classify("AssignPrivateIpAddresses", error))?;
         let singles =
             answer.assigned_private_ip_addresses().iter().filter_map(|item| single(item.private_ip_address()?));
         let prefixes = answer.assigned_ipv4_prefixes().iter().filter_map(|item| item.ipv4_prefix()?.parse().ok());

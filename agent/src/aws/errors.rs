@@ -5,7 +5,7 @@ use aws_sdk_ec2::{
     error::{ProvideErrorMetadata, SdkError},
     operation::RequestId,
 };
-use enid_ipamd::{CallError, Cause, Fact, Kind, Order};
+use enid_ipamd::{CallError, Cause, Fact};
 
 /// Codes (Amazon EC2 API Reference, "Error codes for the Amazon EC2 API"; AWS General Reference, "Common errors"), sorted by
 /// what can be done about them.
@@ -129,23 +129,6 @@ where
     CallError { cause, message: format!("{action} {verb}: {words}"), request_id, fact }
 }
 
-/// What an error means for a call that asked for these addresses; its words name amount and subnet.
-pub fn of_order(error: CallError, order: Order, subnet: &str) -> CallError {
-    let Order { kind, count } = order;
-    let cause = match (error.cause, kind) {
-        // One sentence of EC2's is about both.
-        (Cause::NoPrefix, Kind::Single) => Cause::SubnetFull,
-        (cause, _) => cause,
-    };
-    let what = match kind {
-        Kind::Single => "addresses",
-        Kind::Prefix => "prefixes of IPv4",
-        Kind::V6Prefix => "prefixes of IPv6",
-    };
-    let message = format!("{} ({count} {what} were asked for in {subnet})", error.message);
-    CallError { cause, message, ..error }
-}
-
 /// An answer that lacks something.
 pub fn odd(action: &str, what: &str) -> CallError {
     CallError {
@@ -205,10 +188,5 @@ mod tests {
         for (code, message, cause) in rows {
             assert_eq!(cause_of(code, message), cause, "{code}: {message}");
         }
-        let error = CallError { cause: Cause::NoPrefix, message: String::new(), request_id: None, fact: Fact::None };
-        let asked = |kind| of_order(error.clone(), Order { kind, count: 14 }, "subnet-1");
-        assert_eq!(asked(Kind::Single).cause, Cause::SubnetFull);
-        assert_eq!(asked(Kind::Prefix).cause, Cause::NoPrefix);
-        assert!(asked(Kind::Single).message.ends_with("(14 addresses were asked for in subnet-1)"));
     }
 }

@@ -11,7 +11,7 @@ use std::{
 use anyhow::{Context, bail};
 use aws_config::imds::client::{Client, error::ImdsError};
 use enid_datapath::Mac;
-use enid_ipamd::{AddresslessEni, EniFacts, EniId, Kind, Place};
+use enid_ipamd::{AddresslessEni, EniFacts, EniId, Kind, Place, SubnetId};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use tokio::time::{Instant, sleep};
 use tracing::warn;
@@ -415,7 +415,7 @@ pub fn facts(mac: &str, texts: &Texts) -> anyhow::Result<Shown> {
         place,
         own_v6,
         primary: Ipv4Net::new(primary, subnet.prefix_len()).context("subnet-ipv4-cidr-block has no valid length")?,
-        subnet_id: subnet_id.trim().to_owned(),
+        subnet_id: SubnetId(subnet_id.trim().into()),
         blocks: addresses.map(|address| IpNet::from(IpAddr::V4(address))).chain(prefixes).collect::<BTreeSet<_>>(),
         groups: lines(text(GROUPS).unwrap_or_default()).into_iter().collect(),
     })))

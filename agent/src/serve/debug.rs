@@ -109,7 +109,7 @@ impl Debug for DebugService {
                 own_v6: facts.own_v6.map(|own| own.to_string()).unwrap_or_default(),
                 slot,
                 primary_address: facts.primary.addr().to_string(),
-                subnet_id: facts.subnet_id.clone(),
+                subnet_id: facts.subnet_id.to_string(),
                 state: state(&eni).to_owned(),
                 addresses: number(eni.sums.total),
                 assigned: number(eni.sums.assigned),

@@ -5,9 +5,9 @@ use ipnet::IpNet;
 use super::Core;
 use crate::{
     cause::{Cause, Refusal},
-    ec2::{Call, CallError, CreationStage, DeletionStage, Ec2Answer, Fact, Flight, Intent, Scope},
+    ec2::{Call, CallError, CreationStage, DeletionStage, Ec2Answer, Fact, Flight, Intent, Order, Scope},
     event::{Effect, Write},
-    ids::{CallId, EniId, Millis},
+    ids::{CallId, EniId, Millis, SubnetId},
     pool::BlockState,
     supply::Kind,
 };
@@ -36,8 +36,9 @@ impl Core {
                 self.audited(now, sent, scope, attached, unattached, effects);
             }
             (Call::Tag { eni }, _) => self.tagged(&eni),
-            (Call::Create { token, creation, .. }, Ec2Answer::Created { eni, blocks }) => {
-                self.demand.subnet_mut().given(creation.order.count);
+            (Call::Create { token, creation, home }, Ec2Answer::Created { eni, blocks }) => {
+                let subnet = self.state().subnet_of(&home);
+                self.demand.subnets_mut().of(&subnet).given(creation.order.count);
                 self.pool.expect(&eni, blocks, None, sent);
                 self.audits.created(now, &eni);
                 self.creations.set_stage(&token, CreationStage::ToAttach(eni), None);
@@ -48,7 +49,9 @@ impl Core {
             }
             (Call::DeleteOnTermination { eni, attachment }, _) => self.protected(now, &eni, attachment, effects),
             (Call::Assign { eni, order }, Ec2Answer::Assigned { mut blocks }) => {
-                self.demand.subnet_mut().given(order.count);
+                if let Some(subnet) = self.pool.eni(&eni).map(|eni| eni.facts.subnet_id.clone()) {
+                    self.demand.subnets_mut().of(&subnet).given(order.count);
+                }
                 // Who names all names the ENI's own address too, which is no block.
                 let own: Vec<IpNet> =
                     self.pool.eni(&eni).into_iter().flat_map(|eni| eni.facts.own()).map(IpNet::from).collect();
@@ -60,7 +63,9 @@ impl Core {
             (Call::SetGroups { eni, groups }, _) => self.observed.groups_mut().told(now, &eni, groups, None),
             (Call::Detach { eni, .. }, _) => self.detached(now, &eni),
             (Call::Delete { eni }, _) => self.deleted(&eni, effects),
-            (Call::Subnet, Ec2Answer::Subnet { free }) => self.demand.subnet_mut().has_left(now, free),
+            (Call::Subnets { .. }, Ec2Answer::Subnets { free }) => {
+                free.into_iter().for_each(|(id, free)| self.demand.subnets_mut().of(&id).has_left(now, free));
+            }
             (Call::FindLeaked, Ec2Answer::Leaked { enis }) => self.found_leaked(now, enis),
             _ => {}
         }
@@ -111,6 +116,10 @@ impl Core {
     }
 
     fn failed(&mut self, now: Millis, call: Call, error: CallError, effects: &mut Vec<Effect>) {
+        let error = match self.asked_of(&call) {
+            Some((order, subnet)) => error.of_order(order, &subnet),
+            None => error,
+        };
         let unanswered = error.cause == Cause::Ec2Unreachable;
         // EC2 may not know yet what it has just created.
         let too_early = error.fact == Fact::NotFound && self.audits.may_be_denied(now, call.eni());
@@ -125,7 +134,7 @@ impl Core {
             let refusal = Refusal { cause, message, request_id, retry_after: None };
             return self.observed.groups_mut().told(now, eni, groups.clone(), Some(refusal));
         }
-        if call == Call::Subnet && !error.cause.is_temporary() {
+        if matches!(call, Call::Subnets { .. }) && !error.cause.is_temporary() {
             return; // its answer would only be told
         }
         // Asked for again as it is: nothing is known to be wrong with it.
@@ -177,13 +186,24 @@ impl Core {
 
     /// The subnet has not as much as a call asked for. Whether the next one asks for less, at once.
     fn ask_for_less(&mut self, now: Millis, call: &Call) -> bool {
-        let (order, card) = match call {
-            Call::Assign { eni, order } => (*order, self.pool.eni(eni).map_or(0, |eni| eni.card())),
-            Call::Create { token, creation, .. } if !self.creations.contains(token) => (creation.order, creation.card),
-            _ => return false, // one that is sent again under its token has to ask for the same
+        let Some((order, subnet)) = self.asked_of(call) else { return false };
+        let card = match call {
+            Call::Create { token, .. } if self.creations.contains(token) => return false, // it has to ask for the same
+            Call::Create { creation, .. } => creation.card,
+            other => other.eni().and_then(|eni| self.pool.eni(eni)).map_or(0, |eni| eni.card()),
         };
         let waiting = self.state().counts_on(card).demand().div_ceil(order.kind.size());
-        self.demand.subnet_mut().ask_for_less(now, order.count, u32::try_from(waiting).unwrap_or(u32::MAX))
+        let waiting = u32::try_from(waiting).unwrap_or(u32::MAX);
+        self.demand.subnets_mut().of(&subnet).ask_for_less(now, order.count, waiting)
+    }
+
+    /// What a call asks a subnet for.
+    fn asked_of(&self, call: &Call) -> Option<(Order, SubnetId)> {
+        match call {
+            Call::Assign { eni, order } => Some((*order, self.pool.eni(eni)?.facts.subnet_id.clone())),
+            Call::Create { creation, home, .. } => Some((creation.order, self.state().subnet_of(home))),
+            _ => None,
+        }
     }
 
     /// EC2 found no prefix in the subnet: single addresses serve until it may have one. Whether this is all there is to
@@ -197,7 +217,9 @@ impl Core {
         if kind == Kind::V6Prefix {
             return false;
         }
-        self.demand.subnet_mut().no_prefix(now);
+        if let Some((_, subnet)) = self.asked_of(call) {
+            self.demand.subnets_mut().of(&subnet).no_prefix(now);
+        }
         let again = matches!(call, Call::Create { token, .. } if self.creations.contains(token));
         !again && !with_v6
     }

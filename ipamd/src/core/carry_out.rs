@@ -1,10 +1,8 @@
 //! The plan's actions, carried out: as changes of the state and as effects.
 
-use std::collections::BTreeSet;
-
 use super::Core;
 use crate::{
-    ec2::{Call, Class, Creation, CreationStage, DeletionStage, Intent, Recorded},
+    ec2::{Call, Class, Creation, CreationStage, DeletionStage, Home, Intent, Recorded},
     event::{Effect, Write},
     ids::Millis,
     mutation::Mutation,
@@ -17,7 +15,9 @@ impl Core {
         let reason = action.reason.to_string();
         match &action.step {
             Step::Call { call, class } => self.call(now, call.clone(), *class, reason, effects),
-            Step::Create { creation, class } => self.create(now, *creation, *class, reason, effects),
+            Step::Create { creation, home, class } => {
+                self.create(now, (*creation, home.clone()), *class, reason, effects);
+            }
             Step::PlanAhead { addresses } => self.demand.fetched(now, *addresses),
             Step::WithholdEni(eni) => self.pool.begin_detaching(now, eni),
             Step::WithholdBlocks(nets) => {
@@ -45,21 +45,28 @@ impl Core {
         }
     }
 
-    fn create(&mut self, now: Millis, creation: Creation, class: Class, reason: String, effects: &mut Vec<Effect>) {
-        let (token, groups) = (self.calls.token("enid"), self.observed.groups().of_new());
+    fn create(
+        &mut self,
+        now: Millis,
+        (creation, home): (Creation, Home),
+        class: Class,
+        reason: String,
+        effects: &mut Vec<Effect>,
+    ) {
+        let token = self.calls.token("enid");
         if !self.integrity.is_mutated(Mutation::CreateUnrecorded) {
-            let recorded = Recorded { creation, groups: BTreeSet::clone(&groups) };
+            let recorded = Recorded { creation, home: home.clone() };
             effects.push(Effect::Record(Write::Intent(token.clone(), Some(Intent::Create(recorded)))));
         }
-        self.creations.begin(token.clone(), creation, groups.clone());
-        self.call(now, Call::Create { token, creation, groups }, class, reason, effects);
+        self.creations.begin(token.clone(), creation, home.clone());
+        self.call(now, Call::Create { token, creation, home }, class, reason, effects);
     }
 
     /// Sends a call, and notes what it is about to change.
     fn call(&mut self, now: Millis, call: Call, class: Class, reason: String, effects: &mut Vec<Effect>) {
         match &call {
             Call::Audit { scope } => self.audits.sent(*scope),
-            Call::Subnet => self.demand.subnet_mut().asked(now),
+            Call::Subnets { .. } => self.demand.subnets_mut().asked(now),
             Call::FindLeaked => self.leaks.plan(Some(now.plus(crate::ec2::LEAK_PERIOD_MS))),
             Call::Create { token, .. } => self.creations.set_stage(token, CreationStage::Creating, None),
             Call::Attach { eni, place } => {

@@ -164,12 +164,12 @@ impl Core {
             self.demand.held_since().map(|since| since.plus(plan::HOLD_MS)),
             self.deletions.next(now),
             self.leaks.next(),
-            self.demand.subnet().no_prefix_until(),
-            self.demand.subnet().next_question(),
+            self.demand.subnets().next_question(),
             self.observed.imds_read().filter(|_| self.audits.is_discovering()).map(|at| at.plus(SETTLED_MS)),
         ];
         let times = times.into_iter().flatten().chain(plan::next_audit(&state));
         let times = times.chain(self.calls.opens(now)).chain(self.pool.next_expected());
+        let times = times.chain(self.demand.subnets().next_prefixes());
         let times = times.chain(plan::next_groups(&state, now));
         times.filter(|at| *at > now).min()
     }

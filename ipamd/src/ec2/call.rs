@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     cause::Cause,
-    ids::{EniId, Place},
+    ids::{EniId, Place, SubnetId},
     supply::Kind,
 };
 
@@ -62,9 +62,20 @@ pub struct Recorded {
     /// What was asked for.
     #[serde(flatten)]
     pub creation: Creation,
-    /// The security groups that it was asked for with.
+    /// Where it was asked for.
+    #[serde(flatten)]
+    pub home: Home,
+}
+
+/// Where an ENI is created.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Home {
+    /// The subnet; `None`: that of the primary ENI.
     #[serde(default)]
-    pub groups: BTreeSet<String>,
+    pub subnet: Option<SubnetId>,
+    /// Its security groups; none: those that EC2 chooses.
+    #[serde(default)]
+    pub groups: Arc<BTreeSet<String>>,
 }
 
 /// Who waits for a call; the first class goes first.
@@ -95,8 +106,8 @@ pub enum Call {
     Audit { scope: Scope },
     /// CreateTags: the ENI becomes ours.
     Tag { eni: EniId },
-    /// CreateNetworkInterface with blocks for pods, tagged, in the primary's subnet.
-    Create { token: String, creation: Creation, groups: Arc<BTreeSet<String>> },
+    /// CreateNetworkInterface with blocks for pods, tagged.
+    Create { token: String, creation: Creation, home: Home },
     /// AttachNetworkInterface.
     Attach { eni: EniId, place: Place },
     /// ModifyNetworkInterfaceAttribute: delete on termination.
@@ -111,8 +122,8 @@ pub enum Call {
     Detach { eni: EniId, attachment: String },
     /// DeleteNetworkInterface.
     Delete { eni: EniId },
-    /// DescribeSubnets: what the subnet has left in which ENIs are created.
-    Subnet,
+    /// DescribeSubnets: what these have left.
+    Subnets { ids: BTreeSet<SubnetId> },
     /// DescribeNetworkInterfaces: unattached ENIs of the cluster that were created minutes ago.
     FindLeaked,
 }
@@ -123,7 +134,7 @@ impl Call {
         let v6 = |kind: Kind| kind == Kind::V6Prefix;
         match self {
             Call::Audit { .. } | Call::FindLeaked => "DescribeNetworkInterfaces",
-            Call::Subnet => "DescribeSubnets",
+            Call::Subnets { .. } => "DescribeSubnets",
             Call::Tag { .. } => "CreateTags",
             Call::Create { .. } => "CreateNetworkInterface",
             Call::Attach { .. } => "AttachNetworkInterface",
@@ -150,7 +161,7 @@ impl Call {
             | Call::Unassign { eni, .. }
             | Call::Detach { eni, .. }
             | Call::Delete { eni } => Some(eni),
-            Call::Audit { .. } | Call::Create { .. } | Call::Subnet | Call::FindLeaked => None,
+            Call::Audit { .. } | Call::Create { .. } | Call::Subnets { .. } | Call::FindLeaked => None,
         }
     }
 }
@@ -169,8 +180,8 @@ pub enum Ec2Answer {
     Assigned { blocks: Vec<IpNet> },
     /// ENIs of the cluster that belong to nobody.
     Leaked { enis: Vec<EniId> },
-    /// Free addresses of the subnet.
-    Subnet { free: u64 },
+    /// Free addresses of the subnets.
+    Subnets { free: Vec<(SubnetId, u64)> },
     /// It is done; there is nothing more to know.
     Done,
 }
@@ -218,6 +229,25 @@ pub struct CallError {
     pub fact: Fact,
 }
 
+impl CallError {
+    /// What it means for a call that asked for these addresses; its words name amount and subnet.
+    pub(crate) fn of_order(self, order: Order, subnet: &SubnetId) -> CallError {
+        let Order { kind, count } = order;
+        let cause = match (self.cause, kind) {
+            // One sentence of EC2's is about both.
+            (Cause::NoPrefix, Kind::Single) => Cause::SubnetFull,
+            (cause, _) => cause,
+        };
+        let what = match kind {
+            Kind::Single => "addresses",
+            Kind::Prefix => "prefixes of IPv4",
+            Kind::V6Prefix => "prefixes of IPv6",
+        };
+        let message = format!("{} ({what} asked for in {subnet}: {count})", self.message);
+        CallError { cause, message, ..self }
+    }
+}
+
 /// What a refusal tells of EC2's state.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Fact {
@@ -232,4 +262,18 @@ pub enum Fact {
     GroupGone,
     /// EC2 has had another request under this client token.
     OtherRequest,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refusal_names_what_was_asked_for_and_where() {
+        let error = CallError { cause: Cause::NoPrefix, message: "no".into(), request_id: None, fact: Fact::None };
+        let asked = |kind| error.clone().of_order(Order { kind, count: 14 }, &SubnetId("subnet-1".into()));
+        assert_eq!(asked(Kind::Single).cause, Cause::SubnetFull);
+        assert_eq!(asked(Kind::Prefix).cause, Cause::NoPrefix);
+        assert_eq!(asked(Kind::Single).message, "no (addresses asked for in subnet-1: 14)");
+    }
 }

@@ -5,22 +5,17 @@
 //! that carries the token as a tag: one that is found is adopted where it is, and if none is found, the creation is asked
 //! for again under the same token, which EC2 answers with the same ENI if there is one after all.
 
-use std::sync::Arc;
-
 use imbl::OrdMap;
 
-use super::call::{Creation, Recorded};
-use crate::{
-    groups::List,
-    ids::{EniId, Place},
-};
+use super::call::{Creation, Home, Recorded};
+use crate::ids::{EniId, Place};
 
 /// An ENI that is being created.
 #[derive(Clone, Debug)]
 pub(crate) struct Pending {
     pub(crate) creation: Creation,
-    /// The security groups that it is asked for with, each time.
-    pub(crate) groups: List,
+    /// Where it is asked for, each time.
+    pub(crate) home: Home,
     pub(crate) stage: CreationStage,
     /// Where it is attached, or is being attached.
     pub(crate) place: Option<Place>,
@@ -69,15 +64,14 @@ pub(crate) struct Creations {
 impl Creations {
     /// An earlier run of the daemon had begun it: how far it came is not known.
     pub(crate) fn resume(&mut self, token: String, recorded: Recorded) {
-        let (stage, Recorded { creation, groups }) = (CreationStage::Unclear(None), recorded);
-        let groups = Arc::new(groups);
-        self.by_token.insert(token, Pending { creation, groups, stage, place: None, resent: true });
+        let (stage, Recorded { creation, home }) = (CreationStage::Unclear(None), recorded);
+        self.by_token.insert(token, Pending { creation, home, stage, place: None, resent: true });
     }
 
     /// CreateNetworkInterface is sent for the first time.
-    pub(crate) fn begin(&mut self, token: String, creation: Creation, groups: List) {
+    pub(crate) fn begin(&mut self, token: String, creation: Creation, home: Home) {
         let stage = CreationStage::Creating;
-        self.by_token.insert(token, Pending { creation, groups, stage, place: None, resent: false });
+        self.by_token.insert(token, Pending { creation, home, stage, place: None, resent: false });
     }
 
     pub(crate) fn is_empty(&self) -> bool {

@@ -26,15 +26,14 @@ pub(super) fn leak_search(state: &State<'_>, now: Millis, waits: &mut Vec<Wait>)
     if may { vec![Action::call(call, class, Reason::LeakSearch)] } else { Vec::new() }
 }
 
-/// What the subnet has left that was short lately.
-pub(super) fn subnet(state: &State<'_>, now: Millis, waits: &mut Vec<Wait>) -> Vec<Action> {
-    let (call, class) = (Call::Subnet, Class::Background);
-    if !state.node.provisions()
-        || !state.demand.subnet().is_question_due(now)
-        || state.calls.any(|other| *other == call)
-    {
+/// What the subnets have left that were short lately.
+pub(super) fn subnets(state: &State<'_>, now: Millis, waits: &mut Vec<Wait>) -> Vec<Action> {
+    let ids = state.demand.subnets().due(now);
+    let is_asking = state.calls.any(|other| matches!(other, Call::Subnets { .. }));
+    if !state.node.provisions() || ids.is_empty() || is_asking {
         return Vec::new();
     }
+    let (call, class) = (Call::Subnets { ids }, Class::Background);
     let may = state.may_call(now, call.action(), class, waits);
     if may { vec![Action::call(call, class, Reason::SubnetShort)] } else { Vec::new() }
 }

@@ -74,7 +74,7 @@ fn addresses(state: &State<'_>, now: Millis, card: u32) -> Wait {
     let pause = state.calls.growth_pause(now).filter(|pause| !coming || pause.refusal.cause.is_temporary());
     if let Some(pause) = pause {
         let wait = refused(&pause.refusal, Some(pause.until));
-        let left = state.demand.subnet().words(now);
+        let left = state.demand.subnets().words(now);
         let left = left.filter(|_| matches!(pause.refusal.cause, Cause::SubnetFull | Cause::NoPrefix));
         return Wait {
             message: [Some(wait.message), left].into_iter().flatten().collect::<Vec<_>>().join("; "),

@@ -15,9 +15,9 @@ pub(super) fn steps(state: &State<'_>, now: Millis, waits: &mut Vec<Wait>) -> Ve
         return Vec::new();
     }
     for (token, pending) in state.creations.iter() {
-        let (creation, groups) = (pending.creation, pending.groups.clone());
+        let (creation, home) = (pending.creation, pending.home.clone());
         let call = match pending.stage.clone() {
-            CreationStage::ToCreate => Call::Create { token: token.clone(), creation, groups },
+            CreationStage::ToCreate => Call::Create { token: token.clone(), creation, home },
             CreationStage::ToAttach(eni) => Call::Attach { eni, place: state.free_place(creation.card) },
             CreationStage::ToProtect(eni, attachment) => Call::DeleteOnTermination { eni, attachment },
             _ => continue,

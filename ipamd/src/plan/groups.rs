@@ -48,10 +48,9 @@ pub(super) fn follow(state: &State<'_>, now: Millis, waits: &mut Vec<Wait>) -> V
 /// ENIs that were created for this node, with the primary's groups: what is in another subnet has those of somebody else's
 /// choice.
 fn of_primary<'a>(state: &State<'a>) -> impl Iterator<Item = &'a Eni> {
-    let primary = state.pool.enis().find(|eni| eni.slot == Some(0));
-    let subnet = primary.map(|eni| eni.facts.subnet_id.as_str());
+    let subnet = state.pool.primary_subnet();
     let secondary = state.pool.enis().filter(|eni| eni.slot != Some(0) && eni.ours && eni.is_usable());
-    secondary.filter(move |eni| subnet == Some(eni.facts.subnet_id.as_str()))
+    secondary.filter(move |eni| subnet == eni.facts.subnet_id)
 }
 
 /// When one is due that is not yet.

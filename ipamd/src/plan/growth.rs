@@ -5,7 +5,7 @@ use super::{
     value::{Action, Awaited, Reason, Step, Wait},
 };
 use crate::{
-    ec2::{Call, Creation, Order, Scope},
+    ec2::{Call, Creation, Home, Order, Scope},
     ids::{EniId, Millis},
     pool::{Eni, EniState},
     supply::{Kind, Second, Target, per_eni},
@@ -149,40 +149,48 @@ fn shortage(state: &State<'_>, now: Millis, card: u32) -> Shortage {
 /// Orders addresses for a card: on ENIs that have room, then on new ones.
 fn order(state: &State<'_>, now: Millis, short: &Shortage, waits: &mut Vec<Wait>) -> Vec<Action> {
     let (card, mut missing, class) = (short.card, short.missing, state.class());
-    let (kind, policy, counts) = (state.kind_now(now), state.node.policy.of_card(card), state.counts_on(card));
+    let (policy, counts) = (state.node.policy.of_card(card), state.counts_on(card));
     let reason = Reason::Short { card, missing, waiting: counts.waiting };
-    if kind == Kind::Single && policy.kind(state.node.limits) == Kind::Prefix {
-        // The stopgap serves who waits, and keeps a little more: the room is for /28s to come.
-        missing = missing.min((counts.demand() + STOPGAP).saturating_sub(counts.available + state.coming_to(card)));
-    }
-    let blocks = |addresses: u64| u32::try_from(addresses.div_ceil(kind.size())).unwrap_or(u32::MAX);
-    let (most, is_short) = state.demand.subnet().most(now).map_or((u32::MAX, false), |most| (most, true));
+    // Single addresses in place of /28s serve who waits, and keep a little more: the room is for /28s to come.
+    let mut stopgap = (counts.demand() + STOPGAP).saturating_sub(counts.available + state.coming_to(card));
+    let needed = |missing: u64, stopgap: u64, kind: Kind| {
+        let is_stopgap = kind == Kind::Single && policy.kind(state.node.limits) == Kind::Prefix;
+        if is_stopgap { missing.min(stopgap) } else { missing }
+    };
+    let blocks = |addresses: u64, kind: Kind| u32::try_from(addresses.div_ceil(kind.size())).unwrap_or(u32::MAX);
     let mut calls = Vec::new();
     let mut put_off = 0;
     for (eni, room) in with_room(state, card) {
-        if missing == 0 {
-            break;
-        }
-        let wanted = if policy.whole_enis() { room } else { blocks(missing).min(room) };
-        let count = wanted.min(most);
-        let call = Call::Assign { eni, order: Order { kind, count } };
-        let action = call.action();
-        let sent = u32::try_from(calls.len()).unwrap_or(u32::MAX);
-        if !state.may_call(now, action, class, waits) || sent >= state.calls.permits(now, action, class) {
-            // It has room; a new ENI for the same would be too many in the end.
-            let later = u64::from(room) * kind.size();
-            missing = missing.saturating_sub(later);
-            put_off += later;
+        let (id, subnet) = (eni.id().clone(), &eni.facts.subnet_id);
+        let (kind, most) = (state.kind_in(now, subnet), state.most_in(now, subnet));
+        let need = needed(missing, stopgap, kind);
+        if need == 0 {
             continue;
         }
-        // Where the subnet is short, what this ENI still has room for needs no other.
-        missing = missing.saturating_sub(u64::from(if is_short { room } else { count }) * kind.size());
-        calls.push(Action::call(call, class, reason.clone()));
+        let wanted = if policy.whole_enis() { room } else { blocks(need, kind).min(room) };
+        let count = wanted.min(most.unwrap_or(u32::MAX));
+        let call = Call::Assign { eni: id, order: Order { kind, count } };
+        let action = call.action();
+        let sent = u32::try_from(calls.len()).unwrap_or(u32::MAX);
+        let all = u64::from(room) * kind.size();
+        let met = if !state.may_call(now, action, class, waits) || sent >= state.calls.permits(now, action, class) {
+            // It has room; a new ENI for the same would be too many in the end.
+            put_off += all;
+            all
+        } else {
+            calls.push(Action::call(call, class, reason.clone()));
+            // Where the subnet is short, what this ENI still has room for needs no other.
+            if most.is_some() { all } else { u64::from(count) * kind.size() }
+        };
+        (missing, stopgap) = (missing.saturating_sub(met), stopgap.saturating_sub(met));
     }
     // ENIs that are being asked, or created, take more when they have answered.
     let asked_now: u64 = calls.iter().map(assigned).sum();
+    let home = Home { subnet: None, groups: state.observed.groups.of_new() };
+    let subnet = state.subnet_of(&home);
+    let (kind, most) = (state.kind_in(now, &subnet), state.most_in(now, &subnet));
     let later = room_later(state, card) * kind.size();
-    missing = missing.saturating_sub(later);
+    let mut need = needed(missing, stopgap, kind).saturating_sub(later);
     // `auto` creates an ENI for who waits and for the margin, and where EC2 is crowded for who waits only;
     // what it asks for beyond that comes with it or stays away.
     let mut have = counts.available + state.coming_to(card) + asked_now + put_off + later;
@@ -194,20 +202,20 @@ fn order(state: &State<'_>, now: Millis, short: &Shortage, waits: &mut Vec<Wait>
     let room = u32::try_from(per_eni(state.node.limits)).unwrap_or(u32::MAX);
     let mut enis_left = state.enis_left(card);
     let mut permits = CREATION.iter().map(|action| state.calls.permits(now, action, class)).min().unwrap_or(0);
-    while missing > 0 && have < wanted && room > 0 && enis_left > 0 {
+    while need > 0 && have < wanted && room > 0 && enis_left > 0 {
         if permits == 0 {
             for action in CREATION {
                 state.may_call(now, action, class, waits);
             }
             break;
         }
-        let wanted = if policy.whole_enis() { room } else { blocks(missing).min(room) };
-        let order = Order { kind, count: wanted.min(most) };
-        missing = missing.saturating_sub(if is_short { u64::from(room) * kind.size() } else { order.addresses() });
+        let wanted = if policy.whole_enis() { room } else { blocks(need, kind).min(room) };
+        let order = Order { kind, count: wanted.min(most.unwrap_or(u32::MAX)) };
+        need = need.saturating_sub(if most.is_some() { u64::from(room) * kind.size() } else { order.addresses() });
         have += order.addresses();
         (enis_left, permits) = (enis_left - 1, permits - 1);
         let creation = Creation { order, with_v6: policy.second == Second::V6OfEni, card };
-        calls.push(Action::new(Step::Create { creation, class }, reason.clone()));
+        calls.push(Action::new(Step::Create { creation, home: home.clone(), class }, reason.clone()));
     }
     if let (Some(addresses), false) = (short.ahead, calls.is_empty()) {
         calls.insert(0, Action::new(Step::PlanAhead { addresses }, reason));
@@ -223,7 +231,7 @@ fn assigned(action: &Action) -> u64 {
 }
 
 /// ENIs of a card that may be asked to carry more, the primary first, none that a call in flight is about.
-fn with_room(state: &State<'_>, card: u32) -> Vec<(EniId, u32)> {
+fn with_room<'a>(state: &State<'a>, card: u32) -> Vec<(&'a Eni, u32)> {
     let mut usable: Vec<&Eni> = state
         .pool
         .on_card(card)
@@ -231,7 +239,7 @@ fn with_room(state: &State<'_>, card: u32) -> Vec<(EniId, u32)> {
         .filter(|eni| !state.calls.concerns(eni.id()))
         .collect();
     usable.sort_by_key(|eni| eni.slot);
-    let room = |eni: &Eni| (eni.id().clone(), state.pool.room(state.node, eni));
+    let room = |eni: &'a Eni| (eni, state.pool.room(state.node, eni));
     usable.into_iter().map(room).filter(|(_, room)| *room > 0).collect()
 }
 

@@ -42,7 +42,7 @@ pub(crate) fn next(state: &State<'_>, now: Millis) -> Next {
         audit::leak_search,
         audit::audits,
         audit::claims,
-        audit::subnet,
+        audit::subnets,
         creation::steps,
         growth::growth,
         release::deletions,

@@ -2,9 +2,9 @@
 
 use crate::{
     cause::{Cause, Refusal},
-    ec2::{Audits, Call, Calls, Class, Creations, Deletions, LeakSearch},
+    ec2::{Audits, Call, Calls, Class, Creations, Deletions, Home, LeakSearch},
     groups::Groups,
-    ids::{EniId, Millis, Place, count},
+    ids::{EniId, Millis, Place, SubnetId, count},
     lease::{Cooldown, Leases, Queue},
     node::Node,
     pool::{Eni, EniState, Pool},
@@ -128,12 +128,23 @@ impl State<'_> {
         self.observed.imds_read.is_some() && self.observed.links_listed.is_some()
     }
 
-    /// The kind of block that can be had now: single addresses while the subnet is taken to have no /28.
-    pub(crate) fn kind_now(&self, now: Millis) -> Kind {
+    /// The kind of block that can be had in a subnet now: single addresses while it is taken to have no /28.
+    pub(crate) fn kind_in(&self, now: Millis, subnet: &SubnetId) -> Kind {
+        let lacks_prefixes = || self.demand.subnets().get(subnet).is_some_and(|subnet| subnet.has_no_prefix(now));
         match self.node.policy.kind(self.node.limits) {
-            Kind::Prefix if self.demand.subnet().no_prefix_until().is_some_and(|until| until > now) => Kind::Single,
+            Kind::Prefix if lacks_prefixes() => Kind::Single,
             kind => kind,
         }
+    }
+
+    /// The most blocks that one call may ask a subnet for, while it is short.
+    pub(crate) fn most_in(&self, now: Millis, subnet: &SubnetId) -> Option<u32> {
+        self.demand.subnets().get(subnet)?.most(now)
+    }
+
+    /// The subnet that an ENI is created in.
+    pub(crate) fn subnet_of(&self, home: &Home) -> SubnetId {
+        home.subnet.clone().unwrap_or_else(|| self.pool.primary_subnet())
     }
 
     /// Addresses on their way to the pools.

@@ -6,7 +6,7 @@ use ipnet::IpNet;
 
 use crate::{
     cause::{Cause, Refusal},
-    ec2::{Call, Class, Creation},
+    ec2::{Call, Class, Creation, Home},
     ids::{EniId, Millis},
 };
 
@@ -35,7 +35,7 @@ pub enum Step {
     /// Send this call to EC2.
     Call { call: Call, class: Class },
     /// Record the intent to create an ENI, and ask EC2 for it.
-    Create { creation: Creation, class: Class },
+    Create { creation: Creation, home: Home, class: Class },
     /// So many addresses are in use once the orders that follow are filled: they are not surplus for a while.
     PlanAhead { addresses: u64 },
     /// Assign nothing from this ENI any more: it is to be detached.

@@ -11,7 +11,7 @@ use ipnet::{IpNet, Ipv4Net};
 
 use super::block::{Block, BlockState, InUse, Rank};
 use crate::{
-    ids::{EniId, Millis, Place},
+    ids::{EniId, Millis, Place, SubnetId},
     supply::Kind,
 };
 
@@ -28,8 +28,8 @@ pub struct EniFacts {
     pub primary: Ipv4Net,
     /// Its own IPv6 address, if it has one.
     pub own_v6: Option<Ipv6Addr>,
-    /// The subnet's id.
-    pub subnet_id: String,
+    /// The subnet it is in.
+    pub subnet_id: SubnetId,
     /// Blocks for pods: its own address left out.
     pub blocks: BTreeSet<IpNet>,
     /// Ids of its security groups.

@@ -15,7 +15,7 @@ use super::{
     expected::{Expectations, Expected, Met},
 };
 use crate::{
-    ids::{EniId, Millis, Place},
+    ids::{EniId, Millis, Place, SubnetId},
     node::Node,
     supply::{Counts, Second, kind, per_eni},
 };
@@ -64,6 +64,12 @@ impl Pool {
 
     pub(crate) fn enis_by_id(&self) -> &OrdMap<EniId, Arc<Eni>> {
         &self.enis
+    }
+
+    /// The subnet of the primary ENI; an empty name before metadata has shown that.
+    pub(crate) fn primary_subnet(&self) -> SubnetId {
+        let primary = self.enis().find(|eni| eni.facts.place == Place::default());
+        primary.map_or_else(|| SubnetId("".into()), |eni| eni.facts.subnet_id.clone())
     }
 
     pub(crate) fn on_card(&self, card: u32) -> impl Iterator<Item = &Eni> {

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, sync::Arc};
 
-use super::{history::History, subnet::Subnet, target::Learned};
+use super::{history::History, subnets::Subnets, target::Learned};
 use crate::ids::{Millis, PodRef};
 
 /// Demand, and what limits how it can be met.
@@ -19,8 +19,8 @@ pub(crate) struct Demand {
     surplus_since: Option<Millis>,
     /// An order waits for more to order since then.
     held_since: Option<Millis>,
-    /// The subnet that ENIs are created in.
-    subnet: Subnet,
+    /// The subnets that ENIs are in.
+    subnets: Subnets,
 }
 
 impl Demand {
@@ -32,7 +32,7 @@ impl Demand {
             cordoned: false,
             surplus_since: None,
             held_since: None,
-            subnet: Subnet::default(),
+            subnets: Subnets::default(),
         }
     }
 
@@ -93,13 +93,13 @@ impl Demand {
         self.history.learned(now, in_use)
     }
 
-    /// What the subnet has left, as far as EC2 has said.
-    pub(crate) fn subnet(&self) -> &Subnet {
-        &self.subnet
+    /// What the subnets have left, as far as EC2 has said.
+    pub(crate) fn subnets(&self) -> &Subnets {
+        &self.subnets
     }
 
-    pub(crate) fn subnet_mut(&mut self) -> &mut Subnet {
-        &mut self.subnet
+    pub(crate) fn subnets_mut(&mut self) -> &mut Subnets {
+        &mut self.subnets
     }
 
     /// Whether the pool is too large at this moment.

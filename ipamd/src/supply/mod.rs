@@ -6,6 +6,7 @@ mod history;
 pub(crate) mod kind;
 mod policy;
 mod subnet;
+mod subnets;
 mod target;
 
 pub(crate) use demand::Demand;

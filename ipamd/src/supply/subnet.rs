@@ -1,13 +1,13 @@
-//! The subnet that ENIs are created in: whether it is short of addresses, and what it has left.
+//! One subnet: whether it is short of addresses, and what it has left.
 
-use crate::ids::Millis;
+use crate::ids::{Millis, SubnetId};
 
 /// How long it is taken to have no /28 after EC2 said so.
 const NO_PREFIX_MS: u64 = 120_000;
 /// How long it is taken to be short of addresses after EC2 refused an amount.
 const SHORT_MS: u64 = 120_000;
-/// How often EC2 is asked what it has left while it is short.
-const ASK_MS: u64 = 60_000;
+/// What EC2 has said that it has left is told for so long.
+const TOLD_MS: u64 = 120_000;
 /// More free addresses than this are not counted out: others take and give them all the time, and the words that name them
 /// are compared.
 const COUNTED: u64 = 16;
@@ -19,8 +19,6 @@ pub(crate) struct Subnet {
     no_prefix_until: Option<Millis>,
     /// The most blocks that one call asks for while it is short, and until when.
     most: Option<(u32, Millis)>,
-    /// When EC2 was asked what it has left.
-    asked: Option<Millis>,
     /// Its free addresses, and since when they are known.
     free: Option<(u64, Millis)>,
 }
@@ -56,23 +54,14 @@ impl Subnet {
         self.most.filter(|(_, until)| *until > now).map(|(most, _)| most)
     }
 
-    fn is_short(&self, now: Millis) -> bool {
-        self.most(now).is_some() || self.no_prefix_until.is_some_and(|until| until > now)
+    /// Whether it was short of something lately.
+    pub(crate) fn is_short(&self, now: Millis) -> bool {
+        self.most(now).is_some() || self.has_no_prefix(now)
     }
 
-    /// Whether EC2 is to be asked what it has left.
-    pub(crate) fn is_question_due(&self, now: Millis) -> bool {
-        self.is_short(now) && self.next_question().is_none_or(|next| next <= now)
-    }
-
-    /// When the next question is due, if it is short then.
-    pub(crate) fn next_question(&self) -> Option<Millis> {
-        self.asked.map(|asked| asked.plus(ASK_MS))
-    }
-
-    /// EC2 is asked.
-    pub(crate) fn asked(&mut self, now: Millis) {
-        self.asked = Some(now);
+    /// Whether it is taken to have no /28.
+    pub(crate) fn has_no_prefix(&self, now: Millis) -> bool {
+        self.no_prefix_until.is_some_and(|until| until > now)
     }
 
     /// EC2 says that it has so many free addresses: no call asks for more.
@@ -84,14 +73,14 @@ impl Subnet {
     }
 
     /// What it has left, in words, while it is short.
-    pub(crate) fn words(&self, now: Millis) -> Option<String> {
-        let (free, _) = self.free.filter(|(_, since)| self.is_short(now) && now.since(*since) < 2 * ASK_MS)?;
+    pub(crate) fn words(&self, id: &SubnetId, now: Millis) -> Option<String> {
+        let (free, _) = self.free.filter(|(_, since)| self.is_short(now) && now.since(*since) < TOLD_MS)?;
         let free = match free {
             0 => "no".to_owned(),
             1..=COUNTED => free.to_string(),
             _ => format!("more than {COUNTED}"),
         };
-        Some(format!("the subnet has {free} free addresses left"))
+        Some(format!("the subnet {id} has {free} free addresses left"))
     }
 }
 
@@ -116,23 +105,15 @@ mod tests {
     }
 
     #[test]
-    fn what_is_left_is_asked_for_once_a_minute_and_told_while_the_subnet_is_short() {
-        let mut subnet = Subnet::default();
-        assert!(!subnet.is_question_due(Millis(5)) && subnet.words(Millis(5)).is_none());
+    fn what_is_left_is_told_while_the_subnet_is_short() {
+        let (mut subnet, id) = (Subnet::default(), SubnetId("subnet-1".into()));
         subnet.ask_for_less(Millis(5), 14, 0);
-        assert!(subnet.is_question_due(Millis(5)));
-        subnet.asked(Millis(5));
-        assert!(!subnet.is_question_due(Millis(6)));
         subnet.has_left(Millis(7), 3);
-        assert_eq!(
-            (subnet.most(Millis(7)), subnet.words(Millis(7)).unwrap()),
-            (Some(3), "the subnet has 3 free addresses left".to_owned())
-        );
-        assert!(subnet.is_question_due(Millis(5 + ASK_MS)));
-        for (free, words) in [(0, "no"), (4_000, "more than 16")] {
+        assert_eq!(subnet.most(Millis(7)), Some(3));
+        for (free, words) in [(0, "subnet-1 has no free"), (3, "has 3 free"), (4_000, "more than 16")] {
             subnet.has_left(Millis(8), free);
-            assert!(subnet.words(Millis(8)).unwrap().contains(words));
+            assert!(subnet.words(&id, Millis(8)).unwrap().contains(words));
         }
-        assert_eq!(subnet.words(Millis(5 + SHORT_MS)), None, "it is not short any more");
+        assert_eq!(subnet.words(&id, Millis(5 + SHORT_MS)), None, "it is not short any more");
     }
 }

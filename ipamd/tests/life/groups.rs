@@ -111,7 +111,7 @@ fn a_group_that_ec2_does_not_know_is_read_again_at_once() {
     (0..5).for_each(|pod| world.ask(pod));
     let created = |world: &World| {
         world.calls.iter().find_map(|(_, call)| match call {
-            Call::Create { groups, .. } => Some(groups.as_ref().clone()),
+            Call::Create { home, .. } => Some(home.groups.as_ref().clone()),
             _ => None,
         })
     };
@@ -163,7 +163,7 @@ fn a_creation_whose_groups_are_gone_is_given_up_and_another_one_begun() {
         world.pass(700);
         world.metadata();
         world.listing();
-        let of_old = |call: &Call| matches!(call, Call::Create { groups, .. } if groups.contains("sg-gone"));
+        let of_old = |call: &Call| matches!(call, Call::Create { home, .. } if home.groups.contains("sg-gone"));
         match world.calls.front() {
             Some((_, call)) if of_old(call) => world.refuse_next(Cause::Ec2Error, Fact::GroupGone),
             _ => world.answer(),

@@ -384,7 +384,10 @@ fn a_refusal_for_want_of_addresses_says_what_the_subnet_has_left() {
     (0..4).for_each(|pod| world.ask(pod));
     world.settle();
     let refusal = world.core.plan(world.now).refusal(world.now, 0).expect("nobody can be served");
-    assert_eq!((refusal.cause, &*refusal.message), (Cause::SubnetFull, "no; the subnet has no free addresses left"));
+    assert_eq!(
+        (refusal.cause, &*refusal.message),
+        (Cause::SubnetFull, "no (addresses asked for in subnet-1: 1); the subnet subnet-1 has no free addresses left")
+    );
     // 350 seconds.
     let asked = world.sent.iter().filter(|action| **action == "DescribeSubnets").count();
     assert!((2..=7).contains(&asked), "{asked} times: {:?}", world.sent);

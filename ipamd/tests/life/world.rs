@@ -8,7 +8,7 @@ use std::{
 use enid_ipamd::{
     AddresslessEni, AttachmentKey, AuditedEni, Call, CallError, CallId, Cause, Core, Ec2Answer, Effect, EniFacts,
     EniId, EniState, Event, Fact, Intent, Kind, LOCAL_V4, LOCAL_V6, Lease, Ledger, Limits, Millis, Node, Order, Place,
-    PodRef, Policy, Provisioning, Scope, Second, Target, Ticket, UnattachedEni, Write,
+    PodRef, Policy, Provisioning, Scope, Second, SubnetId, Target, Ticket, UnattachedEni, Write,
 };
 use ipnet::{IpNet, Ipv6Net};
 use proptest::prelude::*;
@@ -288,7 +288,7 @@ impl World {
                 self.enis.get_mut(eni).expect("known").tagged = true;
                 Ec2Answer::Done
             }
-            Call::Create { creation, token, groups } => {
+            Call::Create { creation, token, home } => {
                 if let Some((id, eni)) = self.enis.iter().find(|(_, eni)| eni.token.as_ref() == Some(token)) {
                     return Ec2Answer::Created { eni: id.clone(), blocks: eni.blocks.iter().copied().collect() };
                 }
@@ -300,7 +300,7 @@ impl World {
                 }
                 let created = blocks.iter().copied().collect();
                 let token = Some(token.clone());
-                let groups = groups.as_ref().clone();
+                let groups = home.groups.as_ref().clone();
                 self.enis.insert(id.clone(), Cloud { tagged: true, blocks, token, groups, ..Cloud::default() });
                 Ec2Answer::Created { eni: id, blocks: created }
             }
@@ -335,7 +335,10 @@ impl World {
                 Ec2Answer::Done
             }
             Call::FindLeaked => Ec2Answer::Leaked { enis: Vec::new() },
-            Call::Subnet => Ec2Answer::Subnet { free: self.left.unwrap_or(200).into() },
+            Call::Subnets { ids } => {
+                let free = ids.iter().map(|id| (id.clone(), self.left.unwrap_or(200).into()));
+                Ec2Answer::Subnets { free: free.collect() }
+            }
             Call::SetGroups { eni, groups } => {
                 self.enis.get_mut(eni).expect("known").groups = groups.as_ref().clone();
                 Ec2Answer::Done
@@ -362,7 +365,7 @@ impl World {
                 place,
                 primary: format!("10.0.9.{}/24", number + 1).parse().ok()?,
                 own_v6: None,
-                subnet_id: "subnet-1".into(),
+                subnet_id: SubnetId("subnet-1".into()),
                 blocks: eni.blocks.clone(),
                 groups: eni.groups.clone(),
             })

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, net::IpAddr};
 
 use enid_ipamd::{
     AuditedEni, Call, CallError, Cause, Creation, Ec2Answer, EniFacts, EniId, Fact, Kind, Limits, Order, Place, Scope,
-    UnattachedEni,
+    SubnetId, UnattachedEni,
 };
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use vpclab::model::{Answer, ApiError, Counted, EniTruth, Faults, InterfaceType, Model, Options, Outcome, Request};
@@ -157,7 +157,7 @@ impl Cloud {
                     place: Place { card: eni.card, device_index: eni.device_index },
                     own_v6: None,
                     primary: Ipv4Net::new(primary, eni.subnet_cidr.prefix_len()).ok()?,
-                    subnet_id: eni.subnet,
+                    subnet_id: SubnetId(eni.subnet.into()),
                     blocks: singles.chain(prefixes).collect(),
                     groups: eni.groups.into_iter().collect(),
                 })
@@ -197,13 +197,13 @@ impl Cloud {
                 resources: vec![eni.0.to_string()],
                 tags: BTreeMap::from([(TAG_INSTANCE.to_owned(), instance.to_owned())]),
             },
-            Call::Create { token, creation: Creation { order, with_v6, .. }, groups } => {
+            Call::Create { token, creation: Creation { order, with_v6, .. }, home } => {
                 let tags = [(TAG_INSTANCE, instance), (TAG_TOKEN, token)];
                 Request::CreateNetworkInterface {
-                    subnet: self.subnet.clone(),
+                    subnet: home.subnet.as_ref().map_or_else(|| self.subnet.clone(), ToString::to_string),
                     interface_type: InterfaceType::Interface,
                     description: format!("aws-K8S-{instance}"),
-                    groups: groups.iter().cloned().collect(),
+                    groups: home.groups.iter().cloned().collect(),
                     secondary_count: (order.kind == Kind::Single).then_some(order.count),
                     prefix_count: (order.kind == Kind::Prefix).then_some(order.count),
                     ipv6_prefix_count: with_v6.then_some(1),
@@ -223,7 +223,9 @@ impl Cloud {
                 delete_on_termination: Some(true),
                 groups: None,
             },
-            Call::Subnet => Request::DescribeSubnets { ids: vec![self.subnet.clone()], filters: Vec::new() },
+            Call::Subnets { ids } => {
+                Request::DescribeSubnets { ids: ids.iter().map(ToString::to_string).collect(), filters: Vec::new() }
+            }
             Call::SetGroups { eni, groups } => Request::ModifyNetworkInterfaceAttribute {
                 eni: eni.0.to_string(),
                 attachment: None,
@@ -272,7 +274,8 @@ fn done(instance: &str, call: &Call, answer: Answer) -> Ec2Answer {
             Ec2Answer::Leaked { enis: list.into_iter().map(|eni| EniId(eni.id.into())).collect() }
         }
         (_, Answer::Subnets(list)) => {
-            Ec2Answer::Subnet { free: list.first().map_or(0, |subnet| subnet.available.into()) }
+            let free = list.into_iter().map(|subnet| (SubnetId(subnet.id.into()), subnet.available.into()));
+            Ec2Answer::Subnets { free: free.collect() }
         }
         (_, Answer::Interface(eni)) => Ec2Answer::Created { blocks: blocks(&eni), eni: EniId(eni.id.into()) },
         (_, Answer::Attached { attachment }) => Ec2Answer::Attached { attachment },
