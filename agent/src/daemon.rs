@@ -99,7 +99,8 @@ async fn serve(mut settings: Settings, background: runtime::Handle) -> anyhow::R
         v6: settings.steering.policy.knows(Family::V6),
     };
     let (plugins_place, plugins) = Place::listen(sockets::cni(&settings.run_dir), Type::SEQPACKET)?;
-    let (kubernetes, api_server, reports) = Kubernetes::new(&settings, handle.clone(), readiness.clone());
+    let (kubernetes, api_server, reports) =
+        Kubernetes::new(settings.clone(), instance.id.clone(), handle.clone(), readiness.clone());
     let cni = CniService {
         reports,
         handle: handle.clone(),

@@ -64,6 +64,7 @@ mod tests {
             account: String::new(),
             id: "i-1".to_owned(),
             kind: "m4.large".to_owned(),
+            zone: "us-east-1a".to_owned(),
             region: "us-east-1".to_owned(),
             subnet_id: "subnet-1".to_owned(),
             vpc_id: "vpc-1".to_owned(),

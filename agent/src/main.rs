@@ -56,6 +56,7 @@ fn run(matches: &ArgMatches) -> anyhow::Result<()> {
         }
         "init" => runtime::install::plugins(&settings),
         "uninstall" => uninstall::run(&settings, matches.get_flag("enis")),
+        "untaint" => commands::untaint(&settings),
         _ => {
             let as_json = matches.get_one::<String>("output").is_some_and(|output| output == "json");
             let ready = name == "health" && matches.get_flag("ready");
@@ -105,6 +106,9 @@ fn cli() -> Command {
                         .action(ArgAction::SetTrue)
                         .help("Give the node's ENIs back to EC2, too"),
                 ),
+        )
+        .subcommand(
+            Command::new("untaint").about("Take the taint of ENID_NO_ADDRESSES_TAINT off this node").args(settings()),
         )
         .subcommand(reading("status", "The node, its pool, and what it waits for"))
         .subcommand(reading("enis", "The ENIs of this node"))

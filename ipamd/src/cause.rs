@@ -15,6 +15,10 @@ pub enum Cause {
     SubnetFull,
     /// The subnet has no free /28, and no single address either.
     NoPrefix,
+    /// No subnet is tagged for the ENIs of this node.
+    NoSubnet,
+    /// The node has no ENIConfig, and the settings ask for one.
+    NoEniConfig,
     /// Every free address is in its cooldown, and the node can get no further one.
     Cooldown,
     /// The settings forbid to ask EC2 for addresses.
@@ -58,6 +62,8 @@ impl Cause {
             Cause::AccountLimit => "account_limit",
             Cause::SubnetFull => "subnet_full",
             Cause::NoPrefix => "no_prefix",
+            Cause::NoSubnet => "no_subnet",
+            Cause::NoEniConfig => "no_eni_config",
             Cause::Cooldown => "cooldown",
             Cause::ProvisioningOff => "provisioning_off",
             Cause::Denied => "denied",

@@ -11,7 +11,7 @@ use crate::{
     ids::{AttachmentKey, CallId, EniId, Millis, PodRef, Ticket},
     lease::Lease,
     pool::{AddresslessEni, EniFacts},
-    supply::Policy,
+    supply::{EniConfig, Policy},
 };
 
 /// Something happened.
@@ -45,6 +45,8 @@ pub enum Event {
     /// Pods that the scheduler has bound to this node and that show no address yet; all of them. Those that hold a lease
     /// by now are told apart here.
     Bound { pods: BTreeSet<PodRef> },
+    /// The node's ENIConfig, as the API server has it, or why there is none.
+    EniConfig { config: Result<EniConfig, String> },
     /// The settings changed.
     Settings { policy: Policy },
     /// Whether the node takes no new pods (the taint node.kubernetes.io/unschedulable).

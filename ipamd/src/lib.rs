@@ -29,13 +29,14 @@ mod node;
 mod observations;
 mod plan;
 mod pool;
+mod summary;
 mod supply;
 mod view;
 
 pub use cause::{Cause, Refusal};
 pub use core::Core;
 pub use ec2::{
-    AuditedEni, Call, CallError, Class, Creation, Ec2Answer, Fact, Home, Intent, Order, Recorded, Scope, UnattachedEni,
+    AuditedEni, Call, CallError, Class, Creation, Ec2Answer, Fact, Intent, Order, Recorded, Scope, UnattachedEni,
 };
 pub use event::{Effect, Event, Ledger, Write};
 pub use ids::{AttachmentKey, CallId, EniId, Millis, Place, PodRef, SubnetId, Ticket};
@@ -46,5 +47,9 @@ pub use mutation::Mutation;
 pub use node::Node;
 pub use plan::{Action, Awaited, Plan, Reason, Step, Wait};
 pub use pool::{AddresslessEni, Block, BlockState, Eni, EniFacts, EniState, Sums, own_of_eni};
-pub use supply::{Counts, Kind, LOCAL_V4, LOCAL_V6, Learned, Limits, Policy, Provisioning, Second, Target};
+pub use summary::{SubnetSummary, Summary, Told};
+pub use supply::{
+    Counts, EniConfig, Home, Kind, LOCAL_V4, LOCAL_V6, Learned, Limits, Placement, Policy, Provisioning, Second,
+    SubnetFacts, Target,
+};
 pub use view::{AddressState, AddressView, Capacity, InFlight, View};

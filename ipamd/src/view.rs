@@ -1,6 +1,6 @@
 //! The state as people, metrics and tests see it: always read from the core, never kept beside it.
 
-use std::{net::IpAddr, sync::Arc};
+use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 
 use imbl::OrdMap;
 use ipnet::IpNet;
@@ -8,7 +8,7 @@ use ipnet::IpNet;
 use crate::{
     cause::Refusal,
     groups::List,
-    ids::{AttachmentKey, EniId, Millis},
+    ids::{AttachmentKey, EniId, Millis, SubnetId},
     lease::Lease,
     plan::Plan,
     pool::{Block, BlockState, Eni},
@@ -55,6 +55,8 @@ pub struct Capacity {
     pub addresses: u64,
     /// The network cards that are managed.
     pub cards: Vec<u32>,
+    /// Free addresses of subnets, as EC2 has said last; of others it has said nothing.
+    pub free: BTreeMap<SubnetId, u64>,
 }
 
 /// An EC2 call in flight.

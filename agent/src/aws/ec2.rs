@@ -3,6 +3,7 @@
 //! Every answer is about this instance's ENIs only; what its errors mean is in [`super::errors`].
 
 use std::{
+    collections::{BTreeMap, BTreeSet},
     net::IpAddr,
     time::{Duration, SystemTime},
 };
@@ -14,8 +15,8 @@ use aws_sdk_ec2::{
 };
 use aws_smithy_types::{DateTime, date_time::Format};
 use enid_ipamd::{
-    AuditedEni, Call, CallError, Creation, Ec2Answer, EniId, Home, Kind, Limits, Order, Place, Scope, SubnetId,
-    UnattachedEni,
+    AuditedEni, Call, CallError, Creation, Ec2Answer, EniId, Home, Kind, Limits, Order, Place, Scope, SubnetFacts,
+    SubnetId, UnattachedEni,
 };
 use ipnet::IpNet;
 
@@ -146,16 +147,7 @@ impl Ec2 {
             }
             Call::Assign { eni, order } => self.assign(eni, *order).await,
             Call::Unassign { eni, blocks } => self.unassign(eni, blocks).await,
-            Call::Subnets { ids } => {
-                let ids = ids.iter().map(ToString::to_string).collect();
-                let answer = self.client.describe_subnets().set_subnet_ids(Some(ids)).send().await;
-                let answer = answer.map_err(|error| classify(action, error))?;
-                let free = answer.subnets().iter().filter_map(|subnet| {
-                    let free = u64::try_from(subnet.available_ip_address_count()?).ok()?;
-                    Some((SubnetId(subnet.subnet_id()?.into()), free))
-                });
-                Ok(Ec2Answer::Subnets { free: free.collect() })
-            }
+            Call::Subnets { ids } => self.subnets(ids).await,
             Call::FindLeaked => self.find_leaked().await,
             Call::Detach { attachment, .. } => {
                 let sent = self.client.detach_network_interface().attachment_id(attachment).send().await;
@@ -233,6 +225,32 @@ impl Ec2 {
         let request = request.set_private_ip_addresses(Some(singles).filter(|list| !list.is_empty()));
         let sent = request.set_ipv4_prefixes(Some(prefixes).filter(|list| !list.is_empty())).send().await;
         sent.map(|_| Ec2Answer::Done).map_err(|error| classify("UnassignPrivateIpAddresses", error))
+    }
+
+    /// These subnets, or without any all of the node's VPC and zone.
+    async fn subnets(&self, ids: &BTreeSet<SubnetId>) -> Result<Ec2Answer, CallError> {
+        let action = "DescribeSubnets";
+        let of_zone = [("vpc-id", &self.instance.vpc_id), ("availability-zone", &self.instance.zone)];
+        let of_zone = of_zone.map(|(name, value)| Filter::builder().name(name).values(value).build());
+        let ids: Vec<String> = ids.iter().map(ToString::to_string).collect();
+        let request = self.client.describe_subnets();
+        let request = if ids.is_empty() {
+            request.set_filters(Some(of_zone.to_vec()))
+        } else {
+            request.set_subnet_ids(Some(ids))
+        };
+        let mut list = BTreeMap::new();
+        let mut pages = request.into_paginator().send();
+        while let Some(page) = pages.next().await {
+            let page = page.map_err(|error| classify(action, error))?;
+            list.extend(page.subnets().iter().filter_map(|subnet| {
+                let free = u64::try_from(subnet.available_ip_address_count()?).ok()?;
+                let v6 = !subnet.ipv6_cidr_block_association_set().is_empty();
+                let tags = subnet.tags().iter().filter_map(|tag| Some((tag.key()?, tag.value().unwrap_or_default())));
+                Some((SubnetId(subnet.subnet_id()?.into()), SubnetFacts::new(free, v6, tags)))
+            }));
+        }
+        Ok(Ec2Answer::Subnets { list })
     }
 
     async fn audit(&self, scope: Scope) -> Result<Ec2Answer, CallError> {

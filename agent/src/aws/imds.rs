@@ -27,7 +27,9 @@ pub struct Instance {
     pub account: String,
     /// Such as us-east-1.
     pub region: String,
-    /// Subnet of the primary ENI, where new ENIs go.
+    /// Such as us-east-1a: where its ENIs have to be.
+    pub zone: String,
+    /// Subnet of the primary ENI, where new ENIs go unless the core names another.
     pub subnet_id: String,
     /// The VPC.
     pub vpc_id: String,
@@ -139,12 +141,14 @@ impl Imds {
         let document: serde_json::Value =
             serde_json::from_str(&document).context("the identity document is not JSON")?;
         let region = document["region"].as_str().context("the identity document names no region")?;
+        let zone = document["availabilityZone"].as_str().context("the identity document names no zone")?;
         Ok(Instance {
             id: self.get("instance-id").await?,
             kind: self.get("instance-type").await?,
             // Absent in some emulators of the service.
             account: document["accountId"].as_str().unwrap_or_default().to_owned(),
             region: region.to_owned(),
+            zone: zone.to_owned(),
             subnet_id: self.get(&format!("{primary}/subnet-id")).await?,
             vpc_id: self.get(&format!("{primary}/vpc-id")).await?,
             vpc_cidrs: self.vpc_cidrs(&primary).await?,

@@ -1,4 +1,4 @@
-//! What an operator asks at the command line, read through debug.sock.
+//! What an operator asks at the command line, mostly read through debug.sock.
 
 use std::{io::Write, time::Duration};
 
@@ -14,12 +14,21 @@ use tower::service_fn;
 
 use crate::{
     host::sockets,
+    kubernetes,
     serve::{debug::CNI_HEALTH, health},
     settings::Settings,
 };
 
 /// How long an operator waits for a daemon that does not answer.
 const TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Takes the taint off that says that there are no addresses: whoever ends may not leave it behind.
+pub fn untaint(settings: &Settings) -> anyhow::Result<()> {
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start the runtime")?;
+    let asked = async { timeout(TIMEOUT, kubernetes::untaint(settings)).await };
+    runtime.block_on(asked).context("the API server does not answer")?
+}
 
 /// Runs one of the reading commands.
 pub fn run(name: &str, settings: &Settings, as_json: bool) -> anyhow::Result<()> {

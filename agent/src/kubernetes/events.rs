@@ -82,7 +82,10 @@ pub async fn tell(
                 About::Node => of_kind("Node", &node, None, Some(node.clone())),
                 // Without its uid nobody who describes the pod would see it.
                 About::Pod(pod) => {
-                    let Some(uid) = uids.borrow().get(pod).cloned() else { continue };
+                    let Some(uid) = uids.borrow().get(pod).cloned() else {
+                        said.forget(&about, cause);
+                        continue;
+                    };
                     of_kind("Pod", &pod.name, Some(pod.namespace.clone()), Some(uid))
                 }
             };

@@ -175,6 +175,7 @@ fn state(eni: &enid_ipamd::Eni) -> &'static str {
         _ if eni.unconfirmed => "unconfirmed",
         EniState::Unknown => "unknown",
         EniState::Configuring => "configuring",
+        EniState::Ready if eni.excluded => "excluded",
         EniState::Ready => "ready",
         EniState::Detaching(_) => "detaching",
         EniState::Unmanaged => "unmanaged",

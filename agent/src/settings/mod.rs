@@ -18,6 +18,24 @@ pub use table::{SETTINGS, Setting};
 use read::{Reader, URLS, is_url};
 use stack::Stack;
 
+/// Taints of the node that the daemon sees to.
+#[derive(Clone, Debug)]
+pub struct Taints {
+    /// The key of one that goes once pods can be served.
+    pub startup: Option<String>,
+    /// One of ours is there while the subnets have no address for another pod.
+    pub no_addresses: bool,
+}
+
+/// What names a node's ENIConfig, besides the label `vpc.amazonaws.com/externalEniConfig`.
+#[derive(Clone, Debug)]
+pub struct EniConfigNames {
+    /// An annotation of the node.
+    pub annotation: String,
+    /// A label of the node.
+    pub label: String,
+}
+
 /// The settings, checked.
 #[derive(Clone, Debug)]
 pub struct Settings {
@@ -29,6 +47,10 @@ pub struct Settings {
     pub cluster_name: Option<String>,
     /// CLUSTER_ENDPOINT, if set.
     pub cluster_endpoint: Option<String>,
+    /// Which taints of the node are kept.
+    pub taints: Taints,
+    /// What names the node's ENIConfig.
+    pub eni_config: EniConfigNames,
     /// ENIs, and pods' packets on the node.
     pub steering: Steering,
     /// ENID_FORWARD_PROBE.
@@ -90,6 +112,7 @@ impl Settings {
                     (_, false) => Kind::Single,
                 },
                 second: stack.second(),
+                placement: read.placement(stack),
                 multi_card: read.switch("ENABLE_MULTI_NIC"),
                 max_enis: read.number_or_unset("MAX_ENI", 1000),
                 max_pods: read.number("MAX_PODS", 1, 100_000),
@@ -109,6 +132,14 @@ impl Settings {
             extra_tags: read.tags("ADDITIONAL_ENI_TAGS"),
             cluster_name: read.text("CLUSTER_NAME"),
             cluster_endpoint: read.https_url("CLUSTER_ENDPOINT"),
+            taints: Taints {
+                startup: read.taint("ENID_STARTUP_TAINT"),
+                no_addresses: read.switch("ENID_NO_ADDRESSES_TAINT"),
+            },
+            eni_config: EniConfigNames {
+                annotation: read.text("ENI_CONFIG_ANNOTATION_DEF").unwrap_or_default(),
+                label: read.text("ENI_CONFIG_LABEL_DEF").unwrap_or_default(),
+            },
             steering: Steering {
                 policy: read.policy(stack),
                 native: read.cidrs("AWS_VPC_K8S_CNI_EXCLUDE_SNAT_CIDRS"),

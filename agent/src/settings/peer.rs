@@ -28,22 +28,9 @@ const fn row(name: &'static str, idle: &'static [&'static str], treated: Treated
 
 const OFF: &[&str] = &["false", "f", "0"];
 const ON: &[&str] = &["true", "t", "1"];
-const ENI_CONFIG: &[&str] = &["k8s.amazonaws.com/eniconfig"];
 
 /// All of them.
 pub const FOREIGN: &[Foreign] = &[
-    row(
-        "AWS_VPC_K8S_CNI_CUSTOM_NETWORK_CFG",
-        OFF,
-        Refused("custom networking by ENIConfig is not offered: pods would get the node's subnet and security groups"),
-    ),
-    row("ENI_CONFIG_ANNOTATION_DEF", ENI_CONFIG, Ignored("it names ENIConfigs, which are not offered")),
-    row("ENI_CONFIG_LABEL_DEF", ENI_CONFIG, Ignored("it names ENIConfigs, which are not offered")),
-    row(
-        "ENABLE_SUBNET_DISCOVERY",
-        OFF,
-        Ignored("new ENIs are created in the primary ENI's subnet, as where no subnet is tagged"),
-    ),
     row("ENABLE_POD_ENI", OFF, Refused("security groups for pods are not offered: pods would have the node's")),
     row("POD_SECURITY_GROUP_ENFORCING_MODE", &["strict"], Ignored("it is about security groups for pods")),
     row(
@@ -108,19 +95,17 @@ mod tests {
     fn what_would_leave_pods_without_something_is_refused_and_the_rest_is_named() {
         assert_eq!(of(&[]), (vec![], vec![]));
         let (refused, ignored) = of(&[
-            ("AWS_VPC_K8S_CNI_CUSTOM_NETWORK_CFG", "true"),
             ("ENABLE_POD_ENI", "true"),
             ("NETWORK_POLICY_ENFORCING_MODE", "Strict"),
-            ("ENI_CONFIG_LABEL_DEF", "topology.kubernetes.io/zone"),
             ("POD_SECURITY_GROUP_ENFORCING_MODE", "standard"),
             ("DISABLE_INTROSPECTION", "true"),
             ("ANNOTATE_POD_IP", "False"),
             ("HTTP_TIMEOUT", ""),
         ]);
-        assert_eq!(refused.len(), 3, "{refused:#?}");
-        assert!(refused[0].starts_with("AWS_VPC_K8S_CNI_CUSTOM_NETWORK_CFG is \"true\"; allowed: false"));
+        assert_eq!(refused.len(), 2, "{refused:#?}");
+        assert!(refused[0].starts_with("ENABLE_POD_ENI is \"true\"; allowed: false"));
         let named: Vec<&str> = ignored.iter().filter_map(|text| text.split(' ').next()).collect();
-        let expected = ["ENI_CONFIG_LABEL_DEF", "POD_SECURITY_GROUP_ENFORCING_MODE", "NETWORK_POLICY_ENFORCING_MODE"];
+        let expected = ["POD_SECURITY_GROUP_ENFORCING_MODE", "NETWORK_POLICY_ENFORCING_MODE"];
         assert_eq!(named, expected);
     }
 
@@ -162,8 +147,10 @@ mod tests {
         }
     }
 
-    const OURS: [&str; 12] = [
+    const OURS: [&str; 14] = [
         "MAX_PODS",
+        "ENID_NO_ADDRESSES_TAINT",
+        "ENID_STARTUP_TAINT",
         "ENID_ENI_MARK_MASK",
         "ENID_FORWARD_PROBE",
         "ENID_LOG_FORMAT",

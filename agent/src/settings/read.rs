@@ -11,7 +11,7 @@ use enid_datapath::{
     marks::Marks,
     policy::{NodePorts, Policy, Ports, Translation},
 };
-use enid_ipamd::Target;
+use enid_ipamd::{Placement, Target};
 use ipnet::Ipv4Net;
 use tonic::transport::Uri;
 
@@ -125,6 +125,20 @@ impl<'a> Reader<'a> {
                 address
             }
             None => (Ipv4Addr::LOCALHOST, 0).into(), // which has been said
+        }
+    }
+
+    /// Where new ENIs are created.
+    pub(super) fn placement(&mut self, stack: Stack) -> Placement {
+        let (custom, discovery) =
+            (self.switch("AWS_VPC_K8S_CNI_CUSTOM_NETWORK_CFG"), self.switch("ENABLE_SUBNET_DISCOVERY"));
+        if custom && matches!(stack, Stack::V6 { .. }) {
+            self.mistake("AWS_VPC_K8S_CNI_CUSTOM_NETWORK_CFG", "true", "false where pods have no address but of IPv6");
+        }
+        match (custom, discovery) {
+            (true, _) => Placement::EniConfig,
+            (_, true) => Placement::Tagged { cluster: self.text("CLUSTER_NAME") },
+            _ => Placement::Primary,
         }
     }
 
@@ -248,6 +262,19 @@ impl<'a> Reader<'a> {
         let value = self.text(name)?;
         if !is_url(&value) || !value.starts_with("https://") {
             self.mistake(name, &value, "a URL such as https://10.0.0.5:6443");
+        }
+        Some(value)
+    }
+
+    /// The key of a taint, a qualified name of Kubernetes.
+    pub(super) fn taint(&mut self, name: &str) -> Option<String> {
+        let value = self.text(name)?;
+        let (prefix, rest) = value.rsplit_once('/').unwrap_or(("", &value));
+        let fits = |text: &str, most| {
+            text.len() <= most && text.chars().all(|c| c.is_ascii_alphanumeric() || ['-', '_', '.'].contains(&c))
+        };
+        if rest.is_empty() || !fits(rest, 63) || !fits(prefix, 253) {
+            self.mistake(name, &value, "the key of a taint such as node.example.com/starting");
         }
         Some(value)
     }

@@ -30,6 +30,10 @@ settings! {
     "ENABLE_V4_EGRESS" "v4-egress" "true" "With IPv6 alone: pods reach IPv4 destinations, as the node";
     "ENABLE_V6_EGRESS" "v6-egress" "false" "With IPv4 alone: pods reach IPv6 destinations, as the node, if it has an IPv6 address";
     "ENABLE_MULTI_NIC" "multi-nic" "false" "Use network cards above the first, and give pods that ask for it an interface on each";
+    "ENABLE_SUBNET_DISCOVERY" "subnet-discovery" "true" "Create ENIs in any subnet of the node's zone that is tagged kubernetes.io/role/cni=1, and in the primary ENI's unless it is tagged 0";
+    "AWS_VPC_K8S_CNI_CUSTOM_NETWORK_CFG" "custom-network" "false" "Create ENIs in the subnet, and with the security groups, of the node's ENIConfig; pods get no address of the primary ENI";
+    "ENI_CONFIG_ANNOTATION_DEF" "eni-config-annotation" "k8s.amazonaws.com/eniConfig" "The node's annotation that names its ENIConfig";
+    "ENI_CONFIG_LABEL_DEF" "eni-config-label" "k8s.amazonaws.com/eniConfig" "The node's label that names its ENIConfig, where the annotation is not there; without both it is the one named default";
     "ENABLE_PREFIX_DELEGATION" "prefix-delegation" "false" "Ask for /28s; single addresses where the type or the subnet has none";
     "MAX_ENI" "max-eni" "" "ENIs at most, below the instance type's own limit; 0 is no limit";
     "MAX_PODS" "max-pods" "" "Pods that fit on the node: the pool is never larger than that ahead of need";
@@ -41,6 +45,8 @@ settings! {
     "AWS_MANAGE_ENIS_NON_SCHEDULABLE" "manage-cordoned" "false" "Keep a pool ahead on a cordoned node too";
     "CLUSTER_NAME" "cluster-name" "" "Tag on ENIs: which cluster they belong to; leaked ENIs are looked for only with it";
     "CLUSTER_ENDPOINT" "cluster-endpoint" "" "The API server's URL, if not that of the Service kubernetes: where kube-proxy is not there yet, or not at all";
+    "ENID_STARTUP_TAINT" "startup-taint" "" "Key of a taint that new nodes have, and that the daemon takes off once pods can be served";
+    "ENID_NO_ADDRESSES_TAINT" "no-addresses-taint" "false" "Taint the node (NoSchedule) while its subnets have no address for another pod";
     "ADDITIONAL_ENI_TAGS" "additional-eni-tags" "{}" "JSON object of further tags on new ENIs";
     "AWS_VPC_ENI_MTU" "eni-mtu" "9001" "MTU of ENIs, bytes, 576 to 9001";
     "POD_MTU" "pod-mtu" "" "MTU of pods, bytes, 576 to 9001; as the ENIs' if not set";

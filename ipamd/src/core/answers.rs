@@ -63,8 +63,11 @@ impl Core {
             (Call::SetGroups { eni, groups }, _) => self.observed.groups_mut().told(now, &eni, groups, None),
             (Call::Detach { eni, .. }, _) => self.detached(now, &eni),
             (Call::Delete { eni }, _) => self.deleted(&eni, effects),
-            (Call::Subnets { .. }, Ec2Answer::Subnets { free }) => {
-                free.into_iter().for_each(|(id, free)| self.demand.subnets_mut().of(&id).has_left(now, free));
+            (Call::Subnets { ids }, Ec2Answer::Subnets { list }) => {
+                list.iter().for_each(|(id, facts)| self.demand.subnets_mut().of(id).has_left(now, facts.free));
+                if ids.is_empty() {
+                    self.demand.places_mut().list(now, list);
+                }
             }
             (Call::FindLeaked, Ec2Answer::Leaked { enis }) => self.found_leaked(now, enis),
             _ => {}
@@ -134,8 +137,13 @@ impl Core {
             let refusal = Refusal { cause, message, request_id, retry_after: None };
             return self.observed.groups_mut().told(now, eni, groups.clone(), Some(refusal));
         }
-        if matches!(call, Call::Subnets { .. }) && !error.cause.is_temporary() {
-            return; // its answer would only be told
+        if let Call::Subnets { ids } = &call
+            && !error.cause.is_temporary()
+        {
+            if ids.is_empty() {
+                self.demand.places_mut().unlisted(now);
+            }
+            return; // without it ENIs are created beside the primary
         }
         // Asked for again as it is: nothing is known to be wrong with it.
         let again = too_early || matches!(error.cause, Cause::Throttled | Cause::NoCredentials);
@@ -175,7 +183,7 @@ impl Core {
             Call::Assign { .. } if unanswered => self.audits.want(Scope::Attached),
             _ => {}
         }
-        if matches!(error.cause, Cause::SubnetFull | Cause::NoPrefix) && self.ask_for_less(now, &call) {
+        if matches!(error.cause, Cause::SubnetFull | Cause::NoPrefix) && self.ask_otherwise(now, &call, error.cause) {
             return;
         }
         if error.cause == Cause::NoPrefix && self.no_prefix(now, &call) {
@@ -184,9 +192,9 @@ impl Core {
         self.calls.failed(now, call.action(), error);
     }
 
-    /// The subnet has not as much as a call asked for. Whether the next one asks for less, at once.
-    fn ask_for_less(&mut self, now: Millis, call: &Call) -> bool {
-        let Some((order, subnet)) = self.asked_of(call) else { return false };
+    /// The subnet has not as much as a call asked for. Whether the next one asks for less, or another subnet, at once.
+    fn ask_otherwise(&mut self, now: Millis, call: &Call, cause: Cause) -> bool {
+        let Some((order, id)) = self.asked_of(call) else { return false };
         let card = match call {
             Call::Create { token, .. } if self.creations.contains(token) => return false, // it has to ask for the same
             Call::Create { creation, .. } => creation.card,
@@ -194,7 +202,15 @@ impl Core {
         };
         let waiting = self.state().counts_on(card).demand().div_ceil(order.kind.size());
         let waiting = u32::try_from(waiting).unwrap_or(u32::MAX);
-        self.demand.subnets_mut().of(&subnet).ask_for_less(now, order.count, waiting)
+        let subnet = self.demand.subnets_mut().of(&id);
+        if subnet.ask_for_less(now, order.count, waiting) {
+            return true;
+        }
+        if order.kind != Kind::Single && cause == Cause::NoPrefix {
+            return false; // single addresses may be there
+        }
+        subnet.set_full(now);
+        self.state().has_place(now, card)
     }
 
     /// What a call asks a subnet for.

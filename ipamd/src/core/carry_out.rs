@@ -2,12 +2,13 @@
 
 use super::Core;
 use crate::{
-    ec2::{Call, Class, Creation, CreationStage, DeletionStage, Home, Intent, Recorded},
+    ec2::{Call, Class, Creation, CreationStage, DeletionStage, Intent, Recorded},
     event::{Effect, Write},
     ids::Millis,
     mutation::Mutation,
     plan::{Action, Step},
     pool::BlockState,
+    supply::Home,
 };
 
 impl Core {
@@ -66,6 +67,8 @@ impl Core {
     fn call(&mut self, now: Millis, call: Call, class: Class, reason: String, effects: &mut Vec<Effect>) {
         match &call {
             Call::Audit { scope } => self.audits.sent(*scope),
+            // A list of the whole zone is for other purposes.
+            Call::Subnets { ids } if ids.is_empty() => {}
             Call::Subnets { .. } => self.demand.subnets_mut().asked(now),
             Call::FindLeaked => self.leaks.plan(Some(now.plus(crate::ec2::LEAK_PERIOD_MS))),
             Call::Create { token, .. } => self.creations.set_stage(token, CreationStage::Creating, None),

@@ -105,6 +105,7 @@ impl Core {
         self.end_cooldowns(now, &mut effects);
         self.observe(now, event, &mut effects);
         self.end_expected(now);
+        self.exclude();
         self.serve(now, &mut effects);
         self.count_demand(now);
         if !is_in_batch {

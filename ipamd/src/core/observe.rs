@@ -12,7 +12,7 @@ use crate::{
     lease::Waiter,
     mutation::Mutation,
     plan,
-    pool::Met,
+    pool::{Eni, Met},
     supply::Kind,
 };
 
@@ -62,6 +62,7 @@ impl Core {
             Event::Answered { id, answer } => self.answered(now, id, answer, effects),
             Event::EniConfigured { eni } => self.pool.configured(now, &eni),
             Event::Bound { pods } => self.demand.set_pods(pods),
+            Event::EniConfig { config } => self.demand.places_mut().configure(config),
             Event::Settings { policy } => self.node.policy = policy,
             Event::Cordoned { cordoned } => self.demand.set_cordoned(cordoned),
             Event::Wall { ms } => self.calls.wall(now, ms),
@@ -139,6 +140,21 @@ impl Core {
                 }
             }
         }
+    }
+
+    /// Notes which ENIs serve new pods, by what is known now of where new ones would be.
+    pub(super) fn exclude(&mut self) {
+        let (primary, groups) = (self.pool.primary_subnet(), self.observed.groups().of_new());
+        let policy = &self.node.policy;
+        let is_excluded = |eni: &Eni| self.demand.places().excludes(policy, eni.placed(), &primary, &groups);
+        let changed: Vec<(EniId, bool)> = self
+            .pool
+            .enis()
+            .map(|eni| (eni, is_excluded(eni)))
+            .filter(|(eni, excluded)| eni.excluded != *excluded)
+            .map(|(eni, excluded)| (eni.id().clone(), excluded))
+            .collect();
+        changed.iter().for_each(|(id, excluded)| self.pool.set_excluded(id, *excluded));
     }
 
     /// Plans what is done periodically.

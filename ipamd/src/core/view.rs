@@ -33,7 +33,7 @@ impl Core {
         View {
             now,
             counts: self.counts(),
-            capacity: Capacity { enis, addresses, cards },
+            capacity: Capacity { enis, addresses, cards, free: self.demand.subnets().free().collect() },
             enis: self.pool.enis_by_id().clone(),
             blocks: self.pool.blocks_by_net().clone(),
             groups: self.observed.groups().known().clone(),

@@ -1,6 +1,9 @@
 //! EC2 calls as values: what is asked, for whom, and what comes back.
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
@@ -8,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     cause::Cause,
     ids::{EniId, Place, SubnetId},
-    supply::Kind,
+    supply::{Home, Kind, SubnetFacts},
 };
 
 /// What is recorded before EC2 is asked.
@@ -67,17 +70,6 @@ pub struct Recorded {
     pub home: Home,
 }
 
-/// Where an ENI is created.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Home {
-    /// The subnet; `None`: that of the primary ENI.
-    #[serde(default)]
-    pub subnet: Option<SubnetId>,
-    /// Its security groups; none: those that EC2 chooses.
-    #[serde(default)]
-    pub groups: Arc<BTreeSet<String>>,
-}
-
 /// Who waits for a call; the first class goes first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Class {
@@ -122,7 +114,7 @@ pub enum Call {
     Detach { eni: EniId, attachment: String },
     /// DeleteNetworkInterface.
     Delete { eni: EniId },
-    /// DescribeSubnets: what these have left.
+    /// DescribeSubnets: what these have left, and how they are tagged; without ids all of the node's zone and VPC.
     Subnets { ids: BTreeSet<SubnetId> },
     /// DescribeNetworkInterfaces: unattached ENIs of the cluster that were created minutes ago.
     FindLeaked,
@@ -180,8 +172,8 @@ pub enum Ec2Answer {
     Assigned { blocks: Vec<IpNet> },
     /// ENIs of the cluster that belong to nobody.
     Leaked { enis: Vec<EniId> },
-    /// Free addresses of the subnets.
-    Subnets { free: Vec<(SubnetId, u64)> },
+    /// The subnets.
+    Subnets { list: BTreeMap<SubnetId, SubnetFacts> },
     /// It is done; there is nothing more to know.
     Done,
 }

@@ -7,8 +7,11 @@
 
 use imbl::OrdMap;
 
-use super::call::{Creation, Home, Recorded};
-use crate::ids::{EniId, Place};
+use super::call::{Creation, Recorded};
+use crate::{
+    ids::{EniId, Place},
+    supply::Home,
+};
 
 /// An ENI that is being created.
 #[derive(Clone, Debug)]

@@ -11,7 +11,7 @@ mod pace;
 
 pub(crate) use audit::Audits;
 pub use call::{
-    AuditedEni, Call, CallError, Class, Creation, Ec2Answer, Fact, Home, Intent, Order, Recorded, Scope, UnattachedEni,
+    AuditedEni, Call, CallError, Class, Creation, Ec2Answer, Fact, Intent, Order, Recorded, Scope, UnattachedEni,
 };
 pub(crate) use calls::{Calls, Flight};
 pub(crate) use creation::{CreationStage, Creations};

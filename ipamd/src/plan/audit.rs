@@ -1,5 +1,7 @@
 //! What EC2 is asked about our ENIs, where something is open that only it can tell.
 
+use std::collections::BTreeSet;
+
 use super::{
     state::State,
     value::{Action, Reason, Wait},
@@ -26,16 +28,19 @@ pub(super) fn leak_search(state: &State<'_>, now: Millis, waits: &mut Vec<Wait>)
     if may { vec![Action::call(call, class, Reason::LeakSearch)] } else { Vec::new() }
 }
 
-/// What the subnets have left that were short lately.
+/// What the subnets have left that were short lately, and, once in a long while, how those of the zone are tagged.
 pub(super) fn subnets(state: &State<'_>, now: Millis, waits: &mut Vec<Wait>) -> Vec<Action> {
     let ids = state.demand.subnets().due(now);
+    let places = state.demand.places();
+    let is_due = places.next_listing(&state.node.policy).is_some_and(|next| next <= now);
+    let lists_all = is_due || (places.is_unknown(now, &state.node.policy) && state.has_looked());
     let is_asking = state.calls.any(|other| matches!(other, Call::Subnets { .. }));
-    if !state.node.provisions() || ids.is_empty() || is_asking {
+    if !state.node.provisions() || is_asking || (ids.is_empty() && !lists_all) {
         return Vec::new();
     }
+    let (ids, reason) = if lists_all { (BTreeSet::new(), Reason::Subnets) } else { (ids, Reason::SubnetShort) };
     let (call, class) = (Call::Subnets { ids }, Class::Background);
-    let may = state.may_call(now, call.action(), class, waits);
-    if may { vec![Action::call(call, class, Reason::SubnetShort)] } else { Vec::new() }
+    if state.may_call(now, call.action(), class, waits) { vec![Action::call(call, class, reason)] } else { Vec::new() }
 }
 
 /// What EC2 is asked about the ENIs of this node.
@@ -104,5 +109,6 @@ pub(crate) fn next_due(state: &State<'_>) -> impl Iterator<Item = Millis> {
         eni.state == EniState::Unknown || matches!(eni.state, EniState::Detaching(_)) && eni.attachment.is_none()
     };
     let again = audits.last().filter(|_| state.pool.enis().any(waits)).map(|at| at.plus(AGAIN_MS));
-    settles.into_iter().chain(again).chain(audits.slow())
+    let listing = state.demand.places().next_listing(&state.node.policy).filter(|_| state.node.provisions());
+    settles.into_iter().chain(again).chain(audits.slow()).chain(listing)
 }

@@ -81,6 +81,13 @@ fn addresses(state: &State<'_>, now: Millis, card: u32) -> Wait {
             ..wait
         };
     }
+    let takes = |eni: &crate::pool::Eni| eni.is_usable() && state.pool.room(state.node, eni) > 0;
+    if !coming
+        && let Err(refusal) = state.homes(now)
+        && !state.pool.on_card(card).any(takes)
+    {
+        return refused(&refusal, None);
+    }
     if let Some(local) = state.pool.local().filter(|local| local.available() == 0) {
         // Those that are cooling come back; nobody can get more.
         let cause = if local.in_use().cooling > 0 { Cause::Cooldown } else { Cause::EniLimit };

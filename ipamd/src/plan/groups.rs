@@ -47,10 +47,11 @@ pub(super) fn follow(state: &State<'_>, now: Millis, waits: &mut Vec<Wait>) -> V
 
 /// ENIs that were created for this node, with the primary's groups: what is in another subnet has those of somebody else's
 /// choice.
-fn of_primary<'a>(state: &State<'a>) -> impl Iterator<Item = &'a Eni> {
+fn of_primary<'a>(state: &'a State<'_>) -> impl Iterator<Item = &'a Eni> {
     let subnet = state.pool.primary_subnet();
     let secondary = state.pool.enis().filter(|eni| eni.slot != Some(0) && eni.ours && eni.is_usable());
-    secondary.filter(move |eni| subnet == eni.facts.subnet_id)
+    secondary
+        .filter(move |eni| state.demand.places().follows_primary(&state.node.policy, &eni.facts.subnet_id, &subnet))
 }
 
 /// When one is due that is not yet.

@@ -1,11 +1,13 @@
 //! When the pool grows, and where: one order per ENI, sized to the need, however many ADDs wait.
 
+use std::collections::BTreeSet;
+
 use super::{
     state::State,
     value::{Action, Awaited, Reason, Step, Wait},
 };
 use crate::{
-    ec2::{Call, Creation, Home, Order, Scope},
+    ec2::{Call, Class, Creation, Order, Scope},
     ids::{EniId, Millis},
     pool::{Eni, EniState},
     supply::{Kind, Second, Target, per_eni},
@@ -106,10 +108,16 @@ fn before_change(state: &State<'_>, now: Millis, waits: &mut Vec<Wait>) -> Optio
     if unclaimed.is_empty() || state.guards.changes_unmanaged {
         return None;
     }
-    if state.audits.last().is_none() {
+    // Who waits is served beside the primary, if EC2 does not list the subnets now.
+    let is_closed = state.calls.opens_at(now, "DescribeSubnets", state.class()).is_some();
+    let is_unknown = state.demand.places().is_unknown(now, &node.policy) && !is_closed;
+    if state.audits.last().is_none() || is_unknown {
         let (call, class) = (Call::Audit { scope: Scope::Attached }, state.class());
-        let may = !state.calls.is_auditing() && state.may_call(now, call.action(), class, waits);
-        return Some(may.then(|| Action::call(call, class, Reason::BeforeChange)).into_iter().collect());
+        let asks = state.audits.last().is_none() && !state.calls.is_auditing();
+        let may = asks && state.may_call(now, call.action(), class, waits);
+        let audit = may.then(|| Action::call(call, class, Reason::BeforeChange));
+        let list = if is_unknown { list_subnets(state, now, class, waits) } else { None };
+        return Some(audit.into_iter().chain(list).collect());
     }
     for eni in unclaimed {
         let (call, class) = (Call::Tag { eni: eni.clone() }, state.class());
@@ -158,13 +166,14 @@ fn order(state: &State<'_>, now: Millis, short: &Shortage, waits: &mut Vec<Wait>
         if is_stopgap { missing.min(stopgap) } else { missing }
     };
     let blocks = |addresses: u64, kind: Kind| u32::try_from(addresses.div_ceil(kind.size())).unwrap_or(u32::MAX);
+    let is_elsewhere = state.has_place(now, card);
     let mut calls = Vec::new();
     let mut put_off = 0;
     for (eni, room) in with_room(state, card) {
         let (id, subnet) = (eni.id().clone(), &eni.facts.subnet_id);
         let (kind, most) = (state.kind_in(now, subnet), state.most_in(now, subnet));
         let need = needed(missing, stopgap, kind);
-        if need == 0 {
+        if need == 0 || (is_elsewhere && state.is_full(now, subnet)) {
             continue;
         }
         let wanted = if policy.whole_enis() { room } else { blocks(need, kind).min(room) };
@@ -186,8 +195,9 @@ fn order(state: &State<'_>, now: Millis, short: &Shortage, waits: &mut Vec<Wait>
     }
     // ENIs that are being asked, or created, take more when they have answered.
     let asked_now: u64 = calls.iter().map(assigned).sum();
-    let home = Home { subnet: None, groups: state.observed.groups.of_new() };
-    let subnet = state.subnet_of(&home);
+    // Where there is no place at all, that is what whoever waits hears.
+    let home = state.homes(now).ok().and_then(|homes| homes.into_iter().next());
+    let subnet = home.as_ref().map_or_else(|| state.pool.primary_subnet(), |home| state.subnet_of(home));
     let (kind, most) = (state.kind_in(now, &subnet), state.most_in(now, &subnet));
     let later = room_later(state, card) * kind.size();
     let mut need = needed(missing, stopgap, kind).saturating_sub(later);
@@ -203,6 +213,15 @@ fn order(state: &State<'_>, now: Millis, short: &Shortage, waits: &mut Vec<Wait>
     let mut enis_left = state.enis_left(card);
     let mut permits = CREATION.iter().map(|action| state.calls.permits(now, action, class)).min().unwrap_or(0);
     while need > 0 && have < wanted && room > 0 && enis_left > 0 {
+        if state.demand.places().is_stale(now, &state.node.policy) {
+            let list = list_subnets(state, now, class, waits);
+            if list.is_some() || is_listing(state) {
+                calls.extend(list);
+                break;
+            }
+            // EC2 does not list them now: what is known has to do.
+        }
+        let Some(home) = &home else { break };
         if permits == 0 {
             for action in CREATION {
                 state.may_call(now, action, class, waits);
@@ -221,6 +240,18 @@ fn order(state: &State<'_>, now: Millis, short: &Shortage, waits: &mut Vec<Wait>
         calls.insert(0, Action::new(Step::PlanAhead { addresses }, reason));
     }
     calls
+}
+
+/// EC2 lists the subnets of the node's zone, unless it is being asked already.
+fn list_subnets(state: &State<'_>, now: Millis, class: Class, waits: &mut Vec<Wait>) -> Option<Action> {
+    let call = Call::Subnets { ids: BTreeSet::new() };
+    let may = !is_listing(state) && state.may_call(now, call.action(), class, waits);
+    may.then(|| Action::call(call, class, Reason::Subnets))
+}
+
+/// Whether EC2 is listing them.
+fn is_listing(state: &State<'_>) -> bool {
+    state.calls.any(|call| matches!(call, Call::Subnets { ids } if ids.is_empty()))
 }
 
 fn assigned(action: &Action) -> u64 {

@@ -38,13 +38,14 @@ type Stage = fn(&State<'_>, Millis, &mut Vec<Wait>) -> Vec<Action>;
 
 /// Decides one stage after the other. The first that has something to do is carried out before the next is looked at.
 pub(crate) fn next(state: &State<'_>, now: Millis) -> Next {
-    let stages: [Stage; 10] = [
+    let stages: [Stage; 11] = [
         audit::leak_search,
         audit::audits,
         audit::claims,
         audit::subnets,
         creation::steps,
         growth::growth,
+        release::drain,
         release::deletions,
         release::releases,
         release::surplus,

@@ -118,6 +118,30 @@ fn unassign(state: &State<'_>, now: Millis, waits: &mut Vec<Wait>) -> Vec<Action
     if may { vec![Action::new(Step::Unassign { eni, blocks }, Reason::Unused)] } else { Vec::new() }
 }
 
+/// Excluded ENIs whose pods have gone: they are in the way of others, and who waits may wait for their place.
+pub(super) fn drain(state: &State<'_>, _: Millis, _: &mut Vec<Wait>) -> Vec<Action> {
+    if !may_release(state) || is_releasing(state) {
+        return Vec::new();
+    }
+    let is_free = |eni: &Eni| is_idle(state, eni) && !state.calls.concerns(eni.id());
+    let is_done = |eni: &&Eni| eni.excluded && eni.ours && eni.is_usable() && is_free(eni);
+    let steps = state.pool.enis().filter(is_done).map(|eni| Step::WithholdEni(eni.id().clone()));
+    steps.map(|step| Action::new(step, Reason::Excluded)).collect()
+}
+
+/// Whether a secondary ENI carries no address that is assigned or cooling. Metadata may fail to show the block that a lease
+/// is in.
+fn is_idle(state: &State<'_>, eni: &Eni) -> bool {
+    eni.slot != Some(0) && eni.is_idle() && !state.leases.names(eni.id())
+}
+
+/// Whether something is on its way out already.
+fn is_releasing(state: &State<'_>) -> bool {
+    !state.deletions.is_empty()
+        || state.pool.enis().any(|eni| matches!(eni.state, EniState::Detaching(_)))
+        || state.pool.unassigning().next().is_some()
+}
+
 /// What the pool could do without, once it has been too large for long enough.
 pub(super) fn surplus(state: &State<'_>, now: Millis, waits: &mut Vec<Wait>) -> Vec<Action> {
     let is_calm = state.queue.is_empty()
@@ -125,10 +149,7 @@ pub(super) fn surplus(state: &State<'_>, now: Millis, waits: &mut Vec<Wait>) -> 
         && state.creations.is_empty()
         && !state.calls.is_failing(now)
         && (!state.demand.is_cordoned() || state.node.policy.manage_cordoned);
-    let is_releasing = !state.deletions.is_empty()
-        || state.pool.enis().any(|eni| matches!(eni.state, EniState::Detaching(_)))
-        || state.pool.unassigning().next().is_some();
-    if !may_release(state) || !is_calm || is_releasing {
+    if !may_release(state) || !is_calm || is_releasing(state) {
         return Vec::new();
     }
     let cards = state.pool.cards(state.node).into_iter();
@@ -175,9 +196,8 @@ fn choose(state: &State<'_>, now: Millis, card: u32) -> Vec<Step> {
     // One with a slot is ours by the record; before anything is done EC2 is asked.
     let may_be_ours = |eni: &Eni| eni.ours || (eni.slot.is_some() && state.audits.last().is_none());
     let on_card = || state.pool.on_card(card).filter(|eni| eni.is_usable() && may_be_ours(eni));
-    // Metadata may fail to show the block that a lease is in.
-    let is_idle = |eni: &Eni| eni.is_idle() && !state.leases.names(eni.id());
-    let is_idle = |eni: &&Eni| eni.slot != Some(0) && (is_idle(eni) || state.guards.detaches_in_use);
+    let in_use = |eni: &Eni| state.guards.detaches_in_use && eni.slot != Some(0);
+    let is_idle = |eni: &&Eni| !eni.excluded && (is_idle(state, eni) || in_use(eni));
     let mut idle: Vec<&Eni> = on_card().filter(is_idle).filter(|eni| now.since(eni.since) >= ENI_AGE_MS).collect();
     idle.sort_by_key(|eni| (eni.sums.total, Reverse(eni.slot)));
     let (mut steps, mut leaving) = (Vec::new(), Vec::new());
@@ -191,7 +211,7 @@ fn choose(state: &State<'_>, now: Millis, card: u32) -> Vec<Step> {
     }
     let mut room = policy.surplus(limits, counts, learned);
     if room <= policy.slack(learned) {
-        return steps;
+        room = 0;
     }
     let mut enis: Vec<&Eni> = on_card().filter(|eni| !leaving.contains(&eni.id())).collect();
     enis.sort_by_key(|eni| (eni.sums.assigned, Reverse(eni.slot)));
@@ -201,8 +221,8 @@ fn choose(state: &State<'_>, now: Millis, card: u32) -> Vec<Step> {
             let size = kind::size(net);
             let is_idle = |block: &Block| block.leads() && block.is_idle() && block.state() == BlockState::Usable;
             let is_idle = state.pool.block(net).is_some_and(is_idle);
-            if size <= room && (is_idle || state.guards.unassigns_in_use) {
-                room -= size;
+            if (size <= room || eni.excluded) && (is_idle || state.guards.unassigns_in_use) {
+                room -= if eni.excluded { 0 } else { size };
                 nets.push(*net);
             }
         }

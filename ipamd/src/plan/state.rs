@@ -2,13 +2,13 @@
 
 use crate::{
     cause::{Cause, Refusal},
-    ec2::{Audits, Call, Calls, Class, Creations, Deletions, Home, LeakSearch},
+    ec2::{Audits, Call, Calls, Class, Creations, Deletions, LeakSearch},
     groups::Groups,
     ids::{EniId, Millis, Place, SubnetId, count},
     lease::{Cooldown, Leases, Queue},
     node::Node,
     pool::{Eni, EniState, Pool},
-    supply::{Counts, Demand, Kind, Learned},
+    supply::{Counts, Demand, Home, Kind, Learned},
 };
 
 use super::value::{Awaited, Wait};
@@ -142,6 +142,26 @@ impl State<'_> {
         self.demand.subnets().get(subnet)?.most(now)
     }
 
+    /// Where an ENI may be created, the best place first.
+    pub(crate) fn homes(&self, now: Millis) -> Result<Vec<Home>, Refusal> {
+        let (primary, groups) = (self.pool.primary_subnet(), self.observed.groups.of_new());
+        self.demand.places().homes(now, &self.node.policy, self.demand.subnets(), (&primary, &groups))
+    }
+
+    /// Whether a subnet is taken to have no address at all.
+    pub(crate) fn is_full(&self, now: Millis, subnet: &SubnetId) -> bool {
+        self.demand.subnets().get(subnet).is_some_and(|subnet| subnet.is_full(now))
+    }
+
+    /// Whether a card may get addresses of a subnet that is not taken to be full: by an ENI that is there, or a new one.
+    pub(crate) fn has_place(&self, now: Millis, card: u32) -> bool {
+        let takes = |eni: &Eni| eni.is_usable() && eni.ours && self.pool.room(self.node, eni) > 0;
+        let by_eni = || self.pool.on_card(card).any(|eni| takes(eni) && !self.is_full(now, &eni.facts.subnet_id));
+        let in_new = |home: &Home| !self.is_full(now, &self.subnet_of(home));
+        let by_new = || self.enis_left(card) > 0 && self.homes(now).is_ok_and(|homes| homes.iter().any(in_new));
+        by_eni() || by_new()
+    }
+
     /// The subnet that an ENI is created in.
     pub(crate) fn subnet_of(&self, home: &Home) -> SubnetId {
         home.subnet.clone().unwrap_or_else(|| self.pool.primary_subnet())
@@ -186,7 +206,7 @@ impl State<'_> {
 
     /// Available addresses of a card that wait for the IPv6 block of their ENI.
     pub(crate) fn without_v6(&self, card: u32) -> u64 {
-        let waits = |eni: &&Eni| eni.is_usable() && !self.pool.serves(self.node, eni);
+        let waits = |eni: &&Eni| eni.is_usable() && !eni.excluded && !self.pool.serves(self.node, eni);
         self.pool.on_card(card).filter(waits).map(|eni| eni.sums.available).sum()
     }
 

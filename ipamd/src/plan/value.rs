@@ -6,8 +6,9 @@ use ipnet::IpNet;
 
 use crate::{
     cause::{Cause, Refusal},
-    ec2::{Call, Class, Creation, Home},
+    ec2::{Call, Class, Creation},
     ids::{EniId, Millis},
+    supply::Home,
 };
 
 /// What the node intends at one moment.
@@ -82,6 +83,8 @@ pub enum Reason {
     NextStep,
     /// The deletion of an ENI goes on.
     Deletion,
+    /// New pods get no address of an ENI, and its own have gone.
+    Excluded,
     /// The pool has been too large for long enough.
     Surplus,
     /// The kernel's links show that it is not used.
@@ -92,6 +95,8 @@ pub enum Reason {
     Groups,
     /// The subnet was short of addresses.
     SubnetShort,
+    /// How the subnets are tagged decides where an ENI may be.
+    Subnets,
 }
 
 impl fmt::Display for Reason {
@@ -112,10 +117,14 @@ impl fmt::Display for Reason {
             Reason::NoV6Block => f.write_str("pods on the ENI get an IPv6 address as well"),
             Reason::NextStep => f.write_str("the next step of an ENI's creation"),
             Reason::Deletion => f.write_str("the next step of an ENI's deletion"),
+            Reason::Excluded => {
+                f.write_str("it is excluded by its subnet's tags or the node's ENIConfig, and has no pod")
+            }
             Reason::Surplus => f.write_str("the pool has been too large for a minute"),
             Reason::Unused => f.write_str("surplus, and the kernel shows no link that uses it"),
             Reason::Groups => f.write_str("the primary ENI has other security groups"),
             Reason::SubnetShort => f.write_str("the subnet was short of addresses: what has it left?"),
+            Reason::Subnets => f.write_str("the tags of the zone's subnets say where ENIs may be"),
             Reason::InUse => f.write_str("a lease or a link uses it after all"),
         }
     }

@@ -12,7 +12,7 @@ use ipnet::{IpNet, Ipv4Net};
 use super::block::{Block, BlockState, InUse, Rank};
 use crate::{
     ids::{EniId, Millis, Place, SubnetId},
-    supply::Kind,
+    supply::{Kind, Placed},
 };
 
 /// One ENI as instance metadata shows it.
@@ -90,6 +90,8 @@ pub struct Eni {
     pub ours: bool,
     /// Id of its attachment, if EC2 named it in this run.
     pub attachment: Option<String>,
+    /// New pods get no addresses of it: a new ENI would be in another subnet, or have other security groups.
+    pub excluded: bool,
     /// Metadata does not show it any more.
     pub unconfirmed: bool,
     /// Its absence from metadata means something from then on.
@@ -120,6 +122,7 @@ impl Eni {
             state,
             ours: false,
             attachment: None,
+            excluded: false,
             unconfirmed: false,
             confirmed_until: now,
             since: now,
@@ -127,6 +130,12 @@ impl Eni {
             blocks: OrdSet::new(),
             ranked: OrdSet::new(),
         }
+    }
+
+    /// What says whether new pods may have addresses of it.
+    pub(crate) fn placed(&self) -> Placed<'_> {
+        let EniFacts { subnet_id: subnet, groups, .. } = &self.facts;
+        Placed { subnet, groups, is_primary: self.slot == Some(0), excluded: self.excluded }
     }
 
     /// EC2's id.

@@ -148,7 +148,10 @@ impl Pool {
 
     /// Whether pods may get its addresses now: it may lack the block for their second ones.
     pub(crate) fn serves(&self, node: &Node, eni: &Eni) -> bool {
-        eni.is_usable() && self.manages(node, eni.card()) && (!needs_v6(node) || self.v6_of(eni).is_some())
+        eni.is_usable()
+            && !eni.excluded
+            && self.manages(node, eni.card())
+            && (!needs_v6(node) || self.v6_of(eni).is_some())
     }
 
     /// The IPv6 block on this ENI that pods' second addresses are from.
@@ -162,6 +165,7 @@ impl Pool {
     pub(crate) fn lacks_v6(&self, node: &Node, eni: &Eni) -> bool {
         needs_v6(node)
             && eni.is_usable()
+            && !eni.excluded
             && self.manages(node, eni.card())
             && !eni.blocks.iter().any(is_v6)
             && !self.expected.get(eni.id()).is_some_and(|expected| expected.blocks.iter().any(is_v6))
@@ -169,6 +173,9 @@ impl Pool {
 
     /// Blocks that an ENI could still take.
     pub(crate) fn room(&self, node: &Node, eni: &Eni) -> u32 {
+        if eni.excluded {
+            return 0;
+        }
         // IPv4 and IPv6 have limits of their own (Amazon EC2 User Guide, "IP addresses per network interface").
         let leads = |net: &&IpNet| node.policy.leads(net);
         let number = |count: usize| u64::try_from(count).unwrap_or(u64::MAX);
@@ -314,6 +321,13 @@ impl Pool {
     pub(crate) fn confirm_block(&mut self, net: IpNet, until: Millis) {
         self.set_block_state(net, BlockState::Usable);
         self.with_block(net, |block| block.confirm(until));
+    }
+
+    /// New pods get no addresses of an ENI any more, or do again.
+    pub(crate) fn set_excluded(&mut self, id: &EniId, excluded: bool) {
+        if let Some(eni) = self.eni_mut(id) {
+            eni.excluded = excluded;
+        }
     }
 
     /// EC2 has put our tag on an ENI.

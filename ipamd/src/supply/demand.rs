@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, sync::Arc};
 
-use super::{history::History, subnets::Subnets, target::Learned};
+use super::{history::History, places::Places, subnets::Subnets, target::Learned};
 use crate::ids::{Millis, PodRef};
 
 /// Demand, and what limits how it can be met.
@@ -21,6 +21,8 @@ pub(crate) struct Demand {
     held_since: Option<Millis>,
     /// The subnets that ENIs are in.
     subnets: Subnets,
+    /// Where new ENIs are created.
+    places: Places,
 }
 
 impl Demand {
@@ -33,6 +35,7 @@ impl Demand {
             surplus_since: None,
             held_since: None,
             subnets: Subnets::default(),
+            places: Places::default(),
         }
     }
 
@@ -96,6 +99,15 @@ impl Demand {
     /// What the subnets have left, as far as EC2 has said.
     pub(crate) fn subnets(&self) -> &Subnets {
         &self.subnets
+    }
+
+    /// Where new ENIs are created.
+    pub(crate) fn places(&self) -> &Places {
+        &self.places
+    }
+
+    pub(crate) fn places_mut(&mut self) -> &mut Places {
+        &mut self.places
     }
 
     pub(crate) fn subnets_mut(&mut self) -> &mut Subnets {

@@ -4,6 +4,7 @@
 mod demand;
 mod history;
 pub(crate) mod kind;
+mod places;
 mod policy;
 mod subnet;
 mod subnets;
@@ -11,6 +12,8 @@ mod target;
 
 pub(crate) use demand::Demand;
 pub use kind::{Kind, LOCAL_V4, LOCAL_V6};
+pub(crate) use places::Placed;
+pub use places::{EniConfig, Home, SubnetFacts};
 pub(crate) use policy::per_eni;
-pub use policy::{Limits, Policy, Provisioning, Second, Target};
+pub use policy::{Limits, Placement, Policy, Provisioning, Second, Target};
 pub use target::{Counts, Learned};

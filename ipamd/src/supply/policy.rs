@@ -79,6 +79,21 @@ pub enum Provisioning {
     ImdsOnly,
 }
 
+/// How the subnet of a new ENI is chosen.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Placement {
+    /// It is the primary ENI's (ENABLE_SUBNET_DISCOVERY is false).
+    #[default]
+    Primary,
+    /// It is one that is tagged for it; `cluster`: CLUSTER_NAME.
+    Tagged {
+        /// The cluster that subnets may be kept for.
+        cluster: Option<String>,
+    },
+    /// The node's ENIConfig names it (AWS_VPC_K8S_CNI_CUSTOM_NETWORK_CFG).
+    EniConfig,
+}
+
 /// The settings that decide about supply.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Policy {
@@ -88,6 +103,8 @@ pub struct Policy {
     pub kind: Kind,
     /// The second address of each pod.
     pub second: Second,
+    /// How the subnet of a new ENI is chosen.
+    pub placement: Placement,
     /// Network cards above the first are used too (ENABLE_MULTI_NIC).
     pub multi_card: bool,
     /// MAX_ENI, if at least 1.

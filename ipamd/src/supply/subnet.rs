@@ -19,6 +19,8 @@ pub(crate) struct Subnet {
     no_prefix_until: Option<Millis>,
     /// The most blocks that one call asks for while it is short, and until when.
     most: Option<(u32, Millis)>,
+    /// Until when it is taken to have no address at all.
+    full_until: Option<Millis>,
     /// Its free addresses, and since when they are known.
     free: Option<(u64, Millis)>,
 }
@@ -42,8 +44,14 @@ impl Subnet {
         most > 0
     }
 
+    /// EC2 refused a single address: it is taken to have none.
+    pub(crate) fn set_full(&mut self, now: Millis) {
+        self.full_until = Some(now.plus(SHORT_MS));
+    }
+
     /// EC2 gave so many blocks: where they were all that may be asked for, more may be.
     pub(crate) fn given(&mut self, blocks: u32) {
+        self.full_until = None;
         if let Some((most, _)) = self.most.as_mut().filter(|(most, _)| blocks >= *most) {
             *most = most.saturating_mul(2);
         }
@@ -59,6 +67,11 @@ impl Subnet {
         self.most(now).is_some() || self.has_no_prefix(now)
     }
 
+    /// Whether it is taken to have no address at all.
+    pub(crate) fn is_full(&self, now: Millis) -> bool {
+        self.full_until.is_some_and(|until| until > now)
+    }
+
     /// Whether it is taken to have no /28.
     pub(crate) fn has_no_prefix(&self, now: Millis) -> bool {
         self.no_prefix_until.is_some_and(|until| until > now)
@@ -67,9 +80,17 @@ impl Subnet {
     /// EC2 says that it has so many free addresses: no call asks for more.
     pub(crate) fn has_left(&mut self, now: Millis, free: u64) {
         self.free = Some((free, now));
+        if free > 0 {
+            self.full_until = None;
+        }
         if let Some((most, _)) = &mut self.most {
             *most = (*most).min(u32::try_from(free).unwrap_or(u32::MAX)).max(1);
         }
+    }
+
+    /// Its free addresses, as EC2 has said last.
+    pub(crate) fn free(&self) -> Option<u64> {
+        self.free.map(|(free, _)| free)
     }
 
     /// What it has left, in words, while it is short.

@@ -52,6 +52,11 @@ impl Subnets {
         self.by_id.values().filter_map(Subnet::no_prefix_until)
     }
 
+    /// Free addresses of those that EC2 has said something of.
+    pub(crate) fn free(&self) -> impl Iterator<Item = (SubnetId, u64)> {
+        self.by_id.iter().filter_map(|(id, subnet)| Some((id.clone(), subnet.free()?)))
+    }
+
     /// What those that are short have left, in words.
     pub(crate) fn words(&self, now: Millis) -> Option<String> {
         let words: Vec<String> = self.by_id.iter().filter_map(|(id, subnet)| subnet.words(id, now)).collect();

@@ -143,13 +143,14 @@ impl Policy {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::supply::policy::{Provisioning, Second};
+    use crate::supply::policy::{Placement, Provisioning, Second};
 
     fn policy(enis: u32, addresses: u32, minimum: u32) -> Policy {
         Policy {
             target: Target::Warm { enis, addresses, minimum, prefixes: 0 },
             kind: Kind::Single,
             second: Second::None,
+            placement: Placement::Primary,
             multi_card: false,
             max_enis: None,
             max_pods: None,

@@ -72,8 +72,7 @@ fn each_card_has_its_own_pool_and_one_with_nothing_but_an_efa_is_left_alone() {
     assert_eq!(world.refused.last().map(|(_, cause)| *cause), Some(Cause::EniLimit));
     // With an ENI of ours beside it, the card is used, and the EFA's place is not.
     let mut world = World::beside(multi, THREE_CARDS, vec![bare(1)]);
-    let ours =
-        Cloud { place: Some(Place { card: 1, device_index: 2 }), protected: true, tagged: true, ..Cloud::default() };
+    let ours = Cloud { place: Some(Place { card: 1, device_index: 2 }), protected: true, tagged: true, ..Cloud::new() };
     world.enis.insert(EniId("eni-1".into()), ours);
     world.metadata();
     world.ask_on(1, Some(1));
@@ -84,7 +83,7 @@ fn each_card_has_its_own_pool_and_one_with_nothing_but_an_efa_is_left_alone() {
 #[test]
 fn further_cards_are_left_alone_unless_asked_for() {
     let mut world = World::with(policy(), THREE_CARDS);
-    let others = Cloud { place: Some(Place { card: 1, device_index: 1 }), ..Cloud::default() };
+    let others = Cloud { place: Some(Place { card: 1, device_index: 1 }), ..Cloud::new() };
     world.enis.insert(EniId("eni-1".into()), others);
     world.settle();
     (0..12).for_each(|pod| world.ask(pod));

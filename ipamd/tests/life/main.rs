@@ -4,13 +4,17 @@
 //! recorded, and whoever waits is answered in the end.
 
 mod bound;
+mod ec2;
 mod families;
 mod groups;
+mod subnets;
 mod world;
 
 use std::collections::BTreeSet;
 
-use enid_ipamd::{Call, Cause, EniFacts, EniId, Event, Intent, Kind, Millis, Place, Policy, Refusal, Second, Target};
+use enid_ipamd::{
+    Call, Cause, EniFacts, EniId, Event, Intent, Kind, Millis, Place, Placement, Policy, Refusal, Second, Target,
+};
 use proptest::prelude::*;
 use world::{LIMITS, Move, THREE_CARDS, World, key, moves, policy};
 
@@ -18,7 +22,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 256, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn any_run_keeps_the_invariants_and_settles(moves in moves(), mode in 0..5_usize) {
+    fn any_run_keeps_the_invariants_and_settles(moves in moves(), mode in 0..7_usize) {
         let v6 = Policy { kind: Kind::V6Prefix, second: Second::NodeLocal, ..policy() };
         let dual = Policy { second: Second::V6OfEni, ..policy() };
         let modes = [
@@ -27,6 +31,8 @@ proptest! {
             (v6, LIMITS),
             (dual.clone(), LIMITS),
             (Policy { multi_card: true, ..dual }, THREE_CARDS),
+            (Policy { placement: Placement::Tagged { cluster: None }, ..policy() }, LIMITS),
+            (Policy { placement: Placement::EniConfig, ..policy() }, LIMITS),
         ];
         let (policy, limits) = modes[mode].clone();
         let mut world = World::with(policy, limits);
@@ -36,6 +42,7 @@ proptest! {
                 break;
             }
         }
+        world.subnets.values_mut().for_each(|subnet| subnet.left = None);
         world.settle();
         // Nobody waits for ever, leases and links agree, nothing ownerless is left in EC2.
         prop_assert!(world.asked.is_empty(), "{:?} still wait", world.asked);
@@ -364,7 +371,7 @@ fn who_waits_gets_what_a_subnet_that_is_short_still_has() {
         let policy = Policy { target: Target::Warm { enis: 0, addresses: 3, minimum: 0, prefixes: 0 }, ..policy() };
         let mut world = World::with(policy, LIMITS);
         world.start();
-        world.left = Some(left);
+        world.subnet(1).left = Some(left);
         (0..waiting).for_each(|pod| world.ask(pod));
         world.step(Event::Tick);
         world.settle();
@@ -379,7 +386,7 @@ fn who_waits_gets_what_a_subnet_that_is_short_still_has() {
 fn a_refusal_for_want_of_addresses_says_what_the_subnet_has_left() {
     let mut world = World::new();
     world.settle();
-    world.left = Some(0);
+    world.subnet(1).left = Some(0);
     world.sent.clear();
     (0..4).for_each(|pod| world.ask(pod));
     world.settle();
@@ -391,7 +398,7 @@ fn a_refusal_for_want_of_addresses_says_what_the_subnet_has_left() {
     // 350 seconds.
     let asked = world.sent.iter().filter(|action| **action == "DescribeSubnets").count();
     assert!((2..=7).contains(&asked), "{asked} times: {:?}", world.sent);
-    world.left = None;
+    world.subnet(1).left = None;
     world.settle();
     world.ask(9);
     world.settle();

@@ -1,16 +1,16 @@
-//! The node around the core, and a small EC2 that keeps limits, answers late, and sometimes refuses.
+//! The node around the core: metadata, kernel, store, and the plugins' side of it.
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
-    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    net::IpAddr,
 };
 
 use enid_ipamd::{
-    AddresslessEni, AttachmentKey, AuditedEni, Call, CallError, CallId, Cause, Core, Ec2Answer, Effect, EniFacts,
-    EniId, EniState, Event, Fact, Intent, Kind, LOCAL_V4, LOCAL_V6, Lease, Ledger, Limits, Millis, Node, Order, Place,
-    PodRef, Policy, Provisioning, Scope, Second, SubnetId, Target, Ticket, UnattachedEni, Write,
+    AddresslessEni, AttachmentKey, Call, CallId, Cause, Core, Effect, EniConfig, EniFacts, EniId, EniState, Event,
+    Intent, Kind, LOCAL_V4, LOCAL_V6, Lease, Ledger, Limits, Millis, Node, Place, Placement, PodRef, Policy,
+    Provisioning, Second, SubnetId, Target, Ticket, Write,
 };
-use ipnet::{IpNet, Ipv6Net};
+use ipnet::IpNet;
 use proptest::prelude::*;
 
 pub const LIMITS: Limits = Limits::of_one_card(3, 4, true);
@@ -22,6 +22,7 @@ pub fn policy() -> Policy {
         target: Target::Warm { enis: 0, addresses: 1, minimum: 0, prefixes: 0 },
         kind: Kind::Single,
         second: Second::None,
+        placement: Placement::Primary,
         multi_card: false,
         max_enis: None,
         max_pods: None,
@@ -34,14 +35,46 @@ pub fn policy() -> Policy {
 }
 
 /// One ENI in EC2.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Cloud {
     pub tagged: bool,
     pub protected: bool,
     pub place: Option<Place>,
     pub token: Option<String>,
+    pub subnet: SubnetId,
     pub blocks: BTreeSet<IpNet>,
     pub groups: BTreeSet<String>,
+}
+
+impl Cloud {
+    /// Somebody's, unattached, in the first subnet.
+    pub fn new() -> Self {
+        Cloud {
+            tagged: false,
+            protected: false,
+            place: None,
+            token: None,
+            subnet: subnet(1),
+            blocks: BTreeSet::new(),
+            groups: BTreeSet::new(),
+        }
+    }
+}
+
+/// One subnet in EC2.
+#[derive(Clone, Debug, Default)]
+pub struct Subnet {
+    /// Addresses that it has left; any number, where it is none.
+    pub left: Option<u32>,
+    /// Its tag `kubernetes.io/role/cni`.
+    pub role: Option<String>,
+    /// The clusters that it is kept for.
+    pub clusters: BTreeSet<String>,
+}
+
+/// The id of a subnet.
+pub fn subnet(number: u8) -> SubnetId {
+    SubnetId(format!("subnet-{number}").into())
 }
 
 /// The node around the core: EC2, metadata, kernel, store.
@@ -60,8 +93,10 @@ pub struct World {
     pub used: Vec<IpAddr>,
     /// Addresses whose connections were forgotten.
     pub forgotten: BTreeSet<IpAddr>,
-    /// Addresses that the subnet has left; any number, where it is none.
-    pub left: Option<u32>,
+    /// The subnets of the node's zone; the primary ENI is in the first.
+    pub subnets: BTreeMap<SubnetId, Subnet>,
+    /// The node's ENIConfig.
+    pub config: Option<EniConfig>,
     /// Where an ENI of others is attached that metadata never shows.
     pub foreign: Option<Place>,
     /// The subnet has no free /28.
@@ -96,7 +131,7 @@ impl World {
     }
 
     pub fn beside(policy: Policy, limits: Limits, bare: Vec<AddresslessEni>) -> Self {
-        let primary = Cloud { place: Some(Place::default()), protected: true, ..Cloud::default() };
+        let primary = Cloud { place: Some(Place::default()), protected: true, ..Cloud::new() };
         let node = Node { instance_id: "i-1".into(), limits, policy, token_seed: "t".into() };
         let mut world = World {
             core: Core::new(node.clone(), Ledger::default()),
@@ -108,8 +143,9 @@ impl World {
             next: 10,
             calls: VecDeque::new(),
             refuse: None,
+            config: None,
             foreign: None,
-            left: None,
+            subnets: BTreeMap::from([(subnet(1), Subnet::default())]),
             used: Vec::new(),
             forgotten: BTreeSet::new(),
             fragmented: false,
@@ -127,6 +163,9 @@ impl World {
     }
 
     pub fn start(&mut self) {
+        if let Some(config) = self.config.clone() {
+            self.step(Event::EniConfig { config: Ok(config) });
+        }
         self.metadata();
         self.listing();
     }
@@ -210,151 +249,6 @@ impl World {
         }
     }
 
-    /// EC2 answers the oldest call.
-    pub fn answer(&mut self) {
-        let Some((id, call)) = self.calls.pop_front() else { return };
-        let prefix = matches!(&call, Call::Assign { order, .. } if order.kind == Kind::Prefix)
-            || matches!(&call, Call::Create { creation, .. } if creation.order.kind == Kind::Prefix);
-        let asked = match &call {
-            Call::Assign { order, .. } => order.count,
-            // The ENI's own address is out of the subnet as well.
-            Call::Create { creation, .. } => creation.order.count + 1,
-            _ => 0,
-        };
-        let is_short = self.left.is_some_and(|left| asked > left);
-        let is_taken = matches!(&call, Call::Attach { place, .. } if Some(*place) == self.foreign);
-        let refused = |cause, fact| Err(CallError { cause, message: "no".into(), request_id: None, fact });
-        let answer = match self.refuse.or((self.fragmented && prefix).then_some(Cause::NoPrefix)) {
-            Some(cause) => refused(cause, Fact::None),
-            None if is_short => refused(Cause::SubnetFull, Fact::None),
-            None if is_taken => refused(Cause::Ec2Error, Fact::PlaceTaken),
-            None => {
-                self.left = self.left.map(|left| left - asked);
-                Ok(self.carry_out(&call))
-            }
-        };
-        self.step(Event::Answered { id, answer });
-    }
-
-    /// EC2 refuses the oldest call.
-    pub fn refuse_next(&mut self, cause: Cause, fact: Fact) {
-        let Some((id, _)) = self.calls.pop_front() else { return };
-        let error = CallError { cause, message: "no".into(), request_id: None, fact };
-        self.step(Event::Answered { id, answer: Err(error) });
-    }
-
-    pub fn blocks(&mut self, order: Order) -> BTreeSet<IpNet> {
-        (0..order.count)
-            .map(|_| {
-                self.next = self.next.checked_add(1).expect("enough addresses");
-                match order.kind {
-                    Kind::V6Prefix => {
-                        let first = Ipv6Addr::new(0x2001, 0xdb8, 0, 1, self.next.into(), 0, 0, 0);
-                        IpNet::V6(Ipv6Net::new(first, 80).expect("a length"))
-                    }
-                    _ => IpNet::from(IpAddr::V4(Ipv4Addr::new(10, 0, 1, self.next))),
-                }
-            })
-            .collect()
-    }
-
-    /// As many of each family as an ENI carries.
-    pub fn fits(eni: &Cloud) {
-        let v4 = eni.blocks.iter().filter(|net| matches!(net, IpNet::V4(_))).count();
-        assert!(v4 < 4 && eni.blocks.len() - v4 <= 1, "more than an ENI carries or needs: {eni:?}");
-    }
-
-    pub fn carry_out(&mut self, call: &Call) -> Ec2Answer {
-        match call {
-            Call::Audit { scope } => {
-                let attached = self.enis.iter().filter(|(_, eni)| eni.place.is_some());
-                let attached = attached.filter(|(_, eni)| *scope == Scope::Attached || eni.tagged);
-                let audited = |(id, eni): (&EniId, &Cloud)| AuditedEni {
-                    id: id.clone(),
-                    ours: eni.tagged,
-                    no_manage: false,
-                    delete_on_termination: eni.protected,
-                    attachment: format!("att-{id}"),
-                    place: eni.place.unwrap_or_default(),
-                    token: eni.token.clone(),
-                    blocks: eni.blocks.clone(),
-                };
-                let loose = self.enis.iter().filter(|(_, eni)| eni.place.is_none());
-                let unattached =
-                    loose.map(|(id, eni)| UnattachedEni { id: id.clone(), token: eni.token.clone() }).collect();
-                Ec2Answer::Audited { attached: attached.map(audited).collect(), unattached }
-            }
-            Call::Tag { eni } => {
-                self.enis.get_mut(eni).expect("known").tagged = true;
-                Ec2Answer::Done
-            }
-            Call::Create { creation, token, home } => {
-                if let Some((id, eni)) = self.enis.iter().find(|(_, eni)| eni.token.as_ref() == Some(token)) {
-                    return Ec2Answer::Created { eni: id.clone(), blocks: eni.blocks.iter().copied().collect() };
-                }
-                let id = EniId(format!("eni-{}", self.next).into());
-                assert!(creation.order.count < LIMITS.addresses_per_eni, "more than an ENI carries");
-                let mut blocks = self.blocks(creation.order);
-                if creation.with_v6 {
-                    blocks.extend(self.blocks(Order { kind: Kind::V6Prefix, count: 1 }));
-                }
-                let created = blocks.iter().copied().collect();
-                let token = Some(token.clone());
-                let groups = home.groups.as_ref().clone();
-                self.enis.insert(id.clone(), Cloud { tagged: true, blocks, token, groups, ..Cloud::default() });
-                Ec2Answer::Created { eni: id, blocks: created }
-            }
-            Call::Attach { eni, place } => {
-                let bare = self.bare.iter().map(|eni| eni.place);
-                let attached = self.enis.values().filter_map(|eni| eni.place).chain(bare).collect::<Vec<_>>();
-                assert!(!attached.contains(place), "{place:?} is taken");
-                let there = attached.iter().filter(|other| other.card == place.card).count();
-                assert!(there < if place.card == 0 { 3 } else { 2 }, "more ENIs than the card carries");
-                self.enis.get_mut(eni).expect("known").place = Some(*place);
-                Ec2Answer::Attached { attachment: format!("att-{eni}") }
-            }
-            Call::DeleteOnTermination { eni, .. } => {
-                self.enis.get_mut(eni).expect("known").protected = true;
-                Ec2Answer::Done
-            }
-            Call::Assign { eni, order } => {
-                let new = self.blocks(*order);
-                let eni = self.enis.get_mut(eni).expect("known");
-                assert!(eni.tagged, "changed before it was ours");
-                eni.blocks.extend(&new);
-                Self::fits(eni);
-                Ec2Answer::Assigned { blocks: new.into_iter().collect() }
-            }
-            Call::Unassign { eni, blocks } => {
-                let cloud = self.enis.get_mut(eni).expect("known");
-                for net in blocks {
-                    let used = |lease: &Lease| lease.addresses().any(|address| net.contains(&address));
-                    assert!(!self.ledger.leases.values().any(used), "an address in use goes back");
-                    cloud.blocks.remove(net);
-                }
-                Ec2Answer::Done
-            }
-            Call::FindLeaked => Ec2Answer::Leaked { enis: Vec::new() },
-            Call::Subnets { ids } => {
-                let free = ids.iter().map(|id| (id.clone(), self.left.unwrap_or(200).into()));
-                Ec2Answer::Subnets { free: free.collect() }
-            }
-            Call::SetGroups { eni, groups } => {
-                self.enis.get_mut(eni).expect("known").groups = groups.as_ref().clone();
-                Ec2Answer::Done
-            }
-            Call::Detach { eni, .. } => {
-                self.enis.get_mut(eni).expect("known").place = None;
-                Ec2Answer::Done
-            }
-            Call::Delete { eni } => {
-                let gone = self.enis.remove(eni).expect("known");
-                assert!(gone.place.is_none() && self.ledger.leases.values().all(|lease| lease.eni != *eni));
-                Ec2Answer::Done
-            }
-        }
-    }
-
     pub fn metadata(&mut self) {
         let shown = self.enis.iter().filter_map(|(id, eni)| {
             let place = eni.place?;
@@ -365,7 +259,7 @@ impl World {
                 place,
                 primary: format!("10.0.9.{}/24", number + 1).parse().ok()?,
                 own_v6: None,
-                subnet_id: SubnetId("subnet-1".into()),
+                subnet_id: eni.subnet.clone(),
                 blocks: eni.blocks.clone(),
                 groups: eni.groups.clone(),
             })
@@ -457,8 +351,25 @@ impl World {
             Move::Pass(millis) => self.pass(millis),
             Move::Refuse(cause) => self.refuse = cause,
             Move::Restart(arrived) => self.restart(arrived),
+            Move::Tag(number, role) => self.subnet(number).role = role.map(str::to_owned),
+            Move::Fill(number, left) => self.subnet(number).left = left,
+            Move::Config(number, group) => self.configure(number, &[group]),
             Move::Bound(pods) => self.step(Event::Bound { pods: pods.into_iter().map(pod_ref).collect() }),
         }
+    }
+
+    /// A subnet of the zone, which is there from now on.
+    pub fn subnet(&mut self, number: u8) -> &mut Subnet {
+        self.subnets.entry(subnet(number)).or_default()
+    }
+
+    /// The node's ENIConfig says this from now on.
+    pub fn configure(&mut self, number: u8, groups: &[&str]) {
+        self.subnet(number);
+        let groups = groups.iter().map(|group| (*group).to_owned()).collect();
+        let config = EniConfig { name: "zone-a".into(), subnet: subnet(number), groups };
+        self.config = Some(config.clone());
+        self.step(Event::EniConfig { config: Ok(config) });
     }
 
     pub fn settle(&mut self) {
@@ -494,6 +405,9 @@ pub enum Move {
     Refuse(Option<Cause>),
     Restart(bool),
     Bound(Vec<u8>),
+    Tag(u8, Option<&'static str>),
+    Fill(u8, Option<u32>),
+    Config(u8, &'static str),
 }
 
 pub fn moves() -> impl Strategy<Value = Vec<Move>> {
@@ -514,6 +428,9 @@ pub fn moves() -> impl Strategy<Value = Vec<Move>> {
         1 => prop::option::of(cause).prop_map(Move::Refuse),
         1 => any::<bool>().prop_map(Move::Restart),
         1 => prop::collection::vec(0..12_u8, 0..8).prop_map(Move::Bound),
+        1 => ((1..4_u8), prop::option::of(prop_oneof![Just("0"), Just("1")])).prop_map(|(n, role)| Move::Tag(n, role)),
+        1 => ((1..4_u8), prop::option::of(0..4_u32)).prop_map(|(n, left)| Move::Fill(n, left)),
+        1 => ((1..4_u8), prop_oneof![Just("sg-1"), Just("sg-2")]).prop_map(|(n, group)| Move::Config(n, group)),
     ];
     prop::collection::vec(one, 1..120)
 }

@@ -8,8 +8,10 @@
 mod agreement;
 mod api_server;
 mod chart;
+mod custom_network;
 mod disturbance;
 mod rights;
+mod status_object;
 mod told;
 mod traffic;
 mod uninstall;

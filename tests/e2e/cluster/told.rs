@@ -10,9 +10,18 @@ use crate::CLUSTER;
 /// A subnet that was short is asked again within two minutes, and the kubelet asks again within some seconds.
 const BOUND: Duration = Duration::from_secs(180);
 
+/// The taint of a node whose subnets are full, one that new nodes have, and one of somebody else.
+const NO_ADDRESSES: &str = "status-taint.cluster-autoscaler.kubernetes.io/enid-no-addresses";
+const STARTING: &str = "node.example.com/starting";
+const OTHER: &str = "node.example.com/other";
+
 #[test]
 fn a_pod_without_an_address_says_why_and_its_node_stays_ready() {
     let cluster = &*CLUSTER;
+    let taints = ["--set", "env.ENID_NO_ADDRESSES_TAINT=true", "--set", &format!("env.ENID_STARTUP_TAINT={STARTING}")];
+    cluster.install_enid(&taints).unwrap();
+    // What other tests have given reason for.
+    cluster.kubectl(&["delete", "events", "--all", "--all-namespaces"]).unwrap();
     let lab = cluster.lab();
     let node = lab.node(0);
     let all: Vec<Ipv4Addr> = (1..255).map(|last| Ipv4Addr::new(10, 0, 1, last)).collect();
@@ -55,8 +64,33 @@ fn a_pod_without_an_address_says_why_and_its_node_stays_ready() {
         let same = |other: &&Value| other["involvedObject"]["uid"] == event["involvedObject"]["uid"];
         assert_eq!(pods.iter().filter(same).count(), 1, "{event}");
     }
+    // Its status object says so too, with the subnet and what is left in it.
+    let object = || -> Value {
+        let text = cluster.kubectl(&["get", "enidnode", &node.name, "-o", "json"]).unwrap_or_default();
+        serde_json::from_str::<Value>(&text).unwrap_or_default()["status"].clone()
+    };
+    let is_told = || object()["cause"] == "subnet_full" && object()["subnets"][0]["free"] == 0;
+    wait_until(BOUND, is_told).unwrap_or_else(|_| panic!("{}", object()));
+    assert!(object()["message"].as_str().unwrap().contains(&node.subnet_id), "{}", object());
+    assert_eq!(object()["ready"], true);
+
+    // The taint comes, a rollout of the daemons ends all the same, and what others write stays.
+    let keys = || cluster.kubectl(&["get", "node", &node.name, "-o", "jsonpath={.spec.taints[*].key}"]).unwrap();
+    wait_until(BOUND, || keys().contains(NO_ADDRESSES)).unwrap_or_else(|_| panic!("{}", keys()));
+    for key in [OTHER, STARTING] {
+        cluster.kubectl(&["taint", "node", &node.name, &format!("{key}=1:NoSchedule")]).unwrap();
+    }
+    wait_until(BOUND, || !keys().contains(STARTING)).unwrap_or_else(|_| panic!("{}", keys()));
+    cluster.kubectl(&["-n", "kube-system", "rollout", "restart", "daemonset/enid"]).unwrap();
+    crate::disturbance::rolled_out(cluster).unwrap();
+    let failed = cluster.list("events", &["--field-selector", "reason=FailedPreStopHook"]).unwrap();
+    assert!(failed.is_empty(), "{failed:?}");
+    assert_eq!(keys(), OTHER, "a daemon that ends takes its taint off, and the next one sees for a minute first");
 
     lab.vacate(&node.subnet_id, &all).unwrap();
     wait_until(BOUND, || kube::rolled_out(cluster, "deployment/short").is_ok()).unwrap();
+    wait_until(BOUND, || keys() == OTHER).unwrap_or_else(|_| panic!("{}", keys()));
+    cluster.kubectl(&["taint", "node", &node.name, &format!("{OTHER}-")]).unwrap();
     kube::remove(cluster, "short").unwrap();
+    cluster.install_enid(&[]).unwrap();
 }

@@ -48,6 +48,11 @@ impl Ends {
         Ok(Ends { nodes, pods })
     }
 
+    /// These pods.
+    pub fn between(cluster: &Cluster, pods: Vec<KubePod>) -> anyhow::Result<Self> {
+        Ok(Ends { nodes: cluster.nodes()?, pods })
+    }
+
     /// Lets traffic flow between all of them, but for those of a node that is left out, does something, and says what was
     /// lost.
     pub fn lose_nothing_while(

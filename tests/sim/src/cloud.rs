@@ -4,19 +4,27 @@ use std::{collections::BTreeMap, net::IpAddr};
 
 use enid_ipamd::{
     AuditedEni, Call, CallError, Cause, Creation, Ec2Answer, EniFacts, EniId, Fact, Kind, Limits, Order, Place, Scope,
-    SubnetId, UnattachedEni,
+    SubnetFacts, SubnetId, UnattachedEni,
 };
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
-use vpclab::model::{Answer, ApiError, Counted, EniTruth, Faults, InterfaceType, Model, Options, Outcome, Request};
+use vpclab::model::{
+    Answer, ApiError, Counted, EniTruth, Faults, InterfaceType, Model, Options, Outcome, Request, SubnetTruth,
+};
 
 const TAG_INSTANCE: &str = "node.k8s.amazonaws.com/instance_id";
 const TAG_TOKEN: &str = "enid/token";
 
-/// An account with one VPC and one subnet.
+/// The zone of the subnets.
+const ZONE: &str = "use1-az1";
+
+/// An account with one VPC and its subnets.
 pub struct Cloud {
     model: Model,
+    vpc: String,
     subnet: String,
     subnet_cidr: Ipv4Net,
+    /// More subnets of the zone, from the number 1 on; the other one is number 0.
+    further: Vec<(String, Ipv4Net)>,
 }
 
 /// How a call ends, and when.
@@ -34,8 +42,37 @@ impl Cloud {
         let v6 = |text: &str| text.parse::<Ipv6Net>().ok();
         let vpc = model.create_vpc(&["10.0.0.0/8".parse().unwrap_or_default()], v6("2001:db8:aa00::/56"));
         let subnet_cidr = Ipv4Net::new([10, 1, 0, 0].into(), prefix_len).unwrap_or_default().trunc();
-        let subnet = model.create_subnet(&vpc, subnet_cidr, v6("2001:db8:aa00:1::/64"), "use1-az1");
-        Cloud { model, subnet, subnet_cidr }
+        let subnet = model.create_subnet(&vpc, subnet_cidr, v6("2001:db8:aa00:1::/64"), ZONE);
+        Cloud { model, vpc, subnet, subnet_cidr, further: Vec::new() }
+    }
+
+    /// The zone gets two more subnets, smaller ones.
+    pub fn add_subnets(&mut self) {
+        for number in [2, 3] {
+            let cidr = Ipv4Net::new([10, number, 0, 0].into(), 25).unwrap_or_default();
+            let v6 = format!("2001:db8:aa00:{number}::/64").parse().ok();
+            self.further.push((self.model.create_subnet(&self.vpc, cidr, v6, ZONE), cidr));
+        }
+    }
+
+    /// The id of a subnet.
+    pub fn subnet(&self, number: u8) -> String {
+        self.subnet_of(number).0
+    }
+
+    fn subnet_of(&self, number: u8) -> (String, Ipv4Net) {
+        let further = usize::from(number).checked_sub(1).and_then(|at| self.further.get(at));
+        further.cloned().unwrap_or_else(|| (self.subnet.clone(), self.subnet_cidr))
+    }
+
+    /// An operator tags a subnet; the tag `kubernetes.io/role/cni` with an empty value is none.
+    /// EC2 always takes it: faults are for the daemon.
+    pub fn tag_subnet(&mut self, now: u64, number: u8, role: &str) {
+        let tags = BTreeMap::from([("kubernetes.io/role/cni".to_owned(), role.to_owned())]);
+        let resources = vec![self.subnet(number)];
+        let faults = std::mem::take(self.model.faults_mut());
+        self.operator(now, &Request::CreateTags { resources, tags });
+        *self.model.faults_mut() = faults;
     }
 
     /// A new instance, by its id.
@@ -59,16 +96,17 @@ impl Cloud {
         self.model.occupy(&self.subnet, addresses);
     }
 
-    /// Others take addresses of the subnet until so many are left, and give back what they have; all of it if none is named.
-    pub fn fill(&mut self, left: Option<u32>) {
-        let hosts: Vec<_> = self.subnet_cidr.hosts().collect();
-        self.model.vacate(&self.subnet, hosts.clone());
+    /// Others take addresses of a subnet until so many are left, and give back what they have; all of it if none is named.
+    pub fn fill(&mut self, number: u8, left: Option<u32>) {
+        let (subnet, cidr) = self.subnet_of(number);
+        let hosts: Vec<_> = cidr.hosts().collect();
+        self.model.vacate(&subnet, hosts.clone());
         let Some(left) = left else { return };
         for address in hosts {
-            if self.model.free(&self.subnet) <= left {
+            if self.model.free(&subnet) <= left {
                 break;
             }
-            self.model.occupy(&self.subnet, [address]);
+            self.model.occupy(&subnet, [address]);
         }
     }
 
@@ -224,7 +262,12 @@ impl Cloud {
                 groups: None,
             },
             Call::Subnets { ids } => {
-                Request::DescribeSubnets { ids: ids.iter().map(ToString::to_string).collect(), filters: Vec::new() }
+                let of_zone = [("vpc-id", self.vpc.as_str()), ("availability-zone", ZONE)];
+                let of_zone = of_zone.map(|(name, value)| (name.to_owned(), vec![value.to_owned()]));
+                Request::DescribeSubnets {
+                    ids: ids.iter().map(ToString::to_string).collect(),
+                    filters: if ids.is_empty() { of_zone.to_vec() } else { Vec::new() },
+                }
             }
             Call::SetGroups { eni, groups } => Request::ModifyNetworkInterfaceAttribute {
                 eni: eni.0.to_string(),
@@ -274,8 +317,12 @@ fn done(instance: &str, call: &Call, answer: Answer) -> Ec2Answer {
             Ec2Answer::Leaked { enis: list.into_iter().map(|eni| EniId(eni.id.into())).collect() }
         }
         (_, Answer::Subnets(list)) => {
-            let free = list.into_iter().map(|subnet| (SubnetId(subnet.id.into()), subnet.available.into()));
-            Ec2Answer::Subnets { free: free.collect() }
+            let facts = |subnet: SubnetTruth| {
+                let tags = subnet.tags.iter().map(|(key, value)| (key.as_str(), value.as_str()));
+                let facts = SubnetFacts::new(subnet.available.into(), subnet.ipv6.is_some(), tags);
+                (SubnetId(subnet.id.into()), facts)
+            };
+            Ec2Answer::Subnets { list: list.into_iter().map(facts).collect() }
         }
         (_, Answer::Interface(eni)) => Ec2Answer::Created { blocks: blocks(&eni), eni: EniId(eni.id.into()) },
         (_, Answer::Attached { attachment }) => Ec2Answer::Attached { attachment },

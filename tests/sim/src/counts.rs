@@ -35,7 +35,7 @@ fn short_subnet() -> anyhow::Result<Vec<Row>> {
     ];
     for (situation, policy, left, served, most) in cases {
         let mut world = World::new(Options { seed: 7, ..Options::default() }, policy, None)?;
-        world.cloud.fill(Some(left));
+        world.cloud.fill(0, Some(left));
         let before = BTreeMap::from([("DescribeInstanceTypes".to_owned(), 1)]);
         let pods = if served < left { served } else { served + 5 * u32::from(left == 3) };
         world.play(&Move::Start(pods));
@@ -44,7 +44,7 @@ fn short_subnet() -> anyhow::Result<Vec<Row>> {
         anyhow::ensure!(added >= u64::from(served), "{situation}: {added} pods run");
         let (found, calls) = difference(&before, &world.cloud.counts());
         rows.push(Row { situation, most, found, calls });
-        world.cloud.fill(None);
+        world.cloud.fill(0, None);
         (0..pods).for_each(|number| world.play(&Move::StartAgain(number)));
         world.play(&Move::Pass(240_000));
         anyhow::ensure!(world.cloud.enis(world.now).len() <= 3, "{situation}: more ENIs than there may be");

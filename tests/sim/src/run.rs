@@ -4,7 +4,7 @@ use enid_ipamd::{Mutation, Second};
 use vpclab::model::Options;
 
 use crate::{
-    story::Move,
+    story::{self, Move},
     world::{Tally, World, settings},
 };
 
@@ -28,6 +28,7 @@ pub fn play(seed: u64, story: &[Move], mutation: Option<Mutation>) -> (Option<St
     if seed % 5 == 3 {
         first.second = Second::V6OfEni; // pods of both families
     }
+    first.placement = story::placement(seed);
     let Ok(mut world) = World::new(options(seed), first, mutation) else {
         return (Some("the instance does not start".to_owned()), Tally::default());
     };

@@ -1,5 +1,6 @@
 //! What happens to a node, as data: drawn from a seed, written to a file, shrunk when something breaks.
 
+use enid_ipamd::Placement;
 use serde::{Deserialize, Serialize};
 
 /// One thing that happens. Between two of them the simulated clock goes on only by [`Move::Pass`].
@@ -68,12 +69,32 @@ pub enum Move {
     Fill(Option<u32>),
     /// The daemon finds the file of another instance: it is started on that one's record.
     ForeignStore,
+    /// An operator tags a subnet, by number, for or against ENIs, or takes the tag away.
+    Tag(u8, Option<bool>),
+    /// Others take addresses of one of the further subnets until so many are free, or give all back.
+    FillFurther(u8, Option<u32>),
+    /// The node's ENIConfig names this subnet and these security groups, by number; 0: none.
+    EniConfig(u8, u8),
+    /// The node's ENIConfig is gone.
+    NoEniConfig,
     /// Metadata refuses to answer (401, for one) until it does again.
     Unreadable(bool),
 }
 
 /// Moves that only every fourth seed has, put in between the others: so the others' stories stay as they are.
 const RARE: usize = 4;
+
+/// How the subnets of new ENIs are chosen in the run of a seed.
+pub fn placement(seed: u64) -> Placement {
+    match seed % 13 {
+        10 => Placement::Tagged { cluster: None },
+        11 => Placement::EniConfig,
+        _ => Placement::Primary,
+    }
+}
+
+/// Moves that change that, in such a run.
+const PLACING: usize = 12;
 
 /// One seed in so many has orphaned links, so many of them.
 const ORPHANS_IN: u64 = 4;
@@ -109,6 +130,16 @@ pub fn draw(seed: u64, moves: usize) -> Vec<Move> {
             _ => continue,
         };
         story.insert(rng.usize(0..story.len().max(1)), rare);
+    }
+    for _ in 0..PLACING {
+        let step = match placement(seed) {
+            Placement::Primary => break,
+            _ if rng.u8(0..3) == 0 => Move::FillFurther(rng.u8(0..3), rng.bool().then(|| rng.u32(0..6))),
+            Placement::Tagged { .. } => Move::Tag(rng.u8(0..3), (rng.u8(0..4) > 0).then(|| rng.u8(0..3) > 0)),
+            Placement::EniConfig if rng.u8(0..6) == 0 => Move::NoEniConfig,
+            Placement::EniConfig => Move::EniConfig(rng.u8(0..3), rng.u8(0..3)),
+        };
+        story.insert(rng.usize(0..story.len().max(1)), step);
     }
     story
 }

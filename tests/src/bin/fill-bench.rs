@@ -34,7 +34,8 @@ fn main() -> anyhow::Result<()> {
     let mut table = Table::new();
     table.load_style(comfy_table::presets::NOTHING);
     table.set_header(["60 pods on two fresh nodes, median", "bound pods are known", "are not"]);
-    let rows: [(&str, fn(&Fill) -> f64); 4] = [
+    type Row = (&'static str, fn(&Fill) -> f64);
+    let rows: [Row; 4] = [
         ("EC2 calls", |fill| fill.calls),
         ("ADDs waited, ms in all", |fill| fill.waited),
         ("ADDs that waited longer than 100 ms", |fill| fill.late),

@@ -331,6 +331,11 @@ impl Fleet {
         self.nodes.iter().map(|node| float(node.idle_ms) / 1000.0).sum()
     }
 
+    /// How often status objects were written, over all nodes.
+    pub fn writes(&self) -> u64 {
+        self.nodes.iter().map(|node| node.writes).sum()
+    }
+
     /// Where a node stands, in words.
     pub fn explain(&self, node: usize) -> String {
         self.nodes[node].explain(Millis(self.now))

@@ -7,6 +7,7 @@ use std::{
 
 use enid_ipamd::{
     AttachmentKey, Core, Effect, EniId, EniState, Event, Ledger, Limits, Millis, Node as Facts, PodRef, Policy, Ticket,
+    Told,
 };
 
 /// A pod from its creation to its deletion.
@@ -36,6 +37,9 @@ pub struct Node {
     /// Milliseconds times addresses that no pod used, up to `accounted`.
     pub idle_ms: u64,
     accounted: u64,
+    /// What its status object says, and how often that was written.
+    told: Told<(usize, u64, u64, u64)>,
+    pub writes: u64,
 }
 
 fn reference(pod: u64) -> PodRef {
@@ -60,6 +64,8 @@ impl Node {
             reads_at: None,
             idle_ms: 0,
             accounted: 0,
+            told: Told::default(),
+            writes: 0,
         }
     }
 
@@ -82,9 +88,15 @@ impl Node {
         let Some(core) = &self.core else { return };
         let counts = core.counts();
         // A secondary ENI's own address is taken from the subnet as well.
-        let own = u64::try_from(core.host_enis().count().saturating_sub(1)).unwrap_or(0);
+        let enis = core.host_enis().count();
+        let own = u64::try_from(enis.saturating_sub(1)).unwrap_or(0);
         self.idle_ms += (counts.total - counts.assigned + own) * (now - self.accounted);
         self.accounted = now;
+        let figures = (enis, counts.assigned, counts.available, counts.cooling);
+        if self.told.due(Millis(now), &figures).is_some_and(|due| due.0 <= now) {
+            self.told.tell(Millis(now), Some(figures));
+            self.writes += 1;
+        }
     }
 
     pub fn step(&mut self, now: u64, event: Event) -> Vec<Effect> {

@@ -17,6 +17,9 @@ pub const SEEDS: std::ops::Range<u64> = 100..105;
 /// Seconds of waiting for each ADD that make no difference.
 const SAME: f64 = 0.001;
 
+/// Nodes of a large cluster.
+const NODES: f64 = 5_000.0;
+
 /// One way to fill the pool.
 struct Way {
     name: &'static str,
@@ -46,6 +49,8 @@ pub struct Cost {
     pub adds: f64,
     /// Hours that nodes lived, added up.
     pub hours: f64,
+    /// How often their status objects were written.
+    pub writes: f64,
 }
 
 impl Cost {
@@ -56,6 +61,7 @@ impl Cost {
             waits: self.waits + other.waits,
             adds: self.adds + other.adds,
             hours: self.hours + other.hours,
+            writes: self.writes + other.writes,
         }
     }
 
@@ -96,6 +102,7 @@ fn cost(trace: &Trace, target: Target, seed: u64) -> anyhow::Result<Cost> {
         waits,
         adds: float(u64::try_from(fleet.waits.len())?),
         hours,
+        writes: float(fleet.writes()),
     })
 }
 
@@ -152,6 +159,15 @@ pub fn run(seeds: Option<std::ops::Range<u64>>) -> anyhow::Result<()> {
     }
     let hours = LENGTH / 3_600_000;
     println!("Waste: {hours} hours on m5.xlarge nodes, seeds {} to {}\n{table}\n", seeds.start, seeds.end - 1);
+    let busiest = found.iter().map(|(trace, costs)| (trace, costs[0].1.writes / costs[0].1.hours));
+    if let Some((trace, writes)) = busiest.max_by(|(_, one), (_, other)| one.total_cmp(other)) {
+        let second = writes * NODES / 3600.0;
+        println!(
+            "Status objects: {writes:.1} writes a node and hour where most change ({trace}); of {NODES:.0} such nodes \
+             {second:.1} a second\n"
+        );
+        anyhow::ensure!(writes <= 60.0 + 1.0, "a status object is written more than once a minute");
+    }
     anyhow::ensure!(lost.is_empty(), "auto loses: {}", lost.join("; "));
     Ok(())
 }

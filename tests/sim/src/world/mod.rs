@@ -2,6 +2,7 @@
 
 mod metadata;
 mod moves;
+mod places;
 mod plugins;
 mod pods;
 mod rules;
@@ -25,6 +26,7 @@ use crate::{
     story::Boundary,
 };
 use metadata::Metadata;
+use places::Places;
 use pods::{Link, Plugin, Pod, Step};
 
 /// The kernel's links are listed this often, metadata is read this often when nothing is expected.
@@ -81,6 +83,7 @@ pub struct World {
     next_listing: u64,
     next_metadata: u64,
     metadata: Metadata,
+    places: Places,
     /// Metadata refuses to answer.
     unreadable: bool,
     kill: Option<Boundary>,
@@ -136,6 +139,7 @@ impl World {
             next_listing: now,
             next_metadata: now,
             metadata: Metadata::default(),
+            places: Places::default(),
             unreadable: false,
             kill: None,
             lost_store: false,
@@ -146,6 +150,7 @@ impl World {
             tally: Tally::default(),
             broken: None,
         };
+        world.places.set_up(&mut world.cloud, &world.policy.placement);
         world.start();
         Ok(world)
     }
@@ -181,6 +186,7 @@ impl World {
         self.next_listing = self.now;
         self.next_metadata = self.now;
         self.metadata = Metadata::default();
+        self.places.forget_told();
         for plugin in self.plugins.values_mut() {
             plugin.connected = false;
         }
@@ -261,7 +267,10 @@ impl World {
             Write::Cooldown(address, None) => drop(self.disk.cooling.remove(&address)),
             Write::Slot(eni, Some(slot)) => drop(self.disk.slots.insert(eni, slot)),
             Write::Slot(eni, None) => drop(self.disk.slots.remove(&eni)),
-            Write::Intent(token, Some(intent)) => drop(self.disk.intents.insert(token, intent)),
+            Write::Intent(token, Some(intent)) => {
+                self.check_intent(&token, &intent);
+                self.disk.intents.insert(token, intent);
+            }
             Write::Intent(token, None) => drop(self.disk.intents.remove(&token)),
         }
     }
@@ -298,6 +307,9 @@ impl World {
         let instance = self.instance.clone();
         let reply = self.cloud.call(self.now, &instance, call);
         self.sent += 1;
+        if matches!(call, Call::Subnets { ids } if ids.is_empty()) && reply.answer.is_ok() {
+            self.places.list(self.now, self.now + reply.takes_ms);
+        }
         self.recent.push_back(self.now);
         while self.recent.front().is_some_and(|at| *at + 60_000 < self.now) {
             self.recent.pop_front();
@@ -382,6 +394,9 @@ impl World {
                 let Some((id, reply)) = self.calls.remove(&key) else { break };
                 self.next_metadata = self.next_metadata.min(self.now + 200);
                 self.tell(Event::Answered { id, answer: reply.answer });
+            }
+            if let Some(config) = self.places.news() {
+                self.tell(Event::EniConfig { config });
             }
             if self.next_listing <= self.now {
                 self.list_links();

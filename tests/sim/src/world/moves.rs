@@ -154,8 +154,9 @@ impl World {
             Move::Detach(number) => self.detach(*number),
             Move::Settings(number) => {
                 self.fault("settings changed");
-                // Families are chosen for the whole history.
-                self.policy = Policy { second: self.policy.second, ..settings(*number) };
+                // Families, and where ENIs are created, are chosen for the whole history.
+                let (second, placement) = (self.policy.second, self.policy.placement.clone());
+                self.policy = Policy { second, placement, ..settings(*number) };
                 let policy = self.policy.clone();
                 self.tell(Event::Settings { policy });
             }
@@ -180,7 +181,23 @@ impl World {
             }
             Move::Fill(left) => {
                 self.fault("subnet filled");
-                self.cloud.fill(*left);
+                self.cloud.fill(0, *left);
+            }
+            Move::FillFurther(number, left) => {
+                self.fault("one of several subnets filled");
+                self.cloud.fill(*number, *left);
+            }
+            Move::Tag(number, role) => {
+                self.fault("subnet tagged");
+                self.places.tag(&mut self.cloud, self.now, *number, *role);
+            }
+            Move::EniConfig(number, groups) => {
+                self.fault("ENIConfig edited");
+                self.places.configure(&self.cloud, *number, *groups);
+            }
+            Move::NoEniConfig => {
+                self.fault("ENIConfig gone");
+                self.places.remove();
             }
             Move::ForeignStore => {
                 self.fault("store of another instance");

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, net::IpAddr};
 
-use enid_ipamd::{AttachmentKey, Call, Effect, EniId, Event, Intent, Lease, Plan, Second, Ticket};
+use enid_ipamd::{AttachmentKey, Call, Effect, EniId, Event, Intent, Lease, Placement, Plan, Second, Ticket};
 
 use super::{
     COOLDOWN_MS, World,
@@ -54,6 +54,16 @@ impl World {
         }
     }
 
+    /// A creation is written down, for the place that it will be in; asked for again it has to be the same.
+    pub(super) fn check_intent(&mut self, token: &str, intent: &Intent) {
+        let Intent::Create(recorded) = intent else { return };
+        let is_new = !self.disk.intents.contains_key(token);
+        let forbidden = is_new.then(|| self.places.forbids(self.now, &self.policy.placement, &recorded.home));
+        if let Some(wrong) = forbidden.flatten() {
+            self.wrong(wrong);
+        }
+    }
+
     pub(super) fn offered(&mut self, ticket: Ticket, key: &AttachmentKey, lease: Lease) {
         for address in lease.addresses() {
             self.address_offered(key, address, &lease);
@@ -71,11 +81,16 @@ impl World {
     fn address_offered(&mut self, key: &AttachmentKey, address: IpAddr, lease: &Lease) {
         let protected = |eni: &vpclab::model::EniTruth| eni.delete_on_termination();
         let eni = self.cloud.enis(self.now).into_iter().find(|eni| *eni.id == *lease.eni.0);
-        match eni {
-            Some(eni) if !protected(&eni) && eni.attachment.is_some() => {
+        match &eni {
+            Some(eni) if !protected(eni) && eni.attachment.is_some() => {
                 self.wrong(format!("{} serves {address} and is not deleted with its instance", eni.id));
             }
             _ => {}
+        }
+        let is_of_primary = |eni: &EniTruth| eni.attachment.as_ref().is_some_and(|at| at.device_index == 0);
+        let is_new = !self.links.contains_key(key) && !self.pods.contains_key(key);
+        if is_new && self.policy.placement == Placement::EniConfig && eni.as_ref().is_some_and(is_of_primary) {
+            self.wrong(format!("{} is offered {address} of the primary ENI under an ENIConfig", key.container));
         }
         let lives = |pod: &Pod| pod.addresses.contains(&address);
         // No listing could show it yet: it never comes up.
@@ -132,7 +147,7 @@ impl World {
     pub fn settle(&mut self) {
         *self.cloud.faults() = vpclab::model::Faults::default();
         self.cloud.defragment();
-        self.cloud.fill(None);
+        (0..3).for_each(|number| self.cloud.fill(number, None));
         self.kill = None;
         self.tell(Event::Cordoned { cordoned: false });
         self.tell(Event::Bound { pods: BTreeSet::new() });
@@ -153,6 +168,19 @@ impl World {
         self.check_enis();
         self.pass(600_000);
         self.check_groups();
+        self.check_places();
+    }
+
+    /// No ENI of a kind that the ENIConfig does not ask for stays without pods.
+    fn check_places(&mut self) {
+        let enis = self.cloud.enis(self.now);
+        let is_used = |eni: &EniTruth| self.pods.values().any(|pod| *pod.eni.0 == *eni.id);
+        let secondary = |eni: &EniTruth| eni.attachment.as_ref().is_some_and(|at| at.device_index > 0);
+        let ours = enis.iter().filter(|eni| secondary(eni) && is_ours(eni, &self.instance) && !is_used(eni));
+        if let Some(eni) = ours.into_iter().find(|eni| self.places.is_of_old_kind(eni)) {
+            let what = format!("{} in {} stays, and the ENIConfig asks for another kind", eni.id, eni.subnet);
+            self.wrong(what);
+        }
     }
 
     /// ENIs of ours have the security groups of the primary.
@@ -162,7 +190,8 @@ impl World {
         let at_first = |eni: &&EniTruth| eni.attachment.as_ref().is_some_and(|it| (it.card, it.device_index) == (0, 0));
         let sorted = |eni: &EniTruth| eni.groups.iter().cloned().collect::<BTreeSet<String>>();
         let Some(wanted) = here().find(at_first).map(sorted) else { return };
-        if let Some(eni) = here().find(|eni| is_ours(eni, &self.instance) && sorted(eni) != wanted) {
+        let follows = |eni: &&EniTruth| is_ours(eni, &self.instance) && self.places.follow_primary(&eni.subnet);
+        if let Some(eni) = here().filter(follows).find(|eni| sorted(eni) != wanted) {
             let what = format!("{} has the security groups {:?}, and the primary {wanted:?}", eni.id, eni.groups);
             self.wrong(what);
         }

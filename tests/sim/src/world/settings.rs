@@ -1,6 +1,6 @@
 //! Settings that a node may have.
 
-use enid_ipamd::{Kind, Policy, Provisioning, Second, Target};
+use enid_ipamd::{Kind, Placement, Policy, Provisioning, Second, Target};
 
 /// How long an address is cooling here.
 pub const COOLDOWN_MS: u64 = 5_000;
@@ -22,6 +22,7 @@ pub fn settings(number: u8) -> Policy {
         target,
         kind,
         second: Second::None,
+        placement: Placement::Primary,
         multi_card: false,
         max_enis: None,
         max_pods: Some(110),

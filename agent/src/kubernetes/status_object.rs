@@ -1,0 +1,199 @@
+//! The node's status object: what it has, and what stands in the way of more, for whoever asks the API server. It is written
+//! when something has changed, once a minute at most, and goes with the node.
+
+use std::time::Duration;
+
+use enid_ipamd::{Told, View};
+use k8s_openapi::{api::core::v1::Node, apimachinery::pkg::apis::meta::v1::OwnerReference};
+use kube::{
+    Api, CustomResource, Resource,
+    api::{Patch, PatchParams, PostParams},
+};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+use tokio::{sync::watch, time::sleep};
+
+use super::{
+    follow::{Faults, note, words},
+    node::Own,
+};
+use crate::{
+    clock,
+    core::{handle::Handle, readiness::Readiness},
+};
+
+/// The state is looked at this often.
+const LOOK: Duration = Duration::from_secs(5);
+/// What could not be written is tried again after so long, and then after twice as long each time: where the definition is
+/// missing, thousands of nodes ask for nothing.
+const AGAIN: Duration = Duration::from_secs(30);
+const LONGEST: Duration = Duration::from_secs(600);
+/// HTTP's codes.
+const NOT_FOUND: u16 = 404;
+const CONFLICT: u16 = 409;
+
+/// Nothing is asked for: all of it is status.
+#[derive(CustomResource, Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
+#[kube(
+    group = "enid.dev",
+    version = "v1alpha1",
+    kind = "EnidNode",
+    plural = "enidnodes",
+    shortname = "en",
+    doc = "What a node has for its pods, as its daemon says. It bears the node's name.",
+    status = "EnidNodeStatus",
+    printcolumn = r#"{"name": "Ready", "type": "boolean", "jsonPath": ".status.ready"}"#,
+    printcolumn = r#"{"name": "ENIs", "type": "integer", "jsonPath": ".status.enis"}"#,
+    printcolumn = r#"{"name": "Assigned", "type": "integer", "jsonPath": ".status.assigned"}"#,
+    printcolumn = r#"{"name": "Available", "type": "integer", "jsonPath": ".status.available"}"#,
+    printcolumn = r#"{"name": "Cooling", "type": "integer", "jsonPath": ".status.cooling"}"#,
+    printcolumn = r#"{"name": "Cause", "type": "string", "jsonPath": ".status.cause"}"#,
+    printcolumn = r#"{"name": "Subnets", "type": "string", "priority": 1, "jsonPath": ".status.subnets[*].id"}"#,
+    printcolumn = r#"{"name": "Free in them", "type": "string", "priority": 1, "jsonPath": ".status.subnets[*].free"}"#,
+    printcolumn = r#"{"name": "Version", "type": "string", "jsonPath": ".status.version"}"#
+)]
+pub struct EnidNodeSpec {}
+
+/// What the daemon says.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct EnidNodeStatus {
+    /// Whether pods can be started on the node, as the runtime is told (STATUS of the CNI).
+    ready: bool,
+    /// Why new pods get no address, or pods may have no network: a word of the closed list.
+    cause: Option<String>,
+    /// The same in a sentence.
+    message: Option<String>,
+    /// ENIs that are attached.
+    enis: u32,
+    /// ENIs that may be; 0 if that is not known.
+    max_enis: u32,
+    /// Addresses that pods hold.
+    assigned: u64,
+    /// Addresses that can be assigned at once.
+    available: u64,
+    /// Addresses in their cooldown after use.
+    cooling: u64,
+    /// The subnets of the ENIs.
+    subnets: Vec<SubnetStatus>,
+    /// The EC2 instance.
+    instance_id: String,
+    /// The daemon's.
+    version: String,
+}
+
+/// A subnet.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct SubnetStatus {
+    /// Its id.
+    id: String,
+    /// ENIs of the node in it.
+    enis: u32,
+    /// Its free addresses, as EC2 has said last.
+    free: Option<u64>,
+}
+
+/// Writes it until the task is dropped.
+pub async fn tell(
+    api: Api<EnidNode>,
+    mut own: watch::Receiver<Option<Own>>,
+    instance_id: String,
+    handle: Handle,
+    mut readiness: watch::Receiver<Readiness>,
+    faults: watch::Sender<Faults>,
+) {
+    let (mut told, mut again, mut uid) = (Told::default(), AGAIN, String::new());
+    loop {
+        let Ok(owner) = own.wait_for(Option::is_some).await.map(|own| own.clone()) else { return };
+        let (Some(owner), Some(view)) = (owner, handle.view().await) else { return };
+        if owner.uid != uid {
+            // The node is another one, and its object was the other one's.
+            (uid, told) = (owner.uid.clone(), Told::default());
+        }
+        let now = clock::now();
+        let status = status(&view, &readiness.borrow_and_update(), &instance_id);
+        let mut pause = LOOK;
+        if told.due(now, &status).is_some_and(|due| due <= now) {
+            let written = write(&api, &owner, &status).await;
+            (pause, again) = if written.is_ok() { (LOOK, AGAIN) } else { (again, (again * 2).min(LONGEST)) };
+            told.tell(now, written.is_ok().then_some(status));
+            note(&faults, "enidnodes", written.err().map(|failure| words(&failure)));
+        }
+        sleep(pause).await;
+    }
+}
+
+fn status(view: &View, readiness: &Readiness, instance_id: &str) -> EnidNodeStatus {
+    let summary = view.summary();
+    let cause = readiness.causes().map(|(_, refusal)| refusal).next();
+    let subnets = summary.subnets.iter().map(|(id, subnet)| SubnetStatus {
+        id: id.to_string(),
+        enis: subnet.enis,
+        free: subnet.free,
+    });
+    EnidNodeStatus {
+        ready: readiness.is_ready(),
+        cause: cause.map(|refusal| refusal.cause.to_string()),
+        message: cause.map(|refusal| refusal.message.clone()),
+        enis: summary.enis.0,
+        max_enis: summary.enis.1,
+        assigned: summary.assigned,
+        available: summary.available,
+        cooling: summary.cooling,
+        subnets: subnets.collect(),
+        instance_id: instance_id.to_owned(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+    }
+}
+
+/// One request, unless the object is not there yet.
+async fn write(api: &Api<EnidNode>, owner: &Own, status: &EnidNodeStatus) -> Result<(), kube::Error> {
+    let patch = Patch::Merge(json!({ "status": status }));
+    let patched = api.patch_status(&owner.name, &PatchParams::default(), &patch).await;
+    match patched {
+        Err(kube::Error::Api(refused)) if refused.code == NOT_FOUND => {
+            match api.create(&PostParams::default(), &new(owner)).await {
+                Err(kube::Error::Api(refused)) if refused.code == CONFLICT => {}
+                created => drop(created?),
+            }
+            api.patch_status(&owner.name, &PatchParams::default(), &patch).await.map(drop)
+        }
+        patched => patched.map(drop),
+    }
+}
+
+/// It goes with the node (garbage collection by owner references).
+fn new(owner: &Own) -> EnidNode {
+    let mut object = EnidNode::new(&owner.name, EnidNodeSpec {});
+    object.metadata.owner_references = Some(vec![OwnerReference {
+        api_version: Node::api_version(&()).into_owned(),
+        kind: Node::kind(&()).into_owned(),
+        name: owner.name.clone(),
+        uid: owner.uid.clone(),
+        ..OwnerReference::default()
+    }]);
+    object
+}
+
+#[cfg(test)]
+mod tests {
+    use kube::CustomResourceExt;
+
+    use super::*;
+
+    /// charts/enid/crds/enidnodes.yaml is this text. ENID_WRITE_DOCS=1 writes it.
+    #[test]
+    fn the_chart_has_its_definition() {
+        let mut definition = serde_json::to_value(EnidNode::crd()).unwrap();
+        definition["status"].take();
+        definition.as_object_mut().unwrap().remove("status");
+        let text = serde_saphyr::to_string(&definition).unwrap();
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../charts/enid/crds/enidnodes.yaml");
+        if std::env::var_os("ENID_WRITE_DOCS").is_some() {
+            std::fs::write(path, &text).unwrap();
+        }
+        assert_eq!(std::fs::read_to_string(path).unwrap(), text);
+    }
+}
