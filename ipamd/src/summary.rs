@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 
 use crate::{
-    cause::Refusal,
     ids::{Millis, SubnetId},
     view::View,
 };
@@ -11,7 +10,7 @@ use crate::{
 /// It is told at most once in so long.
 const PACE_MS: u64 = 60_000;
 
-/// A node's addresses, and what stands in the way of more.
+/// A node's ENIs and addresses.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Summary {
     /// ENIs that are attached, and how many may be; 0 if that is not known.
@@ -24,8 +23,6 @@ pub struct Summary {
     pub cooling: u64,
     /// The subnets of the ENIs.
     pub subnets: BTreeMap<SubnetId, SubnetSummary>,
-    /// Why a new pod would get no address.
-    pub blocked: Option<Refusal>,
 }
 
 /// One subnet of a node.
@@ -53,7 +50,6 @@ impl View {
             available: self.counts.available,
             cooling: self.counts.cooling,
             subnets,
-            blocked: self.blocked.clone(),
         }
     }
 }
@@ -80,10 +76,7 @@ impl<T: PartialEq> Told<T> {
 
     /// It is told; `None`: it was tried, and has to be told again.
     pub fn tell(&mut self, now: Millis, value: Option<T>) {
-        self.0 = match (value, self.0.take()) {
-            (Some(value), _) => Some((value, now)),
-            (None, _) => None,
-        };
+        self.0 = value.map(|value| (value, now));
     }
 }
 

@@ -24,16 +24,16 @@ const TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Takes the taint off that says that there are no addresses: whoever ends may not leave it behind.
 pub fn untaint(settings: &Settings) -> anyhow::Result<()> {
-    let runtime =
-        tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start the runtime")?;
     let asked = async { timeout(TIMEOUT, kubernetes::untaint(settings)).await };
-    runtime.block_on(asked).context("the API server does not answer")?
+    runtime()?.block_on(asked).context("the API server does not answer")?
+}
+
+fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start the runtime")
 }
 
 /// Runs one of the reading commands.
 pub fn run(name: &str, settings: &Settings, as_json: bool) -> anyhow::Result<()> {
-    let runtime =
-        tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start the runtime")?;
     let answer = async {
         let channel = connect(settings).await?;
         let mut debug = DebugClient::new(channel.clone());
@@ -79,7 +79,7 @@ pub fn run(name: &str, settings: &Settings, as_json: bool) -> anyhow::Result<()>
             other => bail!("there is no command {other:?}"),
         })
     };
-    let text = runtime
+    let text = runtime()?
         .block_on(async { timeout(TIMEOUT, answer).await })
         .with_context(|| format!("the daemon does not answer within {} s", TIMEOUT.as_secs()))??;
     // A reader that has seen enough is no fault.

@@ -29,9 +29,6 @@ const LOOK: Duration = Duration::from_secs(5);
 /// missing, thousands of nodes ask for nothing.
 const AGAIN: Duration = Duration::from_secs(30);
 const LONGEST: Duration = Duration::from_secs(600);
-/// HTTP's codes.
-const NOT_FOUND: u16 = 404;
-const CONFLICT: u16 = 409;
 
 /// Nothing is asked for: all of it is status.
 #[derive(CustomResource, Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
@@ -153,9 +150,9 @@ async fn write(api: &Api<EnidNode>, owner: &Own, status: &EnidNodeStatus) -> Res
     let patch = Patch::Merge(json!({ "status": status }));
     let patched = api.patch_status(&owner.name, &PatchParams::default(), &patch).await;
     match patched {
-        Err(kube::Error::Api(refused)) if refused.code == NOT_FOUND => {
+        Err(kube::Error::Api(refused)) if refused.is_not_found() => {
             match api.create(&PostParams::default(), &new(owner)).await {
-                Err(kube::Error::Api(refused)) if refused.code == CONFLICT => {}
+                Err(kube::Error::Api(refused)) if refused.is_already_exists() => {}
                 created => drop(created?),
             }
             api.patch_status(&owner.name, &PatchParams::default(), &patch).await.map(drop)
@@ -187,7 +184,6 @@ mod tests {
     #[test]
     fn the_chart_has_its_definition() {
         let mut definition = serde_json::to_value(EnidNode::crd()).unwrap();
-        definition["status"].take();
         definition.as_object_mut().unwrap().remove("status");
         let text = serde_saphyr::to_string(&definition).unwrap();
         let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../charts/enid/crds/enidnodes.yaml");

@@ -32,8 +32,6 @@ const AGAIN: Duration = Duration::from_secs(5);
 const NO_ADDRESSES: &str = "status-taint.cluster-autoscaler.kubernetes.io/enid-no-addresses";
 /// Never NoExecute: the pods that run have their addresses.
 const EFFECT: &str = "NoSchedule";
-/// HTTP's 409: somebody else has written meanwhile.
-const CONFLICT: u16 = 409;
 /// So often a container that ends tries to take its taint away.
 const TRIES: u32 = 3;
 
@@ -71,7 +69,8 @@ pub async fn keep(
             && let Some(taints) = wanted(&own.taints, startup, is_set)
         {
             match write(&api, &own.name, &own.resource_version, &taints).await {
-                Err(kube::Error::Api(refused)) if refused.code == CONFLICT => {} // the watch brings what is there now
+                // Somebody else has written: the watch brings what is there now.
+                Err(kube::Error::Api(refused)) if refused.is_conflict() => {}
                 written => note(&faults, "taints", written.err().map(|failure| words(&failure))),
             }
             again = Some(again.map_or(now + AGAIN, |again| again.min(now + AGAIN)));
@@ -99,7 +98,7 @@ pub async fn remove(client: Client, node: &str) -> anyhow::Result<()> {
         let Some(taints) = wanted(&taints, None, Some(false)) else { return Ok(()) };
         let version = found.metadata.resource_version.unwrap_or_default();
         match write(&api, node, &version, &taints).await {
-            Err(kube::Error::Api(refused)) if refused.code == CONFLICT && tried < TRIES => {
+            Err(kube::Error::Api(refused)) if refused.is_conflict() && tried < TRIES => {
                 sleep(Duration::from_millis(100)).await;
             }
             written => return written.context("the API server does not take the node's taints"),
