@@ -42,7 +42,7 @@ plugin:
 
 check: tools/cargo-deny borders structure chart
 	cargo fmt --all --check
-	cargo clippy --locked --workspace --all-targets -- -D warnings
+	cargo clippy --locked --workspace --all-targets --test '*' -- -D warnings
 	.tools/bin/cargo-deny --log-level error check bans licenses sources
 
 # The core has no I/O and no runtime in its tree; the plugin has no runtime and few crates; plugin and datapath have no

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow, bail};
 use enid_datapath::Family;
 use enid_ipamd::{Core, Ledger, Node, Provisioning};
 use socket2::Type;
@@ -20,12 +20,13 @@ use crate::{
     clock,
     core::published::Published,
     core::task::{CoreTask, Parts},
-    families,
+    families::{self, Unfit},
     host::deletion::Deletion,
     host::kernel::{self, Kernel},
     host::nft,
     host::sockets::{self, Claim, Place},
-    kubernetes::Kubernetes,
+    kubernetes::{self, Kubernetes, Started},
+    log::{self, Level},
     metrics::Counters,
     reconcile::repair::Repair,
     reconcile::{forward::Forward, links::Links, metadata::Metadata},
@@ -35,13 +36,17 @@ use crate::{
     serve::health,
     serve::metrics,
     serve::packets::Plugins,
-    settings::Settings,
+    settings::{
+        Settings,
+        given::{Given, Overrides, Rejected},
+        remembered::{self, Remembered},
+    },
     store::{self, Store},
 };
 
-/// Runs the daemon until it is asked to stop.
-pub fn run(settings: Settings) -> anyhow::Result<()> {
-    start_log(&settings);
+/// Runs the daemon until it is asked to stop. `settings`: what is given without NodeConfigs.
+pub fn run(given: Given, settings: Settings) -> anyhow::Result<()> {
+    let log_level = log::start(&settings);
     if !settings.ignored.is_empty() {
         warn!("these variables of Amazon's VPC CNI have no effect: {}", settings.ignored.join("; "));
     }
@@ -54,26 +59,80 @@ pub fn run(settings: Settings) -> anyhow::Result<()> {
         .build()
         .context("cannot start a runtime")?;
     let pods = runtime::Builder::new_current_thread().enable_all().build().context("cannot start a runtime")?;
-    pods.block_on(serve(settings, background.handle().clone()))
+    pods.block_on(serve(given, settings, log_level, background.handle().clone()))
 }
 
-fn start_log(settings: &Settings) {
-    // What the SDK says of credentials that cannot be had is in the answer of the call that lacks them.
-    let filter = tracing_subscriber::EnvFilter::new(format!("warn,aws_config=error,enid={}", settings.log_level));
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
-    if settings.log_json { log.json().init() } else { log.with_ansi(false).init() }
+/// What NodeConfigs give: as heard last or, by a node that has never heard of any, as the API server says now; what they gave
+/// to the last start; and what of that the next start will find.
+async fn overrides(given: &Given, settings: &Settings) -> (Overrides, Overrides, Option<Overrides>) {
+    let (heard, started, remembered) = match remembered::read(settings) {
+        Some(Remembered { heard, started, .. }) => (heard.clone(), started, Some(heard)),
+        None => match kubernetes::node_configs(given, settings).await {
+            Ok(heard) => (heard.unwrap_or_default(), Overrides::new(), None),
+            Err(failure) => {
+                warn!("it is not known what NodeConfigs give to this node: {failure:#}");
+                (Overrides::new(), Overrides::new(), None)
+            }
+        },
+    };
+    let (accepted, rejected) = given.accept(heard, &Overrides::new());
+    rejected.iter().for_each(|Rejected { config, why, .. }| warn!("NodeConfig {config}: {why}"));
+    (accepted, started, remembered)
 }
 
-async fn serve(mut settings: Settings, background: runtime::Handle) -> anyhow::Result<()> {
+/// What NodeConfigs give does not keep a daemon from starting: what this node cannot have is left out, and pods keep what they
+/// have of earlier ones.
+async fn discover_or_fall_back(
+    given: &Given,
+    started: &Overrides,
+    announced: bool,
+    imds: &Imds,
+    counters: &Arc<Counters>,
+    background: &runtime::Handle,
+) -> anyhow::Result<(Given, Settings, Parts, Instance, bool)> {
+    let mut first = None;
+    for given in [given.clone()].into_iter().chain(given.fallbacks(started)) {
+        let mut settings = read(&given)?;
+        match discover(&mut settings, announced, imds, counters, background).await {
+            Ok((parts, instance, lacks_v6)) => return Ok((given, settings, parts, instance, lacks_v6)),
+            Err(failure) if failure.is::<Unfit>() => {
+                warn!("the node cannot have its settings: {failure:#}");
+                first.get_or_insert(failure);
+            }
+            Err(failure) => return Err(failure),
+        }
+    }
+    Err(first.unwrap_or_else(|| anyhow!("no settings were tried")))
+}
+
+fn read(given: &Given) -> anyhow::Result<Settings> {
+    given.read().map_err(|mistakes| anyhow!("{}", mistakes.iter().map(|it| &*it.text).collect::<Vec<_>>().join("; ")))
+}
+
+async fn serve(given: Given, settings: Settings, log_level: Level, background: runtime::Handle) -> anyhow::Result<()> {
+    let base = settings;
+    let (heard, last, mut remembered) = overrides(&given, &base).await;
+    let wanted = given.with(heard);
+    log_level(&read(&wanted)?.log_level);
     // All that can be wrong here is reported before anything is changed.
-    let claim = Claim::new(&settings.run_dir)?;
+    let claim = Claim::new(&base.run_dir)?;
     nft::check().await?;
-    conflist::check(&settings)?;
-    let announced = conflist::hide_stale(&settings)?;
+    conflist::check(&base)?;
+    let announced = conflist::hide_stale(&base)?;
 
     let imds = Imds::new();
     let counters = Arc::new(Counters::new()?);
-    let (parts, instance, lacks_v6) = discover(&mut settings, announced, &imds, &counters, &background).await?;
+    let (given, settings, parts, instance, lacks_v6) =
+        discover_or_fall_back(&wanted, &last, announced, &imds, &counters, &background).await?;
+    let refused = (given != wanted).then(|| wanted.overrides().clone());
+    if *given.overrides() != last {
+        // The pods have it from now on, whatever is heard.
+        match remembered::write(&settings, wanted.overrides(), given.overrides()) {
+            Ok(()) => remembered = Some(wanted.overrides().clone()),
+            Err(failure) => warn!("a later start may not know what pods have: {failure:#}"),
+        }
+    }
+    let started = Started { given, settings: settings.clone(), refused, remembered };
     let (kernel, store) = (parts.kernel.clone(), parts.store.clone());
     let (task, handle, published) = CoreTask::new(parts);
     let Published { awaited, awaits_listing, readiness } = published;
@@ -99,10 +158,10 @@ async fn serve(mut settings: Settings, background: runtime::Handle) -> anyhow::R
         v6: settings.steering.policy.knows(Family::V6),
     };
     let (plugins_place, plugins) = Place::listen(sockets::cni(&settings.run_dir), Type::SEQPACKET)?;
-    let (kubernetes, api_server, reports) =
-        Kubernetes::new(settings.clone(), instance.id.clone(), handle.clone(), readiness.clone());
+    let (kubernetes, tell, seen) =
+        Kubernetes::new(started, log_level, instance.id.clone(), handle.clone(), readiness.clone());
     let cni = CniService {
-        reports,
+        tell,
         handle: handle.clone(),
         counters: counters.clone(),
         deletion: Deletion::start(&background),
@@ -120,7 +179,8 @@ async fn serve(mut settings: Settings, background: runtime::Handle) -> anyhow::R
         instance,
         readiness: readiness.clone(),
         conflicts: seen_conflicts,
-        api_server,
+        api_server: seen.faults,
+        settings: seen.settings,
     };
     let (operators_place, operators) = Place::listen(sockets::debug(&settings.run_dir), Type::STREAM)?;
     let (debug, reporter) = debug::serve(debug, operators)?;
@@ -158,6 +218,7 @@ async fn discover(
     counters: &Arc<Counters>,
     background: &runtime::Handle,
 ) -> anyhow::Result<(Parts, Instance, bool)> {
+    conflist::check(settings).map_err(|failure| Unfit(format!("{failure:#}")))?;
     let boot = store::boot_id()?;
     let instance = imds.wait_for_instance(settings.start_wait).await?;
     let (store, ledger) = Store::open(&settings.store_dir, &boot, &instance.identity(), settings.policy.cooldown_ms)?;

@@ -1,37 +1,44 @@
 //! Which families pods get, once it is known what the instance and the pods that run already have.
 
-use anyhow::ensure;
 use enid_datapath::Family;
 use enid_ipamd::{Kind, LOCAL_V4, LOCAL_V6, Lease, Ledger, Limits, Provisioning, Second};
+use thiserror::Error;
 use tracing::warn;
 
 use crate::{aws::imds::Instance, settings::Settings};
 
+/// Settings that this instance, or the pods that run on it, cannot have.
+#[derive(Debug, Error)]
+#[error("{0}")]
+pub struct Unfit(pub String);
+
+fn ensure(holds: bool, words: impl FnOnce() -> String) -> Result<(), Unfit> {
+    if holds { Ok(()) } else { Err(Unfit(words())) }
+}
+
 /// IPv6 comes in prefixes, which the hypervisors before Nitro do not know (Amazon EC2 User Guide, prefix delegation).
-pub fn check(settings: &Settings, limits: &Limits, instance: &Instance) -> anyhow::Result<()> {
+pub fn check(settings: &Settings, limits: &Limits, instance: &Instance) -> Result<(), Unfit> {
     let v6 = settings.steering.policy.of_vpc.contains(&Family::V6);
     let cannot = v6 && !limits.prefixes && settings.policy.provisioning != Provisioning::ImdsOnly;
     let kind = &instance.kind;
-    ensure!(!cannot, "ENABLE_IPv6 is true, and {kind} cannot have prefixes; Nitro instances can");
-    Ok(())
+    ensure(!cannot, || format!("ENABLE_IPv6 is true, and {kind} cannot have prefixes; Nitro instances can"))
 }
 
 /// Fits the settings to this instance, or says what is wrong with them here. What pods have they keep: families whose
 /// pods still run are carried on. Whether IPv6 is off only because the instance has no address of it yet.
-pub fn settle(settings: &mut Settings, instance: &Instance, ledger: &Ledger) -> anyhow::Result<bool> {
+pub fn settle(settings: &mut Settings, instance: &Instance, ledger: &Ledger) -> Result<bool, Unfit> {
     let leading_v6 = settings.policy.kind == Kind::V6Prefix;
     let others = ledger.leases.values().filter(|lease| lease.address.is_ipv6() != leading_v6).count();
-    ensure!(
-        others == 0,
-        "{others} pods on this node have addresses of the other family: ENABLE_IPv4 and ENABLE_IPv6 can be changed from \
-         IPv4 to both and back under running pods, and to or from IPv6 alone on a node without pods"
-    );
+    ensure(others == 0, || {
+        format!(
+            "{others} pods on this node have addresses of the other family: ENABLE_IPv4 and ENABLE_IPv6 can be changed from \
+             IPv4 to both and back under running pods, and to or from IPv6 alone on a node without pods"
+        )
+    })?;
     let policy = &mut settings.steering.policy;
-    ensure!(
-        !policy.of_vpc.contains(&Family::V6) || instance.subnet_has_v6,
-        "ENABLE_IPv6 is true, and the subnet {} of this instance has no IPv6 CIDR",
-        instance.subnet_id
-    );
+    ensure(!policy.of_vpc.contains(&Family::V6) || instance.subnet_has_v6, || {
+        format!("ENABLE_IPv6 is true, and the subnet {} of this instance has no IPv6 CIDR", instance.subnet_id)
+    })?;
     let lacks_v6 = policy.of_node.contains(&LOCAL_V6) && instance.own_v6.is_none();
     if lacks_v6 {
         warn!(

@@ -10,6 +10,7 @@ mod families;
 mod fuzz;
 mod host;
 mod kubernetes;
+mod log;
 mod metrics;
 mod proxy;
 mod reconcile;
@@ -23,7 +24,11 @@ use std::process::ExitCode;
 
 use clap::{Arg, ArgAction, ArgMatches, Command};
 
-use crate::settings::{SETTINGS, Settings};
+use crate::settings::{
+    SETTINGS, Settings,
+    given::{Given, Overrides},
+    remembered,
+};
 
 fn main() -> ExitCode {
     match run(&cli().get_matches()) {
@@ -38,24 +43,23 @@ fn main() -> ExitCode {
 
 fn run(matches: &ArgMatches) -> anyhow::Result<()> {
     let (name, matches) = matches.subcommand().ok_or_else(|| anyhow::anyhow!("no command given"))?;
-    let read =
-        Settings::read(&|setting| matches.get_one::<String>(setting.flag).cloned().or_else(|| variable(setting.name)));
+    let given = Given::new(&|setting| matches.get_one::<String>(setting.flag).cloned(), &variable);
     // The operator's commands run in the same environment, and have no use for it.
     let (refused, ignored) = if name == "agent" { settings::peer::look(&variable) } else { Default::default() };
-    let settings = match read {
+    let settings = match given.read() {
         Ok(settings) if refused.is_empty() => Settings { ignored, ..settings },
         read => {
-            let mistakes: Vec<String> = read.err().unwrap_or_default().into_iter().chain(refused).collect();
-            anyhow::bail!("{}", mistakes.join("\n      "))
+            let mistakes = read.err().unwrap_or_default().into_iter().map(|mistake| mistake.text);
+            anyhow::bail!("{}", mistakes.chain(refused).collect::<Vec<_>>().join("\n      "))
         }
     };
     match name {
         "agent" => {
             proxy::keep_off()?;
-            daemon::run(settings)
+            daemon::run(given, settings)
         }
         "init" => runtime::install::plugins(&settings),
-        "uninstall" => uninstall::run(&settings, matches.get_flag("enis")),
+        "uninstall" => uninstall::run(&as_on_node(&given, settings), matches.get_flag("enis")),
         "untaint" => commands::untaint(&settings),
         _ => {
             let as_json = matches.get_one::<String>("output").is_some_and(|output| output == "json");
@@ -63,6 +67,13 @@ fn run(matches: &ArgMatches) -> anyhow::Result<()> {
             commands::run(if ready { "ready" } else { name }, &settings, as_json)
         }
     }
+}
+
+/// The settings with what NodeConfigs have given to this node.
+fn as_on_node(given: &Given, settings: Settings) -> Settings {
+    let heard = remembered::read(&settings).unwrap_or_default().started;
+    let (accepted, _) = given.accept(heard, &Overrides::new());
+    given.with(accepted).read().unwrap_or(settings)
 }
 
 fn variable(name: &str) -> Option<String> {

@@ -22,7 +22,7 @@ use redb::{
 use serde::{Deserialize, Serialize};
 use tracing::error;
 
-use crate::host::inode::Inode;
+use crate::{host::inode::Inode, settings::remembered};
 
 /// The only one so far.
 const SCHEMA: &str = "1";
@@ -352,9 +352,9 @@ impl From<&Lease> for StoredLease {
     }
 }
 
-/// Whether a file of the store's folder is the store, or one that was set aside.
+/// Whether a file of the store's folder is the store, one that was set aside, or what NodeConfigs gave.
 pub fn is_file_of_ours(name: &str) -> bool {
-    name.starts_with("enid.redb")
+    name.starts_with("enid.redb") || name.trim_start_matches('.').starts_with(remembered::FILE)
 }
 
 /// The id of this boot (random(4), /proc/sys/kernel/random/boot_id).

@@ -25,6 +25,8 @@ pub enum Mutation {
     CreateUnrecorded,
     /// ENIs are changed before they are ours.
     ChangeUnmanaged,
+    /// ENIs are created in the primary's subnet, whatever tags and ENIConfigs say.
+    IgnorePlaces,
     /// ENIs serve before they are set to be deleted with the instance.
     ServeUnprotected,
 }

@@ -47,12 +47,15 @@ pub struct View {
 }
 
 /// What the node may have.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Capacity {
     /// ENIs, over all network cards; 0 if that is not known.
     pub enis: u32,
-    /// Addresses for pods.
+    /// Addresses for pods, over all network cards.
     pub addresses: u64,
+    /// Addresses that as many pods can have, whose first interfaces are on the first card; 0 if that is not known, or not
+    /// ours to get.
+    pub for_pods: u64,
     /// The network cards that are managed.
     pub cards: Vec<u32>,
     /// Free addresses of subnets, as EC2 has said last; of others it has said nothing.

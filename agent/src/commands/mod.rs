@@ -4,7 +4,7 @@ use std::{io::Write, time::Duration};
 
 use anyhow::{Context, bail};
 use comfy_table::{Table, presets::NOTHING};
-use enid_api::v1::{Eni, GetPoolRequest, ListEnisRequest, ListLeasesRequest, Pool, debug_client::DebugClient};
+use enid_api::v1::{Eni, GetPoolRequest, ListEnisRequest, ListLeasesRequest, Pool, Setting, debug_client::DebugClient};
 use hyper_util::rt::TokioIo;
 use serde::Serialize;
 use tokio::{net::UnixStream, time::timeout};
@@ -16,7 +16,7 @@ use crate::{
     host::sockets,
     kubernetes,
     serve::{debug::CNI_HEALTH, health},
-    settings::Settings,
+    settings::{SETTINGS, Settings},
 };
 
 /// How long an operator waits for a daemon that does not answer.
@@ -164,6 +164,13 @@ fn status(pool: &Pool) -> String {
     let troubles = troubles.into_iter().filter(|(_, words)| !words.is_empty());
     rows.extend(troubles.map(|(name, words)| [name.to_owned(), words.clone()]));
     rows.extend(pool.api_server.iter().map(|fault| ["API server".to_owned(), fault.clone()]));
+    let is_default = |it: &Setting| SETTINGS.iter().any(|known| known.name == it.name && known.default == it.value);
+    let by_config = |it: &Setting| it.origin.starts_with("NodeConfig ");
+    let given = pool.settings.iter().filter(|it| !is_default(it) || by_config(it) || it.next.is_some());
+    rows.extend(given.map(|it| {
+        let next = it.next.as_ref().map(|next| format!("; at the next start {:?} ({})", next.value, next.origin));
+        ["setting".to_owned(), format!("{} {:?} ({}){}", it.name, it.value, it.origin, next.unwrap_or_default())]
+    }));
     rows.extend(pool.conflicts.iter().map(|conflict| ["conflict".to_owned(), conflict.clone()]));
     table(["", ""], rows.into_iter())
 }

@@ -4,10 +4,12 @@
 //! - [`netlink`]: listings and changes; [`listener`]: what the kernel notifies of.
 //! - [`kernel`]: what host and table should carry, and how they come to do so; [`nft`], [`sysctl`]: its parts.
 //! - [`pod_links`], [`deletion`]: pods' links; [`conntrack`]: what is remembered of their addresses.
+//! - [`file`]: files that are there whole or not at all.
 //! - [`inode`]: whether a file is still the one that was put there; [`sockets`]: where plugins and operators connect.
 
 pub mod conntrack;
 pub mod deletion;
+pub mod file;
 pub mod inode;
 pub mod kernel;
 pub mod listener;

@@ -35,12 +35,15 @@ enum About {
     Node,
 }
 
+/// What is told: of whom, the reason in the words of events, and a sentence.
+struct Report(About, String, String);
+
 /// A way to tell the cluster; nobody waits for it.
 #[derive(Clone)]
-pub struct Reports(mpsc::Sender<(PodRef, Refusal)>);
+pub struct Reports(mpsc::Sender<Report>);
 
 /// What is told by it.
-pub struct Reported(mpsc::Receiver<(PodRef, Refusal)>);
+pub struct Reported(mpsc::Receiver<Report>);
 
 /// Both ends.
 pub fn channel() -> (Reports, Reported) {
@@ -52,8 +55,14 @@ impl Reports {
     /// A pod's ADD was refused.
     pub fn refused(&self, pod: &PodRef, refusal: &Refusal) {
         if refusal.cause != Cause::Superseded {
-            let _ = self.0.try_send((pod.clone(), refusal.clone()));
+            let report = Report(About::Pod(pod.clone()), reason(refusal.cause), refusal.message.clone());
+            let _ = self.0.try_send(report);
         }
+    }
+
+    /// Something of the node that is no cause of a refusal.
+    pub fn of_node(&self, reason: &str, message: &str) {
+        let _ = self.0.try_send(Report(About::Node, reason.to_owned(), message.to_owned()));
     }
 }
 
@@ -69,13 +78,16 @@ pub async fn tell(
     let recorder = Recorder::new(client, Reporter { controller: CONTROLLER.to_owned(), instance: Some(node.clone()) });
     let mut said = Said::default();
     loop {
-        let (about, refusal) = tokio::select! {
-            Some((pod, refusal)) = reported.0.recv() => (About::Pod(pod), vec![refusal]),
-            Ok(()) = readiness.changed() => (About::Node, of_node(&readiness.borrow_and_update())),
+        let reports = tokio::select! {
+            Some(report) = reported.0.recv() => vec![report],
+            Ok(()) = readiness.changed() => {
+                let refusals = of_node(&readiness.borrow_and_update());
+                refusals.into_iter().map(|it| Report(About::Node, reason(it.cause), it.message)).collect()
+            }
             else => return std::future::pending().await,
         };
-        for Refusal { cause, message, .. } in refusal {
-            if !said.is_due(&about, cause, &message, Instant::now()) {
+        for Report(about, reason, message) in reports {
+            if !said.is_due(&about, &reason, &message, Instant::now()) {
                 continue;
             }
             let reference = match &about {
@@ -83,7 +95,7 @@ pub async fn tell(
                 // Without its uid nobody who describes the pod would see it.
                 About::Pod(pod) => {
                     let Some(uid) = uids.borrow().get(pod).cloned() else {
-                        said.forget(&about, cause);
+                        said.forget(&about, &reason);
                         continue;
                     };
                     of_kind("Pod", &pod.name, Some(pod.namespace.clone()), Some(uid))
@@ -91,14 +103,14 @@ pub async fn tell(
             };
             let event = Event {
                 type_: EventType::Warning,
-                reason: reason(cause),
+                reason: reason.clone(),
                 note: Some(message),
                 action: "AssignAddress".to_owned(),
                 secondary: None,
             };
             let sent = recorder.publish(&event, &reference).await;
             if sent.is_err() {
-                said.forget(&about, cause);
+                said.forget(&about, &reason);
             }
             super::follow::note(&faults, "events", sent.err().map(|failure| super::follow::words(&failure)));
         }
@@ -117,13 +129,13 @@ fn of_kind(kind: &str, name: &str, namespace: Option<String>, uid: Option<String
 }
 
 /// What is told of the node: whatever does not end by itself.
-fn of_node(readiness: &Readiness) -> Vec<Refusal> {
+pub fn of_node(readiness: &Readiness) -> Vec<Refusal> {
     let lasting = |(name, refusal): &(&str, &Refusal)| *name != "obstacle" || !refusal.cause.is_temporary();
     readiness.causes().filter(lasting).map(|(_, refusal)| refusal.clone()).collect()
 }
 
 /// The cause as events name their reasons: SubnetFull.
-fn reason(cause: Cause) -> String {
+pub fn reason(cause: Cause) -> String {
     if cause == Cause::Denied {
         return NO_RIGHTS.to_owned();
     }
@@ -135,14 +147,14 @@ fn reason(cause: Cause) -> String {
 /// What has been told, and when.
 #[derive(Default)]
 struct Said {
-    last: BTreeMap<(About, Cause), (String, Instant)>,
+    last: BTreeMap<(About, String), (String, Instant)>,
 }
 
 impl Said {
     /// Whether it is to be told now; then it counts as told.
-    fn is_due(&mut self, about: &About, cause: Cause, words: &str, now: Instant) -> bool {
+    fn is_due(&mut self, about: &About, reason: &str, words: &str, now: Instant) -> bool {
         self.last.retain(|_, (_, at)| now.duration_since(*at) < AGAIN);
-        let key = (about.clone(), cause);
+        let key = (about.clone(), reason.to_owned());
         if let Some((known, at)) = self.last.get(&key)
             && (known == words || now.duration_since(*at) < OTHER_WORDS)
         {
@@ -153,8 +165,8 @@ impl Said {
     }
 
     /// It could not be told.
-    fn forget(&mut self, about: &About, cause: Cause) {
-        self.last.remove(&(about.clone(), cause));
+    fn forget(&mut self, about: &About, reason: &str) {
+        self.last.remove(&(about.clone(), reason.to_owned()));
     }
 }
 
@@ -175,7 +187,7 @@ mod tests {
         let (mut said, begun) = (Said::default(), Instant::now());
         let pod = |name: &str| About::Pod(PodRef { namespace: "default".into(), name: name.into() });
         let mut due = |about: &About, words: &str, seconds: u64| {
-            said.is_due(about, Cause::SubnetFull, words, begun + Duration::from_secs(seconds))
+            said.is_due(about, "SubnetFull", words, begun + Duration::from_secs(seconds))
         };
         assert!(due(&pod("a"), "no address", 0));
         assert!(!due(&pod("a"), "no address", 299));

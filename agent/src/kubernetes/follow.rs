@@ -16,7 +16,7 @@ use kube::{
 use serde::de::DeserializeOwned;
 use tokio::{
     sync::watch,
-    time::{Instant, sleep_until},
+    time::{Instant, sleep, sleep_until},
 };
 use tracing::{info, warn};
 
@@ -25,6 +25,9 @@ const FIRST: Duration = Duration::from_millis(500);
 const LONGEST: Duration = Duration::from_secs(4);
 /// Delays begin anew once all has been well for so long.
 const CALM: Duration = Duration::from_secs(60);
+/// What the API server refuses (no right, no such kind) is asked for after so long, then after twice as long each time.
+const REFUSED: Duration = Duration::from_secs(1);
+const REFUSED_LONGEST: Duration = Duration::from_secs(60);
 /// HTTP's 410.
 const GONE: u16 = 410;
 /// What comes within so long is told at once: the scheduler binds the pods of a Deployment one after the other.
@@ -67,12 +70,13 @@ where
         // Listed out of the API server's memory: a fleet that starts at once costs etcd nothing.
         let config = watcher::Config::default().fields(&self.fields).any_semantic();
         let mut events = pin!(watcher(self.api.clone(), config).backoff(delays));
-        let mut due = None;
+        let (mut due, mut refused) = (None, REFUSED);
         loop {
             tokio::select! {
                 event = events.next() => match event {
                     Some(Ok(event)) => {
                         if !matches!(event, Event::Init | Event::InitApply(_)) {
+                            refused = REFUSED;
                             note(&self.faults, self.what, None);
                             due.get_or_insert(Instant::now() + TOGETHER);
                         }
@@ -80,7 +84,13 @@ where
                     }
                     // Too old to go on: they are listed anew.
                     Some(Err(watcher::Error::WatchError(status))) if status.code == GONE => {}
-                    Some(Err(failure)) => note(&self.faults, self.what, Some(words(&failure))),
+                    Some(Err(failure)) => {
+                        note(&self.faults, self.what, Some(words(&failure)));
+                        if is_refusal(&failure) {
+                            sleep(refused).await;
+                            refused = (refused * 2).min(REFUSED_LONGEST);
+                        }
+                    }
                     // It does not end by itself.
                     None => std::future::pending().await,
                 },
@@ -90,6 +100,17 @@ where
                 }
             }
         }
+    }
+}
+
+/// Whether the node lacks the right, or the cluster the kind.
+fn is_refusal(failure: &watcher::Error) -> bool {
+    match failure {
+        watcher::Error::InitialListFailed(kube::Error::Api(refused))
+        | watcher::Error::WatchStartFailed(kube::Error::Api(refused)) => {
+            refused.is_not_found() || refused.is_forbidden()
+        }
+        _ => false,
     }
 }
 

@@ -2,13 +2,17 @@
 //! pods get addresses without it.
 //!
 //! `client`: how it is reached. `follow`: objects of a kind, as they change. `pods`, `node`, `eni_config`: what ours tell
-//! the core. `events`, `status_object`, `taints`: what the cluster is told.
+//! the core. `node_config`: settings for some of the nodes. `events`, `status_object`, `node_status`,
+//! `taints`, `annotations`: what the cluster is told.
 
+mod annotations;
 mod client;
 mod eni_config;
 mod events;
 mod follow;
 mod node;
+mod node_config;
+mod node_status;
 mod pods;
 mod status_object;
 mod taints;
@@ -20,15 +24,40 @@ use kube::{Api, Client};
 use tokio::sync::watch;
 use tracing::info;
 
+pub use annotations::Annotations;
 pub use events::Reports;
 pub use follow::Faults;
+pub use node_config::{InForce, Started};
 
 use crate::{
     core::{handle::Handle, readiness::Readiness},
-    settings::Settings,
+    log::Level,
+    settings::{
+        Settings,
+        given::{Given, Overrides},
+    },
 };
+use annotations::Annotated;
 use events::Reported;
 use follow::Follow;
+use node_config::Keeper;
+
+/// Ways to tell the cluster of pods.
+#[derive(Clone)]
+pub struct Tell {
+    /// Why a pod gets no address.
+    pub reports: Reports,
+    /// Which address it has.
+    pub annotations: Annotations,
+}
+
+/// What those who ask the daemon are told.
+pub struct Seen {
+    /// What the API server does not serve.
+    pub faults: watch::Receiver<Faults>,
+    /// What is given, and by whom.
+    pub settings: watch::Receiver<InForce>,
+}
 
 /// Takes our taint off this node, for a container that ends (`enid untaint`).
 ///
@@ -40,34 +69,67 @@ pub async fn untaint(settings: &Settings) -> anyhow::Result<()> {
     taints::remove(client.context("no API server is configured")?, &settings.node_name).await
 }
 
+/// What NodeConfigs give to this node, asked once; `None` where no API server is configured.
+///
+/// # Errors
+///
+/// The API server refuses, or cannot be reached.
+pub async fn node_configs(given: &Given, settings: &Settings) -> anyhow::Result<Option<Overrides>> {
+    match client::connect(settings.cluster_endpoint.as_deref()).await? {
+        Some(client) => node_config::ask(client, &settings.node_name, given).await.map(Some),
+        None => Ok(None),
+    }
+}
+
 /// What is watched, and what is told.
 pub struct Kubernetes {
-    settings: Settings,
+    started: Started,
+    log_level: Level,
+    in_force: watch::Sender<InForce>,
     /// The instance's id.
     instance: String,
     handle: Handle,
     readiness: watch::Receiver<Readiness>,
+    reports: Reports,
     reported: Reported,
+    annotated: Annotated,
     faults: watch::Sender<Faults>,
 }
 
 impl Kubernetes {
-    /// What a node of these settings, which is this instance, watches; what stands in the way of it, and a way to tell the
-    /// cluster.
+    /// What a node that was started so, which is this instance, watches; a way to tell the cluster, and what those who ask
+    /// are told. `log_level` sets the log's.
     pub fn new(
-        settings: Settings,
+        started: Started,
+        log_level: Level,
         instance: String,
         handle: Handle,
         readiness: watch::Receiver<Readiness>,
-    ) -> (Self, watch::Receiver<Faults>, Reports) {
-        let (faults, seen) = watch::channel(Faults::new());
+    ) -> (Self, Tell, Seen) {
+        let (faults, seen_faults) = watch::channel(Faults::new());
+        let given = InForce { now: started.given.clone(), next: started.given.clone() };
+        let (in_force, settings) = watch::channel(given);
         let (reports, reported) = events::channel();
-        (Kubernetes { settings, instance, handle, readiness, reported, faults }, seen, reports)
+        let (annotations, annotated) = annotations::channel(started.settings.annotate_pods);
+        let tell = Tell { reports: reports.clone(), annotations };
+        let watches = Kubernetes {
+            started,
+            log_level,
+            in_force,
+            instance,
+            handle,
+            readiness,
+            reports,
+            reported,
+            annotated,
+            faults,
+        };
+        (watches, tell, Seen { faults: seen_faults, settings })
     }
 
     /// Watches until the task is dropped; never ends by itself.
     pub async fn run(self) {
-        match client::connect(self.settings.cluster_endpoint.as_deref()).await {
+        match client::connect(self.started.settings.cluster_endpoint.as_deref()).await {
             Ok(Some(client)) => self.watch(client).await,
             Ok(None) => info!("no API server is configured: pods that are on their way are not known ahead"),
             Err(failure) => {
@@ -79,8 +141,19 @@ impl Kubernetes {
     }
 
     async fn watch(self, client: Client) {
-        let Kubernetes { settings, instance, handle, readiness, reported, faults } = self;
-        let Settings { node_name: node, policy, eni_config, taints, .. } = settings;
+        let Kubernetes {
+            started,
+            log_level,
+            in_force,
+            instance,
+            handle,
+            readiness,
+            reports,
+            reported,
+            annotated,
+            faults,
+        } = self;
+        let Settings { node_name: node, policy, eni_config, taints, publish_addresses, .. } = started.settings.clone();
         let nodes = Api::<v1::Node>::all(client.clone());
         let own = Follow {
             api: nodes.clone(),
@@ -104,12 +177,24 @@ impl Kubernetes {
             }
         };
         let objects = Api::all(client.clone());
+        let keeper = Keeper { started, handle: handle.clone(), in_force, log_level, faults: faults.clone() };
         tokio::join!(
-            node::tell(own, handle.clone(), policy, eni_config, known),
+            node::tell(own, handle.clone(), eni_config, known),
+            keeper.keep(Api::all(client.clone()), seen.clone()),
             configs,
             pods::tell(bound, handle.clone(), uids),
-            events::tell(client.clone(), node, reported, seen_uids, readiness.clone(), faults.clone()),
+            events::tell(client.clone(), node, reported, seen_uids.clone(), readiness.clone(), faults.clone()),
             status_object::tell(objects, seen.clone(), instance, handle.clone(), readiness.clone(), faults.clone()),
+            node_status::tell(
+                nodes.clone(),
+                seen.clone(),
+                handle.clone(),
+                readiness.clone(),
+                reports,
+                publish_addresses,
+                faults.clone(),
+            ),
+            annotations::keep(client.clone(), annotated, seen_uids, faults.clone()),
             taints::keep(nodes, seen.clone(), readiness, taints, faults.clone()),
         );
     }

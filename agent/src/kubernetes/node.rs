@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use enid_ipamd::{Event as Told, Policy};
+use enid_ipamd::Event as Told;
 use k8s_openapi::api::core::v1::{Node, Taint};
 use kube::runtime::watcher::Event;
 use tokio::sync::watch;
@@ -19,10 +19,52 @@ pub struct Own {
     pub uid: String,
     /// Its ENIConfig.
     pub eni_config: EniConfigName,
+    /// Its labels.
+    pub labels: BTreeMap<String, String>,
+    /// Pods that it takes at most.
+    pub max_pods: Option<u32>,
+    /// What it says of its pods' addresses.
+    pub condition: Option<Condition>,
+    /// The extended resource, as published.
+    pub addresses: Option<String>,
     /// Its taints.
     pub taints: Vec<Taint>,
     /// The version that they were read in.
     pub resource_version: String,
+}
+
+/// The condition's type.
+pub const CONDITION: &str = "PodAddresses";
+/// The extended resource (ENID_PUBLISH_ADDRESSES).
+pub const RESOURCE: &str = "enid.dev/addresses";
+
+/// A condition as it is on the node, without its times.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Condition {
+    /// Whether pods get addresses and have their network.
+    pub is_true: bool,
+    /// One word.
+    pub reason: String,
+    /// A sentence.
+    pub message: String,
+}
+
+impl Condition {
+    /// That of a node's object, if it is there.
+    pub fn of(node: &Node) -> Option<Self> {
+        let conditions = node.status.as_ref()?.conditions.as_ref()?;
+        let own = conditions.iter().find(|condition| condition.type_ == CONDITION)?;
+        Some(Condition {
+            is_true: own.status == "True",
+            reason: own.reason.clone().unwrap_or_default(),
+            message: own.message.clone().unwrap_or_default(),
+        })
+    }
+
+    /// Whether the other one says the same, in whatever words: those may change from minute to minute.
+    pub fn says(&self, other: &Condition) -> bool {
+        (self.is_true, &self.reason) == (other.is_true, &other.reason)
+    }
 }
 
 /// What is read of it.
@@ -30,8 +72,6 @@ pub struct Own {
 struct Seen {
     /// It takes no new pods.
     cordoned: bool,
-    /// Pods that it takes at most.
-    max_pods: Option<u32>,
     /// What others are told of it.
     own: Option<Own>,
 }
@@ -72,35 +112,31 @@ impl EniConfigName {
 }
 
 fn read(node: &Node, names: &EniConfigNames) -> Seen {
+    let capacity = node.status.as_ref().and_then(|status| status.capacity.as_ref());
     let pods = node.status.as_ref().and_then(|status| status.allocatable.as_ref()?.get("pods"));
     Seen {
         cordoned: node.spec.as_ref().and_then(|spec| spec.unschedulable).unwrap_or_default(),
-        max_pods: pods.and_then(|pods| pods.0.parse().ok()),
         own: Some(Own {
             name: node.metadata.name.clone().unwrap_or_default(),
             uid: node.metadata.uid.clone().unwrap_or_default(),
             eni_config: EniConfigName::of(node, names),
+            condition: Condition::of(node),
+            addresses: capacity.and_then(|capacity| capacity.get(RESOURCE)).map(|count| count.0.clone()),
+            labels: node.metadata.labels.clone().unwrap_or_default(),
+            max_pods: pods.and_then(|pods| pods.0.parse().ok()),
             taints: node.spec.as_ref().and_then(|spec| spec.taints.clone()).unwrap_or_default(),
             resource_version: node.metadata.resource_version.clone().unwrap_or_default(),
         }),
     }
 }
 
-/// Tells the core what the node's object says, and others whose it is and which ENIConfig it names. `policy`: the settings', whose MAX_PODS
-/// comes first.
-pub async fn tell(
-    own: Follow<Node>,
-    handle: Handle,
-    policy: Policy,
-    names: EniConfigNames,
-    known: watch::Sender<Option<Own>>,
-) {
-    own.into(Teller { handle, policy, names, known, now: Seen::default(), told: Seen::default() }).await;
+/// Tells the core whether the node takes pods, and others what else its object says.
+pub async fn tell(own: Follow<Node>, handle: Handle, names: EniConfigNames, known: watch::Sender<Option<Own>>) {
+    own.into(Teller { handle, names, known, now: Seen::default(), told: Seen::default() }).await;
 }
 
 struct Teller {
     handle: Handle,
-    policy: Policy,
     names: EniConfigNames,
     known: watch::Sender<Option<Own>>,
     now: Seen,
@@ -120,10 +156,6 @@ impl Sink<Node> for Teller {
         if told.cordoned != self.now.cordoned {
             self.handle.tell(Told::Cordoned { cordoned: self.now.cordoned }).await;
         }
-        if told.max_pods != self.now.max_pods && self.policy.max_pods.is_none() {
-            let policy = Policy { max_pods: self.now.max_pods, ..self.policy.clone() };
-            self.handle.tell(Told::Settings { policy }).await;
-        }
     }
 }
 
@@ -141,8 +173,9 @@ mod tests {
         let seen = |text: &str| Seen { own: None, ..of(text) };
         assert_eq!(seen("{}"), Seen::default());
         let full = r#"{ "spec": { "unschedulable": true }, "status": { "allocatable": { "pods": "58" } } }"#;
-        assert_eq!(seen(full), Seen { cordoned: true, max_pods: Some(58), own: None });
-        assert_eq!(of(r#"{ "status": { "allocatable": { "pods": "many" } } }"#).max_pods, None);
+        assert_eq!(seen(full), Seen { cordoned: true, own: None });
+        assert_eq!(of(full).own.unwrap().max_pods, Some(58));
+        assert_eq!(of(r#"{ "status": { "allocatable": { "pods": "many" } } }"#).own.unwrap().max_pods, None);
     }
 
     /// The peer's order.

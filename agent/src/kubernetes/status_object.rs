@@ -175,21 +175,26 @@ fn new(owner: &Own) -> EnidNode {
 }
 
 #[cfg(test)]
-mod tests {
+pub mod tests {
+    use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
     use kube::CustomResourceExt;
 
     use super::*;
 
-    /// charts/enid/crds/enidnodes.yaml is this text. ENID_WRITE_DOCS=1 writes it.
-    #[test]
-    fn the_chart_has_its_definition() {
-        let mut definition = serde_json::to_value(EnidNode::crd()).unwrap();
+    /// A file of the chart is the definition's text. ENID_WRITE_DOCS=1 writes it.
+    pub fn is_definition(definition: CustomResourceDefinition, file: &str) {
+        let mut definition = serde_json::to_value(definition).unwrap();
         definition.as_object_mut().unwrap().remove("status");
         let text = serde_saphyr::to_string(&definition).unwrap();
-        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../charts/enid/crds/enidnodes.yaml");
+        let path = format!("{}/../charts/enid/crds/{file}", env!("CARGO_MANIFEST_DIR"));
         if std::env::var_os("ENID_WRITE_DOCS").is_some() {
-            std::fs::write(path, &text).unwrap();
+            std::fs::write(&path, &text).unwrap();
         }
-        assert_eq!(std::fs::read_to_string(path).unwrap(), text);
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), text);
+    }
+
+    #[test]
+    fn the_chart_has_its_definition() {
+        is_definition(EnidNode::crd(), "enidnodes.yaml");
     }
 }

@@ -28,6 +28,8 @@ const WANTED: Duration = Duration::from_secs(60);
 const THERE: Duration = Duration::from_secs(10);
 /// What could not be written is tried again after so long.
 const AGAIN: Duration = Duration::from_secs(5);
+/// What is refused, after so long.
+const REFUSED: Duration = Duration::from_secs(30);
 /// The cluster autoscaler leaves taints with this prefix out of what it takes new nodes to be like (its FAQ, "status taints").
 const NO_ADDRESSES: &str = "status-taint.cluster-autoscaler.kubernetes.io/enid-no-addresses";
 /// Never NoExecute: the pods that run have their addresses.
@@ -68,12 +70,18 @@ pub async fn keep(
         if let Some(own) = known
             && let Some(taints) = wanted(&own.taints, startup, is_set)
         {
+            let mut pause = AGAIN;
             match write(&api, &own.name, &own.resource_version, &taints).await {
                 // Somebody else has written: the watch brings what is there now.
                 Err(kube::Error::Api(refused)) if refused.is_conflict() => {}
-                written => note(&faults, "taints", written.err().map(|failure| words(&failure))),
+                written => {
+                    if matches!(&written, Err(kube::Error::Api(refused)) if refused.is_forbidden()) {
+                        pause = REFUSED;
+                    }
+                    note(&faults, "taints", written.err().map(|failure| words(&failure)));
+                }
             }
-            again = Some(again.map_or(now + AGAIN, |again| again.min(now + AGAIN)));
+            again = Some(again.map_or(now + pause, |again| again.min(now + pause)));
         }
         tokio::select! {
             Ok(()) = own.changed() => {}

@@ -15,9 +15,9 @@ use serde_json::{Value, json};
 use tracing::warn;
 
 use crate::{
-    host::sockets,
+    host::{file::put, sockets},
     runtime::{
-        install::{PLUGIN, put},
+        install::PLUGIN,
         versions::{NEWEST, VERSION, Versions},
     },
     settings::Settings,

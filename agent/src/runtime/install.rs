@@ -3,14 +3,13 @@
 
 use std::{
     fs,
-    io::Write,
-    os::unix::fs::{OpenOptionsExt, PermissionsExt},
+    os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
 };
 
 use anyhow::Context;
 
-use crate::settings::Settings;
+use crate::{host::file::put, settings::Settings};
 
 /// Our plugin's file and type.
 pub const PLUGIN: &str = "enid-cni";
@@ -82,22 +81,4 @@ fn find_plugin() -> anyhow::Result<PathBuf> {
     let places = [folder.join(PLUGIN), folder.join("../libexec/enid").join(PLUGIN)];
     let found = places.iter().find(|path| path.is_file());
     found.cloned().with_context(|| format!("the plugin is neither {} nor {}", places[0].display(), places[1].display()))
-}
-
-/// Writes a file beside its place, and moves it there.
-pub fn put(target: &Path, content: &[u8], mode: u32) -> anyhow::Result<()> {
-    let doing = || format!("cannot write {}", target.display());
-    let folder = target.parent().unwrap_or(Path::new("/"));
-    fs::create_dir_all(folder).with_context(doing)?;
-    let name = target.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    // Runtimes load *.conf, *.conflist and *.json; this name is none of them.
-    let beside = folder.join(format!(".{name}.{}.new", std::process::id()));
-    let write = || -> std::io::Result<()> {
-        let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(mode).open(&beside)?;
-        file.write_all(content)?;
-        file.sync_all()?;
-        fs::rename(&beside, target)?;
-        fs::File::open(folder)?.sync_all()
-    };
-    write().inspect_err(|_| drop(fs::remove_file(&beside))).with_context(doing)
 }

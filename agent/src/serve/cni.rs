@@ -23,7 +23,7 @@ use crate::{
     core::readiness::{self, Readiness},
     host::deletion::Deletion,
     host::{kernel, pod_links},
-    kubernetes::Reports,
+    kubernetes::Tell,
     metrics::Counters,
     reconcile::links,
     serve::packets::{Connection, Fault, Plugins},
@@ -38,8 +38,8 @@ const NAMED_MAX: usize = 64 * 1024;
 
 /// The service.
 pub struct CniService {
-    /// Tells the cluster of pods that get no address.
-    pub reports: Reports,
+    /// To tell the cluster of pods.
+    pub tell: Tell,
     /// To the core's task.
     pub handle: Handle,
     /// What `/metrics` counts.
@@ -147,7 +147,7 @@ impl CniService {
                 let request_id = request_id.as_deref();
                 warn!(pod = named, container = key.container, %cause, request_id, "ADD refused: {message}");
                 if let Some(pod) = &pod {
-                    self.reports.refused(pod, &refusal);
+                    self.tell.reports.refused(pod, &refusal);
                 }
                 return Ok(plugin.send(refused(refusal)).await?);
             }
@@ -177,6 +177,7 @@ impl CniService {
         let took_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
         let (container, address, eni) = (&key.container, lease.address, &lease.eni);
         if mine {
+            self.tell.annotations.has(pod.as_ref().filter(|_| key.ifname == identity::FIRST), address);
             info!(pod = named, container, %address, %eni, took_ms, "ADD");
         } else {
             info!(pod = named, container, %address, %eni, took_ms, "ADD given up: a newer request or a DEL came");
@@ -194,6 +195,11 @@ impl CniService {
         let mut keys = vec![key.clone()];
         if key.ifname == identity::FIRST {
             let view = self.handle.view().await.ok_or(End::Gone)?;
+            if let Some((_, lease)) = view.leases().find(|(leased, _)| **leased == key)
+                && self.tell.annotations.are_wanted()
+            {
+                self.tell.annotations.had(lease.pod.as_ref(), lease.address);
+            }
             keys.extend(view.of_container(&key).filter(|other| identity::is_on_card(&other.ifname)).cloned());
         }
         // At once, so that their links are deleted together.

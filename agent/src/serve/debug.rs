@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use anyhow::Context;
 use enid_api::v1::{
     Action, Address, Eni, GetPoolRequest, Lease, ListAddressesRequest, ListAddressesResponse, ListEnisRequest,
-    ListEnisResponse, ListLeasesRequest, ListLeasesResponse, Plan, Pool, Wait,
+    ListEnisResponse, ListLeasesRequest, ListLeasesResponse, NextValue, Plan, Pool, Setting, Wait,
     debug_server::{Debug, DebugServer},
 };
 use enid_datapath::{Mac, identity};
@@ -20,7 +20,8 @@ use crate::{
     core::readiness::Readiness,
     host::sockets::{Listener, Listeners},
     host::{kernel::route_table, pod_links},
-    kubernetes::Faults,
+    kubernetes::{Faults, InForce},
+    settings::SETTINGS,
 };
 
 /// Health's name for what STATUS says.
@@ -40,6 +41,8 @@ pub struct DebugService {
     pub metrics_fault: watch::Receiver<Option<String>>,
     /// What the API server does not serve.
     pub api_server: watch::Receiver<Faults>,
+    /// What is given, and by whom.
+    pub settings: watch::Receiver<InForce>,
     /// Foreign rules, routes and addresses that take precedence over ours.
     pub conflicts: watch::Receiver<Vec<String>>,
 }
@@ -93,6 +96,7 @@ impl Debug for DebugService {
             host: in_words(readiness.host).unwrap_or_default(),
             api_server: self.api_server.borrow().iter().map(|(what, why)| format!("{what}: {why}")).collect(),
             outage: in_words(readiness.outage).unwrap_or_default(),
+            settings: settings(&self.settings.borrow()),
         }))
     }
 
@@ -168,6 +172,15 @@ impl Debug for DebugService {
         let leases = leases.chain(view.orphans.iter().map(orphaned)).collect();
         Ok(Response::new(ListLeasesResponse { leases }))
     }
+}
+
+fn settings(given: &InForce) -> Vec<Setting> {
+    let each = SETTINGS.iter().map(|setting| {
+        let ((value, origin), (next, next_origin)) = (given.now.value(setting), given.next.value(setting));
+        let next = (next != value).then(|| NextValue { value: next.to_owned(), origin: next_origin.to_string() });
+        Setting { name: setting.name.to_owned(), value: value.to_owned(), origin: origin.to_string(), next }
+    });
+    each.collect()
 }
 
 fn state(eni: &enid_ipamd::Eni) -> &'static str {

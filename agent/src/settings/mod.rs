@@ -3,8 +3,10 @@
 //! The chart carries the same names; a test fails when one of them is missing there. Names are the
 //! peer's where it has the setting. An empty value counts as not set.
 
+pub mod given;
 pub mod peer;
 mod read;
+pub mod remembered;
 mod stack;
 mod table;
 
@@ -13,7 +15,8 @@ use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, time::Duration}
 use enid_ipamd::{Kind, Provisioning};
 
 use crate::host::kernel::Steering;
-pub use table::{SETTINGS, Setting};
+pub use read::Mistake;
+pub use table::{Applies, SETTINGS, Setting};
 
 use read::{Reader, URLS, is_url};
 use stack::Stack;
@@ -49,6 +52,10 @@ pub struct Settings {
     pub cluster_endpoint: Option<String>,
     /// Which taints of the node are kept.
     pub taints: Taints,
+    /// ANNOTATE_POD_IP.
+    pub annotate_pods: bool,
+    /// ENID_PUBLISH_ADDRESSES.
+    pub publish_addresses: bool,
     /// What names the node's ENIConfig.
     pub eni_config: EniConfigNames,
     /// ENIs, and pods' packets on the node.
@@ -97,7 +104,7 @@ pub struct Settings {
 
 impl Settings {
     /// Reads all of them and reports every mistake in one go.
-    pub fn read(value: &dyn Fn(&Setting) -> Option<String>) -> Result<Self, Vec<String>> {
+    pub fn read(value: &dyn Fn(&Setting) -> Option<String>) -> Result<Self, Vec<Mistake>> {
         let mut read = Reader::new(value);
         let stack = read.stack();
         // RFC 8200, 5: no link of IPv6 carries less.
@@ -136,6 +143,8 @@ impl Settings {
                 startup: read.taint("ENID_STARTUP_TAINT"),
                 no_addresses: read.switch("ENID_NO_ADDRESSES_TAINT"),
             },
+            annotate_pods: read.switch("ANNOTATE_POD_IP"),
+            publish_addresses: read.switch("ENID_PUBLISH_ADDRESSES"),
             eni_config: EniConfigNames {
                 annotation: read.text("ENI_CONFIG_ANNOTATION_DEF").unwrap_or_default(),
                 label: read.text("ENI_CONFIG_LABEL_DEF").unwrap_or_default(),
@@ -202,9 +211,10 @@ mod tests {
     use super::*;
 
     fn read(given: &[(&str, &str)]) -> Result<Settings, Vec<String>> {
-        Settings::read(&|setting| {
+        let read = Settings::read(&|setting| {
             given.iter().find(|(name, _)| *name == setting.name).map(|(_, value)| (*value).to_owned())
-        })
+        });
+        read.map_err(|mistakes| mistakes.into_iter().map(|mistake| mistake.text).collect())
     }
 
     #[test]
@@ -285,6 +295,29 @@ mod tests {
         let settings = read(&targets.map(|name| (name, "-1"))).unwrap();
         assert_eq!((settings.policy.target, settings.policy.max_enis), (Target::Auto, None));
         assert_eq!(read(&[("AWS_VPC_K8S_CNI_LOGLEVEL", "FATAL")]).unwrap().log_level, "error");
+    }
+
+    /// The kind: a setting that is said to count live, and does not.
+    #[test]
+    fn live_settings_are_those_that_change_what_is_read_live() {
+        let given = |name: &str| match name {
+            "AWS_VPC_K8S_CNI_LOGLEVEL" => "debug",
+            name if name.starts_with("DISABLE_") || name.starts_with("AWS_") => "true",
+            _ => "2",
+        };
+        let started = read(&[("CLUSTER_NAME", "a")]).unwrap();
+        for setting in SETTINGS.iter().filter(|setting| setting.applies == Applies::Live) {
+            let now = read(&[("CLUSTER_NAME", "a"), (setting.name, given(setting.name))]).unwrap();
+            let policy = started.policy.with_live(&now.policy);
+            assert_eq!(policy, now.policy, "{}", setting.name);
+            assert!(policy != started.policy || now.log_level != started.log_level, "{}", setting.name);
+        }
+        let other =
+            [("ENABLE_PREFIX_DELEGATION", "true"), ("ENABLE_SUBNET_DISCOVERY", "false"), ("ENABLE_MULTI_NIC", "true")];
+        for setting in other {
+            let now = read(&[("CLUSTER_NAME", "a"), setting]).unwrap();
+            assert_eq!(started.policy.with_live(&now.policy), started.policy, "{setting:?}");
+        }
     }
 
     #[test]

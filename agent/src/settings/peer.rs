@@ -38,7 +38,6 @@ pub const FOREIGN: &[Foreign] = &[
         &["none"],
         Ignored("Enid does not wait for a network policy agent; the agent finds pods by their links' names"),
     ),
-    row("ANNOTATE_POD_IP", OFF, Ignored("pods get no annotation; the address is in their status")),
     row("DISABLE_TCP_EARLY_DEMUX", OFF, Ignored("only security groups for pods need it")),
     row("AWS_VPC_K8S_CNI_BACKING_STORE", &[], Ignored("the store is in ENID_STORE_DIR")),
     row("AWS_VPC_K8S_CNI_LOG_FILE", &["stdout", "stderr"], Ignored("the log goes to stderr")),
@@ -84,7 +83,7 @@ mod tests {
     use std::fmt::Write;
 
     use super::*;
-    use crate::settings::SETTINGS;
+    use crate::settings::{Applies, SETTINGS};
 
     fn of(vars: &[(&str, &str)]) -> (Vec<String>, Vec<String>) {
         look(&|name| vars.iter().find(|(known, _)| *known == name).map(|(_, value)| (*value).to_owned()))
@@ -99,7 +98,7 @@ mod tests {
             ("NETWORK_POLICY_ENFORCING_MODE", "Strict"),
             ("POD_SECURITY_GROUP_ENFORCING_MODE", "standard"),
             ("DISABLE_INTROSPECTION", "true"),
-            ("ANNOTATE_POD_IP", "False"),
+            ("ENABLE_NFTABLES", ""),
             ("HTTP_TIMEOUT", ""),
         ]);
         assert_eq!(refused.len(), 2, "{refused:#?}");
@@ -114,13 +113,20 @@ mod tests {
     fn the_documentation_lists_every_setting() {
         let mut text = "# Settings\n\nEach is an environment variable, a flag of `enid agent` and a value of the chart (`env`). The names \
                         are those of Amazon's\nVPC CNI where that has the setting. The tests compare this page with the code.\n\n\
-                        | variable | default | meaning | differs from Amazon's VPC CNI |\n|---|---|---|---|\n"
+                        A NodeConfig (docs/objects.md) gives other values to some of the nodes: `live` ones count at once, others \
+                        `at start`, that is\nwhen the node's daemon starts next, and where it says `no` the chart alone decides.\n\n\
+                        | variable | default | meaning | NodeConfig | differs from Amazon's VPC CNI |\n|---|---|---|---|---|\n"
             .to_owned();
         for setting in SETTINGS {
             let differs = DIFFERENT.iter().find(|(name, _)| *name == setting.name).map(|(_, how)| *how);
             let differs = differs.unwrap_or(if OURS.contains(&setting.name) { "it has no such setting" } else { "" });
             let default = if setting.default.is_empty() { String::new() } else { format!("`{}`", setting.default) };
-            writeln!(text, "| `{}` | {default} | {} | {differs} |", setting.name, setting.help).unwrap();
+            let applies = match setting.applies {
+                Applies::Live => "live",
+                Applies::AtStart => "at start",
+                Applies::Given => "no",
+            };
+            writeln!(text, "| `{}` | {default} | {} | {applies} | {differs} |", setting.name, setting.help).unwrap();
         }
         text.push_str(
             "\n## Settings of Amazon's VPC CNI that Enid does not have\n\nA refused one keeps the daemon from starting, if it \
@@ -147,10 +153,11 @@ mod tests {
         }
     }
 
-    const OURS: [&str; 14] = [
+    const OURS: [&str; 15] = [
         "MAX_PODS",
         "ENID_NO_ADDRESSES_TAINT",
         "ENID_STARTUP_TAINT",
+        "ENID_PUBLISH_ADDRESSES",
         "ENID_ENI_MARK_MASK",
         "ENID_FORWARD_PROBE",
         "ENID_LOG_FORMAT",

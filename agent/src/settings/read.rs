@@ -20,11 +20,19 @@ use super::{
     table::{SETTINGS, Setting},
 };
 
+/// A value that makes no sense.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mistake {
+    /// The setting.
+    pub setting: String,
+    /// One sentence: name, value and what is allowed.
+    pub text: String,
+}
+
 /// Reads settings one by one, and gathers what is wrong with them.
 pub(super) struct Reader<'a> {
     value: &'a dyn Fn(&Setting) -> Option<String>,
-    /// One sentence each.
-    mistakes: Vec<String>,
+    mistakes: Vec<Mistake>,
 }
 
 impl<'a> Reader<'a> {
@@ -33,7 +41,7 @@ impl<'a> Reader<'a> {
     }
 
     /// What is wrong with the settings that were read.
-    pub(super) fn into_mistakes(self) -> Vec<String> {
+    pub(super) fn into_mistakes(self) -> Vec<Mistake> {
         self.mistakes
     }
 
@@ -45,7 +53,8 @@ impl<'a> Reader<'a> {
     }
 
     pub(super) fn mistake(&mut self, name: &str, value: &str, allowed: impl std::fmt::Display) {
-        self.mistakes.push(format!("{name} is {value:?}; allowed: {allowed}"));
+        let text = format!("{name} is {value:?}; allowed: {allowed}");
+        self.mistakes.push(Mistake { setting: name.to_owned(), text });
     }
 
     pub(super) fn number(&mut self, name: &str, least: u32, most: u32) -> Option<u32> {

@@ -206,6 +206,7 @@ impl Core {
             detaches_in_use: self.integrity.is_mutated(Mutation::DetachInUse),
             ignores_kernel: self.integrity.is_mutated(Mutation::IgnoreKernel),
             changes_unmanaged: self.integrity.is_mutated(Mutation::ChangeUnmanaged),
+            ignores_places: self.integrity.is_mutated(Mutation::IgnorePlaces),
         }
     }
 

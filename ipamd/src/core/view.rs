@@ -9,7 +9,7 @@ use crate::{
     lease::Lease,
     plan::{self, Plan},
     pool::{BlockState, Eni, EniState},
-    supply::{Counts, Kind, Limits, kind::is_local, per_eni},
+    supply::{Counts, Kind, Limits, Placement, Provisioning, kind::is_local, per_eni},
     view::{Capacity, InFlight, View},
 };
 
@@ -19,10 +19,15 @@ impl Core {
         let plan = self.plan(now);
         let cards = self.pool.cards(&self.node);
         let is_known = self.node.limits != Limits::UNKNOWN;
-        let enis =
+        let enis: u32 =
             cards.iter().filter(|_| is_known).map(|card| self.node.policy.eni_max(self.node.limits, *card)).sum();
         let size = self.node.policy.kind(self.node.limits).size();
         let addresses = u64::from(enis) * per_eni(self.node.limits) * size;
+        // With ENIConfigs pods get none of the primary's.
+        let of_first = if is_known { self.node.policy.eni_max(self.node.limits, 0) } else { 0 };
+        let of_first = of_first.saturating_sub(u32::from(self.node.policy.placement == Placement::EniConfig));
+        let grows = self.node.policy.provisioning == Provisioning::On;
+        let for_pods = if grows { u64::from(of_first) * per_eni(self.node.limits) * size } else { 0 };
         let in_flight = self.calls.in_flight().map(|flight| InFlight {
             action: flight.call.action(),
             eni: flight.call.eni().cloned(),
@@ -33,7 +38,7 @@ impl Core {
         View {
             now,
             counts: self.counts(),
-            capacity: Capacity { enis, addresses, cards, free: self.demand.subnets().free().collect() },
+            capacity: Capacity { enis, addresses, for_pods, cards, free: self.demand.subnets().free().collect() },
             enis: self.pool.enis_by_id().clone(),
             blocks: self.pool.blocks_by_net().clone(),
             groups: self.observed.groups().known().clone(),

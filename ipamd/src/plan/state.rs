@@ -67,6 +67,7 @@ pub(crate) struct Guards {
     pub(crate) detaches_in_use: bool,
     pub(crate) ignores_kernel: bool,
     pub(crate) changes_unmanaged: bool,
+    pub(crate) ignores_places: bool,
 }
 
 impl State<'_> {
@@ -145,6 +146,9 @@ impl State<'_> {
     /// Where an ENI may be created, the best place first.
     pub(crate) fn homes(&self, now: Millis) -> Result<Vec<Home>, Refusal> {
         let (primary, groups) = (self.pool.primary_subnet(), self.observed.groups.of_new());
+        if self.guards.ignores_places {
+            return Ok(vec![Home { subnet: None, groups }]);
+        }
         self.demand.places().homes(now, &self.node.policy, self.demand.subnets(), (&primary, &groups))
     }
 

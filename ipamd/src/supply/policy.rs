@@ -124,6 +124,21 @@ pub struct Policy {
 }
 
 impl Policy {
+    /// The same with what of `other` can be changed while pods run and the daemon goes on.
+    #[must_use]
+    pub fn with_live(&self, other: &Policy) -> Policy {
+        Policy {
+            target: other.target,
+            max_enis: other.max_enis,
+            max_pods: other.max_pods,
+            cooldown_ms: other.cooldown_ms,
+            provisioning: other.provisioning,
+            clean_leaked: other.clean_leaked,
+            manage_cordoned: other.manage_cordoned,
+            ..self.clone()
+        }
+    }
+
     /// ENIs that a card may have.
     pub fn eni_max(&self, limits: Limits, card: u32) -> u32 {
         let most = limits.on_card(card);

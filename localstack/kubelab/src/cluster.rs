@@ -195,7 +195,8 @@ impl Cluster {
         let files: Vec<String> =
             [&values].into_iter().chain(&self.config.values).map(|path| path.display().to_string()).collect();
         arguments.extend(files.iter().flat_map(|path| ["--values", path]));
-        arguments.extend(["--wait", "--timeout", "120s"]);
+        // What was changed by hand is the chart's again.
+        arguments.extend(["--wait", "--timeout", "120s", "--force-conflicts"]);
         arguments.extend(more);
         self.helm(&arguments).context("Enid cannot be installed")
     }

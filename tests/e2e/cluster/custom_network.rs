@@ -1,7 +1,7 @@
 //! Custom networking: pods are in the subnet and the security groups of their node's ENIConfig, which is edited while they
 //! talk.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::{collections::BTreeSet, net::IpAddr, time::Duration};
 
 use anyhow::{Context, ensure};
 use enid_tests::{
@@ -9,6 +9,7 @@ use enid_tests::{
     kube::{self, KubePod},
     wait_until,
 };
+use ipnet::IpNet;
 use kubelab::Cluster;
 use serde_json::json;
 use vpclab::ec2::Eni;
@@ -20,16 +21,22 @@ const DRAINED: Duration = Duration::from_secs(240);
 /// The label and the annotation that name a node's ENIConfig.
 const KEY: &str = "k8s.amazonaws.com/eniConfig";
 /// The further subnets of the two nodes' zones.
-const CIDRS: [&str; 2] = ["10.0.64.0/19", "10.0.96.0/19"];
+pub const CIDRS: [&str; 2] = ["10.0.64.0/19", "10.0.96.0/19"];
 
 /// The id of a subnet.
-fn subnet(cluster: &Cluster, cidr: &str) -> String {
+pub fn subnet(cluster: &Cluster, cidr: &str) -> String {
     let filter = [("Filter.1.Name", "cidr-block"), ("Filter.1.Value.1", cidr)];
     let answer = cluster.lab().ec2("DescribeSubnets", &filter).unwrap();
     vpclab::ec2::first(&answer, "subnetId").unwrap()
 }
 
-fn configure(cluster: &Cluster, name: &str, subnet: &str, group: &str) -> anyhow::Result<()> {
+/// Whether an address is of a CIDR.
+pub fn is_in(address: IpAddr, cidr: &str) -> bool {
+    cidr.parse::<IpNet>().is_ok_and(|net| net.contains(&address))
+}
+
+/// An ENIConfig.
+pub fn configure(cluster: &Cluster, name: &str, subnet: &str, group: &str) -> anyhow::Result<()> {
     let config = json!({
         "apiVersion": "crd.k8s.amazonaws.com/v1alpha1",
         "kind": "ENIConfig",

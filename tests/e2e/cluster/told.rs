@@ -3,6 +3,7 @@
 use std::{net::Ipv4Addr, time::Duration};
 
 use enid_tests::{kube, wait_until};
+use kubelab::Cluster;
 use serde_json::{Value, json};
 
 use crate::CLUSTER;
@@ -10,41 +11,53 @@ use crate::CLUSTER;
 /// A subnet that was short is asked again within two minutes, and the kubelet asks again within some seconds.
 const BOUND: Duration = Duration::from_secs(180);
 
+/// Addresses for pods of an m5.xlarge: 4 ENIs with 15 each, of which the ENI has one.
+const OF_TYPE: u32 = 56;
 /// The taint of a node whose subnets are full, one that new nodes have, and one of somebody else.
 const NO_ADDRESSES: &str = "status-taint.cluster-autoscaler.kubernetes.io/enid-no-addresses";
 const STARTING: &str = "node.example.com/starting";
 const OTHER: &str = "node.example.com/other";
 
+/// A Deployment of pods on one node that only have their addresses.
+pub fn deployment(name: &str, node: &str, replicas: u64) -> String {
+    let container = json!({ "name": "idle", "image": kube::AGNHOST, "imagePullPolicy": "Never", "args": ["pause"] });
+    let selector = json!({ "kubernetes.io/hostname": node });
+    let pod = json!({ "terminationGracePeriodSeconds": 1, "nodeSelector": selector, "containers": [container] });
+    json!({
+        "apiVersion": "apps/v1",
+        "kind": "Deployment",
+        "metadata": { "name": name, "namespace": "default" },
+        "spec": {
+            "replicas": replicas,
+            "selector": { "matchLabels": { "app": name } },
+            "template": { "metadata": { "labels": { "app": name } }, "spec": pod },
+        },
+    })
+    .to_string()
+}
+
+/// What Enid has told of pods, or of nodes.
+pub fn told(cluster: &Cluster, kind: &str) -> Vec<Value> {
+    let events = cluster.list("events", &[]).unwrap_or_default();
+    let ours = |event: &Value| event["reportingComponent"] == "enid" && event["involvedObject"]["kind"] == kind;
+    events.into_iter().filter(ours).collect()
+}
+
 #[test]
 fn a_pod_without_an_address_says_why_and_its_node_stays_ready() {
     let cluster = &*CLUSTER;
-    let taints = ["--set", "env.ENID_NO_ADDRESSES_TAINT=true", "--set", &format!("env.ENID_STARTUP_TAINT={STARTING}")];
-    cluster.install_enid(&taints).unwrap();
+    let starting = format!("ENID_STARTUP_TAINT={STARTING}");
+    let on = ["ENID_NO_ADDRESSES_TAINT=true", "ENID_PUBLISH_ADDRESSES=true", "ANNOTATE_POD_IP=true", &starting];
+    let settings = on.map(|setting| format!("--set=env.{setting}"));
+    cluster.install_enid(&settings.each_ref().map(String::as_str)).unwrap();
     // What other tests have given reason for.
     cluster.kubectl(&["delete", "events", "--all", "--all-namespaces"]).unwrap();
     let lab = cluster.lab();
     let node = lab.node(0);
     let all: Vec<Ipv4Addr> = (1..255).map(|last| Ipv4Addr::new(10, 0, 1, last)).collect();
     lab.occupy(&node.subnet_id, &all).unwrap();
-    let container = json!({ "name": "idle", "image": kube::AGNHOST, "imagePullPolicy": "Never", "args": ["pause"] });
-    let selector = json!({ "kubernetes.io/hostname": node.name });
-    let pod = json!({ "terminationGracePeriodSeconds": 1, "nodeSelector": selector, "containers": [container] });
-    let deployment = json!({
-        "apiVersion": "apps/v1",
-        "kind": "Deployment",
-        "metadata": { "name": "short", "namespace": "default" },
-        "spec": {
-            "replicas": 20,
-            "selector": { "matchLabels": { "app": "short" } },
-            "template": { "metadata": { "labels": { "app": "short" } }, "spec": pod },
-        },
-    });
-    cluster.apply(&deployment.to_string()).unwrap();
-    let told = |kind: &str| -> Vec<Value> {
-        let events = cluster.list("events", &[]).unwrap_or_default();
-        let ours = |event: &Value| event["reportingComponent"] == "enid" && event["involvedObject"]["kind"] == kind;
-        events.into_iter().filter(ours).collect()
-    };
+    cluster.apply(&deployment("short", &node.name, 20)).unwrap();
+    let told = |kind: &str| told(cluster, kind);
     wait_until(BOUND, || !told("Pod").is_empty() && !told("Node").is_empty()).unwrap();
     for event in told("Pod").iter().chain(&told("Node")) {
         let words = event["message"].as_str().unwrap_or_default();
@@ -73,6 +86,28 @@ fn a_pod_without_an_address_says_why_and_its_node_stays_ready() {
     wait_until(BOUND, is_told).unwrap_or_else(|_| panic!("{}", object()));
     assert!(object()["message"].as_str().unwrap().contains(&node.subnet_id), "{}", object());
     assert_eq!(object()["ready"], true);
+    // And its condition.
+    let condition = || {
+        let path = r#"jsonpath={.status.conditions[?(@.type=="PodAddresses")].reason}"#;
+        cluster.kubectl(&["get", "node", &node.name, "-o", path]).unwrap_or_default()
+    };
+    wait_until(BOUND, || condition() == "SubnetFull").unwrap_or_else(|_| panic!("{}", condition()));
+    // The scheduler is told what the node has, and not what it could have had.
+    let published = || -> u32 {
+        let path = r"jsonpath={.status.capacity.enid\.dev/addresses}";
+        let count = cluster.kubectl(&["get", "node", &node.name, "-o", path]).unwrap_or_default();
+        count.parse().unwrap_or_default()
+    };
+    wait_until(BOUND, || (1..OF_TYPE).contains(&published())).unwrap_or_else(|_| panic!("{}", published()));
+    // Pods that have an address bear it.
+    let served: Vec<Value> = {
+        let pods = cluster.list("pods", &["-l", "app=short"]).unwrap();
+        pods.into_iter().filter(|pod| pod["status"]["podIP"].is_string()).collect()
+    };
+    assert!(!served.is_empty(), "some of them have got what was there");
+    for pod in served {
+        assert_eq!(pod["metadata"]["annotations"]["vpc.amazonaws.com/pod-ips"], pod["status"]["podIP"], "{pod}");
+    }
 
     // The taint comes, a rollout of the daemons ends all the same, and what others write stays.
     let keys = || cluster.kubectl(&["get", "node", &node.name, "-o", "jsonpath={.spec.taints[*].key}"]).unwrap();
@@ -90,6 +125,8 @@ fn a_pod_without_an_address_says_why_and_its_node_stays_ready() {
     lab.vacate(&node.subnet_id, &all).unwrap();
     wait_until(BOUND, || kube::rolled_out(cluster, "deployment/short").is_ok()).unwrap();
     wait_until(BOUND, || keys() == OTHER).unwrap_or_else(|_| panic!("{}", keys()));
+    wait_until(BOUND, || condition() != "SubnetFull").unwrap_or_else(|_| panic!("{}", condition()));
+    wait_until(BOUND, || published() == OF_TYPE).unwrap_or_else(|_| panic!("{}", published()));
     cluster.kubectl(&["taint", "node", &node.name, &format!("{OTHER}-")]).unwrap();
     kube::remove(cluster, "short").unwrap();
     cluster.install_enid(&[]).unwrap();

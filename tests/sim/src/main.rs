@@ -25,6 +25,7 @@ use std::{collections::BTreeMap, path::Path, process::ExitCode};
 
 use anyhow::Context;
 use comfy_table::{Table, presets::NOTHING};
+use rayon::prelude::*;
 
 use crate::{
     run::{MOVES, play},
@@ -82,9 +83,13 @@ fn run(args: &[String]) -> anyhow::Result<()> {
 
 fn seeds(first: u64, count: u64) -> anyhow::Result<()> {
     let mut all = Tally::default();
-    for seed in first..first + count {
+    // On all processors; of several that break it is the first seed that is told.
+    let played = (first..first + count).into_par_iter().map(|seed| {
         let story = story::draw(seed, MOVES);
         let (broken, tally) = play(seed, &story, None);
+        (seed, story, broken, tally)
+    });
+    for (seed, story, broken, tally) in played.collect::<Vec<_>>() {
         if let Some(what) = broken {
             return Err(stories::record(seed, &story, &what)?);
         }

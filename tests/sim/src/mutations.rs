@@ -2,6 +2,7 @@
 
 use comfy_table::{Table, presets::NOTHING};
 use enid_ipamd::Mutation;
+use rayon::prelude::*;
 
 use crate::{
     run::{MOVES, play},
@@ -9,7 +10,7 @@ use crate::{
 };
 
 /// Every guard, and the invariant (design) that it stands for.
-const GUARDS: [(Mutation, &str); 11] = [
+const GUARDS: [(Mutation, &str); 12] = [
     (Mutation::AssignTwice, "1: an address has one owner"),
     (Mutation::IgnoreOrphans, "1: an orphaned link owns its address"),
     (Mutation::UnassignInUse, "2: nothing that a live pod uses is unassigned"),
@@ -19,6 +20,7 @@ const GUARDS: [(Mutation, &str); 11] = [
     (Mutation::OfferUnrecorded, "3: a lease is durable before its ADD is answered"),
     (Mutation::CreateUnrecorded, "4: a creation is written down before it is sent"),
     (Mutation::ChangeUnmanaged, "5: an ENI is changed only if it is ours"),
+    (Mutation::IgnorePlaces, "an ENI is created only where tags and ENIConfigs say"),
     (Mutation::ServeUnprotected, "an ENI serves only after delete-on-termination"),
     (Mutation::NoCooldown, "an address is not assigned again during its cooldown"),
 ];
@@ -33,7 +35,7 @@ pub fn run() -> anyhow::Result<()> {
     table.load_style(NOTHING).set_header(["guard", "invariant", "seed", "what breaks"]);
     let mut unseen = Vec::new();
     for (mutation, invariant) in GUARDS {
-        let caught = (1..=TRIES).find_map(|seed| {
+        let caught = (1..=TRIES).into_par_iter().find_map_first(|seed| {
             let story = story::draw(seed, MOVES);
             play(seed, &story, Some(mutation)).0.map(|what| (seed, what))
         });

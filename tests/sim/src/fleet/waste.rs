@@ -2,6 +2,7 @@
 
 use comfy_table::{Table, presets::NOTHING};
 use enid_ipamd::Target;
+use rayon::prelude::*;
 use vpclab::model::Options;
 
 use super::{
@@ -110,15 +111,14 @@ fn cost(trace: &Trace, target: Target, seed: u64) -> anyhow::Result<Cost> {
 pub fn play(seeds: std::ops::Range<u64>) -> anyhow::Result<Vec<(&'static str, Costs)>> {
     let mut found = Vec::new();
     for (kind, draw) in KINDS {
-        let mut costs = Vec::new();
-        for way in &WAYS {
+        let played = WAYS.par_iter().map(|way| {
             let mut sum = Cost::default();
             for seed in seeds.clone() {
                 sum = sum.plus(cost(&draw(seed), way.target, seed)?);
             }
-            costs.push((way.name, sum));
-        }
-        found.push((kind, costs));
+            Ok((way.name, sum))
+        });
+        found.push((kind, played.collect::<anyhow::Result<Costs>>()?));
     }
     Ok(found)
 }
