@@ -195,8 +195,8 @@ impl CniService {
         let mut keys = vec![key.clone()];
         if key.ifname == identity::FIRST {
             let view = self.handle.view().await.ok_or(End::Gone)?;
-            if let Some((_, lease)) = view.leases().find(|(leased, _)| **leased == key)
-                && self.tell.annotations.are_wanted()
+            if self.tell.annotations.are_wanted()
+                && let Some((_, lease)) = view.leases().find(|(leased, _)| **leased == key)
             {
                 self.tell.annotations.had(lease.pod.as_ref(), lease.address);
             }
