@@ -3,7 +3,7 @@ SHELL := /bin/bash
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 SHIM := x86_64-unknown-linux-musl
 
-.PHONY: help tools build plugin check test test-vm sim demo bench audit chart borders structure image cluster-parts cluster cluster-down test-cluster conformance bench-cluster
+.PHONY: help tools cluster-tools build plugin check test test-vm sim demo bench audit chart borders structure image cluster-parts cluster cluster-down test-cluster conformance bench-cluster
 
 help:
 	@echo "make demo    two nodes, forty pods, every path a packet can take (KEEP=1 leaves it up)"
@@ -16,7 +16,7 @@ help:
 	@echo "make sim     random histories of a simulated node, with every fault (SEEDS=500)"
 	@echo "make bench   ADD and DEL compared with a minimal program; sizes (SHORT=1: fewer rounds, for development)"
 	@echo "make audit   known vulnerabilities (needs the advisory database, from outside)"
-	@echo "make build   the programs;  make tools   what a fresh Debian 12 lacks"
+	@echo "make build   the programs;  make tools   what a fresh Debian 12 lacks;  make cluster-tools   a cluster's parts"
 
 tools:
 	tools/packages
@@ -27,7 +27,10 @@ tools:
 	tools/grpcurl
 	tools/cnitool
 	tools/plugins
-	tools/kubernetes/build containerd kubernetes etcd coredns
+
+# What a cluster is made of, and Kubernetes' own tests; `make cluster` and `make test-cluster` build them, too.
+cluster-tools:
+	tools/kubernetes/build containerd kubernetes etcd coredns e2e
 
 # One profile for the daemon everywhere; the plugin as it ships, small and static.
 PLUGIN_BYTES := 1048576
@@ -40,10 +43,15 @@ plugin:
 	@size=$$(stat -c %s $(TARGET)/$(SHIM)/shim/enid-cni); \
 	if [ "$$size" -ge $(PLUGIN_BYTES) ]; then echo "enid-cni has $$size bytes; less than $(PLUGIN_BYTES) are allowed"; exit 1; fi
 
+# Lints while it builds: so the dependencies, the AWS SDK above all, are compiled once for lints and tests. `cargo clippy` would
+# compile them in a way of its own. What is built so has a folder of its own.
+LINT := CARGO_BUILD_BUILD_DIR=$(TARGET) CARGO_TARGET_DIR=$(TARGET)/lint RUSTC_WORKSPACE_WRAPPER=$(abspath tools/lint)
+
 check: tools/cargo-deny borders structure chart
 	cargo fmt --all --check
-	cargo clippy --locked --workspace --all-targets -- -D warnings
-	cargo clippy --locked --workspace --test cluster --test hung --test long -- -D warnings # all targets are without these
+	$(LINT) cargo build --locked --workspace --all-targets
+	$(LINT) cargo build --locked --workspace --test cluster --test hung --test long # all targets are without these
+	@! echo 'pub fn f(x: u8) -> u8 { return x; }' | tools/lint rustc --crate-type lib --emit metadata --out-dir $(TARGET)/lint -W clippy::needless_return - 2>/dev/null || { echo "tools/lint takes what clippy warns of"; exit 1; }
 	.tools/bin/cargo-deny --log-level error check bans licenses sources
 
 # The core has no I/O and no runtime in its tree; the plugin has no runtime and few crates; plugin and datapath have no

@@ -108,7 +108,13 @@ impl ControlPlane<'_> {
         let kubeconfig = self.folder.join("admin.kubeconfig");
         let kubectl = self.parts.program("kubectl");
         let (kubectl, kubeconfig) = (kubectl.to_string_lossy(), kubeconfig.to_string_lossy());
+        let pid_file = self.pid_file(API_SERVER);
         let ready = || {
+            // It ends where etcd is slow to answer; an init system would start it again.
+            let has_ended = "test -s $0 && ! kill -0 $(cat $0) 2>/dev/null";
+            if self.lab.run(CONTROL_PLANE, "sh", &["-c", has_ended, &pid_file]).is_ok() {
+                self.spawn(API_SERVER)?;
+            }
             let arguments = ["--kubeconfig", &kubeconfig, "--request-timeout=5s", "get", "--raw=/readyz"];
             self.lab.run(CONTROL_PLANE, &kubectl, &arguments)
         };
@@ -132,6 +138,8 @@ impl ControlPlane<'_> {
     }
 
     fn spawn(&self, name: &str) -> anyhow::Result<()> {
+        // The number of one that has ended is not its successor's.
+        let _ = fs::remove_file(self.pid_file(name));
         let path = log(self.folder, name);
         let log = File::options().create(true).append(true).open(&path);
         let log = log.with_context(|| format!("cannot write {}", path.display()))?;

@@ -1,7 +1,8 @@
 //! A real Kubernetes cluster with Enid, by its chart: what the API server, EC2 and the kernels say of pods, and what becomes
 //! of packets while the cluster is worked on. `make test-cluster` runs it.
 //!
-//! All tests share one cluster and run one after the other, in the order of their names: the last one uninstalls Enid.
+//! All tests of a process share one cluster and run one after the other, in the order of their names: the last one uninstalls
+//! Enid. ENID_TEST_CLUSTER names the cluster, for processes that run side by side.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
@@ -28,8 +29,8 @@ const VALUES: &str = "env: { WARM_IP_TARGET: 4, MINIMUM_IP_TARGET: 6 }\n";
 
 /// The cluster. It ends with this process, since its lab does.
 static CLUSTER: LazyLock<Cluster> = LazyLock::new(|| {
-    let name = "test-cluster".to_owned();
-    let values = std::env::temp_dir().join("enid-test-cluster.yaml");
+    let name = std::env::var("ENID_TEST_CLUSTER").unwrap_or_else(|_| "test-cluster".to_owned());
+    let values = std::env::temp_dir().join(format!("enid-{name}.yaml"));
     std::fs::write(&values, VALUES).unwrap();
     let config = ClusterConfig { name, values: vec![values], ..ClusterConfig::default() };
     // What a run left that was killed.
