@@ -42,6 +42,7 @@ use crate::{
         remembered::{self, Remembered},
     },
     store::{self, Store},
+    takeover,
 };
 
 /// Runs the daemon until it is asked to stop. `settings`: what is given without NodeConfigs.
@@ -62,10 +63,18 @@ pub fn run(given: Given, settings: Settings) -> anyhow::Result<()> {
     pods.block_on(serve(given, settings, log_level, background.handle().clone()))
 }
 
-/// What NodeConfigs give: as heard last or, by a node that has never heard of any, as the API server says now; what they gave
-/// to the last start; and what of that the next start will find.
-async fn overrides(given: &Given, settings: &Settings) -> (Overrides, Overrides, Option<Overrides>) {
-    let (heard, started, remembered) = match remembered::read(settings) {
+/// What NodeConfigs give.
+struct Heard {
+    /// As heard last or, by a node that has never heard of any, as the API server says now.
+    overrides: Overrides,
+    /// To the last start.
+    last: Overrides,
+    /// To the next start, as far as it is on disk.
+    remembered: Option<Overrides>,
+}
+
+async fn heard(given: &Given, settings: &Settings) -> Heard {
+    let (heard, last, remembered) = match remembered::read(settings) {
         Some(Remembered { heard, started, .. }) => (heard.clone(), started, Some(heard)),
         None => match kubernetes::node_configs(given, settings).await {
             Ok(heard) => (heard.unwrap_or_default(), Overrides::new(), None),
@@ -77,7 +86,19 @@ async fn overrides(given: &Given, settings: &Settings) -> (Overrides, Overrides,
     };
     let (accepted, rejected) = given.accept(heard, &Overrides::new());
     rejected.iter().for_each(|Rejected { config, why, .. }| warn!("NodeConfig {config}: {why}"));
-    (accepted, started, remembered)
+    Heard { overrides: accepted, last, remembered }
+}
+
+/// What a start finds on its node.
+struct Found {
+    /// The settings as given, and as they fit the node.
+    given: Given,
+    settings: Settings,
+    /// What the core's task starts with.
+    parts: Parts,
+    instance: Instance,
+    /// IPv6 is off for want of an address.
+    lacks_v6: bool,
 }
 
 /// What NodeConfigs give does not keep a daemon from starting: what this node cannot have is left out, and pods keep what they
@@ -89,12 +110,12 @@ async fn discover_or_fall_back(
     imds: &Imds,
     counters: &Arc<Counters>,
     background: &runtime::Handle,
-) -> anyhow::Result<(Given, Settings, Parts, Instance, bool)> {
+) -> anyhow::Result<Found> {
     let mut first = None;
     for given in [given.clone()].into_iter().chain(given.fallbacks(started)) {
         let mut settings = read(&given)?;
         match discover(&mut settings, announced, imds, counters, background).await {
-            Ok((parts, instance, lacks_v6)) => return Ok((given, settings, parts, instance, lacks_v6)),
+            Ok((parts, instance, lacks_v6)) => return Ok(Found { given, settings, parts, instance, lacks_v6 }),
             Err(failure) if failure.is::<Unfit>() => {
                 warn!("the node cannot have its settings: {failure:#}");
                 first.get_or_insert(failure);
@@ -111,18 +132,25 @@ fn read(given: &Given) -> anyhow::Result<Settings> {
 
 async fn serve(given: Given, settings: Settings, log_level: Level, background: runtime::Handle) -> anyhow::Result<()> {
     let base = settings;
-    let (heard, last, mut remembered) = overrides(&given, &base).await;
-    let wanted = given.with(heard);
+    let Heard { overrides, last, mut remembered } = heard(&given, &base).await;
+    let wanted = given.with(overrides);
     log_level(&read(&wanted)?.log_level);
+    let mut terminate = signal(SignalKind::terminate()).context("cannot wait for SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("cannot wait for SIGINT")?;
     // All that can be wrong here is reported before anything is changed.
     let claim = Claim::new(&base.run_dir)?;
+    tokio::select! {
+        () = takeover::wait(&base) => {}
+        _ = terminate.recv() => { info!("asked to stop before it has begun"); return Ok(()) }
+        _ = interrupt.recv() => { info!("interrupted before it has begun"); return Ok(()) }
+    }
     nft::check().await?;
     conflist::check(&base)?;
     let announced = conflist::hide_stale(&base)?;
 
     let imds = Imds::new();
     let counters = Arc::new(Counters::new()?);
-    let (given, settings, parts, instance, lacks_v6) =
+    let Found { given, settings, parts, instance, lacks_v6 } =
         discover_or_fall_back(&wanted, &last, announced, &imds, &counters, &background).await?;
     let refused = (given != wanted).then(|| wanted.overrides().clone());
     if *given.overrides() != last {
@@ -190,8 +218,6 @@ async fn serve(given: Given, settings: Settings, log_level: Level, background: r
     let metrics = metrics::serve(settings.metrics, handle.clone(), readiness.clone(), counters, metrics_fault);
     let health = health::serve(settings.health, sockets::cni(&settings.run_dir));
 
-    let mut terminate = signal(SignalKind::terminate()).context("cannot wait for SIGTERM")?;
-    let mut interrupt = signal(SignalKind::interrupt()).context("cannot wait for SIGINT")?;
     tokio::select! {
         ended = tokio::spawn(task.run()) => { ended?; bail!("the core's task ended") }
         ended = tokio::spawn(cni.run(Plugins::start(plugins).await?)) => { ended?; bail!("the plugins' server ended") }
@@ -222,6 +248,7 @@ async fn discover(
     let boot = store::boot_id()?;
     let instance = imds.wait_for_instance(settings.start_wait).await?;
     let (store, ledger) = Store::open(&settings.store_dir, &boot, &instance.identity(), settings.policy.cooldown_ms)?;
+    takeover::refuse_its_pods(settings, &ledger).await?;
     let (id, kind, leases) = (&instance.id, &instance.kind, ledger.leases.len());
     info!(node = settings.node_name, instance = id, kind, leases, "start");
     let lacks_v6 = families::settle(settings, &instance, &ledger)?;

@@ -18,6 +18,7 @@ mod runtime;
 mod serve;
 mod settings;
 mod store;
+mod takeover;
 mod uninstall;
 
 use std::process::ExitCode;

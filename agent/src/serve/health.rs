@@ -1,5 +1,6 @@
-//! Whether the daemon serves, as probes ask: `/healthz` on a loopback address for the kubelet, `enid health` for people.
-//! Both ask cni.sock, as a plugin does: a daemon that serves operators only is none.
+//! Whether the daemon serves, as probes ask: `/healthz` and `/readyz` on a loopback address for the kubelet, `enid health`
+//! for people. All ask cni.sock, as a plugin does: a daemon that serves operators only is none. One that waits for its node
+//! is alive, and not ready.
 
 use std::{
     io::Read,
@@ -17,20 +18,20 @@ use enid_api::{
 };
 use nix::sys::socket::{MsgFlags, send};
 use socket2::{Domain, SockAddr, Socket, Type};
-use tokio::task::spawn_blocking;
+use tokio::{net::TcpListener, task::spawn_blocking};
+use tracing::warn;
 
 use crate::serve::listen::Listen;
 
 /// Below the kubelet's own bound in the chart, so that the answer says what is wrong.
 const BOUND: Duration = Duration::from_secs(5);
 
-/// Serves `/healthz` until the task is dropped: 200 while a daemon answers on cni.sock, else 503 and why.
+/// Serves both until the task is dropped: 200 while a daemon answers on cni.sock, else 503 and why.
 ///
 /// # Errors
 ///
 /// The server ended.
 pub async fn serve(address: SocketAddr, cni: PathBuf) -> anyhow::Result<()> {
-    let listener = Listen { what: "health", setting: "ENID_HEALTH_ADDRESS", address }.bind(|_| {}).await;
     let answer = move || {
         let cni = cni.clone();
         async move {
@@ -41,7 +42,26 @@ pub async fn serve(address: SocketAddr, cni: PathBuf) -> anyhow::Result<()> {
             }
         }
     };
-    axum::serve(listener, Router::new().route("/healthz", get(answer))).await.context("the health server ended")
+    let router = Router::new().route("/healthz", get(answer.clone())).route("/readyz", get(answer));
+    axum::serve(listen(address).await, router).await.context("the health server ended")
+}
+
+/// Serves both until the task is dropped, for a daemon that has not begun: `/healthz` is 200 and `/readyz` 503, with why.
+pub async fn waiting(address: SocketAddr, why: String) {
+    let answer = |status: StatusCode| {
+        let words = format!("{why}\n");
+        get(move || async move { (status, words) })
+    };
+    let ready = answer(StatusCode::SERVICE_UNAVAILABLE);
+    let router = Router::new().route("/healthz", answer(StatusCode::OK)).route("/readyz", ready);
+    if let Err(failure) = axum::serve(listen(address).await, router).await {
+        warn!("the health server ended: {failure}");
+    }
+    std::future::pending().await
+}
+
+async fn listen(address: SocketAddr) -> TcpListener {
+    Listen { what: "health", setting: "ENID_HEALTH_ADDRESS", address }.bind(|_| {}).await
 }
 
 /// Whether a daemon answers STATUS there, whatever it says.

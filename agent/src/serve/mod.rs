@@ -1,5 +1,5 @@
 //! What the daemon serves: plugins on `cni.sock`, operators on `debug.sock`, Prometheus on `/metrics`, the kubelet's
-//! probes on `/healthz`.
+//! probes on `/healthz` and `/readyz`.
 
 pub mod cni;
 pub mod debug;

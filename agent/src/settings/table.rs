@@ -89,6 +89,6 @@ settings! {
     "ENID_ADD_WAIT" AtStart "add-wait" "60" "Seconds an ADD waits for an address, 1 to 600: below the runtime's own limit";
     "ENID_START_WAIT" Given "start-wait" "30" "Seconds to wait for instance metadata at start";
     "ENID_METRICS_ADDRESS" Given "metrics-address" "0.0.0.0:61678" "Where /metrics is served";
-    "ENID_HEALTH_ADDRESS" Given "health-address" "127.0.0.1:61680" "Where /healthz is served, for the kubelet's probes: a loopback address";
+    "ENID_HEALTH_ADDRESS" Given "health-address" "127.0.0.1:61680" "Where /healthz and /readyz are served, for the kubelet's probes: a loopback address";
     "DISABLE_METRICS" AtStart "disable-metrics" "false" "Serve no metrics";
 }
