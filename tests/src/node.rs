@@ -109,6 +109,9 @@ impl<'a> Place<'a> {
     }
 }
 
+/// A daemon starts within this, also in an emulated machine.
+const START: Duration = Duration::from_secs(60);
+
 /// A daemon that runs on a node. Dropping it kills it.
 pub struct Daemon {
     child: Child,
@@ -150,7 +153,7 @@ impl Daemon {
     /// Starts one and waits until it can give an address.
     pub fn start(place: Place<'_>, settings: &[(&str, &str)]) -> anyhow::Result<Self> {
         let daemon = Self::spawn(place, settings)?;
-        wait_until(Duration::from_secs(20), || place.serves())
+        wait_until(START, || place.serves())
             .with_context(|| format!("the daemon of {} does not become ready: {}", place.name, daemon.log()))?;
         Ok(daemon)
     }

@@ -6,6 +6,7 @@ use aws_sdk_ec2::{
     operation::RequestId,
 };
 use enid_ipamd::{CallError, Cause, Fact};
+use tracing::info;
 
 /// Codes (Amazon EC2 API Reference, "Error codes for the Amazon EC2 API"; AWS General Reference, "Common errors"), sorted by
 /// what can be done about them.
@@ -107,8 +108,12 @@ where
     let request_id = error.request_id().map(str::to_owned);
     let code = error.code().unwrap_or_default().to_owned();
     let said = error.message().unwrap_or_default().to_owned();
+    let (plain, encoded) = without_encoded(&said);
+    if let Some(encoded) = encoded {
+        info!("{action}: {plain} (aws sts decode-authorization-message reads the rest: {encoded})");
+    }
     let words = match &error {
-        SdkError::ServiceError(_) => format!("{code}: {}", if said.is_empty() { "no further words" } else { &said }),
+        SdkError::ServiceError(_) => format!("{code}: {}", if plain.is_empty() { "no further words" } else { plain }),
         other => last_cause(other),
     };
     let cause = match &error {
@@ -127,6 +132,15 @@ where
         _ => "was refused",
     };
     CallError { cause, message: format!("{action} {verb}: {words}"), request_id, fact }
+}
+
+/// A message, and what EC2 adds for those who may decode it (Amazon EC2 API Reference, "UnauthorizedOperation"): some
+/// hundred bytes, other ones each time. What is told again and again is told with the same words.
+fn without_encoded(said: &str) -> (&str, Option<&str>) {
+    match said.split_once("Encoded authorization failure message:") {
+        Some((plain, encoded)) => (plain.trim_end(), Some(encoded.trim())),
+        None => (said, None),
+    }
 }
 
 /// An answer that lacks something.
@@ -164,6 +178,14 @@ fn last_cause(error: &(dyn std::error::Error + 'static)) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// The kind: what is told of missing rights is too long for an event, and differs from call to call.
+    #[test]
+    fn what_ec2_encodes_is_no_part_of_the_words() {
+        let said = "You are not authorized to perform this operation. Encoded authorization failure message: 4b2f";
+        assert_eq!(without_encoded(said), ("You are not authorized to perform this operation.", Some("4b2f")));
+        assert_eq!(without_encoded("Request limit exceeded."), ("Request limit exceeded.", None));
+    }
 
     /// The kind: EC2 says one thing under several codes.
     #[test]

@@ -13,6 +13,9 @@ use tracing::{info, warn};
 
 /// An obstacle must last so long before it is reported.
 const HOLD_MS: u64 = 5_000;
+/// One that has been reported is over when all that is seen for so long is that the pool can grow: nobody has wanted an
+/// address since, so that EC2 was not asked again.
+const KEEP_MS: u64 = 120_000;
 
 /// What is said.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -29,6 +32,8 @@ pub struct Readiness {
     pub host: Option<Refusal>,
     /// Why what the pods that run send does not arrive.
     pub outage: Option<Refusal>,
+    /// What EC2 refuses for want of a right, also while there are addresses enough.
+    pub rights: Option<Refusal>,
 }
 
 /// What STATUS says.
@@ -71,6 +76,7 @@ impl Readiness {
             ("source", &self.source),
             ("host", &self.host),
             ("outage", &self.outage),
+            ("rights", &self.rights),
         ];
         named.into_iter().filter_map(|(name, refusal)| Some((name, refusal.as_ref()?)))
     }
@@ -91,7 +97,7 @@ impl Readiness {
             let Refusal { cause, message, .. } = refusal;
             match name {
                 "obstacle" => info!(%cause, "new pods get no address: {message}"),
-                "source" | "host" => warn!(%cause, "{message}"),
+                "source" | "host" | "rights" => warn!(%cause, "{message}"),
                 "risk" => warn!(%cause, "pods may have no network: {message}"),
                 _ => warn!(%cause, "pods are cut off, and STATUS says so: {message}"),
             }
@@ -122,34 +128,45 @@ pub struct Rule {
     said: Readiness,
     /// Since when an obstacle is seen that is not said yet.
     obstacle_since: Option<Millis>,
+    /// Since when the pool could grow, while an obstacle is said.
+    grows_since: Option<Millis>,
 }
 
 impl Rule {
     /// Nothing has been seen; `served`: an earlier run of this boot could give an address.
     pub fn new(served: bool) -> Self {
-        Rule { said: Readiness::starting(served), obstacle_since: None }
+        Rule { said: Readiness::starting(served), obstacle_since: None, grows_since: None }
     }
 
     /// Takes what is seen now; what is to be said from now on, and when to look again if that may change by itself.
     pub fn look(&mut self, now: Millis, seen: Readiness) -> (&Readiness, Option<Millis>) {
         let served = self.said.served || seen.obstacle.is_none();
-        let (obstacle, again) = self.obstacle(now, seen.obstacle);
+        let (obstacle, again) = self.obstacle(now, seen.obstacle, served);
         self.said = Readiness { served, obstacle, ..seen };
         (&self.said, again)
     }
 
     /// An obstacle has to last before it is said. Once said it stays until an address can be given: that EC2 is asked
-    /// again is no end of it.
-    fn obstacle(&mut self, now: Millis, seen: Option<Refusal>) -> (Option<Refusal>, Option<Millis>) {
+    /// again is no end of it, and that nobody asks any more is one after a while, unless none was ever given.
+    fn obstacle(&mut self, now: Millis, seen: Option<Refusal>, served: bool) -> (Option<Refusal>, Option<Millis>) {
         let said = self.said.obstacle.take();
         let Some(seen) = seen else {
-            self.obstacle_since = None;
+            (self.obstacle_since, self.grows_since) = (None, None);
             return (None, None);
         };
         let grows = seen.cause == Cause::StillGrowing;
-        if said.is_some() {
-            let keeps = grows && said.as_ref().is_some_and(|said| said.cause != Cause::Starting);
-            return (if keeps { said } else { Some(seen) }, None);
+        if let Some(said) = said {
+            if !grows {
+                self.grows_since = None;
+                return (Some(seen), None);
+            }
+            let until = self.grows_since.get_or_insert(now).plus(KEEP_MS);
+            if served && now >= until {
+                self.grows_since = None;
+                return (None, None);
+            }
+            let keeps = said.cause != Cause::Starting;
+            return (Some(if keeps { said } else { seen }), served.then_some(until));
         }
         if grows {
             return (None, None); // an ADD waits for it
@@ -191,6 +208,32 @@ mod tests {
         let next_try = obstacle(&mut rule, 7 + HOLD_MS, hindered(Cause::StillGrowing));
         assert_eq!(next_try, Some(Cause::Throttled), "the next try is no end");
         assert_eq!(obstacle(&mut rule, 8 + HOLD_MS, Readiness::default()), None);
+    }
+
+    /// The kind: a subnet was full when a pod was refused; the pod has gone, the subnet has addresses again, and nothing tries
+    /// it, since the node's taint keeps pods away for as long as the obstacle is said.
+    #[test]
+    fn an_obstacle_that_nobody_runs_into_any_more_ends() {
+        let mut rule = Rule::new(true);
+        rule.look(Millis(0), Readiness::default());
+        rule.look(Millis(1), hindered(Cause::SubnetFull));
+        assert_eq!(obstacle(&mut rule, 1 + HOLD_MS, hindered(Cause::SubnetFull)), Some(Cause::SubnetFull));
+        let begun = 10_000_000;
+        assert_eq!(obstacle(&mut rule, begun, hindered(Cause::StillGrowing)), Some(Cause::SubnetFull));
+        let again = rule.look(Millis(begun + 1), hindered(Cause::StillGrowing)).1;
+        assert_eq!(again, Some(Millis(begun + KEEP_MS)));
+        assert_eq!(
+            obstacle(&mut rule, begun + 2, hindered(Cause::SubnetFull)),
+            Some(Cause::SubnetFull),
+            "it was tried"
+        );
+        assert_eq!(obstacle(&mut rule, begun + KEEP_MS, hindered(Cause::StillGrowing)), Some(Cause::SubnetFull));
+        assert_eq!(obstacle(&mut rule, begun + 2 * KEEP_MS, hindered(Cause::StillGrowing)), None);
+        // A node that has never served says no for as long as it grows.
+        let mut new = Rule::new(false);
+        for at in [0, KEEP_MS, 2 * KEEP_MS] {
+            assert!(!new.look(Millis(at), hindered(Cause::StillGrowing)).0.is_ready());
+        }
     }
 
     /// A node that is full, or cannot ask EC2, serves the pods that it has: a no would evict them.

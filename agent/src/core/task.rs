@@ -357,6 +357,7 @@ impl CoreTask {
             source: self.core.unreadable(now()),
             host: self.host.clone(),
             outage,
+            rights: self.core.denied(now()).cloned(),
             ..Readiness::default()
         };
         self.publisher.readiness(now(), seen);

@@ -71,7 +71,7 @@ impl Annotations {
     }
 }
 
-/// Writes all of it until the task is dropped. `uids`: of pods that have no address yet.
+/// Writes all of it until the task is dropped. `uids`: of the node's pods.
 pub async fn keep(
     client: Client,
     mut annotated: Annotated,

@@ -82,6 +82,15 @@ impl Sink<ENIConfig> for Teller {
         let config = read(&self.wanted, self.config.as_ref());
         self.handle.tell(Told::EniConfig { config }).await;
     }
+
+    /// What was read before stays.
+    async fn refused(&mut self, why: &str) {
+        if self.config.is_none() {
+            let EniConfigName { name, named_by } = &self.wanted;
+            let config = Err(format!("the ENIConfig {name:?}, {named_by}, cannot be read: {why}"));
+            self.handle.tell(Told::EniConfig { config }).await;
+        }
+    }
 }
 
 /// What the core is told.

@@ -1,5 +1,8 @@
 //! What the cluster is told as events: of a pod why it gets no address, of the node what it lacks. The same thing is told with
 //! the same reason and the same words, and not again within minutes, however often a runtime asks.
+//!
+//! kube's recorder makes one event of what is told again under one reason, with the words of the first: other words need a
+//! new recorder, and so does an event that somebody has deleted.
 
 use std::{
     collections::BTreeMap,
@@ -12,7 +15,10 @@ use kube::{
     Client,
     runtime::events::{Event, EventType, Recorder, Reporter},
 };
-use tokio::sync::{mpsc, watch};
+use tokio::{
+    sync::{mpsc, watch},
+    time,
+};
 
 use super::{follow::Faults, pods::Uids};
 use crate::core::readiness::Readiness;
@@ -23,6 +29,10 @@ const WAITING: usize = 256;
 const AGAIN: Duration = Duration::from_secs(300);
 /// Other words for it are told after so long.
 const OTHER_WORDS: Duration = Duration::from_secs(30);
+/// The node's causes are looked at this often: what could not be told is told then.
+const LOOK: Duration = Duration::from_secs(60);
+/// An event's words have at most so many bytes (Kubernetes API reference, Event v1, "note").
+const NOTE_BYTES: usize = 1024;
 /// Who says it.
 const CONTROLLER: &str = "enid";
 /// As the peer calls it.
@@ -75,20 +85,24 @@ pub async fn tell(
     mut readiness: watch::Receiver<Readiness>,
     faults: watch::Sender<Faults>,
 ) {
-    let recorder = Recorder::new(client, Reporter { controller: CONTROLLER.to_owned(), instance: Some(node.clone()) });
-    let mut said = Said::default();
+    let reporter = Reporter { controller: CONTROLLER.to_owned(), instance: Some(node.clone()) };
+    let new_recorder = || Recorder::new(client.clone(), reporter.clone());
+    let (mut recorder, mut said, mut look) = (new_recorder(), Said::default(), time::interval(LOOK));
     loop {
+        let of_readiness = |readiness: &mut watch::Receiver<Readiness>| -> Vec<Report> {
+            let refusals = of_node(&readiness.borrow_and_update());
+            refusals.into_iter().map(|it| Report(About::Node, reason(it.cause), it.message)).collect()
+        };
         let reports = tokio::select! {
             Some(report) = reported.0.recv() => vec![report],
-            Ok(()) = readiness.changed() => {
-                let refusals = of_node(&readiness.borrow_and_update());
-                refusals.into_iter().map(|it| Report(About::Node, reason(it.cause), it.message)).collect()
-            }
-            else => return std::future::pending().await,
+            Ok(()) = readiness.changed() => of_readiness(&mut readiness),
+            _ = look.tick() => of_readiness(&mut readiness),
         };
         for Report(about, reason, message) in reports {
-            if !said.is_due(&about, &reason, &message, Instant::now()) {
-                continue;
+            match said.due(&about, &reason, &message, Instant::now()) {
+                Due::Not => continue,
+                Due::OtherWords => recorder = new_recorder(),
+                Due::Now => {}
             }
             let reference = match &about {
                 About::Node => of_kind("Node", &node, None, Some(node.clone())),
@@ -104,11 +118,15 @@ pub async fn tell(
             let event = Event {
                 type_: EventType::Warning,
                 reason: reason.clone(),
-                note: Some(message),
+                note: Some(shortened(message)),
                 action: "AssignAddress".to_owned(),
                 secondary: None,
             };
-            let sent = recorder.publish(&event, &reference).await;
+            let mut sent = recorder.publish(&event, &reference).await;
+            if matches!(&sent, Err(kube::Error::Api(refused)) if refused.is_not_found()) {
+                recorder = new_recorder();
+                sent = recorder.publish(&event, &reference).await;
+            }
             if sent.is_err() {
                 said.forget(&about, &reason);
             }
@@ -128,10 +146,16 @@ fn of_kind(kind: &str, name: &str, namespace: Option<String>, uid: Option<String
     }
 }
 
-/// What is told of the node: whatever does not end by itself.
+/// What is told of the node: whatever does not end by itself, each cause once.
 pub fn of_node(readiness: &Readiness) -> Vec<Refusal> {
     let lasting = |(name, refusal): &(&str, &Refusal)| *name != "obstacle" || !refusal.cause.is_temporary();
-    readiness.causes().filter(lasting).map(|(_, refusal)| refusal.clone()).collect()
+    let mut told: Vec<Refusal> = Vec::new();
+    for (_, refusal) in readiness.causes().filter(lasting) {
+        if told.iter().all(|other| other.cause != refusal.cause) {
+            told.push(refusal.clone());
+        }
+    }
+    told
 }
 
 /// The cause as events name their reasons: SubnetFull.
@@ -144,24 +168,40 @@ pub fn reason(cause: Cause) -> String {
     cause.name().split('_').map(word).collect::<Vec<String>>().concat()
 }
 
+/// As many whole characters as an event takes.
+fn shortened(mut words: String) -> String {
+    words.truncate(words.floor_char_boundary(NOTE_BYTES));
+    words
+}
+
 /// What has been told, and when.
 #[derive(Default)]
 struct Said {
     last: BTreeMap<(About, String), (String, Instant)>,
 }
 
+/// Whether something is to be told.
+#[derive(Debug, PartialEq, Eq)]
+enum Due {
+    Not,
+    Now,
+    /// Now, and it was told in other words before.
+    OtherWords,
+}
+
 impl Said {
     /// Whether it is to be told now; then it counts as told.
-    fn is_due(&mut self, about: &About, reason: &str, words: &str, now: Instant) -> bool {
-        self.last.retain(|_, (_, at)| now.duration_since(*at) < AGAIN);
+    fn due(&mut self, about: &About, reason: &str, words: &str, now: Instant) -> Due {
         let key = (about.clone(), reason.to_owned());
-        if let Some((known, at)) = self.last.get(&key)
-            && (known == words || now.duration_since(*at) < OTHER_WORDS)
-        {
-            return false;
-        }
+        let due = match self.last.get(&key) {
+            None => Due::Now,
+            Some((known, at)) if known == words && now.duration_since(*at) >= AGAIN => Due::Now,
+            Some((known, at)) if known != words && now.duration_since(*at) >= OTHER_WORDS => Due::OtherWords,
+            Some(_) => return Due::Not,
+        };
+        self.last.retain(|_, (_, at)| now.duration_since(*at) < AGAIN);
         self.last.insert(key, (words.to_owned(), now));
-        true
+        due
     }
 
     /// It could not be told.
@@ -187,13 +227,21 @@ mod tests {
         let (mut said, begun) = (Said::default(), Instant::now());
         let pod = |name: &str| About::Pod(PodRef { namespace: "default".into(), name: name.into() });
         let mut due = |about: &About, words: &str, seconds: u64| {
-            said.is_due(about, "SubnetFull", words, begun + Duration::from_secs(seconds))
+            said.due(about, "SubnetFull", words, begun + Duration::from_secs(seconds))
         };
-        assert!(due(&pod("a"), "no address", 0));
-        assert!(!due(&pod("a"), "no address", 299));
-        assert!(due(&pod("b"), "no address", 1), "another pod");
-        assert!(!due(&pod("b"), "two addresses", 20) && due(&pod("b"), "two addresses", 40));
-        assert!(due(&pod("a"), "no address", 300));
+        assert_eq!(due(&pod("a"), "no address", 0), Due::Now);
+        assert_eq!(due(&pod("a"), "no address", 299), Due::Not);
+        assert_eq!(due(&pod("b"), "no address", 1), Due::Now, "another pod");
+        assert_eq!(due(&pod("b"), "two addresses", 20), Due::Not);
+        assert_eq!(due(&pod("b"), "two addresses", 40), Due::OtherWords);
+        assert_eq!(due(&pod("a"), "no address", 300), Due::Now);
+    }
+
+    #[test]
+    fn words_are_as_long_as_an_event_takes() {
+        assert_eq!(shortened("short".to_owned()), "short");
+        let long = shortened("ü".repeat(600));
+        assert!(long.len() <= NOTE_BYTES && long.chars().all(|it| it == 'ü') && long.chars().count() == 512);
     }
 
     #[test]
@@ -202,5 +250,6 @@ mod tests {
         let of = |obstacle, risk| of_node(&Readiness { obstacle, risk, ..Readiness::default() }).len();
         assert_eq!(of(refusal(Cause::StillGrowing), None), 0);
         assert_eq!(of(refusal(Cause::SubnetFull), refusal(Cause::EniLost)), 2);
+        assert_eq!(of(refusal(Cause::EniLost), refusal(Cause::EniLost)), 1, "in the words of the first");
     }
 }

@@ -20,9 +20,10 @@ use tokio::{
 };
 use tracing::{info, warn};
 
-/// It is tried again after so long, jitter aside: a node is to be back ten seconds after the API server.
+/// It is tried again after so long, and with jitter after up to twice as long: a node is to be back ten seconds after the API
+/// server.
 const FIRST: Duration = Duration::from_millis(500);
-const LONGEST: Duration = Duration::from_secs(4);
+const LONGEST: Duration = Duration::from_secs(3);
 /// Delays begin anew once all has been well for so long.
 const CALM: Duration = Duration::from_secs(60);
 /// What the API server refuses (no right, no such kind) is asked for after so long, then after twice as long each time.
@@ -52,6 +53,8 @@ pub trait Sink<K> {
     fn take(&mut self, event: Event<K>);
     /// That was all for now.
     async fn tell(&mut self);
+    /// The node lacks the right to them, or the cluster does not know the kind.
+    async fn refused(&mut self, _why: &str) {}
 }
 
 impl<K> Follow<K>
@@ -85,8 +88,10 @@ where
                     // Too old to go on: they are listed anew.
                     Some(Err(watcher::Error::WatchError(status))) if status.code == GONE => {}
                     Some(Err(failure)) => {
-                        note(&self.faults, self.what, Some(words(&failure)));
+                        let why = words(&failure);
+                        note(&self.faults, self.what, Some(why.clone()));
                         if is_refusal(&failure) {
+                            sink.refused(&why).await;
                             sleep(refused).await;
                             refused = (refused * 2).min(REFUSED_LONGEST);
                         }

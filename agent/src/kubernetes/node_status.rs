@@ -22,8 +22,6 @@ use super::{
 };
 use crate::core::{handle::Handle, readiness::Readiness};
 
-/// What lasts is told again after so long.
-const TOLD: Duration = Duration::from_secs(300);
 /// The state is looked at this often.
 const LOOK: Duration = Duration::from_secs(5);
 /// It is written at most this often.
@@ -74,16 +72,18 @@ pub async fn tell(
     publishes: bool,
     faults: watch::Sender<Faults>,
 ) {
-    let (mut next, mut told) = (Instant::now(), Instant::now());
+    let (mut next, mut told) = (Instant::now(), None);
     loop {
         let Ok(node) = own.wait_for(Option::is_some).await.map(|own| own.clone()) else { return };
         let (Some(node), Some(view)) = (node, handle.view().await) else { return };
         let seen = readiness.borrow().clone();
         let condition = wanted(&seen, node.max_pods, view.capacity.for_pods);
         let count = publishes.then(|| addresses(&view.counts, &view.capacity, &seen).to_string());
-        if condition.reason == MISMATCH && Instant::now() >= told {
-            told = Instant::now() + TOLD;
+        // The condition says it for as long as it lasts, and thousands of nodes may have it.
+        let is_mismatch = condition.reason == MISMATCH;
+        if is_mismatch && told.as_ref() != Some(&condition.message) {
             reports.of_node(MISMATCH, &condition.message);
+            told = Some(condition.message.clone());
         }
         let is_said = node.condition.as_ref().is_some_and(|now| now.says(&condition));
         // Nothing is known yet.

@@ -1,6 +1,6 @@
 //! Pods that the scheduler has bound to this node and that need an address: the core fetches it before the runtime asks.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use enid_ipamd::{Event as Told, PodRef};
 use k8s_openapi::api::core::v1::Pod;
@@ -10,57 +10,70 @@ use tokio::sync::watch;
 use super::follow::{Follow, Sink};
 use crate::core::handle::Handle;
 
-/// Pods that need an address and show none, with their uids.
+/// Pods with a network of their own, with their uids: also those that show an address, since a sandbox may be made anew.
 pub type Uids = BTreeMap<PodRef, String>;
 
 /// Tells the core which pods are on their way, and others what their uids are.
 pub async fn tell(bound: Follow<Pod>, handle: Handle, uids: watch::Sender<Uids>) {
-    bound.into(Teller { handle, bound: Bound::default(), uids }).await;
+    bound.into(Teller { handle, bound: Bound::default(), told: BTreeSet::new(), uids }).await;
 }
 
-/// The pods that need an address and show none.
+/// The pods with a network of their own.
 #[derive(Default)]
 struct Bound {
-    pods: Uids,
+    pods: Pods,
     /// They are being listed anew.
-    listed: Option<Uids>,
+    listed: Option<Pods>,
 }
+
+/// Uids, and whether an address is shown.
+type Pods = BTreeMap<PodRef, (String, bool)>;
 
 impl Bound {
     fn take(&mut self, event: Event<Pod>) {
         match event {
-            Event::Init => self.listed = Some(Uids::new()),
+            Event::Init => self.listed = Some(Pods::new()),
             Event::InitApply(pod) => {
-                if needs_address(&pod)
+                if will_ask(&pod)
                     && let Some(listed) = &mut self.listed
                 {
-                    listed.extend([reference(pod)]);
+                    listed.extend([entry(pod)]);
                 }
             }
             Event::InitDone => self.pods = self.listed.take().unwrap_or_default(),
-            Event::Apply(pod) if needs_address(&pod) => self.pods.extend([reference(pod)]),
-            Event::Apply(pod) | Event::Delete(pod) => drop(self.pods.remove(&reference(pod).0)),
+            Event::Apply(pod) if will_ask(&pod) => self.pods.extend([entry(pod)]),
+            Event::Apply(pod) | Event::Delete(pod) => drop(self.pods.remove(&entry(pod).0)),
         }
+    }
+
+    /// Those that will ask for an address that they do not show yet.
+    fn on_their_way(&self) -> BTreeSet<PodRef> {
+        self.pods.iter().filter(|(_, (_, has_address))| !has_address).map(|(pod, _)| pod.clone()).collect()
+    }
+
+    fn uids(&self) -> Uids {
+        self.pods.iter().map(|(pod, (uid, _))| (pod.clone(), uid.clone())).collect()
     }
 }
 
-/// Whether it will ask for an address that it does not show yet. One that is being deleted asks no more; one on the host's
-/// network never does.
-fn needs_address(pod: &Pod) -> bool {
+/// Whether it may ask for an address. One that is being deleted asks no more; one on the host's network never does.
+fn will_ask(pod: &Pod) -> bool {
     let on_host = pod.spec.as_ref().and_then(|spec| spec.host_network).unwrap_or_default();
-    let shown = pod.status.as_ref().and_then(|status| status.pod_ip.as_deref()).unwrap_or_default();
-    !on_host && shown.is_empty() && pod.metadata.deletion_timestamp.is_none()
+    !on_host && pod.metadata.deletion_timestamp.is_none()
 }
 
-fn reference(pod: Pod) -> (PodRef, String) {
+fn entry(pod: Pod) -> (PodRef, (String, bool)) {
+    let shown = pod.status.and_then(|status| status.pod_ip).unwrap_or_default();
     let (namespace, name, uid) = (pod.metadata.namespace, pod.metadata.name, pod.metadata.uid);
     let reference = PodRef { namespace: namespace.unwrap_or_default(), name: name.unwrap_or_default() };
-    (reference, uid.unwrap_or_default())
+    (reference, (uid.unwrap_or_default(), !shown.is_empty()))
 }
 
 struct Teller {
     handle: Handle,
     bound: Bound,
+    /// Those that the core was told of last.
+    told: BTreeSet<PodRef>,
     uids: watch::Sender<Uids>,
 }
 
@@ -70,13 +83,11 @@ impl Sink<Pod> for Teller {
     }
 
     async fn tell(&mut self) {
-        let is_news = self.uids.send_if_modified(|told| {
-            let differs = *told != self.bound.pods;
-            told.clone_from(&self.bound.pods);
-            differs
-        });
-        if is_news {
-            self.handle.tell(Told::Bound { pods: self.bound.pods.keys().cloned().collect() }).await;
+        self.uids.send_replace(self.bound.uids());
+        let pods = self.bound.on_their_way();
+        if pods != self.told {
+            self.told.clone_from(&pods);
+            self.handle.tell(Told::Bound { pods }).await;
         }
     }
 }
@@ -98,8 +109,8 @@ mod tests {
         serde_json::from_value(pod).unwrap()
     }
 
-    fn names(bound: &Bound) -> Vec<&str> {
-        bound.pods.keys().map(|pod| pod.name.as_str()).collect()
+    fn names(bound: &Bound) -> Vec<String> {
+        bound.on_their_way().into_iter().map(|pod| pod.name).collect()
     }
 
     #[test]
@@ -113,6 +124,9 @@ mod tests {
         assert_eq!(names(&bound), ["new"]);
         apply(&mut bound, "new", json!({ "status": { "podIP": "10.0.1.8" } }));
         assert_eq!(names(&bound), [""; 0]);
+        // The kind: a pod whose sandbox is made anew, and finds no address, has no event, since it still shows the old one.
+        let known: Vec<String> = bound.uids().into_keys().map(|pod| pod.name).collect();
+        assert_eq!(known, ["new", "runs"]);
     }
 
     /// The kind: a list that is read again is taken for whole before it is.

@@ -29,6 +29,9 @@ const LOOK: Duration = Duration::from_secs(5);
 /// missing, thousands of nodes ask for nothing.
 const AGAIN: Duration = Duration::from_secs(30);
 const LONGEST: Duration = Duration::from_secs(600);
+/// The object of a node that has gone goes with it, a little later: the one of a node that comes under its name is written
+/// once more after so long.
+const COLLECTED_MS: u64 = 90_000;
 
 /// Nothing is asked for: all of it is status.
 #[derive(CustomResource, Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
@@ -101,20 +104,28 @@ pub async fn tell(
     mut readiness: watch::Receiver<Readiness>,
     faults: watch::Sender<Faults>,
 ) {
-    let (mut told, mut again, mut uid) = (Told::default(), AGAIN, String::new());
+    let (mut told, mut again, mut uid, mut collected) = (Told::default(), AGAIN, String::new(), None);
     loop {
         let Ok(owner) = own.wait_for(Option::is_some).await.map(|own| own.clone()) else { return };
         let (Some(owner), Some(view)) = (owner, handle.view().await) else { return };
         if owner.uid != uid {
             // The node is another one, and its object was the other one's.
             (uid, told) = (owner.uid.clone(), Told::default());
+            collected = Some(clock::now().plus(COLLECTED_MS));
         }
         let now = clock::now();
+        if collected.take_if(|at| *at <= now).is_some() {
+            told = Told::default();
+        }
         let status = status(&view, &readiness.borrow_and_update(), &instance_id);
         let mut pause = LOOK;
         if told.due(now, &status).is_some_and(|due| due <= now) {
             let written = write(&api, &owner, &status).await;
-            (pause, again) = if written.is_ok() { (LOOK, AGAIN) } else { (again, (again * 2).min(LONGEST)) };
+            (pause, again) = match &written {
+                // What is refused is asked for less and less; an API server that is away, at the next look.
+                Err(kube::Error::Api(_)) => (again, (again * 2).min(LONGEST)),
+                _ => (LOOK, AGAIN),
+            };
             told.tell(now, written.is_ok().then_some(status));
             note(&faults, "enidnodes", written.err().map(|failure| words(&failure)));
         }

@@ -122,18 +122,36 @@ impl CniService {
         Ok(plugin.send(reply).await?)
     }
 
+    /// ADD gets no address: counted, logged, and told to the cluster and to the plugin.
+    async fn refuse(
+        &self,
+        started: Instant,
+        key: &AttachmentKey,
+        pod: Option<&PodRef>,
+        refusal: Refusal,
+        plugin: &Connection,
+    ) -> Result<(), End> {
+        self.counters.add(started.elapsed(), Some(refusal.cause));
+        let Refusal { cause, request_id, message, .. } = &refusal;
+        let request_id = request_id.as_deref();
+        warn!(pod = of_pod(pod), container = key.container, %cause, request_id, "ADD refused: {message}");
+        if let Some(pod) = pod {
+            self.tell.reports.refused(pod, &refusal);
+        }
+        Ok(plugin.send(refused(refusal)).await?)
+    }
+
     /// ADD, from its question to its verdict. When it ends early, the request's end gives the address back.
     async fn attach(&self, ask: Ask, plugin: &Connection) -> Result<(), End> {
         let started = Instant::now();
         let key = key(ask.attachment)?;
         let pod = ask.pod.map(|pod| PodRef { namespace: pod.namespace, name: pod.name });
         let named = of_pod(pod.as_ref());
+        let refuse = |refusal| self.refuse(started, &key, pod.as_ref(), refusal, plugin);
         if (ask.each_card || ask.card.is_some()) && !self.multi_card {
             let words = "the pod asks for an interface on every network card, and the settings forbid to use \
                          further ones (ENABLE_MULTI_NIC)";
-            let refusal = Refusal::new(Cause::ProvisioningOff, words);
-            self.counters.add(started.elapsed(), Some(refusal.cause));
-            return Ok(plugin.send(refused(refusal)).await?);
+            return refuse(Refusal::new(Cause::ProvisioningOff, words)).await;
         }
         let mut request = self.handle.open().await.ok_or(End::Gone)?;
         request.ask(key.clone(), pod.clone(), ask.timeout_ms, ask.card).await;
@@ -141,16 +159,7 @@ impl CniService {
         let (answer, further) = offered(&mut request, cards, plugin).await?;
         let lease = match answer {
             Answer::Offer(lease) => lease,
-            Answer::Refused(refusal) => {
-                self.counters.add(started.elapsed(), Some(refusal.cause));
-                let Refusal { cause, request_id, message, .. } = &refusal;
-                let request_id = request_id.as_deref();
-                warn!(pod = named, container = key.container, %cause, request_id, "ADD refused: {message}");
-                if let Some(pod) = &pod {
-                    self.tell.reports.refused(pod, &refusal);
-                }
-                return Ok(plugin.send(refused(refusal)).await?);
-            }
+            Answer::Refused(refusal) => return refuse(refusal).await,
             _ => return Err(End::Failed("an answer to another question".to_owned())),
         };
         let wiring = self.deletion.begin_wiring();
@@ -166,10 +175,8 @@ impl CniService {
         request.wired(key.clone(), seen).await;
         let mine = match request.answer().await {
             Some(Answer::Verdict(mine)) => mine,
-            Some(Answer::Refused(refusal)) => {
-                self.counters.add(started.elapsed(), Some(refusal.cause));
-                return Ok(plugin.send(refused(refusal)).await?); // the lease could not be written down
-            }
+            // The lease could not be written down.
+            Some(Answer::Refused(refusal)) => return refuse(refusal).await,
             _ => false,
         };
         plugin.send(Reply::Verdict(Verdict { mine })).await?;

@@ -77,7 +77,7 @@ fn text(counters: &Counters, view: &View, readiness: &Readiness) -> anyhow::Resu
     gauge("enid_ready", "1 if STATUS says yes", u64::from(readiness.is_ready()))?;
     let help = "1 for what is wrong: obstacle: new pods get no address; risk: pods may have no network; source: \
                 metadata cannot be read; host: the host's own way out is wrong; outage: pods are \
-                cut off";
+                cut off; rights: EC2 refuses something for want of a right";
     let causes = IntGaugeVec::new(Opts::new("enid_cause", help), &["kind", "cause"])?;
     readiness.causes().for_each(|(kind, refusal)| causes.with_label_values(&[kind, refusal.cause.name()]).set(1));
     gauges.register(Box::new(causes))?;

@@ -141,7 +141,8 @@ impl Core {
             && !error.cause.is_temporary()
         {
             if ids.is_empty() {
-                self.demand.places_mut().unlisted(now);
+                let CallError { cause, message, request_id, .. } = error;
+                self.demand.places_mut().unlisted(now, Refusal { cause, message, request_id, retry_after: None });
             }
             return; // without it ENIs are created beside the primary
         }
@@ -169,8 +170,8 @@ impl Core {
                 self.not_unassigned(blocks, unanswered || error.cause == Cause::Ec2Error, effects);
             }
             Call::Detach { eni, .. } | Call::Delete { eni } => self.not_deleted(eni, &call, unanswered),
-            Call::Create { token, .. } if matches!(error.fact, Fact::GroupGone | Fact::OtherRequest) => {
-                // The same request will never be taken. What it may have made all the same, an audit finds.
+            Call::Create { token, .. } if self.is_given_up(token, &error) => {
+                // The same request is not sent again. What it may have made all the same, an audit finds.
                 self.creations.remove(token);
                 effects.push(Effect::Record(Write::Intent(token.clone(), None)));
                 self.audits.want(Scope::Ours);
@@ -196,7 +197,6 @@ impl Core {
     fn ask_otherwise(&mut self, now: Millis, call: &Call, cause: Cause) -> bool {
         let Some((order, id)) = self.asked_of(call) else { return false };
         let card = match call {
-            Call::Create { token, .. } if self.creations.contains(token) => return false, // it has to ask for the same
             Call::Create { creation, .. } => creation.card,
             other => other.eni().and_then(|eni| self.pool.eni(eni)).map_or(0, |eni| eni.card()),
         };
@@ -236,8 +236,15 @@ impl Core {
         if let Some((_, subnet)) = self.asked_of(call) {
             self.demand.subnets_mut().of(&subnet).no_prefix(now);
         }
-        let again = matches!(call, Call::Create { token, .. } if self.creations.contains(token));
-        !again && !with_v6
+        !with_v6
+    }
+
+    /// Whether a creation is not asked for again under its token, that is with the same request: it will never be taken, or
+    /// its subnet has too little, so that one that is sent for the second time would wait where others could serve.
+    fn is_given_up(&self, token: &str, error: &CallError) -> bool {
+        let has_too_little = matches!(error.cause, Cause::SubnetFull | Cause::NoPrefix);
+        let resent = self.creations.get(token).is_some_and(|pending| pending.resent);
+        matches!(error.fact, Fact::GroupGone | Fact::OtherRequest) || (resent && has_too_little)
     }
 
     fn not_created(&mut self, token: &str, unanswered: bool, effects: &mut Vec<Effect>) {

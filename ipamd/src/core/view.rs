@@ -9,9 +9,12 @@ use crate::{
     lease::Lease,
     plan::{self, Plan},
     pool::{BlockState, Eni, EniState},
-    supply::{Counts, Kind, Limits, Placement, Provisioning, kind::is_local, per_eni},
+    supply::{Counts, Kind, Limits, Provisioning, kind::is_local, per_eni},
     view::{Capacity, InFlight, View},
 };
+
+/// An action that was denied, and that nobody has wanted since, is taken to be denied for so long.
+const DENIED_MS: u64 = 600_000;
 
 impl Core {
     /// The state at this moment.
@@ -23,9 +26,8 @@ impl Core {
             cards.iter().filter(|_| is_known).map(|card| self.node.policy.eni_max(self.node.limits, *card)).sum();
         let size = self.node.policy.kind(self.node.limits).size();
         let addresses = u64::from(enis) * per_eni(self.node.limits) * size;
-        // With ENIConfigs pods get none of the primary's.
         let of_first = if is_known { self.node.policy.eni_max(self.node.limits, 0) } else { 0 };
-        let of_first = of_first.saturating_sub(u32::from(self.node.policy.placement == Placement::EniConfig));
+        let of_first = of_first.saturating_sub(self.state().enis_not_for_pods(0));
         let grows = self.node.policy.provisioning == Provisioning::On;
         let for_pods = if grows { u64::from(of_first) * per_eni(self.node.limits) * size } else { 0 };
         let in_flight = self.calls.in_flight().map(|flight| InFlight {
@@ -79,6 +81,14 @@ impl Core {
         let broken = self.integrity.broken().next()?;
         let message = format!("a step would have broken an invariant, and nothing is released since: {broken}");
         Some(Refusal::new(Cause::Internal, message))
+    }
+
+    /// What EC2 refuses for want of a right; `None` as far as is known nothing. Also while there are addresses enough: what
+    /// is denied may be what gives back, and somebody has to mend it before it is needed.
+    pub fn denied(&self, now: Millis) -> Option<&Refusal> {
+        let lately = self.calls.pauses().filter(|(_, pause)| pause.until.plus(DENIED_MS) > now);
+        let paused = lately.map(|(_, pause)| &pause.refusal);
+        paused.chain(self.demand.places().refusal()).find(|refusal| refusal.cause == Cause::Denied)
     }
 
     /// Why instance metadata cannot be read, once that has lasted; `None` as far as is known it can be.

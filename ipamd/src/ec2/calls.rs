@@ -14,7 +14,7 @@ use crate::{
 /// How long after a refusal EC2 is taken to be failing: nothing is released meanwhile.
 const FAILING_MS: u64 = 60_000;
 /// Actions without which the pool does not grow.
-const GROWTH: [&str; 8] = [
+const GROWTH: [&str; 7] = [
     "AssignPrivateIpAddresses",
     "AssignIpv6Addresses",
     "CreateNetworkInterface",
@@ -22,7 +22,6 @@ const GROWTH: [&str; 8] = [
     "AttachNetworkInterface",
     "ModifyNetworkInterfaceAttribute",
     "DescribeNetworkInterfaces",
-    "DescribeSubnets",
 ];
 
 /// A call in flight.

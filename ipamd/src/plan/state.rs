@@ -8,7 +8,7 @@ use crate::{
     lease::{Cooldown, Leases, Queue},
     node::Node,
     pool::{Eni, EniState, Pool},
-    supply::{Counts, Demand, Home, Kind, Learned},
+    supply::{Counts, Demand, Home, Kind, Learned, Placement},
 };
 
 use super::value::{Awaited, Wait};
@@ -224,13 +224,30 @@ impl State<'_> {
     pub(crate) fn enis_left(&self, card: u32) -> u32 {
         let seen = |eni: &EniId| self.pool.eni(eni).is_some();
         let on_card = |place: Option<Place>| place.map_or(0, |place| place.card) == card;
-        let addressless = self.pool.addressless().filter(|(eni, place)| place.card == card && !seen(eni));
         let created = self.creations.values().filter(|pending| pending.creation.card == card);
         let created = created.filter(|pending| pending.stage.eni().is_none_or(|eni| !seen(eni)));
         let expected = self.pool.expected().filter(|(eni, expected)| expected.since.is_some() && !seen(eni));
         let expected = expected.filter(|(_, expected)| on_card(expected.place));
         let deleted = self.deletions.values().filter(|deletion| on_card(deletion.place));
-        // ENIs of others that metadata does not show yet.
+        let there = self.pool.on_card(card).count() + self.without_addresses(card);
+        let used = count(there + created.count() + expected.count() + deleted.count());
+        self.node.policy.eni_max(self.node.limits, card).saturating_sub(used)
+    }
+
+    /// ENIs on a card that will never serve pods: those of others, and the primary where it is excluded.
+    pub(crate) fn enis_not_for_pods(&self, card: u32) -> u32 {
+        let with_eni_configs = self.node.policy.placement == Placement::EniConfig;
+        let is_not_for_pods = |eni: &&Eni| {
+            let is_primary = eni.facts.place == Place::default();
+            eni.state == EniState::Unmanaged || (is_primary && (eni.excluded || with_eni_configs))
+        };
+        count(self.pool.on_card(card).filter(is_not_for_pods).count() + self.without_addresses(card))
+    }
+
+    /// ENIs on a card of which metadata shows no address: those of others that have none, or that it does not show yet.
+    fn without_addresses(&self, card: u32) -> usize {
+        let seen = |eni: &EniId| self.pool.eni(eni).is_some();
+        let addressless = self.pool.addressless().filter(|(eni, place)| place.card == card && !seen(eni));
         let accounted = |place: &Place| {
             let shown = self.pool.enis().any(|eni| eni.facts.place == *place);
             let bare = self.pool.addressless().any(|(_, other)| other == *place);
@@ -239,9 +256,7 @@ impl State<'_> {
             shown || bare || ours || expected || self.deletions.values().any(|deletion| deletion.place == Some(*place))
         };
         let foreign = self.pool.occupied().filter(|place| place.card == card && !accounted(place));
-        let there = self.pool.on_card(card).count() + addressless.count() + foreign.count();
-        let used = count(there + created.count() + expected.count() + deleted.count());
-        self.node.policy.eni_max(self.node.limits, card).saturating_sub(used)
+        addressless.count() + foreign.count()
     }
 
     /// The first place on a card that nothing is attached to.

@@ -102,8 +102,8 @@ pub(crate) struct Placed<'a> {
 pub(crate) struct Places {
     /// The subnets of the node's zone, and when EC2 listed them.
     listed: Option<(Arc<BTreeMap<SubnetId, SubnetFacts>>, Millis)>,
-    /// When EC2 refused to list them.
-    refused: Option<Millis>,
+    /// When EC2 refused to list them, and why.
+    refused: Option<(Millis, Refusal)>,
     /// The node's ENIConfig, or why there is none.
     config: Option<Result<Arc<EniConfig>, Arc<str>>>,
 }
@@ -116,13 +116,18 @@ impl Places {
     }
 
     /// EC2 refuses to list them, and will again.
-    pub(crate) fn unlisted(&mut self, now: Millis) {
-        self.refused = Some(now);
+    pub(crate) fn unlisted(&mut self, now: Millis, refusal: Refusal) {
+        self.refused = Some((now, refusal));
     }
 
     /// Whether it has refused that lately.
     fn is_refused(&self, now: Millis) -> bool {
-        self.refused.is_some_and(|at| now.since(at) < REFUSED_MS)
+        self.refused.as_ref().is_some_and(|(at, _)| now.since(*at) < REFUSED_MS)
+    }
+
+    /// Why it has refused that the last time.
+    pub(crate) fn refusal(&self) -> Option<&Refusal> {
+        self.refused.as_ref().map(|(_, refusal)| refusal)
     }
 
     /// What the API server says of the node's ENIConfig.
@@ -144,7 +149,7 @@ impl Places {
     /// When it is listed again although nothing is created.
     pub(crate) fn next_listing(&self, policy: &Policy) -> Option<Millis> {
         let again = self.listed.as_ref().map(|(_, at)| at.plus(AGAIN_MS));
-        let refused = self.refused.map(|at| at.plus(REFUSED_MS));
+        let refused = self.refused.as_ref().map(|(at, _)| at.plus(REFUSED_MS));
         again.max(refused).filter(|_| matches!(policy.placement, Placement::Tagged { .. }))
     }
 

@@ -87,9 +87,11 @@ impl Policy {
         target.min(room).max(unserved)
     }
 
-    /// How many addresses are too many, whole ENIs aside; 0 if none.
+    /// How many addresses are too many, whole ENIs aside; 0 if none. What waiting and bound pods will take is not: it would
+    /// be ordered again at once, for as long as they are on their way.
     pub fn surplus(&self, limits: Limits, counts: Counts, learned: Learned) -> u64 {
-        let Counts { total, available, assigned, .. } = counts;
+        let Counts { total, available, .. } = counts;
+        let taken = counts.assigned + counts.demand();
         let prefixes = self.kind(limits) == Kind::Prefix;
         match self.target {
             _ if self.kind == Kind::V6Prefix => 0,
@@ -98,13 +100,14 @@ impl Policy {
                 let (warm, minimum) = (u64::from(addresses), u64::from(minimum));
                 if prefixes {
                     let above = |needed: u64| counts.prefixes.saturating_sub(needed.div_ceil(PREFIX_SIZE));
-                    counts.idle_prefixes.min(above(assigned + warm)).min(above(minimum)) * PREFIX_SIZE
+                    counts.idle_prefixes.min(above(taken + warm)).min(above(minimum)) * PREFIX_SIZE
                 } else {
-                    available.saturating_sub(warm).min(total.saturating_sub(minimum))
+                    available.saturating_sub(warm + counts.demand()).min(total.saturating_sub(minimum))
                 }
             }
             Target::Warm { prefixes: wanted, .. } if prefixes => {
-                counts.idle_prefixes.saturating_sub(u64::from(wanted)) * PREFIX_SIZE
+                let needed = (u64::from(wanted) * PREFIX_SIZE + counts.demand()).div_ceil(PREFIX_SIZE);
+                counts.idle_prefixes.saturating_sub(needed) * PREFIX_SIZE
             }
             Target::Warm { .. } => 0,
         }
@@ -112,7 +115,7 @@ impl Policy {
 
     /// What `auto` keeps.
     fn kept(counts: Counts, learned: Learned) -> u64 {
-        learned.peak.max(counts.assigned + counts.cooling + learned.margin)
+        learned.peak.max(counts.assigned + counts.demand() + counts.cooling + learned.margin)
     }
 
     /// How far above its target `auto` lets the pool be before it gives anything back, in addresses.

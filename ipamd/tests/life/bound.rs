@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use enid_ipamd::{Event, PodRef, Policy, Target};
+use enid_ipamd::{Event, Kind, PodRef, Policy, Target};
 
 use crate::world::{LIMITS, World, pod_ref, policy};
 
@@ -48,4 +48,31 @@ fn one_that_has_its_lease_is_on_its_way_no_more() {
     assert_eq!(world.core.counts().bound, 1);
     bound(&mut world, []);
     assert_eq!(world.core.counts().bound, 0);
+}
+
+/// The kind: what is ordered for a pod that never asks (its Secret is missing) is given back after a minute, and ordered again,
+/// for as long as it is bound.
+#[test]
+fn what_is_there_for_one_that_does_not_ask_stays() {
+    let targets = [
+        (Kind::Single, Target::Auto),
+        (Kind::Single, Target::Warm { enis: 0, addresses: 5, minimum: 0, prefixes: 0 }),
+        (Kind::Single, Target::Warm { enis: 0, addresses: 2, minimum: 4, prefixes: 0 }),
+        (Kind::Prefix, Target::Warm { enis: 0, addresses: 0, minimum: 0, prefixes: 1 }),
+        (Kind::Prefix, Target::Warm { enis: 0, addresses: 16, minimum: 0, prefixes: 0 }),
+    ];
+    for (kind, target) in targets {
+        let mut world = World::with(Policy { kind, target, ..policy() }, LIMITS);
+        world.settle();
+        bound(&mut world, [0]);
+        world.settle();
+        world.sent.clear();
+        for _ in 0..10 {
+            world.pass(60_000);
+            world.settle();
+        }
+        let moved = ["AssignPrivateIpAddresses", "UnassignPrivateIpAddresses", "CreateNetworkInterface"];
+        let calls: Vec<_> = world.sent.iter().filter(|action| moved.contains(action)).collect();
+        assert!(calls.is_empty(), "{kind:?} {target:?}: {calls:?}");
+    }
 }

@@ -148,6 +148,30 @@ fn a_subnet_that_has_not_even_an_eni_s_own_address_is_left_for_the_next() {
     assert_eq!((subnets_of_pods(&world), world.refused.len()), (vec![subnet(3)], 0), "{:?}", world.sent);
 }
 
+/// The kind: a creation that is sent again, since its answer never came, asks the subnet that is full meanwhile for ever.
+#[test]
+fn a_creation_that_is_sent_again_goes_to_another_subnet_where_its_own_is_full() {
+    let mut world = tagged();
+    for (number, left) in [(1, 0), (2, 240), (3, 200)] {
+        world.subnet(number).left = Some(left);
+    }
+    world.ask(0);
+    let is_creation =
+        |world: &World| world.calls.front().is_some_and(|(_, call)| call.action() == "CreateNetworkInterface");
+    for _ in 0..40 {
+        if is_creation(&world) {
+            break;
+        }
+        world.calm();
+    }
+    assert!(is_creation(&world), "{:?}", world.sent);
+    world.refuse_next(Cause::Ec2Unreachable, enid_ipamd::Fact::None);
+    world.subnet(2).left = Some(0);
+    (0..60).for_each(|_| world.calm());
+    assert_eq!((subnets_of_pods(&world), world.refused.len()), (vec![subnet(3)], 0), "{:?}", world.sent);
+    assert!(eni_in(&world, 2).is_none() && world.ledger.intents.is_empty(), "{:?}", world.ledger.intents);
+}
+
 /// The kind: one refusal at the boot, and tags count for nothing until the next one; or a refusal is asked for in a loop.
 #[test]
 fn a_refused_list_of_subnets_is_asked_for_again_after_minutes() {

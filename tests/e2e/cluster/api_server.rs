@@ -1,7 +1,11 @@
 //! The API server goes and comes: pods get their addresses meanwhile, and the daemons watch it again once it is back. What
 //! they ask of it is little, and about their own node only.
 
-use std::{fs, path::PathBuf, time::Duration};
+use std::{
+    fs,
+    path::PathBuf,
+    time::{Duration, Instant},
+};
 
 use anyhow::Context;
 use enid_tests::{kube, program, wait_until};
@@ -11,9 +15,9 @@ use serde_json::{Value, json};
 use crate::{CLUSTER, disturbance::rolled_out};
 
 const BOUND: Duration = Duration::from_secs(90);
-/// A daemon watches again so long after the API server is back, at the latest.
-const BACK: Duration = Duration::from_secs(10);
 const DAEMON: &str = "system:serviceaccount:kube-system:enid";
+/// A client reads its token's file again at least so often.
+const TOKEN_PERIOD: Duration = Duration::from_secs(60);
 
 /// What the node's daemon says (`enid NAME -o json`).
 pub fn enid(node: &Node, name: &str) -> anyhow::Result<Value> {
@@ -27,6 +31,13 @@ fn watches(node: &Node) -> bool {
     let is_of_watch = |fault: &Value| fault.as_str().is_none_or(|fault| !ours.iter().any(|it| fault.starts_with(it)));
     let faults = enid(node, "status").ok().and_then(|status| status["api_server"].as_array().cloned());
     faults.is_some_and(|faults| !faults.iter().any(is_of_watch))
+}
+
+/// Waits until these nodes' daemons watch again, and prints how long that took.
+fn back(nodes: &[Node]) {
+    let begun = Instant::now();
+    wait_until(BOUND, || nodes.iter().all(watches)).unwrap();
+    println!("the API server is watched again {:.1} s after it is back", begun.elapsed().as_secs_f32());
 }
 
 fn has_lease(node: &Node, pod: &str) -> bool {
@@ -83,6 +94,36 @@ impl Drop for StaticPod {
     }
 }
 
+/// A token that the API server does not know, in the file of a node's daemon, until it is dropped: the kubelet brings the
+/// right one back again and again.
+struct WrongToken<'a> {
+    node: &'a Node,
+    file: String,
+    writer: String,
+}
+
+impl<'a> WrongToken<'a> {
+    fn new(cluster: &Cluster, node: &'a Node) -> anyhow::Result<Self> {
+        let here = format!("spec.nodeName={}", node.name);
+        let uid = ["-o", "jsonpath={.items[0].metadata.uid}"];
+        let pods = ["-n", "kube-system", "get", "pods", "-l", "app.kubernetes.io/name=enid", "--field-selector", &here];
+        let uid = cluster.kubectl(&[&pods[..], &uid[..]].concat())?;
+        let volumes = format!("/var/lib/kubelet/pods/{uid}/volumes/kubernetes.io~projected");
+        let file = node.sh(&format!("ls {volumes}/kube-api-access-*/..data/token"))?.trim().to_owned();
+        node.sh(&format!("cp {file} /run/right-token"))?;
+        let again = format!("for i in $(seq 600); do printf wrong >{file}; sleep 0.5; done");
+        let writer = node.sh(&format!("({again}) </dev/null >/dev/null 2>&1 & echo $!"))?.trim().to_owned();
+        Ok(WrongToken { node, file, writer })
+    }
+}
+
+impl Drop for WrongToken<'_> {
+    fn drop(&mut self) {
+        let WrongToken { node, file, writer } = self;
+        let _ = node.sh(&format!("kill {writer}; while kill -0 {writer}; do :; done; cp /run/right-token {file}"));
+    }
+}
+
 #[test]
 fn pods_start_without_the_api_server_and_the_daemons_are_back_with_it() {
     let cluster = &*CLUSTER;
@@ -94,12 +135,14 @@ fn pods_start_without_the_api_server_and_the_daemons_are_back_with_it() {
     let pod = StaticPod::idle(&nodes[0], "alone").unwrap();
     wait_until(BOUND, || has_lease(&nodes[0], "alone-node0")).unwrap();
     control_plane.start_api_server().unwrap();
-    wait_until(BACK, || nodes.iter().all(watches)).unwrap();
+    back(&nodes);
     drop(pod);
     wait_until(BOUND, || !has_lease(&nodes[0], "alone-node0")).unwrap();
 
-    // A node that boots meanwhile: its kubelet knows its static pods only, so the daemon is one of them.
+    // A node that boots meanwhile: its kubelet knows its static pods only, so the daemon is one of them. On the other one the
+    // daemon's token is changed.
     let node = &nodes[1];
+    let (wrong, changed) = (WrongToken::new(cluster, &nodes[0]).unwrap(), Instant::now());
     let daemon = StaticPod::daemon(cluster, node).unwrap();
     let pod = StaticPod::idle(node, "early").unwrap();
     control_plane.stop_api_server().unwrap();
@@ -109,8 +152,14 @@ fn pods_start_without_the_api_server_and_the_daemons_are_back_with_it() {
     let lines: Vec<&str> =
         said.lines().filter(|line| line.contains("\"start\"") || line.contains("new pods get addresses")).collect();
     println!("{}", lines.join("\n"));
+    wait_until(TOKEN_PERIOD * 2, || changed.elapsed() > TOKEN_PERIOD).unwrap();
     control_plane.start_api_server().unwrap();
-    wait_until(BACK, || watches(node)).unwrap();
+    back(&nodes[1..]);
+    // Which token the daemon shows follows its file, both ways.
+    let unknown = || enid(&nodes[0], "status").unwrap_or_default()["api_server"].to_string();
+    wait_until(BOUND, || unknown().contains("Unauthorized")).unwrap_or_else(|_| panic!("{}", unknown()));
+    drop(wrong);
+    wait_until(BOUND, || watches(&nodes[0])).unwrap_or_else(|_| panic!("{}", unknown()));
     drop((daemon, pod));
     wait_until(BOUND, || !has_lease(node, "early-node1")).unwrap();
     rolled_out(cluster).unwrap();

@@ -73,9 +73,9 @@ fn without_any_rule_something_is_missing() {
         allow(&less);
         // Watches that are open go on without the right.
         cluster.kubectl(&["-n", "kube-system", "delete", "pods", "-l", DAEMONS, "--field-selector", &here]).unwrap();
-        wait_until(BOUND, || enid(node, "status").is_ok()).unwrap();
-        // It has to be made anew.
+        // It has to be made anew, by the daemon that comes: one that has just written waits for a minute.
         cluster.kubectl(&["delete", "enidnodes", "--all"]).unwrap();
+        wait_until(BOUND, || enid(node, "status").is_ok()).unwrap();
         cluster.kubectl(&["taint", "node", &node.name, "--overwrite", &format!("{TAINT}=1:PreferNoSchedule")]).unwrap();
         // It says nothing yet.
         cluster.kubectl(&["delete", "nodeconfigs", "--all"]).unwrap();

@@ -57,17 +57,20 @@ fn each_node_has_a_status_object_that_agrees_with_its_daemon_and_is_its_own() {
     let token = cluster.kubectl(&["-n", "kube-system", "create", "token", "enid", kind, pod, name, of]).unwrap();
     let (server, authority) = (cluster.control_plane().server().unwrap(), cluster.folder().join("pki/ca.crt"));
     // As the daemon does it: kubectl would read the object before.
-    let patch = |node: &str| -> String {
+    let patch = |path: String, body: &str| -> String {
         let mut curl = cluster.command(Path::new("curl")).unwrap();
         curl.args(["-s", "-S", "-X", "PATCH", "-H", "Content-Type: application/merge-patch+json"]);
         curl.arg("-H").arg(format!("Authorization: Bearer {}", token.trim())).arg("--cacert").arg(&authority);
-        curl.args(["-d", r#"{"status": {"message": "tried"}}"#]);
-        curl.arg(format!("{server}/apis/enid.dev/v1alpha1/enidnodes/{node}/status"));
+        curl.args(["-d", body]).arg(format!("{server}{path}"));
         String::from_utf8(curl.output().unwrap().stdout).unwrap()
     };
-    let taken = patch(&nodes[0].name);
-    assert!(taken.contains("\"tried\""), "{taken}");
-    let refused = patch(&nodes[1].name);
-    let words = format!("the token is of the node '{}', and the object is '{}'", nodes[0].name, nodes[1].name);
-    assert!(refused.contains(&words), "{refused}");
+    let object = r#"{"status": {"message": "tried"}}"#;
+    let node = r#"{"status": {"capacity": {"example.com/tried": "1"}}}"#;
+    for (kind, body) in [("/apis/enid.dev/v1alpha1/enidnodes", object), ("/api/v1/nodes", node)] {
+        let [own, other] = [0, 1].map(|number| patch(format!("{kind}/{}/status", nodes[number].name), body));
+        assert!(own.contains("tried") && !own.contains("\"Failure\""), "{own}");
+        let words = format!("the token is of the node '{}', and the object is '{}'", nodes[0].name, nodes[1].name);
+        assert!(other.contains(&words), "{other}");
+    }
+    patch(format!("/api/v1/nodes/{}/status", nodes[0].name), &node.replace("\"1\"", "null"));
 }

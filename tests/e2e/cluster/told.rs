@@ -1,12 +1,13 @@
 //! What the cluster is told where pods get no address.
 
-use std::{net::Ipv4Addr, time::Duration};
+use std::{collections::BTreeSet, net::Ipv4Addr, time::Duration};
 
 use enid_tests::{kube, wait_until};
 use kubelab::Cluster;
 use serde_json::{Value, json};
+use vpclab::model::Faults;
 
-use crate::CLUSTER;
+use crate::{CLUSTER, api_server::enid};
 
 /// A subnet that was short is asked again within two minutes, and the kubelet asks again within some seconds.
 const BOUND: Duration = Duration::from_secs(180);
@@ -41,6 +42,12 @@ pub fn told(cluster: &Cluster, kind: &str) -> Vec<Value> {
     let events = cluster.list("events", &[]).unwrap_or_default();
     let ours = |event: &Value| event["reportingComponent"] == "enid" && event["involvedObject"]["kind"] == kind;
     events.into_iter().filter(ours).collect()
+}
+
+/// The reason of the condition that a node has of Enid.
+fn condition(cluster: &Cluster, node: &str) -> String {
+    let path = r#"jsonpath={.status.conditions[?(@.type=="PodAddresses")].reason}"#;
+    cluster.kubectl(&["get", "node", node, "-o", path]).unwrap_or_default()
 }
 
 #[test]
@@ -87,10 +94,7 @@ fn a_pod_without_an_address_says_why_and_its_node_stays_ready() {
     assert!(object()["message"].as_str().unwrap().contains(&node.subnet_id), "{}", object());
     assert_eq!(object()["ready"], true);
     // And its condition.
-    let condition = || {
-        let path = r#"jsonpath={.status.conditions[?(@.type=="PodAddresses")].reason}"#;
-        cluster.kubectl(&["get", "node", &node.name, "-o", path]).unwrap_or_default()
-    };
+    let condition = || condition(cluster, &node.name);
     wait_until(BOUND, || condition() == "SubnetFull").unwrap_or_else(|_| panic!("{}", condition()));
     // The scheduler is told what the node has, and not what it could have had.
     let published = || -> u32 {
@@ -130,4 +134,39 @@ fn a_pod_without_an_address_says_why_and_its_node_stays_ready() {
     cluster.kubectl(&["taint", "node", &node.name, &format!("{OTHER}-")]).unwrap();
     kube::remove(cluster, "short").unwrap();
     cluster.install_enid(&[]).unwrap();
+}
+
+/// The kind: a right that is missing is heard of when the last address has gone; and what EC2 says of it is too long for an
+/// event.
+#[test]
+fn a_missing_right_and_pods_beyond_the_addresses_are_told_while_there_are_addresses() {
+    let cluster = &*CLUSTER;
+    cluster.kubectl(&["delete", "events", "--all", "--all-namespaces"]).unwrap();
+    let (lab, node) = (cluster.lab(), cluster.lab().node(0));
+    let deny = ["AssignPrivateIpAddresses", "CreateNetworkInterface"].map(str::to_owned);
+    lab.set_ec2(&Faults { deny: BTreeSet::from(deny), ..Faults::default() }).unwrap();
+    // All but one of the addresses that are there: more are wanted, and no pod has to wait for one.
+    let available = enid(&cluster.nodes().unwrap()[0], "status").unwrap()["available"].as_u64().unwrap();
+    assert!(available > 1, "{available}");
+    cluster.apply(&deployment("denied", &node.name, available - 1)).unwrap();
+    wait_until(BOUND, || kube::rolled_out(cluster, "deployment/denied").is_ok()).unwrap();
+    let events = |reason: &str| -> Vec<Value> {
+        told(cluster, "Node").into_iter().filter(|event| event["reason"] == reason).collect()
+    };
+    wait_until(BOUND, || !events("MissingIAMPermissions").is_empty()).unwrap();
+    for event in events("MissingIAMPermissions") {
+        let words = event["message"].as_str().unwrap_or_default();
+        assert!(words.contains("UnauthorizedOperation") && !words.contains("Encoded"), "{words}");
+    }
+    wait_until(BOUND, || condition(cluster, &node.name) == "MissingIAMPermissions").unwrap();
+    assert!(told(cluster, "Pod").is_empty(), "no pod has missed an address");
+    lab.set_ec2(&Faults::default()).unwrap();
+    kube::remove(cluster, "denied").unwrap();
+
+    // With one ENI a node of 58 pods has 14 addresses.
+    cluster.install_enid(&["--set", "env.MAX_ENI=1"]).unwrap();
+    wait_until(BOUND, || condition(cluster, &node.name) == "MaxPodsMismatch").unwrap();
+    wait_until(BOUND, || !events("MaxPodsMismatch").is_empty()).unwrap();
+    cluster.install_enid(&[]).unwrap();
+    wait_until(BOUND, || condition(cluster, &node.name) == "AddressesAvailable").unwrap();
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use comfy_table::{Table, presets::NOTHING};
-use enid_ipamd::{Policy, Target};
+use enid_ipamd::{Placement, Policy, Target};
 use vpclab::model::Options;
 
 use crate::{
@@ -84,6 +84,16 @@ fn growth() -> anyhow::Result<Vec<Row>> {
     Ok(rows)
 }
 
+/// A day on which nothing happens.
+fn quiet_day(situation: &'static str, most: u64, mut world: World) -> Row {
+    let before = world.cloud.counts();
+    for _ in 0..24 {
+        world.play(&Move::Pass(3_600_000));
+    }
+    let (found, calls) = difference(&before, &world.cloud.counts());
+    Row { situation, most, found, calls }
+}
+
 /// Counts and prints; more than is allowed is an error.
 pub fn run() -> anyhow::Result<()> {
     let mut rows = Vec::new();
@@ -116,12 +126,11 @@ pub fn run() -> anyhow::Result<()> {
     let (found, calls) = difference(&before, &world.cloud.counts());
     // m5.large: 27 addresses on three ENIs. Audit and tag, an order on the primary, three calls per new ENI.
     rows.push(Row { situation: "100 ADDs at once on an empty pool of 3 ENIs", most: 9, found, calls });
-    let before = world.cloud.counts();
-    for _ in 0..24 {
-        world.play(&Move::Pass(3_600_000));
-    }
-    let (found, calls) = difference(&before, &world.cloud.counts());
-    rows.push(Row { situation: "a quiet day", most: 24, found, calls });
+    rows.push(quiet_day("a quiet day", 24, world));
+    let by_tags = Policy { placement: Placement::Tagged { cluster: None }, ..settings(7) };
+    let mut world = World::new(calm(), by_tags, None)?;
+    world.play(&Move::Pass(30_000));
+    rows.push(quiet_day("the same, subnets by their tags (the default)", 36, world));
     rows.extend(growth()?);
     rows.extend(short_subnet()?);
     let mut table = Table::new();

@@ -187,6 +187,21 @@ mod tests {
         assert_eq!(given(&chosen(both, &Overrides::new())), [("MAX_PODS", "9", "a")]);
     }
 
+    /// The kind: what waits for the next start counts there, though another NodeConfig has contradicted it meanwhile.
+    #[test]
+    fn of_what_counts_at_a_start_a_tie_keeps_what_the_last_one_was_given() {
+        let one = |value: &str| {
+            let settings =
+                json!({ "ENABLE_PREFIX_DELEGATION": value, "MAX_ENI": if value == "true" { "2" } else { "3" } });
+            json!({ "selector": {}, "settings": settings })
+        };
+        let first = chosen(json!({ "a": one("true") }), &Overrides::new());
+        assert_eq!(first.overrides.len(), 2);
+        let in_force = Given::default().until_next_start(&first.overrides);
+        let tied = chosen(json!({ "a": one("true"), "b": one("false") }), in_force.overrides());
+        assert_eq!(given(&tied), [("MAX_ENI", "2", "a")]);
+    }
+
     #[test]
     fn what_makes_no_sense_is_named_and_does_not_count() {
         let settings = json!({

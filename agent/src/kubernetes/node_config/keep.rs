@@ -174,7 +174,9 @@ impl Keeping {
         let started = self.keeper.started.clone();
         let specs: BTreeMap<String, NodeConfigSpec> =
             known.iter().map(|(name, config)| (name.clone(), config.spec.clone())).collect();
-        let mut choice = choose(&started.given, &specs, &node.labels, &self.overrides);
+        // What is in force: of what counts at a start, what this one was given.
+        let before = started.given.until_next_start(&self.overrides);
+        let mut choice = choose(&started.given, &specs, &node.labels, before.overrides());
         let is_new = choice.overrides != self.overrides;
         self.overrides.clone_from(&choice.overrides);
         if self.remembered.as_ref() != Some(&choice.overrides) || !remembered::is_there(&started.settings) {

@@ -39,13 +39,19 @@ impl Model {
         match self.accesses(request).into_iter().find(|access| !policy.allows(access)) {
             None => Ok(()),
             Some(Access { action, resource, .. }) => {
-                let message = format!(
-                    "You are not authorized to perform this operation. User: {arn} is not authorized to perform: {action} on \
-                     resource: {resource} because no identity-based policy allows the {action} action."
-                );
-                Err(ApiError::new("UnauthorizedOperation", message))
+                let why = format!("because no identity-based policy allows the {action} action.");
+                Err(self.denied(&format!(
+                    "User: {arn} is not authorized to perform: {action} on resource: {resource} {why}"
+                )))
             }
         }
+    }
+
+    /// A refusal for want of a right. What EC2 encodes behind its words is long, and another text each time.
+    pub(super) fn denied(&self, why: &str) -> ApiError {
+        let encoded = format!("Encoded authorization failure message: {:01024x}", self.now);
+        let message = format!("You are not authorized to perform this operation. {why} {encoded}");
+        ApiError::new("UnauthorizedOperation", message)
     }
 
     /// What a call does to which resources.

@@ -299,10 +299,7 @@ impl Model {
         }
         let untagged = matches!(request, Request::CreateNetworkInterface { tags, .. } if tags.is_empty());
         if self.faults.deny.contains(action) || self.faults.deny_untagged_create && untagged {
-            let message = format!(
-                "You are not authorized to perform this operation. User: {caller} is not authorized to perform: ec2:{action}"
-            );
-            return Err(ApiError::new("UnauthorizedOperation", message));
+            return Err(self.denied(&format!("User: {caller} is not authorized to perform: ec2:{action}")));
         }
         self.authorize(caller, request)?;
         if let Some((chance, code)) = self.faults.fail.get(action).cloned()
