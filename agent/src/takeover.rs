@@ -29,6 +29,7 @@ pub async fn wait(settings: &Settings) {
          gone"
     );
     warn!("{words}");
+    // Nothing tells when another process stops listening: its socket's file stays where it was killed.
     tokio::select! {
         () = health::waiting(settings.health, words) => {}
         () = async { while answers() { sleep(LOOK).await } } => {}

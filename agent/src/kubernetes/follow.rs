@@ -24,6 +24,7 @@ use tracing::{info, warn};
 /// server.
 const FIRST: Duration = Duration::from_millis(500);
 const LONGEST: Duration = Duration::from_secs(3);
+const _: () = assert!(LONGEST.as_secs() * 2 < 10, "a node is to be back ten seconds after the API server");
 /// Delays begin anew once all has been well for so long.
 const CALM: Duration = Duration::from_secs(60);
 /// What the API server refuses (no right, no such kind) is asked for after so long, then after twice as long each time.

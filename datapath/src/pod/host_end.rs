@@ -238,11 +238,10 @@ mod tests {
     #[test]
     fn pods_of_another_plugin_are_told_from_ours() {
         let of = |name: &str, of_group: u32, alias: Option<&str>| {
-            let mut link = link(7, alias);
-            link.attributes.push(LinkAttribute::Group(of_group));
-            link.attributes.retain(|it| !matches!(it, LinkAttribute::IfName(_)));
-            link.attributes.retain(|it| *it != LinkAttribute::Group(marks::group(0)) || of_group == marks::group(0));
-            link.attributes.push(LinkAttribute::IfName(name.to_owned()));
+            let mut link = LinkMessage::default();
+            link.header.index = 7;
+            link.attributes = vec![LinkAttribute::IfName(name.to_owned()), LinkAttribute::Group(of_group)];
+            link.attributes.extend(alias.map(|alias| LinkAttribute::IfAlias(alias.to_owned())));
             let address: IpAddr = "10.0.1.7".parse().unwrap();
             let routes = [message::link_route(TABLE_MAIN, address, 7)];
             of_others("eni", &[link], &routes).into_iter().map(|(_, address)| address.to_string()).collect::<Vec<_>>()

@@ -111,6 +111,7 @@ impl<'a> WrongToken<'a> {
         let volumes = format!("/var/lib/kubelet/pods/{uid}/volumes/kubernetes.io~projected");
         let file = node.sh(&format!("ls {volumes}/kube-api-access-*/..data/token"))?.trim().to_owned();
         node.sh(&format!("cp {file} /run/right-token"))?;
+        // The kubelet's own round is a minute: so often that the daemon reads a wrong one in between.
         let again = format!("for i in $(seq 600); do printf wrong >{file}; sleep 0.5; done");
         let writer = node.sh(&format!("({again}) </dev/null >/dev/null 2>&1 & echo $!"))?.trim().to_owned();
         Ok(WrongToken { node, file, writer })
