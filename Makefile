@@ -39,13 +39,15 @@ build: plugin
 
 plugin:
 	tools/rust-target $(SHIM)
-	RUSTFLAGS="-C relocation-model=static -C force-unwind-tables=no" cargo build --locked --profile shim --target $(SHIM) -p enid-cni
+	RUSTFLAGS="-C relocation-model=static -C force-unwind-tables=no" $(SHIPS) cargo build --locked --profile shim --target $(SHIM) -p enid-cni
 	@size=$$(stat -c %s $(TARGET)/$(SHIM)/shim/enid-cni); \
 	if [ "$$size" -ge $(PLUGIN_BYTES) ]; then echo "enid-cni has $$size bytes; less than $(PLUGIN_BYTES) are allowed"; exit 1; fi
 
 # Lints while it builds: so the dependencies, the AWS SDK above all, are compiled once for lints and tests. `cargo clippy` would
-# compile them in a way of its own. What is built so has a folder of its own.
-LINT := CARGO_BUILD_BUILD_DIR=$(TARGET) CARGO_TARGET_DIR=$(TARGET)/lint RUSTC_WORKSPACE_WRAPPER=$(abspath tools/lint)
+# compile them in a way of its own. What is built so has a folder of its own; where everything is (CI), it is what tests run.
+LINT := $(if $(RUSTC_WORKSPACE_WRAPPER),,CARGO_BUILD_BUILD_DIR=$(TARGET) CARGO_TARGET_DIR=$(TARGET)/lint RUSTC_WORKSPACE_WRAPPER=$(abspath tools/lint))
+# What ships is compiled by the compiler itself.
+SHIPS := env -u RUSTC_WORKSPACE_WRAPPER
 
 check: tools/cargo-deny borders structure chart
 	cargo fmt --all --check
@@ -89,7 +91,7 @@ test: root build
 image: plugin
 	tools/packages
 	tools/plugins
-	cargo build --locked --release -p enid-agent
+	$(SHIPS) cargo build --locked --release -p enid-agent
 	tools/image --release
 
 cluster-parts: root build
@@ -140,13 +142,13 @@ bench: root build
 	tools/packages
 	musl-gcc -O2 -static -Wall -idirafter /usr/include -idirafter /usr/include/$$(uname -m)-linux-gnu -o $(TARGET)/floor-musl tests/bench/floor.c
 	gcc -O2 -static -Wall -o $(TARGET)/floor-glibc tests/bench/floor.c
-	cargo build --locked --release -p enid-agent
+	$(SHIPS) cargo build --locked --release -p enid-agent
 	ENID_BIN=$(abspath $(TARGET))/release/enid $(TARGET)/debug/bench $(if $(SHORT),--short) $(abspath $(TARGET))/floor-musl $(abspath $(TARGET))/floor-glibc
 	ENID_BIN=$(abspath $(TARGET))/release/enid $(TARGET)/debug/scale $(abspath $(TARGET))/scale.svg
 
 # On clusters of their own: beside the standard bridge plugin, with and without what the API server knows, beside many others.
 bench-cluster: cluster-parts
-	cargo build --locked --release -p enid-agent
+	$(SHIPS) cargo build --locked --release -p enid-agent
 	tools/image --release
 	$(TARGET)/debug/cluster-bench $(or $(ROUNDS),3)
 	$(TARGET)/debug/fill-bench $(or $(ROUNDS),3)
