@@ -175,7 +175,7 @@ for kind in bridge ifb; do
     for link in $(ip -br link show type $kind | cut -d' ' -f1); do ip link del $link; done
 done
 for link in $(ip -br link | cut -d' ' -f1 | cut -d@ -f1 | grep -v -e '^lo$' -e '^eth0$'); do
-    ip addr flush dev $link
-    ip link set $link down
+    # Pods' links go meanwhile by themselves, with their namespaces.
+    ip addr flush dev $link && ip link set $link down || ! ip link show $link >/dev/null 2>&1
 done
 ";
