@@ -140,7 +140,7 @@ async fn serve(given: Given, settings: Settings, log_level: Level, background: r
     // All that can be wrong here is reported before anything is changed.
     let claim = Claim::new(&base.run_dir)?;
     tokio::select! {
-        () = takeover::wait(&base) => {}
+        () = takeover::wait::wait(&base) => {}
         _ = terminate.recv() => { info!("asked to stop before it has begun"); return Ok(()) }
         _ = interrupt.recv() => { info!("interrupted before it has begun"); return Ok(()) }
     }
@@ -161,7 +161,7 @@ async fn serve(given: Given, settings: Settings, log_level: Level, background: r
         }
     }
     let started = Started { given, settings: settings.clone(), refused, remembered };
-    let (kernel, store) = (parts.kernel.clone(), parts.store.clone());
+    let (kernel, to_retire, store) = (parts.kernel.clone(), parts.kernel.clone(), parts.store.clone());
     let (task, handle, published) = CoreTask::new(parts);
     let Published { awaited, awaits_listing, readiness } = published;
 
@@ -216,6 +216,7 @@ async fn serve(given: Given, settings: Settings, log_level: Level, background: r
     let files = Files::new(settings.clone(), handle.clone(), counters.clone(), store.clone(), claim, places);
     let metadata = Metadata { imds, handle: handle.clone(), counters: counters.clone(), lacks_v6 };
     let metrics = metrics::serve(settings.metrics, handle.clone(), readiness.clone(), counters, metrics_fault);
+    let retire = takeover::retire::Retire { kernel: to_retire, settings: Arc::new(settings.clone()) };
     let health = health::serve(settings.health, sockets::cni(&settings.run_dir));
 
     tokio::select! {
@@ -227,6 +228,7 @@ async fn serve(given: Given, settings: Settings, log_level: Level, background: r
         ended = background.spawn(metadata.run(awaited)) => { ended??; bail!("the metadata reader ended") }
         ended = background.spawn(links.run()) => { ended?; bail!("the listing of links ended") }
         ended = background.spawn(repair.run()) => { ended??; bail!("the repair ended") }
+        ended = background.spawn(retire.run()) => { ended??; bail!("the take-over ended") }
         ended = background.spawn(forward.run()) => ended?,
         ended = background.spawn(kubernetes.run()) => { ended?; bail!("the API server's watches ended") }
         ended = background.spawn(announce::run(files, store, readiness, reporter)) => ended?,
@@ -248,7 +250,8 @@ async fn discover(
     let boot = store::boot_id()?;
     let instance = imds.wait_for_instance(settings.start_wait).await?;
     let (store, ledger) = Store::open(&settings.store_dir, &boot, &instance.identity(), settings.policy.cooldown_ms)?;
-    takeover::refuse_its_pods(settings, &ledger).await?;
+    let kernel_slots = kernel::slots(&settings.steering.policy).await?;
+    let ledger = takeover::adopt::adopt(settings, imds, &store, Ledger { kernel_slots, ..ledger }).await?;
     let (id, kind, leases) = (&instance.id, &instance.kind, ledger.leases.len());
     info!(node = settings.node_name, instance = id, kind, leases, "start");
     let lacks_v6 = families::settle(settings, &instance, &ledger)?;
@@ -262,9 +265,8 @@ async fn discover(
     // Two runs of the daemon must not share a client token: the boot and the moment tell them apart.
     let token_seed = format!("{}-{}", boot.split('-').next().unwrap_or_default(), clock::now().0);
     let node = Node { instance_id: id.clone(), limits, policy: settings.policy.clone(), token_seed };
-    let kernel_slots = kernel::slots(&settings.steering.policy).await?;
     let parts = Parts {
-        core: Core::new(node, Ledger { kernel_slots, ..ledger }),
+        core: Core::new(node, ledger),
         served: announced || store.has_served()?,
         store: Arc::new(store),
         ec2,

@@ -62,12 +62,17 @@ fn run(matches: &ArgMatches) -> anyhow::Result<()> {
         "init" => runtime::install::plugins(&settings),
         "uninstall" => uninstall::run(&as_on_node(&given, settings), matches.get_flag("enis")),
         "untaint" => commands::untaint(&settings),
+        "takeover" => commands::takeover(&as_on_node(&given, settings), is_json(matches)),
         _ => {
-            let as_json = matches.get_one::<String>("output").is_some_and(|output| output == "json");
+            let as_json = is_json(matches);
             let ready = name == "health" && matches.get_flag("ready");
             commands::run(if ready { "ready" } else { name }, &settings, as_json)
         }
     }
+}
+
+fn is_json(matches: &ArgMatches) -> bool {
+    matches.get_one::<String>("output").is_some_and(|output| output == "json")
 }
 
 /// The settings with what NodeConfigs have given to this node.
@@ -121,6 +126,15 @@ fn cli() -> Command {
         )
         .subcommand(
             Command::new("untaint").about("Take the taint of ENID_NO_ADDRESSES_TAINT off this node").args(settings()),
+        )
+        .subcommand(
+            reading("takeover", "What taking this node over from Amazon's VPC CNI would do; the daemon does it").arg(
+                Arg::new("check")
+                    .long("check")
+                    .action(ArgAction::SetTrue)
+                    .required(true)
+                    .help("Change nothing; exit 1 if something stands against it"),
+            ),
         )
         .subcommand(reading("status", "The node, its pool, and what it waits for"))
         .subcommand(reading("enis", "The ENIs of this node"))

@@ -14,7 +14,7 @@ use std::{
 };
 
 use anyhow::{Context, bail};
-use enid_ipamd::{AttachmentKey, EniId, Lease, Ledger, Limits, Millis, PodRef, Write};
+use enid_ipamd::{AttachmentKey, EniId, Lease, Ledger, Limits, Macs, Millis, PodRef, Write};
 use redb::{
     Database, DatabaseError, Key, ReadTransaction, ReadableDatabase, ReadableTable, StorageError, TableDefinition,
     TableError, Value, WriteTransaction,
@@ -24,8 +24,11 @@ use tracing::error;
 
 use crate::{host::inode::Inode, settings::remembered};
 
-/// The only one so far.
+/// What a file without pods of another plugin has.
 const SCHEMA: &str = "1";
+/// What one has that holds leases with MACs of their own: an earlier version, which would give those links the MACs that it
+/// derives, refuses it.
+const SCHEMA_WITH_MACS: &str = "2";
 const META: TableDefinition<&str, &str> = TableDefinition::new("meta");
 const LEASES: TableDefinition<&str, &str> = TableDefinition::new("leases");
 const COOLDOWN: TableDefinition<&str, u64> = TableDefinition::new("cooldown");
@@ -42,6 +45,8 @@ struct StoredLease {
     slot: u32,
     pod: Option<PodRef>,
     index: u32,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    macs: Option<Macs>,
 }
 
 /// Pages of the file that are kept in memory; redb's default is a gigabyte.
@@ -145,13 +150,12 @@ impl Store {
             let mut meta = txn.open_table(META)?;
             let schema = meta.get("schema")?.map(|value| value.value().to_owned());
             match schema.as_deref() {
-                None | Some(SCHEMA) => {}
+                None | Some(SCHEMA | SCHEMA_WITH_MACS) => {}
                 Some(other) => bail!(
-                    "its schema is {other:?}, and this version of enid reads {SCHEMA:?}; start the version that wrote it again, or drain the node and remove the file"
+                    "its schema is {other:?}, and this version of enid reads {SCHEMA:?} and {SCHEMA_WITH_MACS:?}; start the version that wrote it again, or drain the node and remove the file"
                 ),
             }
             let same_boot = meta.get("boot")?.is_some_and(|value| value.value() == boot_id);
-            meta.insert("schema", SCHEMA)?;
             meta.insert("boot", boot_id)?;
             meta.insert("instance", instance)?;
             let mut leases = txn.open_table(LEASES)?;
@@ -173,6 +177,7 @@ impl Store {
                     cooling.insert(address.to_string().as_str(), until.0)?;
                 }
             }
+            meta.insert("schema", schema_of(ledger.leases.values()))?;
             for entry in txn.open_table(SLOTS)?.iter()? {
                 let (eni, slot) = entry?;
                 ledger.slots.insert(EniId(eni.value().into()), slot.value());
@@ -188,16 +193,42 @@ impl Store {
 
     /// Makes all of these durable, together.
     pub fn write(&self, writes: &[Write]) -> anyhow::Result<()> {
-        self.with(|database| Self::write_to(database, writes))
+        self.with(|database| Ok(Self::written(database, writes)?.commit()?))
     }
 
-    fn write_to(database: &Database, writes: &[Write]) -> anyhow::Result<()> {
+    /// The same, with the name of the network that pods of this boot are of: another plugin has begun it.
+    pub fn take_over(&self, writes: &[Write], network: &str) -> anyhow::Result<()> {
+        self.with(|database| {
+            let txn = Self::written(database, writes)?;
+            txn.open_table(META)?.insert("network", format!("{} {network}", self.boot_id).as_str())?;
+            Ok(txn.commit()?)
+        })
+    }
+
+    /// The name of the network that another plugin has begun in this boot.
+    pub fn network(&self) -> anyhow::Result<Option<String>> {
+        self.with(|database| {
+            let txn = database.begin_read()?;
+            let noted = txn.open_table(META)?.get("network")?.map(|value| value.value().to_owned());
+            let of_boot = noted.as_deref().and_then(|noted| noted.strip_prefix(&self.boot_id)?.strip_prefix(' '));
+            Ok(of_boot.map(str::to_owned))
+        })
+    }
+
+    fn written(database: &Database, writes: &[Write]) -> anyhow::Result<WriteTransaction> {
         let txn = database.begin_write()?;
         {
             let mut leases = txn.open_table(LEASES)?;
             let mut cooling = txn.open_table(COOLDOWN)?;
             let mut slots = txn.open_table(SLOTS)?;
             let mut intents = txn.open_table(INTENTS)?;
+            let written = writes.iter().filter_map(|write| match write {
+                Write::Lease(_, lease) => lease.as_ref(),
+                _ => None,
+            });
+            if schema_of(written) == SCHEMA_WITH_MACS {
+                txn.open_table(META)?.insert("schema", SCHEMA_WITH_MACS)?;
+            }
             for write in writes {
                 match write {
                     Write::Lease(key, Some(lease)) => {
@@ -219,8 +250,7 @@ impl Store {
                 }
             }
         }
-        txn.commit()?;
-        Ok(())
+        Ok(txn)
     }
 
     /// Whether an address could be given since this boot.
@@ -271,6 +301,10 @@ impl Store {
             Ok(())
         })
     }
+}
+
+fn schema_of<'a>(mut leases: impl Iterator<Item = &'a Lease>) -> &'static str {
+    if leases.any(|lease| lease.macs.is_some()) { SCHEMA_WITH_MACS } else { SCHEMA }
 }
 
 /// Copies all tables.
@@ -334,8 +368,8 @@ fn set_aside(path: &Path, kind: &str, why: &str) -> anyhow::Result<()> {
 
 impl From<StoredLease> for Lease {
     fn from(stored: StoredLease) -> Self {
-        let StoredLease { address, second, eni, slot, pod, index } = stored;
-        Lease::remembered((address, second), eni, slot, pod, index)
+        let StoredLease { address, second, eni, slot, pod, index, macs } = stored;
+        Lease::remembered((address, second), eni, slot, pod, index).with_macs(macs)
     }
 }
 
@@ -348,6 +382,7 @@ impl From<&Lease> for StoredLease {
             slot: lease.slot,
             pod: lease.pod.clone(),
             index: lease.index,
+            macs: lease.macs,
         }
     }
 }
@@ -466,6 +501,35 @@ mod tests {
         store.keep_limits("m5.large", limits).unwrap();
         assert_eq!(store.limits("m5.large").unwrap(), Some(limits));
         drop(store);
+        fs::remove_dir_all(dir).unwrap();
+    }
+
+    /// The kind: an earlier version gives the links of adopted pods MACs that their pods do not know.
+    #[test]
+    fn leases_over_links_of_another_plugin_keep_earlier_versions_away() {
+        let dir = folder("macs");
+        written(&dir);
+        let schema = |store: &Store| {
+            let read = store.with(|database| {
+                Ok(database.begin_read()?.open_table(META)?.get("schema")?.map(|value| value.value().to_owned()))
+            });
+            read.unwrap().unwrap()
+        };
+        let (store, _) = Store::open(&dir, "boot-1", HERE, 30).unwrap();
+        assert_eq!(schema(&store), "1");
+        let macs = Some(Macs { host: [0xd2, 0xc6, 7, 0xdb, 6, 0x1c], pod: [0x8e, 0xa5, 0xe0, 0x96, 0x8f, 0xce] });
+        let adopted = AttachmentKey { network: "aws-cni".into(), ..key() };
+        let lease = Lease::remembered((address(30), None), EniId("eni-1".into()), 1, None, 0).with_macs(macs);
+        assert_eq!(store.network().unwrap(), None);
+        store.take_over(&[Write::Lease(adopted.clone(), Some(lease))], "aws-cni").unwrap();
+        assert_eq!((schema(&store), store.network().unwrap()), ("2".to_owned(), Some("aws-cni".to_owned())));
+        drop(store);
+        let (store, ledger) = Store::open(&dir, "boot-1", HERE, 30).unwrap();
+        assert_eq!((ledger.leases[&adopted].macs, schema(&store).as_str()), (macs, "2"));
+        store.write(&[Write::Lease(adopted, None)]).unwrap();
+        drop(store);
+        assert_eq!(schema(&Store::open(&dir, "boot-1", HERE, 30).unwrap().0), "1", "none is left");
+        assert_eq!(Store::open(&dir, "boot-2", HERE, 30).unwrap().0.network().unwrap(), None);
         fs::remove_dir_all(dir).unwrap();
     }
 

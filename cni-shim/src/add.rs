@@ -170,9 +170,10 @@ pub fn attachment_of(env: &Env, config: &Config, ifname: &str) -> Attachment {
     Attachment { network: config.name.clone(), container: env.container.clone(), ifname: ifname.to_owned() }
 }
 
-fn mac(field: &str, bytes: &[u8]) -> Result<Mac, Error> {
+/// A MAC that the daemon names.
+pub fn mac(field: &str, bytes: &[u8]) -> Result<Mac, Error> {
     Mac::try_from(bytes)
-        .map_err(|_| Error::internal(format!("the daemon's offer has {field} {bytes:?}; six bytes are expected")))
+        .map_err(|_| Error::internal(format!("the daemon's answer has {field} {bytes:?}; six bytes are expected")))
 }
 
 fn address(text: &str) -> Result<IpAddr, Error> {

@@ -4,7 +4,7 @@ use enid_datapath::{Netlink, faults, identity, pod::PodLink};
 use serde_json::{Map, Value};
 
 use crate::{
-    add::{attachment_of, enter, namespaces, some_address},
+    add::{attachment_of, enter, mac, namespaces, some_address},
     config::Config,
     daemon::Daemon,
     env::Env,
@@ -54,11 +54,13 @@ fn check_one(
         return Err(Error::check(format!("the result says {result}; the daemon holds {daemon} for the attachment")));
     }
     let (network, container) = (&config.name, &env.container);
+    let seen = |field: &str, bytes: &[u8]| Some(bytes).filter(|it| !it.is_empty()).map(|it| mac(field, it)).transpose();
+    let (host_mac, pod_mac) = (seen("host_mac", &held.host_mac)?, seen("pod_mac", &held.pod_mac)?);
     let wanted = PodLink {
         host_ifname: identity::ifname_for_attachment("eni", network, container, ifname),
-        host_mac: identity::host_mac(network, container, ifname),
+        host_mac: host_mac.unwrap_or_else(|| identity::host_mac(network, container, ifname)),
         pod_ifname: ifname.to_owned(),
-        pod_mac: identity::pod_mac(network, container, ifname),
+        pod_mac: pod_mac.unwrap_or_else(|| identity::pod_mac(network, container, ifname)),
         address,
         second,
         local: some_address(&held.local_address)?,

@@ -96,7 +96,7 @@ impl Config {
             name: network_name(raw.name)?,
             socket: or_usual(reading, socket(raw.socket), PathBuf::from(SOCKET_DEFAULT))?,
             add_wait_seconds: or_usual(reading, wait(raw.add_wait_seconds), WAIT_DEFAULT_SECONDS)?,
-            prev_result: if reading == Reading::All { previous(raw.prev_result)? } else { None },
+            prev_result: or_usual(reading, previous(raw.prev_result), None)?,
             dns: raw.dns.filter(|value| !value.is_null()),
             each_card: each_card(raw.runtime_config.as_ref()),
             boot_id: raw.boot_id.as_ref().and_then(Value::as_str).map(str::to_owned),

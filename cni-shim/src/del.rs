@@ -1,9 +1,11 @@
 //! DEL: the daemon deletes the link and ends the lease. A daemon that is away, or fails, is no obstacle: the plugin
 //! deletes the link itself, and no link means no owner: the kernel is the queue.
 
+use std::net::IpAddr;
+
 use enid_datapath::{Mac, Netlink, identity, removal};
 
-use crate::{add::attachment, config::Config, daemon::Daemon, env::Env, error::Error};
+use crate::{add::attachment, config::Config, daemon::Daemon, env::Env, error::Error, result};
 
 /// The prefix that the daemon uses by default; another one costs a listing of all links, no more.
 const USUAL_PREFIX: &str = "eni";
@@ -26,7 +28,12 @@ fn delete_link(env: &Env, config: &Config) -> Result<(), Error> {
     let further = if env.ifname == identity::FIRST { identity::FURTHER_CARDS_MAX } else { 0 };
     let on_cards = (1..=further).map(|number| link(env, config, &identity::ifname_on_card(number), number));
     let links: Vec<(Mac, String)> = [link(env, config, &env.ifname, 0)].into_iter().chain(on_cards).collect();
-    let deleted = Netlink::open().and_then(|mut host| removal::remove_together(&links, &mut host));
+    let of_result = config.prev_result.iter().flat_map(|result| result::addresses_in(result, &env.ifname));
+    let of_result: Vec<IpAddr> = of_result.collect();
+    let deleted = Netlink::open().and_then(|mut host| {
+        removal::remove_together(&links, &mut host)?;
+        links.first().map_or(Ok(()), |(_, name)| removal::remove_taken_over(name, &of_result, &mut host))
+    });
     deleted.map_err(|error| Error::kernel("remove the pod's link", error))
 }
 

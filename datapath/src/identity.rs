@@ -20,6 +20,13 @@ pub const FURTHER_CARDS_MAX: u32 = 31;
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Mac(pub [u8; 6]);
 
+impl Mac {
+    /// Whether it looks like one that is derived from an attachment; of others one in 64 does, too.
+    pub(crate) fn may_be_derived(self) -> bool {
+        self.0[0] == HOST
+    }
+}
+
 impl fmt::Display for Mac {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let [a, b, c, d, e, g] = self.0;
@@ -58,10 +65,12 @@ impl TryFrom<&[u8]> for Mac {
     }
 }
 
-/// MAC of the host end of an attachment: 0x0a (locally administered, unicast), then 40 bits of
-/// SHA-256 over network, container id and interface name.
+/// First byte of a host end's MAC: locally administered, unicast.
+const HOST: u8 = 0x0a;
+
+/// MAC of the host end of an attachment: 0x0a, then 40 bits of SHA-256 over network, container id and interface name.
 pub fn host_mac(network: &str, container: &str, ifname: &str) -> Mac {
-    derived(0x0a, network, container, ifname)
+    derived(HOST, network, container, ifname)
 }
 
 /// MAC of the pod's end: the same 40 bits behind 0x0e.

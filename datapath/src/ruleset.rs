@@ -94,6 +94,12 @@ impl Ruleset {
         format!("meta mark set meta mark & {:#x} | {bits:#x}", !self.policy.marks.eni_mask())
     }
 
+    /// The statement by which a connection that is translated carries our bit, whatever the settings say of node ports: one
+    /// that is silent while another daemon takes the node over, or back, goes on as it began.
+    fn remember(&self) -> String {
+        format!("ct mark set ct mark | {:#x}", self.policy.marks.connmark())
+    }
+
     fn own(&self, family: Family) -> Option<IpAddr> {
         match family {
             Family::V4 => Some(self.primary_address.into()),
@@ -141,7 +147,8 @@ impl Ruleset {
             // translating what runs.
             let rules = ports(policy.translation).map(|ports| {
                 let own = format!(r#"oifname "{link}" fib saddr type local return"#);
-                [own, format!(r#"oifname "{link}" ip daddr != @native snat to {}{ports}"#, self.primary_address)]
+                let outside = format!(r#"oifname "{link}" ip daddr != @native"#);
+                [own, format!("{outside} {} snat to {}{ports}", self.remember(), self.primary_address)]
             });
             let rules: Vec<&str> = rules.iter().flatten().map(String::as_str).collect();
             chain(text, "egress", EGRESS, &rules);
@@ -206,7 +213,8 @@ impl Ruleset {
         let refuse = format!("{ip} daddr {range} ct state new reject");
         chain(text, "between", "filter hook forward priority filter", &[&refuse]);
         let ports = ports(self.policy.translation).unwrap_or(FULLY_RANDOM);
-        let translate = format!(r#"oifname "{link}" {ip} saddr {range} snat to {own}{ports}"#);
+        let remember = self.remember();
+        let translate = format!(r#"oifname "{link}" {ip} saddr {range} {remember} snat to {own}{ports}"#);
         chain(text, "lend", EGRESS, &[&translate]);
         // Connection tracking does not translate what fits no connection of its own, a late reset for one.
         let untranslated = format!(r#"oifname "{link}" {ip} saddr {range} drop"#);
@@ -365,10 +373,11 @@ mod tests {
     }
 
     #[test]
-    fn without_node_ports_nothing_is_remembered() {
+    fn without_node_ports_it_is_only_remembered_what_is_translated() {
         let policy = Policy { node_ports: NodePorts::Off, ..Policy::default() };
         let text = Ruleset { policy, ..example() }.transaction(&BTreeMap::new());
-        assert!(!text.contains("ct mark") && !text.contains("chain arrive"), "{text}");
+        assert!(text.contains("ct mark set ct mark | 0x80 snat to 10.0.1.10 fully-random\n"), "{text}");
+        assert!(text.matches("ct mark set").count() == 1 && !text.contains("chain arrive"), "{text}");
     }
 
     #[test]
@@ -417,7 +426,8 @@ mod tests {
         let of_node = BTreeSet::from(["169.254.172.0/22".parse().unwrap()]);
         let policy = Policy { of_vpc: [Family::V6].into(), of_node, ..Policy::default() };
         let text = Ruleset { policy, ..example() }.transaction(&BTreeMap::new());
-        assert!(text.contains("ip saddr 169.254.172.0/22 snat to 10.0.1.10 fully-random"), "{text}");
+        let remembered = "ct mark set ct mark | 0x80 snat to";
+        assert!(text.contains(&format!("ip saddr 169.254.172.0/22 {remembered} 10.0.1.10 fully-random")), "{text}");
         assert!(text.contains("ip daddr 169.254.172.0/22 ct state new reject"), "{text}");
         let (translates, drops) = (text.find("snat to").unwrap(), text.find("ip saddr 169.254.172.0/22 drop").unwrap());
         assert!(translates < drops && text.contains("postrouting priority srcnat + 2"), "{text}");
@@ -434,7 +444,7 @@ mod tests {
         let eni1 = text.split("ip6 enid {").nth(1).unwrap().split("chain eni1").nth(1).unwrap();
         let (range, to_eni) = (eni1.find("ip6 saddr fd00::ac:0/118 return"), eni1.find("| 0x41"));
         assert!(range.unwrap() < to_eni.unwrap(), "{eni1}");
-        assert!(text.contains("ip6 saddr fd00::ac:0/118 snat to 2001:db8::10"), "{text}");
+        assert!(text.contains(&format!("ip6 saddr fd00::ac:0/118 {remembered} 2001:db8::10")), "{text}");
     }
 
     #[test]

@@ -41,7 +41,7 @@ pub use ec2::{
 pub use event::{Effect, Event, Ledger, Write};
 pub use ids::{AttachmentKey, CallId, EniId, Millis, Place, PodRef, SubnetId, Ticket};
 pub use invariant::Broken;
-pub use lease::Lease;
+pub use lease::{Lease, Macs};
 #[cfg(feature = "mutations")]
 pub use mutation::Mutation;
 pub use node::Node;

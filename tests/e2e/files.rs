@@ -204,7 +204,7 @@ fn a_store_of_another_schema_is_refused_and_pods_are_left_alone() {
         drop(database);
         place.sh(&format!("cp {} /var/lib/enid/enid.redb", copy.display())).unwrap();
     };
-    set_schema("2");
+    set_schema("9");
     let before = place.kernel().unwrap();
     let enid = image.0.join("enid");
     let (code, log) = Daemon::spawn_program(place, &enid, &SETTINGS).unwrap().wait(BOUND).unwrap();

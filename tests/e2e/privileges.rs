@@ -74,7 +74,7 @@ fn drop_forwarded(place: Place<'_>) {
 fn the_charts_privileges_are_enough() {
     let lab = lab("confined");
     let place = Place::node(&lab, 0);
-    let confined = Confined::new("enough", &["net_admin", "sys_admin"]);
+    let confined = Confined::new("enough", &["net_admin", "net_raw", "sys_admin"]);
     let settings = [BOTH_FAMILIES, TWO_ENIS, ("HOST_PROC_SYS_NET_PATH", SYS_NET)];
     let daemon = confined.spawn(place, &settings);
     wait_until(BOUND, || place.serves() && place.number("enis").is_ok_and(|enis| enis == 2))
@@ -132,4 +132,33 @@ fn without_the_mount_the_hosts_values_are_not_set() {
     let confined = Confined::new("nomount", &["net_admin", "sys_admin"]);
     let daemon = confined.spawn(Place::node(&lab, 0), &[BOTH_FAMILIES]);
     waits_for(&daemon, "cannot write 1 to /proc/sys/net/ipv6/conf/all/forwarding: Read-only file system");
+}
+
+#[test]
+fn without_net_raw_rules_of_the_older_iptables_stay() {
+    let lab = lab("noraw");
+    let place = Place::node(&lab, 0);
+    let rules = "iptables-legacy-save | grep -c AWS || true";
+    let comment = "-m comment --comment 'AWS SNAT CHAIN'";
+    place
+        .sh(&format!(
+            "iptables-legacy -t nat -N AWS-SNAT-CHAIN-0
+             iptables-legacy -t nat -A POSTROUTING {comment} -j AWS-SNAT-CHAIN-0
+             mkdir -p /etc/cni/net.d; echo {{}} > /etc/cni/net.d/10-aws.conflist"
+        ))
+        .unwrap();
+    let confined = Confined::new("noraw", &["net_admin", "sys_admin"]);
+    let settings = [("HOST_PROC_SYS_NET_PATH", SYS_NET)];
+    let daemon = confined.spawn(place, &settings);
+    waits_for(&daemon, "what Amazon's VPC CNI has left is still there");
+    assert!(daemon.log().contains("Permission denied"), "{}", daemon.log());
+    // Nothing else needs it.
+    wait_until(BOUND, || place.serves()).unwrap_or_else(|_| panic!("{}", daemon.log()));
+    assert_eq!(place.sh(rules).unwrap().trim(), "2");
+    daemon.kill().unwrap();
+    let confined = Confined::new("raw", &["net_admin", "net_raw", "sys_admin"]);
+    let daemon = confined.spawn(place, &settings);
+    wait_until(BOUND, || place.sh(rules).is_ok_and(|left| left.trim() == "0"))
+        .unwrap_or_else(|_| panic!("{}", daemon.log()));
+    wait_until(BOUND, || place.sh("test -e /etc/cni/net.d/10-aws.conflist").is_err()).unwrap();
 }

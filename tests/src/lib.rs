@@ -6,6 +6,7 @@ pub mod consistency;
 pub mod kernel;
 pub mod kube;
 pub mod node;
+pub mod peer;
 pub mod pod;
 mod programs;
 pub mod runtime;

@@ -17,6 +17,7 @@ use crate::{
     kubernetes,
     serve::{debug::CNI_HEALTH, health},
     settings::{SETTINGS, Settings},
+    takeover::report,
 };
 
 /// How long an operator waits for a daemon that does not answer.
@@ -26,6 +27,11 @@ const TIMEOUT: Duration = Duration::from_secs(5);
 pub fn untaint(settings: &Settings) -> anyhow::Result<()> {
     let asked = async { timeout(TIMEOUT, kubernetes::untaint(settings)).await };
     runtime()?.block_on(asked).context("the API server does not answer")?
+}
+
+/// What a take-over of this node would do.
+pub fn takeover(settings: &Settings, as_json: bool) -> anyhow::Result<()> {
+    runtime()?.block_on(report::check(settings, as_json))
 }
 
 fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {

@@ -22,6 +22,7 @@ use enid_datapath::{
         found::Found,
         rules, way_out,
     },
+    peer,
     pod::host_end::{self, PodNet, Seen},
     policy::Policy,
     ruleset::Ruleset,
@@ -174,6 +175,23 @@ impl Kernel {
     /// `table` says that somebody may have changed the table.
     pub async fn repair(&self, pods: &[PodNet], table: bool) -> anyhow::Result<Applied> {
         self.state.lock().await.carry(Some(pods), table).await
+    }
+
+    /// Whether pods with ENIs of their own run, which Amazon's VPC CNI has wired.
+    pub async fn has_branches(&self) -> anyhow::Result<bool> {
+        Ok(!peer::branch_links(&read(&mut Netlink::open()?, &[Family::V4]).await?).is_empty())
+    }
+
+    /// Removes rules of Amazon's VPC CNI: those for pods of ours, and for ENIs of ours.
+    pub async fn retire(&self, which: peer::Rules) -> anyhow::Result<Vec<Change>> {
+        let state = self.state.lock().await;
+        let mut netlink = Netlink::open()?;
+        let found = read(&mut netlink, &Family::ALL).await?;
+        let of_vpc = state.wanted.native.iter().copied().map(IpNet::from);
+        let nets: Vec<IpNet> = of_vpc.chain(state.wanted.pool()).collect();
+        let requests = peer::retire(which, &nets, &found);
+        netlink.apply(&requests).await?;
+        Ok(requests.iter().map(Change::of).collect())
     }
 
     /// Two addresses of each family that pods have from the VPC, which neither EC2 nor we assign: for a probe.

@@ -18,3 +18,4 @@ pub mod nft;
 pub mod pod_links;
 pub mod sockets;
 pub mod sysctl;
+pub mod xtables;

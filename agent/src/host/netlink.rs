@@ -15,7 +15,7 @@ use enid_datapath::{
     netlink::{
         answer::link,
         error::of_code,
-        listing::{LISTINGS, Listed, ask_link},
+        listing::{LISTINGS, Listed, ask_link, ask_link_in},
     },
 };
 use futures_util::{
@@ -160,8 +160,16 @@ impl Netlink {
 
     /// The link of this name, if there is one.
     pub async fn link(&mut self, name: &str) -> Result<Option<LinkMessage>, Error> {
-        let what = format!("look for link {name}");
-        let mut ask = NetlinkMessage::from(Incoming::Route(ask_link(name)));
+        self.one_link(format!("look for link {name}"), ask_link(name)).await
+    }
+
+    /// The link of this number in another namespace, which this one knows by an id, if there is one.
+    pub async fn link_in(&mut self, netns: i32, index: u32) -> Result<Option<LinkMessage>, Error> {
+        self.one_link(format!("look for link {index} in namespace {netns}"), ask_link_in(netns, index)).await
+    }
+
+    async fn one_link(&mut self, what: String, ask: RouteNetlinkMessage) -> Result<Option<LinkMessage>, Error> {
+        let mut ask = NetlinkMessage::from(Incoming::Route(ask));
         ask.header.flags = NLM_F_REQUEST;
         let mut answers = self.handle.request(ask, SocketAddr::new(0, 0)).map_err(|_| lost(&what))?;
         match timeout(TIMEOUT, answers.next()).await.ok().flatten().map(|answer| answer.payload) {

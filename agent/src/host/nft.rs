@@ -106,6 +106,22 @@ pub async fn delete(family: Family) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Whether the kernel has a table that is not ours.
+pub async fn has_table(family: Family, name: &str) -> anyhow::Result<bool> {
+    Ok(nft(&["list", "table", family.word(), name], "").await?.status.success())
+}
+
+/// Removes a table that is not ours; whether there was one.
+pub async fn remove_table(family: Family, name: &str) -> anyhow::Result<bool> {
+    if !has_table(family, name).await? {
+        return Ok(false);
+    }
+    let output = nft(&["delete", "table", family.word(), name], "").await?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "nft cannot delete the table {} {name}: {}", family.word(), said.trim());
+    Ok(true)
+}
+
 /// Whether the program is there.
 pub async fn check() -> anyhow::Result<()> {
     let found = Command::new("nft").arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status().await;

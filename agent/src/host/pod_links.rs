@@ -11,22 +11,26 @@ use enid_datapath::{
     pod::host_end::{self, PodEnd, PodNet},
     removal,
 };
-use enid_ipamd::{AttachmentKey, Lease};
+use enid_ipamd::{AttachmentKey, Lease, Macs};
 use netlink_packet_route::{link::LinkMessage, route::RouteMessage};
 use tracing::warn;
 
 use crate::host::netlink::Netlink;
 
+/// The MACs of an attachment's link, the host end's first: derived from the attachment, unless another plugin made the link.
+pub fn macs(key: &AttachmentKey, lease: Option<&Lease>) -> (Mac, Mac) {
+    let AttachmentKey { network, container, ifname } = key;
+    match lease.and_then(|lease| lease.macs) {
+        Some(Macs { host, pod }) => (Mac(host), Mac(pod)),
+        None => (identity::host_mac(network, container, ifname), identity::pod_mac(network, container, ifname)),
+    }
+}
+
 /// The host ends that these leases should have.
 pub fn pod_nets<'a>(leases: impl Iterator<Item = (&'a AttachmentKey, &'a Lease)>) -> Vec<PodNet> {
     let net = |(key, lease): (&AttachmentKey, &Lease)| {
-        let AttachmentKey { network, container, ifname } = key;
-        PodNet {
-            host_mac: identity::host_mac(network, container, ifname),
-            pod_mac: identity::pod_mac(network, container, ifname),
-            addresses: lease.addresses().collect(),
-            group: marks::group(lease.slot),
-        }
+        let (host_mac, pod_mac) = macs(key, Some(lease));
+        PodNet { host_mac, pod_mac, addresses: lease.addresses().collect(), group: marks::group(lease.slot) }
     };
     leases.map(net).collect()
 }
@@ -35,10 +39,9 @@ pub fn pod_nets<'a>(leases: impl Iterator<Item = (&'a AttachmentKey, &'a Lease)>
 /// route leads to it and its alias names no address: an earlier run of the daemon ended, or the store was lost, while a
 /// plugin configured it. That plugin may only be slow, and must not make an address reachable that another pod gets
 /// meanwhile. Without the link it cannot.
-pub async fn remove_half_made(keys: &[AttachmentKey], families: &[Family]) -> anyhow::Result<()> {
+/// `known`: the host ends' MACs of all leases.
+pub async fn remove_half_made(known: &BTreeSet<Mac>, families: &[Family]) -> anyhow::Result<()> {
     let mut netlink = Netlink::open()?;
-    let known: BTreeSet<Mac> =
-        keys.iter().map(|key| identity::host_mac(&key.network, &key.container, &key.ifname)).collect();
     let links: Vec<LinkMessage> = netlink.list(&[Family::V4]).await?;
     let unknown: Vec<PodEnd> =
         host_end::pod_links(&links).into_iter().filter(|end| !known.contains(&end.mac)).collect();
@@ -85,12 +88,11 @@ thread_local! {
     static SOCKET: Cell<Option<enid_datapath::Netlink>> = const { Cell::new(None) };
 }
 
-/// Whether the link of this name is the attachment's. A pod waits for it: the plugin's blocking socket answers within
+/// Whether the link of this name has this MAC. A pod waits for it: the plugin's blocking socket answers within
 /// two system calls, on the thread that asks, where a connection of its own would be a task to start and to wake.
-pub fn is_wired(key: &AttachmentKey, ifname: &str) -> anyhow::Result<bool> {
+pub fn is_wired(host_mac: Mac, ifname: &str) -> anyhow::Result<bool> {
     let mut socket = SOCKET.take().map_or_else(enid_datapath::Netlink::open, Ok)?;
     let link = socket.link(ifname)?; // a socket that failed is not used again
     SOCKET.set(Some(socket));
-    let mac = link.as_ref().and_then(link::mac);
-    Ok(mac == Some(identity::host_mac(&key.network, &key.container, &key.ifname)))
+    Ok(link.as_ref().and_then(link::mac) == Some(host_mac))
 }

@@ -7,7 +7,7 @@
 use std::{sync::Arc, time::Duration};
 
 use anyhow::Context;
-use enid_ipamd::{AttachmentKey, Event};
+use enid_ipamd::Event;
 use tokio::{
     sync::{Notify, watch},
     time::{Instant, sleep_until, timeout_at},
@@ -66,8 +66,8 @@ impl Links {
 
 async fn remove_half_made(handle: &Handle) -> anyhow::Result<()> {
     let view = handle.view().await.context("the daemon is ending")?;
-    let keys: Vec<AttachmentKey> = view.keys().cloned().collect();
-    pod_links::remove_half_made(&keys, &handle.families).await
+    let known = view.leases().map(|(key, lease)| pod_links::macs(key, Some(lease)).0).collect();
+    pod_links::remove_half_made(&known, &handle.families).await
 }
 
 /// Reports to the core which of its leases have a link in the kernel.

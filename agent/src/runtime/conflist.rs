@@ -91,12 +91,21 @@ pub fn portmap(settings: &Settings) -> PathBuf {
 }
 
 /// Writes the configuration, unless it is there unchanged: what it says, and whether it had to be written.
-pub async fn write(settings: &Settings, known: &mut Versions) -> anyhow::Result<(Value, bool)> {
+///
+/// `network`: the name that pods of this boot have begun with; the runtime and the plugins behind ours know them by it.
+pub async fn write(
+    settings: &Settings,
+    network: Option<String>,
+    known: &mut Versions,
+) -> anyhow::Result<(Value, bool)> {
     let path = path(settings);
     let there = read(&path)?;
     let earlier = settings.conf_dir.join(EARLIER);
     let others = others(there.as_ref()).or(others(read(&earlier)?.as_ref())).unwrap_or_default();
     let mut list = wanted(settings, &store::boot_id()?, others)?;
+    if let Some(network) = network {
+        list["name"] = json!(network);
+    }
     // Who does not answer serves what it served before.
     let before = there.as_ref().is_some_and(|there| !there["cniVersions"].is_null());
     if serves_newest(settings, &list, before, known).await {
@@ -282,13 +291,13 @@ mod tests {
     #[tokio::test]
     async fn the_newest_version_is_offered_if_the_whole_chain_serves_it() {
         let modern = settings("modern", &[("enid-cni", NEW), ("portmap", NEW)]);
-        write(&modern, &mut Versions::default()).await.unwrap();
+        write(&modern, None, &mut Versions::default()).await.unwrap();
         let list = written(&modern);
         assert_eq!((&list["cniVersion"], &list["cniVersions"]), (&json!("1.0.0"), &json!(["1.0.0", "1.1.0"])));
         assert_eq!(types(&list), ["enid-cni", "portmap"]);
         for (name, plugins) in [("old", vec![("enid-cni", NEW), ("portmap", OLD)]), ("mute", vec![("portmap", NEW)])] {
             let settings = settings(name, &plugins);
-            write(&settings, &mut Versions::default()).await.unwrap();
+            write(&settings, None, &mut Versions::default()).await.unwrap();
             assert_eq!(written(&settings).get("cniVersions"), None, "{name}");
             fs::remove_dir_all(settings.bin_dir.parent().unwrap()).unwrap();
         }
@@ -304,7 +313,7 @@ mod tests {
         settings.disable_pod_v6 = true;
         ["bandwidth", "tuning"].iter().for_each(|kind| fs::write(settings.bin_dir.join(kind), "").unwrap());
         check(&settings).unwrap();
-        write(&settings, &mut Versions::default()).await.unwrap();
+        write(&settings, None, &mut Versions::default()).await.unwrap();
         let mut list = written(&settings);
         assert_eq!(types(&list), ["enid-cni", "bandwidth", "tuning"], "no portmap is installed");
         assert_eq!(list["plugins"][2]["sysctl"]["net.ipv6.conf.lo.disable_ipv6"], "1");
@@ -313,10 +322,10 @@ mod tests {
         list["plugins"].as_array_mut().unwrap().push(json!({"type": "mesh-cni", "log": "debug"}));
         fs::write(&path, list.to_string()).unwrap();
         let before = fs::read(&path).unwrap();
-        write(&settings, &mut Versions::default()).await.unwrap();
+        write(&settings, None, &mut Versions::default()).await.unwrap();
         assert_eq!(fs::read(&path).unwrap(), before, "unchanged, so not written");
         settings.chain_bandwidth = false;
-        write(&settings, &mut Versions::default()).await.unwrap();
+        write(&settings, None, &mut Versions::default()).await.unwrap();
         assert_eq!(types(&written(&settings)), ["enid-cni", "tuning", "mesh-cni"]);
         // Another boot: out of sight, and back with everything.
         let mut other = written(&settings);
@@ -324,8 +333,10 @@ mod tests {
         fs::write(&path, other.to_string()).unwrap();
         hide_stale(&settings).unwrap();
         assert!(!path.exists());
-        write(&settings, &mut Versions::default()).await.unwrap();
+        write(&settings, None, &mut Versions::default()).await.unwrap();
         assert_eq!(types(&written(&settings)), ["enid-cni", "tuning", "mesh-cni"]);
+        write(&settings, Some("aws-cni".to_owned()), &mut Versions::default()).await.unwrap();
+        assert_eq!(written(&settings)["name"], "aws-cni", "pods of this boot have begun so");
         hide_stale(&settings).unwrap();
         assert!(path.exists(), "it is of this boot");
         assert_eq!(fs::read_dir(&settings.conf_dir).unwrap().count(), 1);
@@ -352,7 +363,7 @@ mod tests {
         let text = r#"{"cniVersion":"0.4.0","name":"pods","plugins":[{"type":"enid-cni","x":1},{"type":"sbr"}]}"#;
         fs::write(&path, text).unwrap();
         settings.conflist_template = Some(path);
-        write(&settings, &mut Versions::default()).await.unwrap();
+        write(&settings, None, &mut Versions::default()).await.unwrap();
         let list = written(&settings);
         assert_eq!((&list["name"], &list["plugins"][0]["x"]), (&json!("pods"), &json!(1)));
         assert_eq!(list["plugins"][0]["socket"], "/run/enid/cni.sock");

@@ -141,7 +141,11 @@ impl Files {
     }
 
     async fn look_at_conflist(&mut self) -> Found {
-        match conflist::write(&self.settings, &mut self.versions).await {
+        let written = match self.store.network() {
+            Ok(network) => conflist::write(&self.settings, network, &mut self.versions).await,
+            Err(failure) => Err(failure),
+        };
+        match written {
             Ok((list, wrote)) => {
                 // Which plugins there are changes it too, and is nobody's drift.
                 let is_drift = wrote && self.announced.as_ref() == Some(&list);

@@ -10,8 +10,8 @@ use enid_api::{
         ReleaseReply, ReleaseRequest, StatusReply, Verdict, from_daemon::Kind as Reply, from_plugin::Kind as Said,
     },
 };
-use enid_datapath::{identity, marks};
-use enid_ipamd::{AttachmentKey, Cause, Event, Lease, PodRef, Refusal};
+use enid_datapath::{Mac, identity, marks};
+use enid_ipamd::{AttachmentKey, Cause, Event, Lease, Macs, PodRef, Refusal};
 use futures_util::future::try_join_all;
 use prost::Message;
 use tokio::{runtime, sync::watch};
@@ -170,7 +170,8 @@ impl CniService {
             Some(_) => return Err(End::NotUnderstood("after an offer comes \"wired\"".to_owned())),
             None => return Err(End::Gone),
         };
-        let seen = pod_links::is_wired(&key, &wired.host_ifname)
+        let (host_mac, _) = pod_links::macs(&key, Some(&lease));
+        let seen = pod_links::is_wired(host_mac, &wired.host_ifname)
             .map_err(|failure| End::Failed(format!("cannot look for the link: {failure:#}")))?;
         request.wired(key.clone(), seen).await;
         let mine = match request.answer().await {
@@ -219,6 +220,8 @@ impl CniService {
         let key = key(request.attachment)?;
         let found = self.handle.lookup(key).await.ok_or(End::Gone)?;
         let Some(Found { lease, fault, wanted }) = found else { return Ok(LookupReply::default()) };
+        let of_other_plugin = |mac: fn(Macs) -> [u8; 6]| lease.macs.map(|macs| mac(macs).to_vec()).unwrap_or_default();
+        let (host_mac, pod_mac) = (of_other_plugin(|macs| macs.host), of_other_plugin(|macs| macs.pod));
         let failed = |failure: String| End::Failed(format!("cannot look at the host: {failure}"));
         let slot = lease.slot;
         let host_faults = self.in_background(async move { kernel::faults(&wanted, slot).await }).await?;
@@ -230,6 +233,8 @@ impl CniService {
             local_address: text(lease.local()),
             device_group: marks::group(lease.slot),
             host_faults,
+            host_mac,
+            pod_mac,
         })
     }
 
@@ -300,26 +305,27 @@ impl CniService {
     async fn end(&self, key: AttachmentKey) -> Result<String, End> {
         let found = self.handle.lookup(key.clone()).await.ok_or(End::Gone)?;
         let named = of_pod(found.as_ref().and_then(|found| found.lease.pod.as_ref()));
+        let (host_mac, _) = pod_links::macs(&key, found.as_ref().map(|found| &found.lease));
         let name = found.map(|Found { lease, .. }| host_ifname(&key, &lease, &self.veth_prefix));
-        self.delete_link(&key, name.as_deref()).await?;
+        self.delete_link(&key, host_mac, name.as_deref()).await?;
         let mut request = self.handle.open().await.ok_or(End::Gone)?;
         request.release(key.clone()).await;
         let Some(Answer::Released(address)) = request.answer().await else { return Err(End::Gone) };
         // An ADD of the same attachment may have made its link after the deletion, and before its lease ended.
-        let late = name.as_deref().map_or(Ok(address.is_some()), |name| pod_links::is_wired(&key, name));
+        let late = name.as_deref().map_or(Ok(address.is_some()), |name| pod_links::is_wired(host_mac, name));
         if late.map_err(|failure| End::Failed(format!("cannot look for the link: {failure:#}")))? {
-            self.delete_link(&key, name.as_deref()).await?;
+            self.delete_link(&key, host_mac, name.as_deref()).await?;
         }
         let address = address.map(|address| address.to_string()).unwrap_or_default();
         info!(pod = named, container = key.container, ifname = key.ifname, address, "DEL");
         Ok(address)
     }
 
-    async fn delete_link(&self, key: &AttachmentKey, likely_name: Option<&str>) -> Result<(), End> {
+    async fn delete_link(&self, key: &AttachmentKey, mac: Mac, likely_name: Option<&str>) -> Result<(), End> {
         let AttachmentKey { network, container, ifname } = key;
         let without_pod = || identity::ifname_for_attachment(&self.veth_prefix, network, container, ifname);
         let likely_name = likely_name.map_or_else(without_pod, str::to_owned);
-        let deleted = self.deletion.of(identity::host_mac(network, container, ifname), likely_name).await;
+        let deleted = self.deletion.of(mac, likely_name).await;
         deleted.map_err(|failure| End::Failed(format!("the link stays: {failure}")))
     }
 }
@@ -372,7 +378,7 @@ async fn whole_list(first: CollectRequest, plugin: &Connection) -> Result<Collec
 
 /// What the plugin is to wire.
 fn offer(key: &AttachmentKey, lease: &Lease, mtu: u32, prefix: &str) -> Offer {
-    let AttachmentKey { network, container, ifname } = key;
+    let (host_mac, pod_mac) = pod_links::macs(key, Some(lease));
     Offer {
         address: lease.address.to_string(),
         mtu,
@@ -380,8 +386,8 @@ fn offer(key: &AttachmentKey, lease: &Lease, mtu: u32, prefix: &str) -> Offer {
         local_address: text(lease.local()),
         further_cards: Vec::new(),
         host_ifname: host_ifname(key, lease, prefix),
-        host_mac: identity::host_mac(network, container, ifname).0.to_vec(),
-        pod_mac: identity::pod_mac(network, container, ifname).0.to_vec(),
+        host_mac: host_mac.0.to_vec(),
+        pod_mac: pod_mac.0.to_vec(),
         device_group: marks::group(lease.slot),
     }
 }

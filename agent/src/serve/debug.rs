@@ -8,7 +8,7 @@ use enid_api::v1::{
     ListEnisResponse, ListLeasesRequest, ListLeasesResponse, NextValue, Plan, Pool, Setting, Wait,
     debug_server::{Debug, DebugServer},
 };
-use enid_datapath::{Mac, identity};
+use enid_datapath::Mac;
 use enid_ipamd::{AddressState, EniState, Refusal, View};
 use tokio::sync::watch;
 use tonic::{Request, Response, Status, transport::Server};
@@ -147,7 +147,7 @@ impl Debug for DebugService {
         let names = pod_links::pod_ifnames().await.map_err(|failure| failed(format!("{failure:#}")))?;
         let view = self.view().await?;
         let leases = view.leases().map(|(key, lease)| {
-            let host_mac = identity::host_mac(&key.network, &key.container, &key.ifname);
+            let (host_mac, _) = pod_links::macs(key, Some(lease));
             let host_ifname = names.get(&host_mac).cloned().unwrap_or_default();
             let (pod_namespace, pod_name) = lease.pod.clone().map(|pod| (pod.namespace, pod.name)).unwrap_or_default();
             Lease {

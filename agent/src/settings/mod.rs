@@ -60,6 +60,8 @@ pub struct Settings {
     pub eni_config: EniConfigNames,
     /// ENIs, and pods' packets on the node.
     pub steering: Steering,
+    /// ENID_TAKE_OVER.
+    pub take_over: bool,
     /// ENID_FORWARD_PROBE.
     pub forward_probe: bool,
     /// Bytes.
@@ -154,6 +156,7 @@ impl Settings {
                 native: read.cidrs("AWS_VPC_K8S_CNI_EXCLUDE_SNAT_CIDRS"),
                 eni_mtu,
             },
+            take_over: read.switch("ENID_TAKE_OVER"),
             forward_probe: read.switch("ENID_FORWARD_PROBE"),
             pod_mtu: read.number("POD_MTU", least_mtu, 9001).unwrap_or(eni_mtu),
             veth_prefix: read.prefix("AWS_VPC_K8S_CNI_VETHPREFIX"),

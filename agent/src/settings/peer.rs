@@ -153,7 +153,8 @@ mod tests {
         }
     }
 
-    const OURS: [&str; 15] = [
+    const OURS: [&str; 16] = [
+        "ENID_TAKE_OVER",
         "MAX_PODS",
         "ENID_NO_ADDRESSES_TAINT",
         "ENID_STARTUP_TAINT",

@@ -5,7 +5,8 @@
 //! those attributes are read that this crate looks at.
 
 use netlink_packet_core::{
-    DecodeError, Emitable, NetlinkDeserializable, NetlinkHeader, NlasIterator, Parseable, parse_string, parse_u32,
+    DecodeError, Emitable, NetlinkDeserializable, NetlinkHeader, NlasIterator, Parseable, parse_i32, parse_string,
+    parse_u32,
 };
 use netlink_packet_route::{
     RouteNetlinkMessage,
@@ -16,8 +17,8 @@ use netlink_packet_route::{
     rule::RuleMessage,
 };
 use nix::libc::{
-    IFLA_ADDRESS, IFLA_GROUP, IFLA_IFALIAS, IFLA_IFNAME, IFLA_LINK, IFLA_MTU, RTM_NEWADDR, RTM_NEWLINK, RTM_NEWNEIGH,
-    RTM_NEWROUTE, RTM_NEWRULE,
+    IFLA_ADDRESS, IFLA_GROUP, IFLA_IFALIAS, IFLA_IFNAME, IFLA_LINK, IFLA_LINK_NETNSID, IFLA_MTU, RTM_NEWADDR,
+    RTM_NEWLINK, RTM_NEWNEIGH, RTM_NEWROUTE, RTM_NEWRULE,
 };
 
 /// An entry of a listing, or the thing that was asked for.
@@ -39,7 +40,7 @@ impl NetlinkDeserializable for Answer {
     }
 }
 
-/// A link as both programs keep it: of some fifty attributes the six that this crate looks at. A node's listing has
+/// A link as both programs keep it: of some fifty attributes the seven that this crate looks at. A node's listing has
 /// hundreds of links, and the daemon reads it again and again.
 pub fn link(payload: &[u8]) -> Result<LinkMessage, DecodeError> {
     let mut link = LinkMessage::default();
@@ -52,6 +53,7 @@ pub fn link(payload: &[u8]) -> Result<LinkMessage, DecodeError> {
             IFLA_IFNAME => LinkAttribute::IfName(parse_string(value)?),
             IFLA_MTU => LinkAttribute::Mtu(parse_u32(value)?),
             IFLA_LINK => LinkAttribute::Link(parse_u32(value)?),
+            IFLA_LINK_NETNSID => LinkAttribute::LinkNetNsId(parse_i32(value)?),
             IFLA_IFALIAS => LinkAttribute::IfAlias(parse_string(value)?),
             IFLA_GROUP => LinkAttribute::Group(parse_u32(value)?),
             _ => continue,

@@ -41,6 +41,20 @@ pub(crate) fn mtu(link: &LinkMessage) -> Option<u32> {
     })
 }
 
+/// Where the other end of a pair is: the namespace, by the id that this one knows it by, and its number there. `None` where
+/// both are in the same one.
+pub(crate) fn other_end(link: &LinkMessage) -> Option<(i32, u32)> {
+    let mut found = (None, None);
+    for attribute in &link.attributes {
+        match attribute {
+            LinkAttribute::LinkNetNsId(netns) => found.0 = Some(*netns),
+            LinkAttribute::Link(index) => found.1 = Some(*index),
+            _ => {}
+        }
+    }
+    found.0.zip(found.1)
+}
+
 /// The alias of a pod's link: its addresses, which it tells even when every route is gone.
 pub(crate) fn alias_of(addresses: impl Iterator<Item = IpAddr>) -> String {
     addresses.map(|address| address.to_string()).collect::<Vec<_>>().join(" ")

@@ -122,6 +122,14 @@ pub fn ask_link(name: &str) -> RouteNetlinkMessage {
     RouteNetlinkMessage::GetLink(LinkUnspec::new_with_name(name).append_extra_attribute(without_statistics()).build())
 }
 
+/// The question for the other end of a pair: the namespace that it is in, by the id that this one knows it by
+/// (IFLA_LINK_NETNSID), and its number there. For it CAP_NET_ADMIN in that namespace is needed.
+pub fn ask_link_in(netns: i32, index: u32) -> RouteNetlinkMessage {
+    // IFLA_TARGET_NETNSID, which was called IFLA_IF_NETNSID first (linux/if_link.h).
+    let link = LinkUnspec::new_with_index(index).append_extra_attribute(LinkAttribute::IfNetnsId(netns));
+    RouteNetlinkMessage::GetLink(link.append_extra_attribute(without_statistics()).build())
+}
+
 fn without_statistics() -> LinkAttribute {
     LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats])
 }

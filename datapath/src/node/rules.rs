@@ -138,19 +138,29 @@ fn is_ours(rule: &RuleMessage) -> bool {
         Some(marks::PRIORITY_PODS) => {
             family == Family::V6 && rule.attributes.contains(&RuleAttribute::SuppressIfGroup(0))
         }
-        Some(marks::PRIORITY_CONNMARK) => asked_table(rule) == Some(TABLE_MAIN) && mark != 0 && mark == mask,
+        // One that does not leave out main's default route is that of Amazon's VPC CNI, which goes last when a node is taken over.
+        Some(marks::PRIORITY_CONNMARK) => {
+            let leaves_out = rule.attributes.contains(&RuleAttribute::SuppressPrefixLen(0));
+            leaves_out && asked_table(rule) == Some(TABLE_MAIN) && mark != 0 && mark == mask
+        }
         Some(marks::PRIORITY_BY_MAIN) => {
             asked_table(rule) == Some(TABLE_MAIN) && rule.header.dst_len > 0 && rule.header.src_len == 0 && mark == 0
         }
         Some(marks::PRIORITY_ENI) => Marks::names_an_eni(mark, mask),
         Some(BEHIND_CONNMARK | BEHIND_ENI | marks::PRIORITY_LAST) => is_made_by_us(rule),
         Some(marks::PRIORITY_PRIMARY) => {
-            let secondary = |table: u32| (2..=64).contains(&table) || (10_100..20_000).contains(&table);
             // The kernel gives this number to the first rule that somebody adds without one (ip-rule(8)).
-            is_made_by_us(rule) && asked_table(rule).is_some_and(secondary) && rule.header.src_len == family.host_len()
+            is_made_by_us(rule)
+                && asked_table(rule).is_some_and(is_of_a_secondary)
+                && rule.header.src_len == family.host_len()
         }
         _ => false,
     }
+}
+
+/// Whether a table's number is a secondary ENI's.
+pub(crate) fn is_of_a_secondary(table: u32) -> bool {
+    (2..=64).contains(&table) || (10_100..20_000).contains(&table)
 }
 
 /// The same, and the rule for pods' own addresses, which is wanted as long as there is a daemon.

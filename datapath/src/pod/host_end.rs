@@ -55,24 +55,6 @@ pub fn used_over(ends: &[PodEnd], routes: &[RouteMessage]) -> Vec<IpAddr> {
     routed.chain(named).collect::<BTreeSet<_>>().into_iter().collect()
 }
 
-/// Links of pods that another plugin has wired: called as Amazon's VPC CNI calls a pod's (the prefix and eleven digits), of no
-/// device group of ours and without an alias of ours; each with the addresses that main routes over it.
-pub fn of_others(prefix: &str, links: &[LinkMessage], routes: &[RouteMessage]) -> Vec<(String, IpAddr)> {
-    let is_a_pods = |link: &&LinkMessage| {
-        let digits = ifname(link).strip_prefix(prefix);
-        digits.is_some_and(|rest| rest.len() == 11 && rest.bytes().all(|byte| byte.is_ascii_hexdigit()))
-    };
-    let is_ours = |link: &&LinkMessage| marks::is_of_a_pod(group(link)) || !named(link).is_empty();
-    let theirs: BTreeMap<u32, &str> = links
-        .iter()
-        .filter(is_a_pods)
-        .filter(|link| !is_ours(link))
-        .map(|link| (link.header.index, ifname(link)))
-        .collect();
-    let over = |(address, index): (IpAddr, u32)| Some(((*theirs.get(&index)?).to_owned(), address));
-    routes.iter().filter_map(host_route).filter_map(over).collect()
-}
-
 /// The host end of a pod's link as it should be.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PodNet {
@@ -232,25 +214,6 @@ mod tests {
         let second = changes(pods, seen, &found);
         assert!(first.again != second.requests.is_empty() || !first.requests.is_empty(), "looked at twice");
         second.requests.iter().map(ToString::to_string).collect()
-    }
-
-    /// The kind: with our tables the pods of the plugin that was there before get no packet any more.
-    #[test]
-    fn pods_of_another_plugin_are_told_from_ours() {
-        let of = |name: &str, of_group: u32, alias: Option<&str>| {
-            let mut link = LinkMessage::default();
-            link.header.index = 7;
-            link.attributes = vec![LinkAttribute::IfName(name.to_owned()), LinkAttribute::Group(of_group)];
-            link.attributes.extend(alias.map(|alias| LinkAttribute::IfAlias(alias.to_owned())));
-            let address: IpAddr = "10.0.1.7".parse().unwrap();
-            let routes = [message::link_route(TABLE_MAIN, address, 7)];
-            of_others("eni", &[link], &routes).into_iter().map(|(_, address)| address.to_string()).collect::<Vec<_>>()
-        };
-        assert_eq!(of("enic220f2ba281", 0, None), ["10.0.1.7"]);
-        assert!(of("enic220f2ba281", marks::group(0), None).is_empty(), "ours");
-        assert!(of("enic220f2ba281", 0, Some("10.0.1.7")).is_empty(), "ours, whose group somebody has taken");
-        assert!(of("eni1", 0, None).is_empty() && of("cali220f2ba2811", 0, None).is_empty(), "others'");
-        assert!(of_others("eni", &[link(7, None)], &[]).is_empty());
     }
 
     #[test]

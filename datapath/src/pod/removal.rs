@@ -1,6 +1,6 @@
 //! Host ends of pods' links, found by their MAC and deleted.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, net::IpAddr};
 
 use netlink_packet_route::link::LinkMessage;
 use rtnetlink::{LinkMessageBuilder, LinkUnspec};
@@ -8,7 +8,12 @@ use rtnetlink::{LinkMessageBuilder, LinkUnspec};
 use crate::{
     identity::Mac,
     marks,
-    netlink::{error::Error, link::mac, request::Request, socket::Netlink},
+    netlink::{
+        error::Error,
+        link::{group, mac, named},
+        request::Request,
+        socket::Netlink,
+    },
 };
 
 /// Deletes the host link with this MAC, wherever its name; true if there was one. The link of a
@@ -16,6 +21,23 @@ use crate::{
 pub fn remove_by_mac(wanted: Mac, likely_name: &str, host: &mut Netlink) -> Result<bool, Error> {
     let Some(found) = find_by_mac(wanted, likely_name, host)? else { return Ok(false) };
     host.apply(&[deletion(wanted, found.header.index)]).map(|()| true)
+}
+
+/// Deletes the host link of this name that another plugin has made and that was taken over, if its alias names nothing but
+/// these addresses: its MAC can be derived from nothing. One that we made, for a successor of the same name, is left alone.
+pub fn remove_taken_over(name: &str, addresses: &[IpAddr], host: &mut Netlink) -> Result<(), Error> {
+    let Some(found) = host.link(name)? else { return Ok(()) };
+    match mac(&found).filter(|_| is_taken_over(&found, addresses)) {
+        Some(mac) => host.apply(&[deletion(mac, found.header.index)]),
+        None => Ok(()),
+    }
+}
+
+fn is_taken_over(link: &LinkMessage, addresses: &[IpAddr]) -> bool {
+    let of_another = mac(link).is_some_and(|mac| !mac.may_be_derived());
+    let named = named(link);
+    let is_its = !named.is_empty() && named.iter().all(|address| addresses.contains(address));
+    of_another && marks::slot_of_group(group(link)).is_some() && is_its
 }
 
 /// Deletes the host links with these MACs as one act of the kernel; the likely name is where each is looked for first.
@@ -72,4 +94,31 @@ pub fn find_by_mac(wanted: Mac, likely_name: &str, host: &mut Netlink) -> Result
         return Ok(Some(link));
     }
     Ok(host.links()?.into_iter().find(|link| mac(link) == Some(wanted)))
+}
+
+#[cfg(test)]
+mod tests {
+    use netlink_packet_route::link::LinkAttribute;
+
+    use super::*;
+
+    /// The kind: DEL of a container that has ended takes the link of the container that is there now.
+    #[test]
+    fn a_link_is_taken_over_if_nobody_could_have_derived_its_mac_and_it_names_the_address() {
+        let link = |first: u8, group: u32, alias: &str| {
+            let mut link = LinkMessage::default();
+            link.attributes = vec![
+                LinkAttribute::Address(vec![first, 0xc6, 7, 0xdb, 6, 0x1c]),
+                LinkAttribute::Group(group),
+                LinkAttribute::IfAlias(alias.to_owned()),
+            ];
+            link
+        };
+        let its: [IpAddr; 1] = ["10.0.80.194".parse().unwrap()];
+        assert!(is_taken_over(&link(0xd2, marks::group(1), "10.0.80.194"), &its));
+        assert!(!is_taken_over(&link(0x0a, marks::group(1), "10.0.80.194"), &its), "ours");
+        assert!(!is_taken_over(&link(0xd2, 0, "10.0.80.194"), &its), "not taken over");
+        assert!(!is_taken_over(&link(0xd2, marks::group(1), "10.0.80.195"), &its), "of a successor");
+        assert!(!is_taken_over(&link(0xd2, marks::group(1), ""), &its) && !is_taken_over(&link(0xd2, 0, ""), &[]));
+    }
 }

@@ -8,4 +8,4 @@ mod value;
 pub(crate) use cooldown::Cooldown;
 pub(crate) use queue::{Queue, Waiter};
 pub(crate) use table::Leases;
-pub use value::Lease;
+pub use value::{Lease, Macs};

@@ -36,8 +36,8 @@ impl Leases {
     pub(crate) fn new(remembered: BTreeMap<AttachmentKey, Lease>) -> Self {
         let mut leases = Leases::default();
         for (key, lease) in remembered {
-            let Lease { address, second, eni, slot, pod, index, .. } = lease;
-            leases.insert(key, Lease::remembered((address, second), eni, slot, pod, index));
+            let Lease { address, second, eni, slot, pod, index, macs, .. } = lease;
+            leases.insert(key, Lease::remembered((address, second), eni, slot, pod, index).with_macs(macs));
         }
         leases
     }

@@ -2,10 +2,21 @@
 
 use std::net::IpAddr;
 
+use serde::{Deserialize, Serialize};
+
 use crate::{
     ids::{EniId, Millis, PodRef, Ticket},
     supply::kind::is_local,
 };
+
+/// The MACs of both ends of a pod's link.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Macs {
+    /// Of the host's end.
+    pub host: [u8; 6],
+    /// Of the pod's end.
+    pub pod: [u8; 6],
+}
 
 /// An address assigned to an attachment.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -22,6 +33,9 @@ pub struct Lease {
     pub pod: Option<PodRef>,
     /// Number of this interface among those of the same pod in our network.
     pub index: u32,
+    /// Of a link that another plugin has made: as they were seen when its pod was taken over. Those of our own links are
+    /// derived from the attachment.
+    pub macs: Option<Macs>,
     /// The link has been seen; otherwise the address is only reserved.
     pub wired: bool,
     /// First of two complete listings in which the link of a wired lease was missing.
@@ -39,7 +53,13 @@ impl Lease {
         pod: Option<PodRef>,
         index: u32,
     ) -> Self {
-        Lease { address, second, eni, slot, pod, index, wired: false, missing_since: None, ticket: None }
+        Lease { address, second, eni, slot, pod, index, macs: None, wired: false, missing_since: None, ticket: None }
+    }
+
+    /// The same, over a link that another plugin has made.
+    #[must_use]
+    pub fn with_macs(self, macs: Option<Macs>) -> Self {
+        Lease { macs, ..self }
     }
 
     /// Both of its addresses, the pod's own first.

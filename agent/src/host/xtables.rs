@@ -1,0 +1,91 @@
+//! Rules of iptables, which other systems have on a host: through nf_tables or through the older modules, which are two worlds
+//! that do not see each other. Read and written by iptables' own programs: what they keep of a rule (its comment among it)
+//! no other program shows.
+
+use std::{fs, io, process::Stdio, time::Duration};
+
+use anyhow::{Context, ensure};
+use enid_datapath::Family;
+use tokio::{io::AsyncWriteExt, process::Command, time::timeout};
+
+/// How long one of the programs may take: others may hold the lock that all of them share.
+const TIMEOUT: Duration = Duration::from_secs(30);
+/// So long, in seconds, it waits for that lock itself.
+const LOCK: &str = "20";
+
+/// Through what the kernel is told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Backend {
+    /// nf_tables.
+    Nft,
+    /// ip_tables, the modules of old.
+    Legacy,
+}
+
+/// Both.
+pub const BACKENDS: [Backend; 2] = [Backend::Nft, Backend::Legacy];
+
+impl Backend {
+    fn program(self) -> &'static str {
+        match self {
+            Backend::Nft => "xtables-nft-multi",
+            Backend::Legacy => "xtables-legacy-multi",
+        }
+    }
+}
+
+/// All rules of a family, as `iptables-save` prints them. A kernel that has none of this kind has no rules.
+pub async fn save(backend: Backend, family: Family) -> anyhow::Result<String> {
+    if backend == Backend::Legacy && !has_legacy(family)? {
+        return Ok(String::new());
+    }
+    let name = if family == Family::V4 { "iptables-save" } else { "ip6tables-save" };
+    let saved = String::from_utf8_lossy(&run(backend, &[name], "").await?).into_owned();
+    // It leaves out a table in which somebody has rules that only nft knows.
+    let left_out = saved.lines().find(|line| line.starts_with("# Table `") && line.contains("is incompatible"));
+    ensure!(left_out.is_none(), "{} {name} says {:?}", backend.program(), left_out.unwrap_or_default());
+    Ok(saved)
+}
+
+/// Changes rules, all or none of a table: lines as `iptables-restore` reads them; what they do not name stays.
+pub async fn change(backend: Backend, family: Family, lines: &str) -> anyhow::Result<()> {
+    let name = if family == Family::V4 { "iptables-restore" } else { "ip6tables-restore" };
+    run(backend, &[name, "--noflush", "-w", LOCK], lines).await.map(drop)
+}
+
+/// Whether the modules of old have tables; asking them for one would make it, and takes rights of its own (a raw socket).
+fn has_legacy(family: Family) -> anyhow::Result<bool> {
+    let path = match family {
+        Family::V4 => "/proc/net/ip_tables_names",
+        Family::V6 => "/proc/net/ip6_tables_names",
+    };
+    match fs::read_to_string(path) {
+        Ok(names) => Ok(!names.trim().is_empty()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error).with_context(|| format!("cannot read {path}")),
+    }
+}
+
+async fn run(backend: Backend, args: &[&str], input: &str) -> anyhow::Result<Vec<u8>> {
+    let program = backend.program();
+    let doing = || format!("cannot run {program} {}", args.join(" "));
+    let mut child = Command::new(program)
+        .args(args)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()
+        .with_context(doing)?;
+    let mut stdin = child.stdin.take().with_context(doing)?;
+    let answer = async {
+        // One that ends before it has read everything says why.
+        let _ = stdin.write_all(input.as_bytes()).await;
+        drop(stdin);
+        child.wait_with_output().await
+    };
+    let output = timeout(TIMEOUT, answer).await.with_context(doing)?.with_context(doing)?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "{program} {} refuses: {}", args.join(" "), said.trim());
+    Ok(output.stdout)
+}

@@ -1,0 +1,81 @@
+//! What a take-over goes by: the other system's file, the kernel, metadata, and what the store remembers.
+
+use std::{fs, path::Path, time::Duration};
+
+use enid_datapath::{Family, Mac, link, node::found::Found, peer};
+use enid_ipamd::{LOCAL_V4, LOCAL_V6, Ledger};
+use tokio::time::{Instant, sleep};
+use tracing::warn;
+
+use super::{
+    file,
+    plan::{Becomes, Evidence, NO_ENI, plan},
+};
+use crate::{
+    aws::imds::{Imds, Reading},
+    host::netlink::Netlink,
+    settings::Settings,
+};
+
+/// How long metadata may lag behind EC2, and how soon it is read again.
+const LAG: Duration = Duration::from_secs(10);
+const AGAIN: Duration = Duration::from_millis(500);
+
+/// Whether there is anything to take over: links of its pods that are not ours yet, or entries in its file. What the kernel
+/// has is returned with it.
+pub async fn begin(settings: &Settings) -> anyhow::Result<(Evidence, Found, bool)> {
+    let mut netlink = Netlink::open()?;
+    let links = netlink.list(&[Family::V4]).await?;
+    let addresses = netlink.list(&[Family::V4]).await?;
+    let found = Found::new(links, addresses, netlink.list(&Family::ALL).await?, netlink.list(&Family::ALL).await?);
+    let mut evidence = Evidence {
+        egress: peer::routed_in(&[LOCAL_V4, LOCAL_V6], &found),
+        entries: file::read(Path::new(file::PATH))?,
+        branches: peer::branch_links(&found),
+        ways: peer::ways_out(&found),
+        links: peer::macs(&found),
+        ..Evidence::default()
+    };
+    evidence.prefix = prefix(&settings.conf_dir).unwrap_or_else(|| settings.veth_prefix.clone());
+    for link in peer::pod_links(&evidence.prefix, &found) {
+        let mac = inside(&mut netlink, &link).await;
+        evidence.pods.push((link, mac));
+    }
+    let any = !evidence.pods.is_empty() || !evidence.entries.is_empty();
+    Ok((evidence, found, any))
+}
+
+/// The rest: what metadata shows of the ENIs, and what the store remembers. Metadata may lag behind EC2: it is read again for
+/// a while as long as it shows no ENI that has a pod's address.
+pub async fn complete(evidence: Evidence, imds: &Imds, ledger: Ledger) -> anyhow::Result<Evidence> {
+    let mut evidence = Evidence { ledger, ..evidence };
+    let end = Instant::now() + LAG;
+    loop {
+        evidence.enis = imds.enis(Reading::All).await?.read;
+        let missing = plan(&evidence).pods.iter().any(|pod| pod.becomes == Becomes::Withheld(NO_ENI.to_owned()));
+        if !missing || Instant::now() >= end {
+            return Ok(evidence);
+        }
+        sleep(AGAIN).await;
+    }
+}
+
+/// First letters of pods' links, as the other system's network configuration says.
+fn prefix(conf_dir: &Path) -> Option<String> {
+    let text = fs::read(conf_dir.join(file::CONFLIST)).ok()?;
+    let list: serde_json::Value = serde_json::from_slice(&text).ok()?;
+    let prefixes = list["plugins"].as_array()?.iter().filter_map(|plugin| plugin["vethPrefix"].as_str());
+    prefixes.map(str::to_owned).next()
+}
+
+/// The MAC of the pod's end.
+async fn inside(netlink: &mut Netlink, link: &peer::PodLink) -> Option<Mac> {
+    let (netns, index) = link.inside?;
+    match netlink.link_in(netns, index).await {
+        Ok(found) => found.as_ref().and_then(link::mac),
+        Err(failure) => {
+            warn!(link = link.ifname, "the pod's end cannot be looked at: {failure}");
+            None
+        }
+    }
+}

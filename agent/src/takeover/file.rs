@@ -1,0 +1,161 @@
+//! The state file of Amazon's VPC CNI: which pods have which addresses, as its daemon has promised them.
+
+use std::{fs, io, net::IpAddr, path::Path};
+
+use anyhow::{Context, bail};
+use enid_ipamd::{AttachmentKey, PodRef};
+use serde::Deserialize;
+
+use crate::host::file::put;
+
+/// Where it is.
+pub const PATH: &str = "/var/run/aws-node/ipam.json";
+/// Its network configuration, in the runtime's folder.
+pub const CONFLIST: &str = "10-aws.conflist";
+/// The stamp of its format, unchanged since its release 1.7.0.
+const VERSION: &str = "vpc-cni-ipam/1";
+/// What a take-over that has come to its end leaves in its place: Amazon's daemon refuses a file of another version, so that
+/// it does not serve a node again that was not handed back.
+const TAKEN_OVER: &str = "enid-takeover/1";
+/// What a daemon before that one noted for pods that it found at the runtime: the network, and the interface.
+const MIGRATED: (&str, &str) = ("_migrated-from-cri", "unknown");
+/// What it calls its network, and the interface that it gives to every pod.
+pub const NETWORK: &str = "aws-cni";
+const IFNAME: &str = "eth0";
+
+/// What it says of one pod.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// Whose it is, as the runtime names it in its DEL.
+    pub key: AttachmentKey,
+    /// The address.
+    pub address: IpAddr,
+    /// The pod; entries of old releases do not name it.
+    pub pod: Option<PodRef>,
+}
+
+#[derive(Deserialize)]
+struct Document {
+    version: String,
+    #[serde(default)]
+    allocations: Option<Vec<Allocation>>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Allocation {
+    network_name: String,
+    #[serde(rename = "containerID")]
+    container_id: String,
+    if_name: String,
+    ipv4: Option<IpAddr>,
+    ipv6: Option<IpAddr>,
+    #[serde(default)]
+    metadata: Metadata,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Metadata {
+    k8s_pod_namespace: Option<String>,
+    k8s_pod_name: Option<String>,
+}
+
+/// What it says; nothing, if there is no such file.
+///
+/// # Errors
+///
+/// It cannot be read, is no JSON, or is of another format.
+pub fn read(path: &Path) -> anyhow::Result<Vec<Entry>> {
+    match fs::read(path) {
+        Ok(text) => entries(&text).with_context(|| format!("the state file {} of Amazon's VPC CNI", path.display())),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+        Err(error) => Err(error).with_context(|| format!("cannot read {}", path.display())),
+    }
+}
+
+/// Whether there is one that still says what its daemon reads.
+pub fn is_theirs() -> bool {
+    fs::read(PATH).is_ok_and(|text| version(&text).is_none_or(|version| version != TAKEN_OVER))
+}
+
+fn version(text: &[u8]) -> Option<String> {
+    let document: Document = serde_json::from_slice(text).ok()?;
+    Some(document.version)
+}
+
+/// Puts our stamp in the place of what it says, unless it is there or there is no such file.
+///
+/// # Errors
+///
+/// The file cannot be written.
+pub fn stamp() -> anyhow::Result<()> {
+    if is_theirs() {
+        put(Path::new(PATH), format!("{{\"version\":\"{TAKEN_OVER}\"}}\n").as_bytes(), 0o600)?;
+    }
+    Ok(())
+}
+
+/// What a file of this text says.
+pub fn entries(text: &[u8]) -> anyhow::Result<Vec<Entry>> {
+    let Document { version, allocations } = serde_json::from_slice(text).context("is none that can be read")?;
+    if version == TAKEN_OVER {
+        return Ok(Vec::new());
+    }
+    if version != VERSION {
+        bail!("has the version {version:?}; {VERSION:?} is known");
+    }
+    allocations.unwrap_or_default().into_iter().map(entry).collect()
+}
+
+fn entry(allocation: Allocation) -> anyhow::Result<Entry> {
+    let Allocation { network_name, container_id, if_name, ipv4, ipv6, metadata } = allocation;
+    let address = ipv4.or(ipv6).with_context(|| format!("names no address of the container {container_id}"))?;
+    let (network, ifname) = match (network_name.as_str(), if_name.as_str()) {
+        MIGRATED => (NETWORK.to_owned(), IFNAME.to_owned()),
+        _ => (network_name, if_name),
+    };
+    let pod = metadata.k8s_pod_namespace.zip(metadata.k8s_pod_name).map(|(namespace, name)| PodRef { namespace, name });
+    Ok(Entry { key: AttachmentKey { network, container: container_id, ifname }, address, pod })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn file(allocation: &str) -> String {
+        format!(r#"{{"version":"vpc-cni-ipam/1","allocations":[{allocation}]}}"#)
+    }
+
+    #[test]
+    fn entries_of_all_releases_are_read() {
+        let now = file(
+            r#"{"networkName":"aws-cni","containerID":"0123abcd","ifName":"eth0","ipv4":"10.0.3.17",
+                "allocationTimestamp":1767225600000000000,
+                "metadata":{"k8sPodNamespace":"default","k8sPodName":"web-0","interfacesCount":1}}"#,
+        );
+        let key = AttachmentKey { network: "aws-cni".into(), container: "0123abcd".into(), ifname: "eth0".into() };
+        let pod = Some(PodRef { namespace: "default".into(), name: "web-0".into() });
+        let of_now = Entry { key: key.clone(), address: "10.0.3.17".parse().unwrap(), pod };
+        assert_eq!(entries(now.as_bytes()).unwrap(), [of_now]);
+        let v6 =
+            file(r#"{"networkName":"aws-cni","containerID":"c","ifName":"eth0","ipv6":"2001:db8::f","metadata":{}}"#);
+        let v6 = entries(v6.as_bytes()).unwrap().remove(0);
+        assert_eq!((v6.address, v6.pod), ("2001:db8::f".parse().unwrap(), None));
+        let migrated = file(
+            r#"{"networkName":"_migrated-from-cri","containerID":"0123abcd","ifName":"unknown","ipv4":"10.0.3.17"}"#,
+        );
+        assert_eq!(entries(migrated.as_bytes()).unwrap()[0].key, key);
+        assert!(entries(br#"{"version":"vpc-cni-ipam/1","allocations":null}"#).unwrap().is_empty());
+        assert!(entries(file("{}").replace(VERSION, TAKEN_OVER).replace("{}", "").as_bytes()).unwrap().is_empty());
+    }
+
+    #[test]
+    fn what_is_no_such_file_is_told() {
+        let said = |text: &str| format!("{:#}", entries(text.as_bytes()).unwrap_err());
+        assert!(said("{").contains("none that can be read"));
+        assert!(said(r#"{"version":"vpc-cni-ipam/2","allocations":[]}"#).contains("\"vpc-cni-ipam/2\""));
+        let without = file(r#"{"networkName":"aws-cni","containerID":"c9","ifName":"eth0"}"#);
+        assert!(said(&without).contains("no address of the container c9"));
+    }
+}

@@ -1,0 +1,414 @@
+//! What a take-over does with each pod and each entry, decided from what was read; nothing is changed here.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
+
+use enid_datapath::{Mac, identity, peer::PodLink};
+use enid_ipamd::{AttachmentKey, EniFacts, EniId, Lease, Ledger, Macs, PodRef};
+
+use super::file::Entry;
+
+/// Slots of secondary ENIs; 0 is the primary.
+const SLOTS: std::ops::RangeInclusive<u32> = 1..=63;
+
+/// Why a pod is not leased whose address metadata shows nowhere: it may only lag behind EC2.
+pub const NO_ENI: &str = "no ENI of this instance has the address";
+
+/// All that was read.
+#[derive(Clone, Debug, Default)]
+pub struct Evidence {
+    /// First letters of pods' host links.
+    pub prefix: String,
+    /// What the file says.
+    pub entries: Vec<Entry>,
+    /// Links of its pods that are not ours yet, and the MACs of the pods' ends.
+    pub pods: Vec<(PodLink, Option<Mac>)>,
+    /// Links of pods with ENIs of their own.
+    pub branches: Vec<String>,
+    /// Addresses that only this node knows, and the links that main routes them over: of pods with a second family.
+    pub egress: Vec<(IpAddr, String)>,
+    /// By which ENI pods leave that have a rule for it: the MAC of its link.
+    pub ways: BTreeMap<IpAddr, Mac>,
+    /// The MACs of all links.
+    pub links: BTreeSet<Mac>,
+    /// What metadata shows.
+    pub enis: Vec<EniFacts>,
+    /// What the store remembers.
+    pub ledger: Ledger,
+}
+
+/// What is done.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Plan {
+    /// Pods whose links become ours.
+    pub pods: Vec<Pod>,
+    /// Addresses that the file names and no link carries: they may have been released, and cool.
+    pub cooling: BTreeMap<IpAddr, AttachmentKey>,
+    /// Leases of an earlier take-over whose links have gone since.
+    pub ended: Vec<AttachmentKey>,
+    /// Slots of the ENIs that these pods are on.
+    pub slots: BTreeMap<EniId, u32>,
+    /// What stays as it is, and works: one sentence each.
+    pub left: Vec<String>,
+    /// Why nothing can be taken over, one sentence each.
+    pub refusals: Vec<String>,
+}
+
+/// A pod whose link becomes ours.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pod {
+    /// Its host end.
+    pub link: PodLink,
+    /// MAC of its own end, where it could be looked at.
+    pub mac: Option<Mac>,
+    /// Its address; several, if more than one are routed over the link.
+    pub addresses: Vec<IpAddr>,
+    /// The ENI that has the address, or that its packets leave by.
+    pub eni: EniId,
+    /// That ENI's slot.
+    pub slot: u32,
+    /// What becomes of the address.
+    pub becomes: Becomes,
+}
+
+/// What becomes of an address that a pod uses.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Becomes {
+    /// A lease of this attachment.
+    Lease(AttachmentKey, Option<PodRef>),
+    /// It is in use, and nobody knows for sure by whom: it is given to nobody as long as the link stands. Why.
+    Withheld(String),
+}
+
+impl Pod {
+    /// Its lease, if it gets one.
+    pub fn lease(&self) -> Option<(AttachmentKey, Lease)> {
+        let Becomes::Lease(key, pod) = &self.becomes else { return None };
+        let macs = self.mac.map(|mac| Macs { host: self.link.mac.0, pod: mac.0 });
+        let address = *self.addresses.first()?;
+        let lease = Lease::remembered((address, None), self.eni.clone(), self.slot, pod.clone(), 0);
+        Some((key.clone(), lease.with_macs(macs)))
+    }
+}
+
+impl Evidence {
+    /// Whether an earlier run has leased this pod, and was interrupted.
+    pub fn holds(&self, pod: &Pod) -> bool {
+        self.ledger.leases.values().any(|lease| is_leased_over(lease, &pod.link))
+    }
+}
+
+/// Whether a lease of an earlier run is of this link.
+fn is_leased_over(lease: &Lease, link: &PodLink) -> bool {
+    let same_link = lease.macs.is_some_and(|macs| Mac(macs.host) == link.mac);
+    same_link && link.addresses == [lease.address]
+}
+
+/// Decides.
+pub fn plan(evidence: &Evidence) -> Plan {
+    let Evidence { entries, pods, branches, links, ledger, .. } = evidence;
+    let mut plan = Plan::default();
+    let held = |lease: &Lease| lease.macs.is_none_or(|macs| links.contains(&Mac(macs.host)));
+    let ended = ledger.leases.iter().filter(|(_, lease)| !held(lease));
+    plan.ended = ended.map(|(key, _)| key.clone()).collect();
+    let of_ours: BTreeMap<IpAddr, &AttachmentKey> = ledger
+        .leases
+        .iter()
+        .filter(|(_, lease)| held(lease))
+        .flat_map(|(key, lease)| lease.addresses().map(move |address| (address, key)))
+        .collect();
+    let mut by_address: BTreeMap<IpAddr, Vec<&Entry>> = BTreeMap::new();
+    for entry in entries {
+        by_address.entry(entry.address).or_default().push(entry);
+    }
+    for (link, mac) in pods {
+        // Whatever is wrong with it: a link in no group of ours would be cut off, and its address free.
+        let Some((eni, disagreement)) = eni_of(evidence, link) else { continue };
+        let slot = slot(eni, evidence, &plan.slots);
+        plan.slots.insert(eni.id.clone(), slot);
+        // An earlier run was interrupted between its store and the kernel.
+        let known = ledger.leases.iter().find(|(_, lease)| is_leased_over(lease, link));
+        let mac = mac.or(known.and_then(|(_, lease)| Some(Mac(lease.macs?.pod))));
+        let becomes = match known {
+            Some((key, lease)) => Becomes::Lease(key.clone(), lease.pod.clone()),
+            None => match disagreement.map_or_else(|| agreed(link, mac, evidence, &by_address, &of_ours), Err) {
+                Ok(entry) => Becomes::Lease(entry.key.clone(), entry.pod.clone()),
+                Err(why) => Becomes::Withheld(why),
+            },
+        };
+        let (addresses, eni) = (link.addresses.clone(), eni.id.clone());
+        plan.pods.push(Pod { link: link.clone(), mac, addresses, eni, slot, becomes });
+    }
+    let carried: BTreeSet<IpAddr> = pods.iter().flat_map(|(link, _)| link.addresses.iter().copied()).collect();
+    let gone = entries.iter().filter(|it| !carried.contains(&it.address) && !of_ours.contains_key(&it.address));
+    plan.cooling = gone.map(|entry| (entry.address, entry.key.clone())).collect();
+    let branch =
+        |link: &String| format!("{link} is the link of a pod with an ENI of its own (security groups for pods)");
+    plan.left.extend(branches.iter().map(branch));
+    let v6 =
+        pods.iter().flat_map(|(link, _)| link.addresses.iter().map(move |address| (*address, link.ifname.clone())));
+    let of_second_family = evidence.egress.iter().cloned().chain(v6.filter(|(address, _)| address.is_ipv6()));
+    let of_branch = pods.iter().filter(|(link, _)| {
+        let way = link.addresses.iter().find_map(|address| evidence.ways.get(address));
+        way.is_some_and(|way| !evidence.enis.iter().any(|eni| Mac(eni.mac) == *way))
+    });
+    let of_branch = of_branch.map(|(link, _)| format!("the pod of {} leaves by no ENI of this instance", link.ifname));
+    let of_second_family =
+        of_second_family.map(|(address, link)| format!("{address} by {link} is no IPv4 address of the VPC"));
+    plan.refusals = of_second_family.chain(of_branch).collect();
+    plan
+}
+
+/// The ENI of a pod, and what is wrong with that. Where metadata shows none that has the address, it is the one that the
+/// pod's packets leave by.
+fn eni_of<'a>(evidence: &'a Evidence, link: &PodLink) -> Option<(&'a EniFacts, Option<String>)> {
+    let Evidence { enis, ways, .. } = evidence;
+    let way = link.addresses.iter().find_map(|address| ways.get(address)).copied();
+    let is_way = |eni: &&EniFacts| Some(Mac(eni.mac)) == way;
+    let has = |eni: &&EniFacts| {
+        let is_in = |address: &IpAddr| eni.blocks.iter().any(|net| net.contains(address));
+        link.addresses.iter().any(is_in)
+    };
+    match (enis.iter().find(has), way) {
+        (Some(eni), Some(way)) if way != Mac(eni.mac) => {
+            let why = format!("its packets leave by the ENI with the MAC {way}, and {} has the address", eni.id);
+            Some((eni, Some(why)))
+        }
+        (Some(eni), _) => Some((eni, None)),
+        (None, _) => {
+            let eni = enis.iter().find(is_way).or(enis.iter().find(|eni| is_primary(eni)))?;
+            Some((eni, Some(NO_ENI.to_owned())))
+        }
+    }
+}
+
+/// The entry on which file and kernel agree; or where they do not.
+fn agreed<'a>(
+    link: &PodLink,
+    mac: Option<Mac>,
+    evidence: &Evidence,
+    by_address: &BTreeMap<IpAddr, Vec<&'a Entry>>,
+    of_ours: &BTreeMap<IpAddr, &AttachmentKey>,
+) -> Result<&'a Entry, String> {
+    let name = &link.ifname;
+    let [address] = &link.addresses[..] else {
+        let all: Vec<String> = link.addresses.iter().map(ToString::to_string).collect();
+        return Err(format!("{name} carries {}, and a pod has one address", all.join(" and ")));
+    };
+    if let Some(AttachmentKey { container, .. }) = of_ours.get(address) {
+        return Err(format!("the container {container} has the address by a link of ours"));
+    }
+    let entry = match by_address.get(address).map_or(&[][..], Vec::as_slice) {
+        [] => return Err(format!("{name} carries the address, and the file does not name it")),
+        [entry] => *entry,
+        [one, two, ..] => {
+            let (one, two) = (&one.key.container, &two.key.container);
+            return Err(format!("the file gives the address to the containers {one} and {two}"));
+        }
+    };
+    if let Some(PodRef { namespace, name: pod }) = &entry.pod {
+        let expected = identity::ifname_for_pod(&evidence.prefix, namespace, pod, 0);
+        if expected != *name {
+            return Err(format!("the file gives it to {namespace}/{pod}, whose link is {expected}; {name} carries it"));
+        }
+    }
+    if mac.is_none() {
+        return Err(format!("the pod's end of {name} cannot be looked at"));
+    }
+    Ok(entry)
+}
+
+fn is_primary(eni: &EniFacts) -> bool {
+    eni.place.card == 0 && eni.place.device_index == 0
+}
+
+/// The slot on record, or the one that the kernel shows, or one that nobody has.
+fn slot(eni: &EniFacts, evidence: &Evidence, given: &BTreeMap<EniId, u32>) -> u32 {
+    let Ledger { slots, kernel_slots, leases, .. } = &evidence.ledger;
+    if is_primary(eni) {
+        return 0;
+    }
+    if let Some(slot) = given.get(&eni.id).or(slots.get(&eni.id)).or(kernel_slots.get(&eni.mac)) {
+        return *slot;
+    }
+    let of_leases = leases.values().map(|lease| lease.slot);
+    let taken: BTreeSet<u32> =
+        slots.values().chain(kernel_slots.values()).chain(given.values()).copied().chain(of_leases).collect();
+    SLOTS.into_iter().find(|slot| !taken.contains(slot)).unwrap_or(*SLOTS.end())
+}
+
+#[cfg(test)]
+mod tests {
+    use enid_ipamd::{Place, SubnetId};
+
+    use super::*;
+
+    fn ip(text: &str) -> IpAddr {
+        text.parse().unwrap()
+    }
+
+    fn key(pod: &str) -> AttachmentKey {
+        AttachmentKey { network: "aws-cni".into(), container: format!("sandbox-{pod}"), ifname: "eth0".into() }
+    }
+
+    fn eni(device_index: u32, addresses: &[&str]) -> EniFacts {
+        EniFacts {
+            id: EniId(format!("eni-{device_index}").into()),
+            mac: [2, 0, 0, 0, 0, u8::try_from(device_index).unwrap()],
+            place: Place { card: 0, device_index },
+            primary: format!("10.0.64.{}/19", 10 + device_index).parse().unwrap(),
+            own_v6: None,
+            subnet_id: SubnetId("subnet-1".into()),
+            blocks: addresses.iter().map(|address| ip(address).into()).collect(),
+            groups: BTreeSet::new(),
+        }
+    }
+
+    /// A pod as Amazon's VPC CNI wires it, and its entry.
+    fn pod(evidence: &mut Evidence, number: u8, address: &str, way: Option<u32>) {
+        let name = format!("pod-{number}");
+        let link = PodLink {
+            ifname: identity::ifname_for_pod("eni", "default", &name, 0),
+            index: u32::from(number) + 10,
+            mac: Mac([0xd2, 0, 0, 0, 0, number]),
+            inside: Some((1, 2)),
+            addresses: vec![ip(address)],
+        };
+        evidence.links.insert(link.mac);
+        evidence.pods.push((link, Some(Mac([0x8e, 0, 0, 0, 0, number]))));
+        let pod = Some(PodRef { namespace: "default".into(), name: name.clone() });
+        evidence.entries.push(Entry { key: key(&name), address: ip(address), pod });
+        evidence.ways.extend(way.map(|device| (ip(address), Mac(eni(device, &[]).mac))));
+    }
+
+    fn node() -> Evidence {
+        let enis = vec![eni(0, &["10.0.80.194"]), eni(1, &["10.0.78.4", "10.0.78.5"]), eni(2, &["10.0.85.29"])];
+        let mut evidence = Evidence { prefix: "eni".into(), enis, ..Evidence::default() };
+        pod(&mut evidence, 0, "10.0.80.194", None);
+        pod(&mut evidence, 1, "10.0.78.4", Some(1));
+        pod(&mut evidence, 2, "10.0.85.29", Some(2));
+        evidence
+    }
+
+    fn why(plan: &Plan, address: &str) -> String {
+        let pod = plan.pods.iter().find(|pod| pod.addresses.contains(&ip(address))).unwrap();
+        match &pod.becomes {
+            Becomes::Withheld(why) => why.clone(),
+            Becomes::Lease(..) => "leased".to_owned(),
+        }
+    }
+
+    #[test]
+    fn pods_on_which_all_agree_are_leased_with_the_macs_of_their_links() {
+        let plan = plan(&node());
+        let leased: Vec<_> = plan.pods.iter().filter_map(Pod::lease).collect();
+        assert_eq!(leased.len(), 3);
+        assert!(plan.cooling.is_empty() && plan.left.is_empty() && plan.ended.is_empty());
+        let (of, lease) = &leased[1];
+        assert_eq!((of, lease.address, lease.slot), (&key("pod-1"), ip("10.0.78.4"), 1));
+        assert_eq!(lease.macs, Some(Macs { host: [0xd2, 0, 0, 0, 0, 1], pod: [0x8e, 0, 0, 0, 0, 1] }));
+        assert_eq!(plan.slots.values().copied().collect::<Vec<_>>(), [0, 1, 2]);
+    }
+
+    #[test]
+    fn slots_are_those_on_record_and_in_the_kernel() {
+        let mut evidence = node();
+        evidence.ledger.slots.insert(EniId("eni-2".into()), 1);
+        evidence.ledger.kernel_slots.insert(eni(1, &[]).mac, 7);
+        let plan = plan(&evidence);
+        assert_eq!(plan.slots.values().copied().collect::<Vec<_>>(), [0, 7, 1]);
+    }
+
+    #[test]
+    fn where_they_disagree_the_address_is_in_use_and_nobodys() {
+        let mut evidence = node();
+        evidence.entries.remove(1);
+        evidence.ways.insert(ip("10.0.85.29"), Mac(eni(1, &[]).mac));
+        let (pod, _) = &mut evidence.pods[0];
+        pod.ifname = "enif2415b239f5".to_owned();
+        let disagreed = plan(&evidence);
+        assert!(why(&disagreed, "10.0.78.4").contains("the file does not name it"));
+        assert!(why(&disagreed, "10.0.85.29").contains("leave by the ENI with the MAC 02:00:00:00:00:01, and eni-2"));
+        assert!(why(&disagreed, "10.0.80.194").contains("default/pod-0, whose link is enic220f2ba281; enif2415b239f5"));
+        assert_eq!(disagreed.slots.len(), 3, "their links need groups all the same");
+        let mut evidence = node();
+        evidence.entries.push(Entry { key: key("other"), ..evidence.entries[0].clone() });
+        evidence.pods[1].1 = None;
+        let disagreed = plan(&evidence);
+        assert!(why(&disagreed, "10.0.80.194").contains("to the containers sandbox-pod-0 and sandbox-other"));
+        assert!(why(&disagreed, "10.0.78.4").contains("cannot be looked at"));
+    }
+
+    #[test]
+    fn what_has_no_link_cools_and_what_no_eni_has_is_withheld() {
+        let mut evidence = node();
+        evidence.pods.remove(0);
+        evidence.enis.remove(2);
+        evidence.branches.push("vlan0123456789a".to_owned());
+        let plan = plan(&evidence);
+        assert_eq!(plan.cooling, BTreeMap::from([(ip("10.0.80.194"), key("pod-0"))]));
+        assert!(plan.left[0].contains("vlan0123456789a"));
+        let of_each = (why(&plan, "10.0.78.4"), why(&plan, "10.0.85.29"));
+        assert_eq!((plan.pods.len(), of_each), (2, ("leased".into(), NO_ENI.into())));
+        assert_eq!(plan.pods[1].slot, 0, "its link is in a group of ours all the same");
+    }
+
+    #[test]
+    fn a_link_of_several_addresses_is_withheld_with_all_of_them() {
+        let mut evidence = node();
+        evidence.pods[1].0.addresses.push(ip("10.0.78.5"));
+        let plan = plan(&evidence);
+        assert!(why(&plan, "10.0.78.5").contains("carries 10.0.78.4 and 10.0.78.5"));
+        assert_eq!((plan.pods[1].slot, plan.pods[1].addresses.len()), (1, 2));
+    }
+
+    #[test]
+    fn pods_of_a_second_family_are_refused() {
+        assert!(plan(&node()).refusals.is_empty());
+        let mut evidence = node();
+        evidence.egress.push((ip("fd00::ac:2"), "veth4ae9443a".to_owned()));
+        evidence.pods[0].0.addresses = vec![ip("2001:db8::1")];
+        let plan = plan(&evidence);
+        assert_eq!(plan.refusals[0], "fd00::ac:2 by veth4ae9443a is no IPv4 address of the VPC");
+        assert!(plan.refusals[1].starts_with("2001:db8::1 by eni"));
+    }
+
+    /// The kind: security groups for pods in the mode "standard", whose pods have links like all others.
+    #[test]
+    fn pods_that_leave_by_no_eni_of_the_instance_are_refused() {
+        let mut evidence = node();
+        evidence.ways.insert(ip("10.0.85.29"), Mac([6; 6]));
+        assert!(plan(&evidence).refusals[0].ends_with("leaves by no ENI of this instance"));
+    }
+
+    /// The kind: an interrupted take-over, after which the other daemon served once more, gives an address two owners.
+    #[test]
+    fn what_an_earlier_take_over_has_leased_ends_with_its_link() {
+        let mut evidence = node();
+        let leased = plan(&evidence).pods[0].lease().unwrap();
+        evidence.ledger.leases.extend([leased.clone()]);
+        evidence.links.remove(&Mac([0xd2, 0, 0, 0, 0, 0]));
+        let (link, _) = &mut evidence.pods[0];
+        link.mac = Mac([0xd6, 0, 0, 0, 0, 9]);
+        evidence.links.insert(link.mac);
+        evidence.entries[0].key = key("newer");
+        let newer = plan(&evidence);
+        assert_eq!((newer.ended.clone(), why(&newer, "10.0.80.194")), (vec![leased.0.clone()], "leased".to_owned()));
+        // The store was written, and the kernel not yet.
+        let mut evidence = node();
+        evidence.ledger.leases.extend([leased.clone()]);
+        evidence.pods[0].1 = None;
+        assert_eq!(
+            plan(&evidence).pods[0].lease(),
+            Some(leased.clone()),
+            "with its MACs, even if they cannot be seen now"
+        );
+        // Its link stands and is in our group already: nothing is left to do for it.
+        evidence.ledger.leases.extend([leased]);
+        evidence.pods.remove(0);
+        let again = plan(&evidence);
+        assert!(again.ended.is_empty() && again.cooling.is_empty() && again.pods.len() == 2);
+    }
+}
