@@ -93,6 +93,10 @@ fn taken_over(name: &str, settings: &[(&str, &str)], backend: Backend) {
         peer::to_prefixes(place).unwrap();
     }
     let pods = peer::make(place, &[10, 10, 10], backend).unwrap();
+    let made = peer::traces(place).unwrap();
+    for trace in ["512:", "1024:", "1536:", "32765:", "AWS-SNAT-CHAIN-0", "10-aws.conflist", "vpc-cni-ipam/1"] {
+        assert!(made.contains(trace), "{trace} is not in {made}");
+    }
     let macs_before = macs(place, &pods);
     let names: Vec<&str> = pods.iter().map(|pod| pod.pod.name.as_str()).collect();
     let servers = (serve(place, &names).unwrap(), serve(Place { lab: &lab, name: "inet" }, &[]).unwrap());
