@@ -110,8 +110,9 @@ pub fn foreign_connmarks(connmark: u32, found: &Found) -> Vec<u32> {
 
 /// What makes these links ours: device group and alias in one step, since a link with the one and without the other would be
 /// taken for one that is half made; and each pod as a permanent neighbour. `pod_mac`: of the pod's end, where it is known.
-pub fn adoption(link: &PodLink, slot: u32, addresses: &[IpAddr], pod_mac: Option<Mac>) -> Vec<Request> {
-    let (name, index) = (&link.ifname, link.index);
+pub fn adoption(link: &PodLink, slot: u32, pod_mac: Option<Mac>) -> Vec<Request> {
+    let PodLink { ifname: name, index, addresses, .. } = link;
+    let index = *index;
     let alias = alias_of(addresses.iter().copied());
     let what = format!("put {name} into the device group {:#x}, and name {alias} in its alias", marks::group(slot));
     let message = LinkUnspec::new_with_index(index).link_group(marks::group(slot)).alias(alias).build();

@@ -3,6 +3,7 @@
 //!
 //! - [`netlink`]: listings and changes; [`listener`]: what the kernel notifies of.
 //! - [`kernel`]: what host and table should carry, and how they come to do so; [`nft`], [`sysctl`]: its parts.
+//! - [`xtables`]: rules of iptables, which are others'; [`program`]: how programs of the host's packages are run.
 //! - [`pod_links`], [`deletion`]: pods' links; [`conntrack`]: what is remembered of their addresses.
 //! - [`file`]: files that are there whole or not at all.
 //! - [`inode`]: whether a file is still the one that was put there; [`sockets`]: where plugins and operators connect.
@@ -16,6 +17,7 @@ pub mod listener;
 pub mod netlink;
 pub mod nft;
 pub mod pod_links;
+pub mod program;
 pub mod sockets;
 pub mod sysctl;
 pub mod xtables;

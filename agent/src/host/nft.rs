@@ -20,8 +20,10 @@ use enid_datapath::{
     netfilter::generation::generation,
     ruleset::{Ruleset, Unheld, digest},
 };
-use tokio::{io::AsyncWriteExt, process::Command, time::timeout};
+use tokio::process::Command;
 use tracing::warn;
+
+use crate::host::program;
 
 /// How long nft may take for our tables; large ones take some milliseconds.
 const TIMEOUT: Duration = Duration::from_secs(10);
@@ -134,26 +136,8 @@ async fn list(flags: &[&str], family: Family) -> anyhow::Result<Option<Vec<u8>>>
     Ok(Some(output.stdout).filter(|_| output.status.success()))
 }
 
-/// Runs the program, for so long at most.
 async fn nft(args: &[&str], input: &str) -> anyhow::Result<Output> {
-    let run = async {
-        let mut child = Command::new("nft")
-            .args(args)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .kill_on_drop(true)
-            .spawn()
-            .context("cannot run nft, the program of the nftables package")?;
-        if let Some(mut stdin) = child.stdin.take() {
-            // One that does not read to the end says why in its answer.
-            let _ = stdin.write_all(input.as_bytes()).await;
-        }
-        child.wait_with_output().await.context("cannot wait for nft")
-    };
-    timeout(TIMEOUT, run)
-        .await
-        .with_context(|| format!("nft {} did not end within {} s, and was ended", args.join(" "), TIMEOUT.as_secs()))?
+    program::run(("nft", "nftables"), args, input, TIMEOUT).await
 }
 
 /// Both tables as the kernel lists them, without what their counters have come to; empty where there is none.

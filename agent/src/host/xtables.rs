@@ -2,11 +2,12 @@
 //! that do not see each other. Read and written by iptables' own programs: what they keep of a rule (its comment among it)
 //! no other program shows.
 
-use std::{fs, io, process::Stdio, time::Duration};
+use std::{fs, io, time::Duration};
 
 use anyhow::{Context, ensure};
 use enid_datapath::Family;
-use tokio::{io::AsyncWriteExt, process::Command, time::timeout};
+
+use crate::host::program;
 
 /// How long one of the programs may take: others may hold the lock that all of them share.
 const TIMEOUT: Duration = Duration::from_secs(30);
@@ -68,23 +69,7 @@ fn has_legacy(family: Family) -> anyhow::Result<bool> {
 
 async fn run(backend: Backend, args: &[&str], input: &str) -> anyhow::Result<Vec<u8>> {
     let program = backend.program();
-    let doing = || format!("cannot run {program} {}", args.join(" "));
-    let mut child = Command::new(program)
-        .args(args)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .kill_on_drop(true)
-        .spawn()
-        .with_context(doing)?;
-    let mut stdin = child.stdin.take().with_context(doing)?;
-    let answer = async {
-        // One that ends before it has read everything says why.
-        let _ = stdin.write_all(input.as_bytes()).await;
-        drop(stdin);
-        child.wait_with_output().await
-    };
-    let output = timeout(TIMEOUT, answer).await.with_context(doing)?.with_context(doing)?;
+    let output = program::run((program, "iptables"), args, input, TIMEOUT).await?;
     let said = String::from_utf8_lossy(&output.stderr);
     ensure!(output.status.success(), "{program} {} refuses: {}", args.join(" "), said.trim());
     Ok(output.stdout)

@@ -17,8 +17,8 @@ const NAMED: usize = 5;
 
 /// The ledger with the pods that are taken over; it and the kernel have them when this returns.
 pub async fn adopt(settings: &Settings, imds: &Imds, store: &Store, ledger: Ledger) -> anyhow::Result<Ledger> {
-    let (evidence, _, any) = evidence::begin(settings).await?;
-    if !any {
+    let (evidence, _) = evidence::begin(settings).await?;
+    if evidence.is_empty() {
         return Ok(ledger);
     }
     let evidence = evidence::complete(evidence, imds, ledger).await?;
@@ -53,8 +53,7 @@ pub async fn adopt(settings: &Settings, imds: &Imds, store: &Store, ledger: Ledg
         // The runtime has a network already, however full this node is.
         store.keep_served()?;
     }
-    let requests: Vec<_> =
-        plan.pods.iter().flat_map(|pod| peer::adoption(&pod.link, pod.slot, &pod.addresses, pod.mac)).collect();
+    let requests: Vec<_> = plan.pods.iter().flat_map(|pod| peer::adoption(&pod.link, pod.slot, pod.mac)).collect();
     requests.iter().for_each(|request| info!("{request}"));
     Netlink::open()?.apply(&requests).await?;
     Ok(with(evidence.ledger, writes))
@@ -62,7 +61,7 @@ pub async fn adopt(settings: &Settings, imds: &Imds, store: &Store, ledger: Ledg
 
 fn tell(plan: &Plan) {
     for pod in &plan.pods {
-        let (addresses, link, eni) = (&pod.addresses, &pod.link.ifname, &pod.eni);
+        let (addresses, link, eni) = (&pod.link.addresses, &pod.link.ifname, &pod.eni);
         match &pod.becomes {
             Becomes::Lease(key, of) => {
                 let of = of.as_ref().map(|pod| format!("{}/{}", pod.namespace, pod.name)).unwrap_or_default();

@@ -4,6 +4,9 @@
 /// 1024 sends packets stays until its rules for pods have gone; the answers to node ports come last.
 pub const PARTS: [Part; 4] = [Part::Snat, Part::Connmark, Part::Mangle, Part::Forward];
 
+/// Its table of nftables, in which it marks what is translated where the older iptables does not.
+pub const TABLE: &str = "aws-cni";
+
 /// One part.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Part {

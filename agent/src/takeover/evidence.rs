@@ -21,9 +21,8 @@ use crate::{
 const LAG: Duration = Duration::from_secs(10);
 const AGAIN: Duration = Duration::from_millis(500);
 
-/// Whether there is anything to take over: links of its pods that are not ours yet, or entries in its file. What the kernel
-/// has is returned with it.
-pub async fn begin(settings: &Settings) -> anyhow::Result<(Evidence, Found, bool)> {
+/// What its file says and what is in the kernel; and all that the kernel has.
+pub async fn begin(settings: &Settings) -> anyhow::Result<(Evidence, Found)> {
     let mut netlink = Netlink::open()?;
     let links = netlink.list(&[Family::V4]).await?;
     let addresses = netlink.list(&[Family::V4]).await?;
@@ -41,8 +40,7 @@ pub async fn begin(settings: &Settings) -> anyhow::Result<(Evidence, Found, bool
         let mac = inside(&mut netlink, &link).await;
         evidence.pods.push((link, mac));
     }
-    let any = !evidence.pods.is_empty() || !evidence.entries.is_empty();
-    Ok((evidence, found, any))
+    Ok((evidence, found))
 }
 
 /// The rest: what metadata shows of the ENIs, and what the store remembers. Metadata may lag behind EC2: it is read again for

@@ -63,8 +63,6 @@ pub struct Pod {
     pub link: PodLink,
     /// MAC of its own end, where it could be looked at.
     pub mac: Option<Mac>,
-    /// Its address; several, if more than one are routed over the link.
-    pub addresses: Vec<IpAddr>,
     /// The ENI that has the address, or that its packets leave by.
     pub eni: EniId,
     /// That ENI's slot.
@@ -87,13 +85,18 @@ impl Pod {
     pub fn lease(&self) -> Option<(AttachmentKey, Lease)> {
         let Becomes::Lease(key, pod) = &self.becomes else { return None };
         let macs = self.mac.map(|mac| Macs { host: self.link.mac.0, pod: mac.0 });
-        let address = *self.addresses.first()?;
+        let address = *self.link.addresses.first()?;
         let lease = Lease::remembered((address, None), self.eni.clone(), self.slot, pod.clone(), 0);
         Some((key.clone(), lease.with_macs(macs)))
     }
 }
 
 impl Evidence {
+    /// Whether there is nothing to take over: no link of its pods that is not ours yet, and no entry in its file.
+    pub fn is_empty(&self) -> bool {
+        self.pods.is_empty() && self.entries.is_empty()
+    }
+
     /// Whether an earlier run has leased this pod, and was interrupted.
     pub fn holds(&self, pod: &Pod) -> bool {
         self.ledger.leases.values().any(|lease| is_leased_over(lease, &pod.link))
@@ -138,8 +141,7 @@ pub fn plan(evidence: &Evidence) -> Plan {
                 Err(why) => Becomes::Withheld(why),
             },
         };
-        let (addresses, eni) = (link.addresses.clone(), eni.id.clone());
-        plan.pods.push(Pod { link: link.clone(), mac, addresses, eni, slot, becomes });
+        plan.pods.push(Pod { link: link.clone(), mac, eni: eni.id.clone(), slot, becomes });
     }
     let carried: BTreeSet<IpAddr> = pods.iter().flat_map(|(link, _)| link.addresses.iter().copied()).collect();
     let gone = entries.iter().filter(|it| !carried.contains(&it.address) && !of_ours.contains_key(&it.address));
@@ -224,8 +226,8 @@ fn is_primary(eni: &EniFacts) -> bool {
     eni.place.card == 0 && eni.place.device_index == 0
 }
 
-/// The slot on record, or the one that the kernel shows, or one that nobody has.
-fn slot(eni: &EniFacts, evidence: &Evidence, given: &BTreeMap<EniId, u32>) -> u32 {
+/// The slot on record, or the one that the kernel shows, or one that nobody has; `given`: those of other ENIs.
+pub fn slot(eni: &EniFacts, evidence: &Evidence, given: &BTreeMap<EniId, u32>) -> u32 {
     let Ledger { slots, kernel_slots, leases, .. } = &evidence.ledger;
     if is_primary(eni) {
         return 0;
@@ -293,7 +295,7 @@ mod tests {
     }
 
     fn why(plan: &Plan, address: &str) -> String {
-        let pod = plan.pods.iter().find(|pod| pod.addresses.contains(&ip(address))).unwrap();
+        let pod = plan.pods.iter().find(|pod| pod.link.addresses.contains(&ip(address))).unwrap();
         match &pod.becomes {
             Becomes::Withheld(why) => why.clone(),
             Becomes::Lease(..) => "leased".to_owned(),
@@ -361,7 +363,7 @@ mod tests {
         evidence.pods[1].0.addresses.push(ip("10.0.78.5"));
         let plan = plan(&evidence);
         assert!(why(&plan, "10.0.78.5").contains("carries 10.0.78.4 and 10.0.78.5"));
-        assert_eq!((plan.pods[1].slot, plan.pods[1].addresses.len()), (1, 2));
+        assert_eq!((plan.pods[1].slot, plan.pods[1].link.addresses.len()), (1, 2));
     }
 
     #[test]

@@ -14,9 +14,9 @@ use ipnet::IpNet;
 use serde::Serialize;
 
 use super::{
-    chains::{PARTS, removal},
+    chains::{PARTS, TABLE, removal},
     evidence, file,
-    plan::{Becomes, Evidence, Plan, plan},
+    plan::{Becomes, Evidence, Plan, plan, slot},
     wait,
 };
 use crate::{
@@ -71,7 +71,7 @@ pub async fn check(settings: &Settings, as_json: bool) -> anyhow::Result<()> {
 
 async fn read(settings: &Settings) -> anyhow::Result<Report> {
     let mut report = Report { other_daemon_answers: wait::answers(), ..Report::default() };
-    let (evidence, found, _) = evidence::begin(settings).await?;
+    let (evidence, found) = evidence::begin(settings).await?;
     let imds = Imds::new();
     imds.wait_for_instance(settings.start_wait).await?;
     let evidence = evidence::complete(evidence, &imds, Ledger::default()).await?;
@@ -85,8 +85,8 @@ async fn read(settings: &Settings) -> anyhow::Result<Report> {
             }
         }
     }
-    if nft::has_table(Family::V4, "aws-cni").await? {
-        report.removes.push("the nftables table ip aws-cni".to_owned());
+    if nft::has_table(Family::V4, TABLE).await? {
+        report.removes.push(format!("the nftables table ip {TABLE}"));
     }
     report.kernel(settings, &evidence, &plan, found);
     if file::is_theirs() {
@@ -114,7 +114,7 @@ impl Report {
                 eni: eni.clone(),
                 withheld: withheld.clone(),
             };
-            self.pods.extend(pod.addresses.iter().map(row));
+            self.pods.extend(pod.link.addresses.iter().map(row));
         }
         self.against.extend(plan.refusals.iter().map(|refusal| format!("{refusal}, and cannot be taken over yet")));
         self.pods.sort_by_key(|row| row.address);
@@ -133,21 +133,13 @@ impl Report {
     /// Rules that go, and those that would be in the way.
     fn kernel(&mut self, settings: &Settings, evidence: &Evidence, plan: &Plan, found: Found) {
         let policy = &settings.steering.policy;
-        let (mut enis, mut pool, mut next) = (Vec::new(), Vec::<IpNet>::new(), 1);
+        let (mut enis, mut pool, mut slots) = (Vec::new(), Vec::<IpNet>::new(), plan.slots.clone());
         for facts in &evidence.enis {
-            let is_primary = facts.place.card == 0 && facts.place.device_index == 0;
-            let slot = if is_primary { 0 } else { next };
-            next += u32::from(!is_primary);
+            let slot = slot(facts, evidence, &slots);
+            slots.insert(facts.id.clone(), slot);
             let (table, mac) = (marks::route_table(facts.place.device_index, facts.place.card), Mac(facts.mac));
             let (primary, own_v6, mtu) = (facts.primary, facts.own_v6, settings.steering.eni_mtu);
-            enis.push(EniNet {
-                slot: plan.slots.get(&facts.id).copied().unwrap_or(slot),
-                mac,
-                primary,
-                own_v6,
-                table,
-                mtu,
-            });
+            enis.push(EniNet { slot, mac, primary, own_v6, table, mtu });
             pool.extend(facts.blocks.iter().copied());
         }
         let of_enis = enis.iter().map(|eni| IpNet::from(IpAddr::from(eni.primary.addr())));

@@ -9,7 +9,7 @@ use tokio::time::sleep;
 use tracing::{info, warn};
 
 use super::{
-    chains::{PARTS, Part, removal},
+    chains::{PARTS, Part, TABLE, removal},
     evidence, file, wait,
 };
 use crate::{
@@ -22,8 +22,6 @@ use crate::{
 const AGAIN: Duration = Duration::from_secs(5);
 /// How soon it is looked again whether our network configuration is there, which comes when an address can be given.
 const LOOK: Duration = Duration::from_secs(1);
-/// Its table of nftables, in which it marks what is translated.
-const TABLE: &str = "aws-cni";
 /// Where its network configuration lies when this node is ours.
 const ASIDE: &str = ".10-aws.earlier";
 
@@ -84,7 +82,7 @@ impl Retire {
         for part in PARTS {
             self.part(part, branches).await?;
         }
-        let (evidence, ..) = evidence::begin(&self.settings).await?;
+        let (evidence, _) = evidence::begin(&self.settings).await?;
         if let Some((link, _)) = evidence.pods.first() {
             return Err(LatePods(link.ifname.clone()).into());
         }
