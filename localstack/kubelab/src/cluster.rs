@@ -14,7 +14,7 @@ use vpclab::{CONTROL_PLANE, Lab, State, wait_until};
 
 use crate::{
     charts,
-    config::{ClusterConfig, Cni, folder},
+    config::{ClusterConfig, Cni, check_room, folder},
     control_plane::{self, ControlPlane},
     node::{Node, NodeFiles},
     parts::Parts,
@@ -36,6 +36,7 @@ impl Cluster {
     /// how long it took.
     pub fn raise(config: ClusterConfig, lab: Lab, tell: &mut dyn FnMut(&str, Duration)) -> anyhow::Result<Self> {
         config.check()?;
+        check_room()?;
         let folder = folder(&config.name);
         if folder.exists() {
             bail!("{} is there already; `kubelab down --name {}` removes it", folder.display(), config.name);

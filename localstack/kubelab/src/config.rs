@@ -1,8 +1,12 @@
 //! What a cluster should have, and where its files are.
 
-use std::path::PathBuf;
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
 
-use anyhow::bail;
+use anyhow::{Context, bail, ensure};
+use nix::sys::statvfs::statvfs;
 use serde::{Deserialize, Serialize};
 use vpclab::{Backend, LabConfig};
 
@@ -99,10 +103,29 @@ impl ClusterConfig {
     }
 }
 
+const FOLDER: &str = "/var/tmp/kubelab";
+
 /// Where a cluster's files are: certificates, etcd's data, what nodes have on disk, logs. Not in memory: containerd's
 /// overlays need a real file system. Nor below /var/lib, which nodes of the lab have in memory.
 pub fn folder(name: &str) -> PathBuf {
-    PathBuf::from("/var/tmp/kubelab").join(name)
+    Path::new(FOLDER).join(name)
+}
+
+/// What the nodes' images and the control plane take, bytes.
+const NEEDED: u64 = 3 << 30;
+
+/// Whether the disk has room for a cluster: containers that find none fail in many ways, and none of them says so.
+///
+/// # Errors
+///
+/// It has none, or cannot be asked.
+pub fn check_room() -> anyhow::Result<()> {
+    fs::create_dir_all(FOLDER).with_context(|| format!("cannot make {FOLDER}"))?;
+    let disk = statvfs(FOLDER).with_context(|| format!("cannot tell how much room the disk of {FOLDER} has"))?;
+    let free = disk.blocks_available() * disk.fragment_size();
+    let in_mib = |bytes: u64| bytes >> 20;
+    ensure!(free >= NEEDED, "{FOLDER} is on a disk with {} MiB left; a cluster needs {}", in_mib(free), in_mib(NEEDED));
+    Ok(())
 }
 
 #[cfg(test)]

@@ -16,7 +16,7 @@ mod parts;
 mod pki;
 
 pub use cluster::Cluster;
-pub use config::{ClusterConfig, Cni, folder};
+pub use config::{ClusterConfig, Cni, check_room, folder};
 pub use control_plane::ControlPlane;
 pub use families::Families;
 pub use node::{

@@ -10,7 +10,7 @@ use std::{
 
 use anyhow::{Context, bail, ensure};
 use clap::{Parser, Subcommand};
-use kubelab::{Cluster, ClusterConfig, Cni, Families, Node, Parts, boot, tell_boot_id};
+use kubelab::{Cluster, ClusterConfig, Cni, Families, Node, Parts, boot, check_room, tell_boot_id};
 use vpclab::{Lab, State};
 
 #[derive(Parser)]
@@ -162,6 +162,7 @@ fn node_of(cluster: &Cluster, name: &str) -> anyhow::Result<Node> {
 
 fn up(config: ClusterConfig) -> anyhow::Result<()> {
     config.check()?;
+    check_room()?;
     Parts::find()?;
     let name = config.name.clone();
     if State::read(&name).is_ok_and(|state| state.is_live()) {
