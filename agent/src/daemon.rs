@@ -1,6 +1,6 @@
 //! The daemon: what it starts, in which order, and what ends it.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use anyhow::{Context, anyhow, bail};
 use enid_datapath::Family;
@@ -21,6 +21,7 @@ use crate::{
     core::published::Published,
     core::task::{CoreTask, Parts},
     families::{self, Unfit},
+    handback::{self, mark},
     host::deletion::Deletion,
     host::kernel::{self, Kernel},
     host::nft,
@@ -39,11 +40,14 @@ use crate::{
     settings::{
         Settings,
         given::{Given, Overrides, Rejected},
-        remembered::{self, Remembered},
+        remembered::{self, Remembered, as_on_node},
     },
     store::{self, Store},
     takeover,
 };
+
+/// What is under way has so long to end when the node is given back.
+const LAST_MOMENTS: Duration = Duration::from_secs(10);
 
 /// Runs the daemon until it is asked to stop. `settings`: what is given without NodeConfigs.
 pub fn run(given: Given, settings: Settings) -> anyhow::Result<()> {
@@ -60,7 +64,25 @@ pub fn run(given: Given, settings: Settings) -> anyhow::Result<()> {
         .build()
         .context("cannot start a runtime")?;
     let pods = runtime::Builder::new_current_thread().enable_all().build().context("cannot start a runtime")?;
-    pods.block_on(serve(given, settings, log_level, background.handle().clone()))
+    match pods.block_on(serve(given.clone(), settings.clone(), log_level, background.handle().clone()))? {
+        Ended::Stopped => Ok(()),
+        Ended::Unwanted => {
+            // All that serves pods ends with them, and lets go of the folder and the store.
+            drop(pods);
+            background.shutdown_timeout(LAST_MOMENTS);
+            let alone =
+                runtime::Builder::new_current_thread().enable_all().build().context("cannot start a runtime")?;
+            alone.block_on(handback::waiting::stay(&as_on_node(&given, settings)))
+        }
+    }
+}
+
+/// Why the daemon serves no pods any more.
+enum Ended {
+    /// It was asked to stop.
+    Stopped,
+    /// The node is to be given back to Amazon's VPC CNI, or was.
+    Unwanted,
 }
 
 /// What NodeConfigs give.
@@ -130,7 +152,12 @@ fn read(given: &Given) -> anyhow::Result<Settings> {
     given.read().map_err(|mistakes| anyhow!("{}", mistakes.iter().map(|it| &*it.text).collect::<Vec<_>>().join("; ")))
 }
 
-async fn serve(given: Given, settings: Settings, log_level: Level, background: runtime::Handle) -> anyhow::Result<()> {
+async fn serve(
+    given: Given,
+    settings: Settings,
+    log_level: Level,
+    background: runtime::Handle,
+) -> anyhow::Result<Ended> {
     let base = settings;
     let Heard { overrides, last, mut remembered } = heard(&given, &base).await;
     let wanted = given.with(overrides);
@@ -139,10 +166,16 @@ async fn serve(given: Given, settings: Settings, log_level: Level, background: r
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot wait for SIGINT")?;
     // All that can be wrong here is reported before anything is changed.
     let claim = Claim::new(&base.run_dir)?;
+    if mark::read(&base)?.is_some() {
+        return Ok(Ended::Unwanted);
+    }
     tokio::select! {
         () = takeover::wait::wait(&base) => {}
-        _ = terminate.recv() => { info!("asked to stop before it has begun"); return Ok(()) }
-        _ = interrupt.recv() => { info!("interrupted before it has begun"); return Ok(()) }
+        _ = terminate.recv() => { info!("asked to stop before it has begun"); return Ok(Ended::Stopped) }
+        _ = interrupt.recv() => { info!("interrupted before it has begun"); return Ok(Ended::Stopped) }
+    }
+    if mark::remove(&base)? {
+        info!("this node was given back under another pod of the daemon; it is wanted again");
     }
     nft::check().await?;
     conflist::check(&base)?;
@@ -222,18 +255,19 @@ async fn serve(given: Given, settings: Settings, log_level: Level, background: r
     tokio::select! {
         ended = tokio::spawn(task.run()) => { ended?; bail!("the core's task ended") }
         ended = tokio::spawn(cni.run(Plugins::start(plugins).await?)) => { ended?; bail!("the plugins' server ended") }
-        ended = background.spawn(debug) => ended?,
-        ended = background.spawn(metrics) => ended?,
-        ended = background.spawn(health) => ended?,
+        ended = background.spawn(debug) => ended?.map(|()| Ended::Stopped),
+        ended = background.spawn(metrics) => ended?.map(|()| Ended::Stopped),
+        ended = background.spawn(health) => ended?.map(|()| Ended::Stopped),
         ended = background.spawn(metadata.run(awaited)) => { ended??; bail!("the metadata reader ended") }
         ended = background.spawn(links.run()) => { ended?; bail!("the listing of links ended") }
         ended = background.spawn(repair.run()) => { ended??; bail!("the repair ended") }
         ended = background.spawn(retire.run()) => { ended??; bail!("the take-over ended") }
-        ended = background.spawn(forward.run()) => ended?,
+        ended = background.spawn(forward.run()) => ended?.map(|()| Ended::Stopped),
         ended = background.spawn(kubernetes.run()) => { ended?; bail!("the API server's watches ended") }
-        ended = background.spawn(announce::run(files, store, readiness, reporter)) => ended?,
-        _ = terminate.recv() => { info!("asked to stop; pods keep their links"); Ok(()) }
-        _ = interrupt.recv() => { info!("interrupted; pods keep their links"); Ok(()) }
+        ended = background.spawn(announce::run(files, store, readiness, reporter)) => ended?.map(|()| Ended::Stopped),
+        () = handback::waiting::asked(&base) => Ok(Ended::Unwanted),
+        _ = terminate.recv() => { info!("asked to stop; pods keep their links"); Ok(Ended::Stopped) }
+        _ = interrupt.recv() => { info!("interrupted; pods keep their links"); Ok(Ended::Stopped) }
     }
 }
 

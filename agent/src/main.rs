@@ -8,6 +8,7 @@ mod daemon;
 mod families;
 #[cfg(test)]
 mod fuzz;
+mod handback;
 mod host;
 mod kubernetes;
 mod log;
@@ -25,11 +26,7 @@ use std::process::ExitCode;
 
 use clap::{Arg, ArgAction, ArgMatches, Command};
 
-use crate::settings::{
-    SETTINGS, Settings,
-    given::{Given, Overrides},
-    remembered,
-};
+use crate::settings::{SETTINGS, Settings, given::Given, remembered::as_on_node};
 
 fn main() -> ExitCode {
     match run(&cli().get_matches()) {
@@ -63,6 +60,7 @@ fn run(matches: &ArgMatches) -> anyhow::Result<()> {
         "uninstall" => uninstall::run(&as_on_node(&given, settings), matches.get_flag("enis")),
         "untaint" => commands::untaint(&settings),
         "takeover" => commands::takeover(&as_on_node(&given, settings), is_json(matches)),
+        "handback" => commands::handback(&as_on_node(&given, settings), matches.get_flag("cancel")),
         _ => {
             let as_json = is_json(matches);
             let ready = name == "health" && matches.get_flag("ready");
@@ -73,13 +71,6 @@ fn run(matches: &ArgMatches) -> anyhow::Result<()> {
 
 fn is_json(matches: &ArgMatches) -> bool {
     matches.get_one::<String>("output").is_some_and(|output| output == "json")
-}
-
-/// The settings with what NodeConfigs have given to this node.
-fn as_on_node(given: &Given, settings: Settings) -> Settings {
-    let heard = remembered::read(&settings).unwrap_or_default().started;
-    let (accepted, _) = given.accept(heard, &Overrides::new());
-    given.with(accepted).read().unwrap_or(settings)
 }
 
 fn variable(name: &str) -> Option<String> {
@@ -135,6 +126,17 @@ fn cli() -> Command {
                     .required(true)
                     .help("Change nothing; exit 1 if something stands against it"),
             ),
+        )
+        .subcommand(
+            Command::new("handback")
+                .about("Give this node back to Amazon's VPC CNI under running pods; the daemon waits from then on")
+                .args(settings())
+                .arg(
+                    Arg::new("cancel")
+                        .long("cancel")
+                        .action(ArgAction::SetTrue)
+                        .help("Let the daemon serve a node that was given back, once Amazon's has gone from it"),
+                ),
         )
         .subcommand(reading("status", "The node, its pool, and what it waits for"))
         .subcommand(reading("enis", "The ENIs of this node"))

@@ -205,6 +205,21 @@ impl Store {
         })
     }
 
+    /// Forgets pods and their addresses, which are another system's from now on.
+    pub fn hand_back(&self) -> anyhow::Result<()> {
+        self.with(|database| {
+            let txn = database.begin_write()?;
+            txn.open_table(LEASES)?.retain(|_, _| false)?;
+            txn.open_table(COOLDOWN)?.retain(|_, _| false)?;
+            {
+                let mut meta = txn.open_table(META)?;
+                meta.remove("network")?;
+                meta.insert("schema", SCHEMA)?;
+            }
+            Ok(txn.commit()?)
+        })
+    }
+
     /// The name of the network that another plugin has begun in this boot.
     pub fn network(&self) -> anyhow::Result<Option<String>> {
         self.with(|database| {
@@ -530,6 +545,22 @@ mod tests {
         drop(store);
         assert_eq!(schema(&Store::open(&dir, "boot-1", HERE, 30).unwrap().0), "1", "none is left");
         assert_eq!(Store::open(&dir, "boot-2", HERE, 30).unwrap().0.network().unwrap(), None);
+        fs::remove_dir_all(dir).unwrap();
+    }
+
+    #[test]
+    fn a_node_that_is_given_back_keeps_no_pods() {
+        let dir = folder("given-back");
+        written(&dir);
+        let (store, ledger) = Store::open(&dir, "boot-1", HERE, 30).unwrap();
+        assert!(!ledger.leases.is_empty());
+        store.take_over(&[], "aws-cni").unwrap();
+        store.hand_back().unwrap();
+        assert_eq!(store.network().unwrap(), None);
+        drop(store);
+        let (_, after) = Store::open(&dir, "boot-1", HERE, 30).unwrap();
+        assert!(after.leases.is_empty() && after.cooling.is_empty());
+        assert_eq!(after.slots, ledger.slots, "its links may still be of a device group");
         fs::remove_dir_all(dir).unwrap();
     }
 

@@ -6,16 +6,14 @@
 use std::{fs, io, path::Path, time::Duration};
 
 use anyhow::{Context, bail, ensure};
-use enid_datapath::{
-    Family,
-    node::{found::Found, uninstall},
-};
+use enid_datapath::{Family, node::uninstall};
 use enid_ipamd::{AuditedEni, Call, Cause, Ec2Answer, Fact, Scope, UnattachedEni};
 use tokio::time::{Instant, sleep};
 
 use crate::{
     aws::{ec2::Ec2, imds::Imds},
-    host::{netlink::Netlink, nft, pod_links, sockets},
+    handback::mark,
+    host::{kernel, netlink::Netlink, nft, pod_links, sockets},
     runtime::{conflist, install},
     settings::Settings,
     store,
@@ -47,23 +45,21 @@ pub fn run(settings: &Settings, enis: bool) -> anyhow::Result<()> {
         remove(&conflist::path(settings))?;
         remove(&conflist::earlier_path(settings))?;
         remove(&settings.bin_dir.join(install::PLUGIN))?;
-        kernel().await?;
+        rules_and_tables().await?;
         if let Some(ec2) = ec2 {
             give_back(&ec2).await?;
         }
-        clear(&settings.store_dir, store::is_file_of_ours)?;
+        clear(&settings.store_dir, |name| store::is_file_of_ours(name) || mark::is_one(name))?;
         claim.give_up();
         clear(&settings.run_dir, |name| ["cni.sock", "debug.sock", "table"].contains(&name))
     })
 }
 
 /// Rules, tables of routes, tables of nftables.
-async fn kernel() -> anyhow::Result<()> {
+async fn rules_and_tables() -> anyhow::Result<()> {
     let mut netlink = Netlink::open()?;
-    let (links, addresses) = (netlink.list(&[Family::V4]).await?, netlink.list(&[Family::V4]).await?);
-    let found = Found::new(links, addresses, netlink.list(&Family::ALL).await?, netlink.list(&Family::ALL).await?);
-    let found = found.with_proxies(netlink.list(&[Family::V4]).await?);
-    for requests in uninstall::requests(&found) {
+    let found = kernel::read(&mut netlink, &Family::ALL).await?;
+    for requests in uninstall::requests(&found, &|_| false) {
         requests.iter().for_each(|request| println!("{request}"));
         netlink.apply(&requests).await?;
     }

@@ -11,7 +11,7 @@
 //! - [`netfilter`]: connection tracking, and what of nftables is read without `nft`.
 //! - [`ruleset`]: the one nftables table, `ip enid`, as text.
 //! - [`forward`]: whether this host forwards packets between pods.
-//! - [`peer`]: what Amazon's VPC CNI has left of its pods on a node that is taken over.
+//! - [`peer`]: what Amazon's VPC CNI has left of its pods on a node that is taken over, and the way back ([`peer::handback`]).
 //! - [`policy`]: how packets are steered and translated, as the operator wants it; [`marks`]: the numbers for it.
 //! - [`identity`]: whose link it is, found by its MAC, and what it is called.
 //! - [`netns`]: other network namespaces.

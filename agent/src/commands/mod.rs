@@ -13,6 +13,7 @@ use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus,
 use tower::service_fn;
 
 use crate::{
+    handback,
     host::sockets,
     kubernetes,
     serve::{debug::CNI_HEALTH, health},
@@ -32,6 +33,11 @@ pub fn untaint(settings: &Settings) -> anyhow::Result<()> {
 /// What a take-over of this node would do.
 pub fn takeover(settings: &Settings, as_json: bool) -> anyhow::Result<()> {
     runtime()?.block_on(report::check(settings, as_json))
+}
+
+/// Gives this node back to Amazon's VPC CNI, or takes that back.
+pub fn handback(settings: &Settings, cancel: bool) -> anyhow::Result<()> {
+    if cancel { handback::command::cancel(settings) } else { runtime()?.block_on(handback::command::run(settings)) }
 }
 
 fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {

@@ -280,7 +280,7 @@ impl State {
 }
 
 /// What the kernel has of links, addresses and rules, and of these families' routes.
-async fn read(netlink: &mut Netlink, families: &[Family]) -> Result<Found, enid_datapath::Error> {
+pub async fn read(netlink: &mut Netlink, families: &[Family]) -> Result<Found, enid_datapath::Error> {
     let (links, addresses) = (netlink.list(&[Family::V4]).await?, netlink.list(&[Family::V4]).await?);
     let found = Found::new(links, addresses, netlink.list(families).await?, netlink.list(&Family::ALL).await?);
     Ok(found.with_proxies(netlink.list(&[Family::V4]).await?))

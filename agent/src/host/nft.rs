@@ -75,7 +75,7 @@ impl Table {
         }
         // Until it is seen there, nobody knows what is.
         self.seen_at = None;
-        replace(&ruleset.transaction(&there().await?)).await?;
+        change(&ruleset.transaction(&there().await?)).await.context("the tables called enid")?;
         let now = generation()?;
         let listed = Listed::now().await?;
         // Somebody may have flushed everything again meanwhile.
@@ -178,10 +178,9 @@ async fn there() -> anyhow::Result<BTreeMap<Family, Unheld>> {
     Ok(there)
 }
 
-async fn replace(transaction: &str) -> anyhow::Result<()> {
+/// Makes these changes, all or none.
+pub async fn change(transaction: &str) -> anyhow::Result<()> {
     let output = nft(&["-f", "-"], transaction).await?;
-    if !output.status.success() {
-        bail!("nft refused the tables called enid: {}", String::from_utf8_lossy(&output.stderr).trim());
-    }
+    ensure!(output.status.success(), "nft refuses: {}", String::from_utf8_lossy(&output.stderr).trim());
     Ok(())
 }

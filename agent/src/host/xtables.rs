@@ -48,6 +48,17 @@ pub async fn save(backend: Backend, family: Family) -> anyhow::Result<String> {
     Ok(saved)
 }
 
+/// The backend that this host's rules are in: the one that has more of them, as the wrapper of iptables that images of Kubernetes
+/// carry decides it, Amazon's VPC CNI's among them.
+pub async fn of_host() -> anyhow::Result<Backend> {
+    let mut number = Vec::new();
+    for backend in BACKENDS {
+        let saved = save(backend, Family::V4).await?;
+        number.push(saved.lines().filter(|line| line.starts_with('-')).count());
+    }
+    Ok(if number[1] > number[0] { Backend::Legacy } else { Backend::Nft })
+}
+
 /// Changes rules, all or none of a table: lines as `iptables-restore` reads them; what they do not name stays.
 pub async fn change(backend: Backend, family: Family, lines: &str) -> anyhow::Result<()> {
     let name = if family == Family::V4 { "iptables-restore" } else { "ip6tables-restore" };

@@ -28,10 +28,14 @@ use crate::{
 const CONFLIST: &str = "05-enid.conflist";
 /// What an earlier boot left, under a name that no runtime loads.
 const EARLIER: &str = ".05-enid.earlier";
+/// That of Amazon's VPC CNI.
+pub const AMAZONS: &str = "10-aws.conflist";
+/// Where that lies while the node is ours, under a name that no runtime loads.
+pub const AMAZONS_ASIDE: &str = ".10-aws.earlier";
 /// The standard plugin for host ports.
 const PORTMAP: &str = "portmap";
-/// Types that we chain ourselves; entries of any other type belong to others.
-const CHAINED: [&str; 3] = [PORTMAP, "bandwidth", "tuning"];
+/// Types that we chain ourselves, and those of Amazon's VPC CNI; entries of any other type belong to others.
+const CHAINED: [&str; 5] = [PORTMAP, "bandwidth", "tuning", "aws-cni", "egress-cni"];
 
 /// Whether the configuration can be written when its time comes: the template makes sense, the switched-on plugins
 /// are there, the folder takes a file.
@@ -101,7 +105,11 @@ pub async fn write(
     let path = path(settings);
     let there = read(&path)?;
     let earlier = settings.conf_dir.join(EARLIER);
-    let others = others(there.as_ref()).or(others(read(&earlier)?.as_ref())).unwrap_or_default();
+    let mut chained = others(there.as_ref()).or(others(read(&earlier)?.as_ref()));
+    if chained.is_none() && network.is_some() {
+        chained = others(read(&settings.conf_dir.join(AMAZONS))?.as_ref());
+    }
+    let others = chained.unwrap_or_default();
     let mut list = wanted(settings, &store::boot_id()?, others)?;
     if let Some(network) = network {
         list["name"] = json!(network);
@@ -124,7 +132,7 @@ pub async fn write(
 }
 
 /// A configuration on disk; one that is no JSON is as good as none.
-fn read(path: &Path) -> anyhow::Result<Option<Value>> {
+pub fn read(path: &Path) -> anyhow::Result<Option<Value>> {
     match fs::read(path) {
         Ok(text) => Ok(Some(serde_json::from_slice(&text).unwrap_or(Value::Null))),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
@@ -337,6 +345,13 @@ mod tests {
         assert_eq!(types(&written(&settings)), ["enid-cni", "tuning", "mesh-cni"]);
         write(&settings, Some("aws-cni".to_owned()), &mut Versions::default()).await.unwrap();
         assert_eq!(written(&settings)["name"], "aws-cni", "pods of this boot have begun so");
+        // What was chained into the configuration of a node that is taken over.
+        fs::remove_file(&path).unwrap();
+        let theirs = settings.conf_dir.join(AMAZONS);
+        fs::write(&theirs, r#"{"plugins":[{"type":"aws-cni"},{"type":"egress-cni"},{"type":"mesh-cni"}]}"#).unwrap();
+        write(&settings, Some("aws-cni".to_owned()), &mut Versions::default()).await.unwrap();
+        assert_eq!(types(&written(&settings)), ["enid-cni", "tuning", "mesh-cni"]);
+        fs::remove_file(theirs).unwrap();
         hide_stale(&settings).unwrap();
         assert!(path.exists(), "it is of this boot");
         assert_eq!(fs::read_dir(&settings.conf_dir).unwrap().count(), 1);

@@ -49,7 +49,6 @@ pub const FOREIGN: &[Foreign] = &[
     row("DISABLE_INTROSPECTION", ON, Ignored("there is no introspection server")),
     row("HTTP_TIMEOUT", &[], Ignored("an EC2 call has ten seconds")),
     row("VPC_CNI_VERSION", &[], Ignored("it was part of a user agent")),
-    row("MY_POD_NAME", &[], Ignored("events are about pods and the node")),
     row("ENABLE_NFTABLES", &[], Ignored("Enid uses nftables, and Amazon's daemon does not read it either")),
     row("AWS_VPC_K8S_CNI_CONFIGURE_RPFILTER", &[], Ignored("Amazon's daemon does not read it either")),
 ];

@@ -5,7 +5,10 @@ use std::{fs, path::PathBuf};
 use anyhow::Context;
 use serde::{Deserialize, Serialize};
 
-use super::{Settings, given::Overrides};
+use super::{
+    Settings,
+    given::{Given, Overrides},
+};
 use crate::host::file;
 
 /// In ENID_STORE_DIR.
@@ -32,6 +35,13 @@ pub fn read(settings: &Settings) -> Option<Remembered> {
     let text = fs::read(path(settings)).ok()?;
     let remembered: Remembered = serde_json::from_slice(&text).ok()?;
     (remembered.node == settings.node_name).then_some(remembered)
+}
+
+/// The settings with what NodeConfigs have given to this node.
+pub fn as_on_node(given: &Given, settings: Settings) -> Settings {
+    let heard = read(&settings).unwrap_or_default().started;
+    let (accepted, _) = given.accept(heard, &Overrides::new());
+    given.with(accepted).read().unwrap_or(settings)
 }
 
 /// Whether the file is there.

@@ -13,7 +13,8 @@ use super::{
 };
 use crate::{
     aws::imds::{Imds, Reading},
-    host::netlink::Netlink,
+    host::{kernel, netlink::Netlink},
+    runtime::conflist,
     settings::Settings,
 };
 
@@ -24,9 +25,7 @@ const AGAIN: Duration = Duration::from_millis(500);
 /// What its file says and what is in the kernel; and all that the kernel has.
 pub async fn begin(settings: &Settings) -> anyhow::Result<(Evidence, Found)> {
     let mut netlink = Netlink::open()?;
-    let links = netlink.list(&[Family::V4]).await?;
-    let addresses = netlink.list(&[Family::V4]).await?;
-    let found = Found::new(links, addresses, netlink.list(&Family::ALL).await?, netlink.list(&Family::ALL).await?);
+    let found = kernel::read(&mut netlink, &Family::ALL).await?;
     let mut evidence = Evidence {
         egress: peer::routed_in(&[LOCAL_V4, LOCAL_V6], &found),
         entries: file::read(Path::new(file::PATH))?,
@@ -59,8 +58,8 @@ pub async fn complete(evidence: Evidence, imds: &Imds, ledger: Ledger) -> anyhow
 }
 
 /// First letters of pods' links, as the other system's network configuration says.
-fn prefix(conf_dir: &Path) -> Option<String> {
-    let text = fs::read(conf_dir.join(file::CONFLIST)).ok()?;
+pub fn prefix(conf_dir: &Path) -> Option<String> {
+    let text = fs::read(conf_dir.join(conflist::AMAZONS)).ok()?;
     let list: serde_json::Value = serde_json::from_slice(&text).ok()?;
     let prefixes = list["plugins"].as_array()?.iter().filter_map(|plugin| plugin["vethPrefix"].as_str());
     prefixes.map(str::to_owned).next()

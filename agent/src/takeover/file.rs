@@ -4,14 +4,12 @@ use std::{fs, io, net::IpAddr, path::Path};
 
 use anyhow::{Context, bail};
 use enid_ipamd::{AttachmentKey, PodRef};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
-use crate::host::file::put;
+use crate::{clock, host::file::put};
 
 /// Where it is.
 pub const PATH: &str = "/var/run/aws-node/ipam.json";
-/// Its network configuration, in the runtime's folder.
-pub const CONFLIST: &str = "10-aws.conflist";
 /// The stamp of its format, unchanged since its release 1.7.0.
 const VERSION: &str = "vpc-cni-ipam/1";
 /// What a take-over that has come to its end leaves in its place: Amazon's daemon refuses a file of another version, so that
@@ -22,6 +20,9 @@ const MIGRATED: (&str, &str) = ("_migrated-from-cri", "unknown");
 /// What it calls its network, and the interface that it gives to every pod.
 pub const NETWORK: &str = "aws-cni";
 const IFNAME: &str = "eth0";
+
+/// In the place of a container's id: an address that a pod uses of which nobody knows more.
+const WITHHELD: &str = "enid-withheld-";
 
 /// What it says of one pod.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -34,31 +35,40 @@ pub struct Entry {
     pub pod: Option<PodRef>,
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, Serialize)]
 struct Document {
     version: String,
     #[serde(default)]
     allocations: Option<Vec<Allocation>>,
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Allocation {
     network_name: String,
     #[serde(rename = "containerID")]
     container_id: String,
     if_name: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
     ipv4: Option<IpAddr>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     ipv6: Option<IpAddr>,
+    /// Nanoseconds since 1970.
+    #[serde(default)]
+    allocation_timestamp: u64,
     #[serde(default)]
     metadata: Metadata,
 }
 
-#[derive(Default, Deserialize)]
+#[derive(Default, Deserialize, Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Metadata {
+    #[serde(skip_serializing_if = "Option::is_none")]
     k8s_pod_namespace: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     k8s_pod_name: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    interfaces_count: Option<u32>,
 }
 
 /// What it says; nothing, if there is no such file.
@@ -84,16 +94,48 @@ fn version(text: &[u8]) -> Option<String> {
     Some(document.version)
 }
 
-/// Puts our stamp in the place of what it says, unless it is there or there is no such file.
+/// Puts our stamp in the place of what it says.
 ///
 /// # Errors
 ///
 /// The file cannot be written.
 pub fn stamp() -> anyhow::Result<()> {
-    if is_theirs() {
-        put(Path::new(PATH), format!("{{\"version\":\"{TAKEN_OVER}\"}}\n").as_bytes(), 0o600)?;
-    }
-    Ok(())
+    put(Path::new(PATH), format!("{{\"version\":\"{TAKEN_OVER}\"}}\n").as_bytes(), 0o600)
+}
+
+/// Writes it as its daemon reads it: these pods', and these addresses, which nobody knows whose they are, and which it
+/// must not give to others.
+///
+/// # Errors
+///
+/// The file cannot be written.
+pub fn put_back(entries: &[Entry], withheld: &[IpAddr]) -> anyhow::Result<()> {
+    put(Path::new(PATH), &text(entries, withheld)?, 0o600)
+}
+
+fn text(entries: &[Entry], withheld: &[IpAddr]) -> anyhow::Result<Vec<u8>> {
+    let allocation = |container_id: String, if_name: String, address: IpAddr, metadata: Metadata| Allocation {
+        // Whatever it was called here: its plugin asks by the name in its own configuration.
+        network_name: NETWORK.to_owned(),
+        container_id,
+        if_name,
+        ipv4: Some(address).filter(IpAddr::is_ipv4),
+        ipv6: Some(address).filter(IpAddr::is_ipv6),
+        allocation_timestamp: clock::wall_ms().saturating_mul(1_000_000),
+        metadata,
+    };
+    let of_pods = entries.iter().map(|Entry { key, address, pod }| {
+        let (namespace, name) = pod.clone().map(|PodRef { namespace, name }| (namespace, name)).unzip();
+        let metadata = Metadata { k8s_pod_namespace: namespace, k8s_pod_name: name, interfaces_count: Some(1) };
+        allocation(key.container.clone(), key.ifname.clone(), *address, metadata)
+    });
+    let of_nobody =
+        withheld.iter().map(|it| allocation(format!("{WITHHELD}{it}"), IFNAME.to_owned(), *it, Metadata::default()));
+    let allocations = Some(of_pods.chain(of_nobody).collect());
+    let document = Document { version: VERSION.to_owned(), allocations };
+    let mut text = serde_json::to_vec(&document).context("cannot write JSON")?;
+    text.push(b'\n');
+    Ok(text)
 }
 
 /// What a file of this text says.
@@ -105,11 +147,12 @@ pub fn entries(text: &[u8]) -> anyhow::Result<Vec<Entry>> {
     if version != VERSION {
         bail!("has the version {version:?}; {VERSION:?} is known");
     }
-    allocations.unwrap_or_default().into_iter().map(entry).collect()
+    let allocations = allocations.unwrap_or_default().into_iter();
+    allocations.filter(|it| !it.container_id.starts_with(WITHHELD)).map(entry).collect()
 }
 
 fn entry(allocation: Allocation) -> anyhow::Result<Entry> {
-    let Allocation { network_name, container_id, if_name, ipv4, ipv6, metadata } = allocation;
+    let Allocation { network_name, container_id, if_name, ipv4, ipv6, metadata, .. } = allocation;
     let address = ipv4.or(ipv6).with_context(|| format!("names no address of the container {container_id}"))?;
     let (network, ifname) = match (network_name.as_str(), if_name.as_str()) {
         MIGRATED => (NETWORK.to_owned(), IFNAME.to_owned()),
@@ -148,6 +191,24 @@ mod tests {
         assert_eq!(entries(migrated.as_bytes()).unwrap()[0].key, key);
         assert!(entries(br#"{"version":"vpc-cni-ipam/1","allocations":null}"#).unwrap().is_empty());
         assert!(entries(file("{}").replace(VERSION, TAKEN_OVER).replace("{}", "").as_bytes()).unwrap().is_empty());
+    }
+
+    #[test]
+    fn what_is_put_back_is_read_as_it_was() {
+        let key = AttachmentKey { network: "enid".into(), container: "0123abcd".into(), ifname: "eth0".into() };
+        let pod = Some(PodRef { namespace: "default".into(), name: "web-0".into() });
+        let entry = Entry { key, address: "10.0.3.17".parse().unwrap(), pod };
+        let text = text(std::slice::from_ref(&entry), &["10.0.3.18".parse().unwrap()]).unwrap();
+        let key = AttachmentKey { network: NETWORK.to_owned(), ..entry.key.clone() };
+        assert_eq!(entries(&text).unwrap(), [Entry { key, ..entry }], "the other one is nobody's");
+        let said: serde_json::Value = serde_json::from_slice(&text).unwrap();
+        let [pod, nobody] = said["allocations"].as_array().unwrap().as_slice() else { panic!("{said}") };
+        let fields = |value: &serde_json::Value| value.as_object().unwrap().keys().cloned().collect::<Vec<_>>();
+        let of_pod = ["allocationTimestamp", "containerID", "ifName", "ipv4", "metadata", "networkName"];
+        assert_eq!((fields(pod), fields(nobody)), (of_pod.map(str::to_owned).into(), of_pod.map(str::to_owned).into()));
+        assert_eq!(fields(&pod["metadata"]), ["interfacesCount", "k8sPodName", "k8sPodNamespace"]);
+        assert_eq!((&nobody["ipv4"], fields(&nobody["metadata"]).len()), (&"10.0.3.18".into(), 0));
+        assert!(text.ends_with(b"}\n"));
     }
 
     #[test]

@@ -7,9 +7,9 @@
 //! the other system's goes when all of ours stands ([`retire`]). Each step finds what an earlier run has left of it.
 
 pub mod adopt;
-mod chains;
-mod evidence;
-mod file;
+pub mod chains;
+pub mod evidence;
+pub mod file;
 mod plan;
 pub mod report;
 pub mod retire;

@@ -9,6 +9,7 @@ use enid_datapath::{Mac, identity, peer::PodLink};
 use enid_ipamd::{AttachmentKey, EniFacts, EniId, Lease, Ledger, Macs, PodRef};
 
 use super::file::Entry;
+use crate::host::pod_links;
 
 /// Slots of secondary ENIs; 0 is the primary.
 const SLOTS: std::ops::RangeInclusive<u32> = 1..=63;
@@ -99,27 +100,31 @@ impl Evidence {
 
     /// Whether an earlier run has leased this pod, and was interrupted.
     pub fn holds(&self, pod: &Pod) -> bool {
-        self.ledger.leases.values().any(|lease| is_leased_over(lease, &pod.link))
+        self.ledger.leases.iter().any(|(key, lease)| is_leased_over(key, lease, &pod.link))
     }
 }
 
 /// Whether a lease of an earlier run is of this link.
-fn is_leased_over(lease: &Lease, link: &PodLink) -> bool {
-    let same_link = lease.macs.is_some_and(|macs| Mac(macs.host) == link.mac);
-    same_link && link.addresses == [lease.address]
+fn is_leased_over(key: &AttachmentKey, lease: &Lease, link: &PodLink) -> bool {
+    pod_links::macs(key, Some(lease)).0 == link.mac && link.addresses == [lease.address]
 }
 
 /// Decides.
 pub fn plan(evidence: &Evidence) -> Plan {
     let Evidence { entries, pods, branches, links, ledger, .. } = evidence;
     let mut plan = Plan::default();
-    let held = |lease: &Lease| lease.macs.is_none_or(|macs| links.contains(&Mac(macs.host)));
-    let ended = ledger.leases.iter().filter(|(_, lease)| !held(lease));
+    let carried: BTreeSet<IpAddr> = pods.iter().flat_map(|(link, _)| link.addresses.iter().copied()).collect();
+    // A plugin of ours may still be making a link; it is not, if another one carries the address.
+    let held = |key: &AttachmentKey, lease: &Lease| {
+        let may_come = lease.macs.is_none() && !lease.addresses().any(|address| carried.contains(&address));
+        may_come || links.contains(&pod_links::macs(key, Some(lease)).0)
+    };
+    let ended = ledger.leases.iter().filter(|(key, lease)| !held(key, lease));
     plan.ended = ended.map(|(key, _)| key.clone()).collect();
     let of_ours: BTreeMap<IpAddr, &AttachmentKey> = ledger
         .leases
         .iter()
-        .filter(|(_, lease)| held(lease))
+        .filter(|(key, lease)| held(key, lease))
         .flat_map(|(key, lease)| lease.addresses().map(move |address| (address, key)))
         .collect();
     let mut by_address: BTreeMap<IpAddr, Vec<&Entry>> = BTreeMap::new();
@@ -132,8 +137,8 @@ pub fn plan(evidence: &Evidence) -> Plan {
         let slot = slot(eni, evidence, &plan.slots);
         plan.slots.insert(eni.id.clone(), slot);
         // An earlier run was interrupted between its store and the kernel.
-        let known = ledger.leases.iter().find(|(_, lease)| is_leased_over(lease, link));
-        let mac = mac.or(known.and_then(|(_, lease)| Some(Mac(lease.macs?.pod))));
+        let known = ledger.leases.iter().find(|(key, lease)| is_leased_over(key, lease, link));
+        let mac = mac.or(known.map(|(key, lease)| pod_links::macs(key, Some(lease)).1));
         let becomes = match known {
             Some((key, lease)) => Becomes::Lease(key.clone(), lease.pod.clone()),
             None => match disagreement.map_or_else(|| agreed(link, mac, evidence, &by_address, &of_ours), Err) {
@@ -143,7 +148,6 @@ pub fn plan(evidence: &Evidence) -> Plan {
         };
         plan.pods.push(Pod { link: link.clone(), mac, eni: eni.id.clone(), slot, becomes });
     }
-    let carried: BTreeSet<IpAddr> = pods.iter().flat_map(|(link, _)| link.addresses.iter().copied()).collect();
     let gone = entries.iter().filter(|it| !carried.contains(&it.address) && !of_ours.contains_key(&it.address));
     plan.cooling = gone.map(|entry| (entry.address, entry.key.clone())).collect();
     let branch =
@@ -312,6 +316,32 @@ mod tests {
         assert_eq!((of, lease.address, lease.slot), (&key("pod-1"), ip("10.0.78.4"), 1));
         assert_eq!(lease.macs, Some(Macs { host: [0xd2, 0, 0, 0, 0, 1], pod: [0x8e, 0, 0, 0, 0, 1] }));
         assert_eq!(plan.slots.values().copied().collect::<Vec<_>>(), [0, 1, 2]);
+    }
+
+    /// The kind: a node that was given back, and whose store was not cleared before it is taken over again.
+    #[test]
+    fn leases_of_pods_that_enid_has_wired_are_found_again_by_their_macs() {
+        let mut evidence = node();
+        let of_ours = AttachmentKey { network: "enid".into(), container: "of-ours".into(), ifname: "eth0".into() };
+        let taken_over = plan(&evidence).pods[0].lease().unwrap().1;
+        let mut lease = taken_over.with_macs(None);
+        evidence.pods[0].0.mac = pod_links::macs(&of_ours, None).0;
+        evidence.links.insert(evidence.pods[0].0.mac);
+        evidence.entries.remove(0);
+        evidence.ledger.leases.insert(of_ours.clone(), lease.clone());
+        let again = plan(&evidence);
+        assert!(evidence.holds(&again.pods[0]) && again.ended.is_empty());
+        assert_eq!(again.pods[0].lease().unwrap().0, of_ours);
+        // The other system has given its address to another pod since.
+        let mut evidence = node();
+        evidence.ledger.leases.insert(of_ours.clone(), lease.clone());
+        let again = plan(&evidence);
+        assert_eq!((again.ended, why(&plan(&evidence), "10.0.80.194")), (vec![of_ours.clone()], "leased".to_owned()));
+        // A plugin of ours is still making its link.
+        let mut evidence = node();
+        lease.address = ip("10.0.78.5");
+        evidence.ledger.leases.insert(of_ours, lease);
+        assert!(plan(&evidence).ended.is_empty());
     }
 
     #[test]

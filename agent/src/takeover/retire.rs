@@ -22,8 +22,6 @@ use crate::{
 const AGAIN: Duration = Duration::from_secs(5);
 /// How soon it is looked again whether our network configuration is there, which comes when an address can be given.
 const LOOK: Duration = Duration::from_secs(1);
-/// Where its network configuration lies when this node is ours.
-const ASIDE: &str = ".10-aws.earlier";
 
 /// The other plugin had an address, and was still wiring its pod when the links were listed.
 #[derive(Debug, thiserror::Error)]
@@ -73,7 +71,7 @@ impl Retire {
     }
 
     fn conflist(&self) -> PathBuf {
-        self.settings.conf_dir.join(file::CONFLIST)
+        self.settings.conf_dir.join(conflist::AMAZONS)
     }
 
     async fn retire(&self) -> anyhow::Result<()> {
@@ -88,8 +86,10 @@ impl Retire {
         }
         self.rules(Rules::Rest).await?;
         ensure!(!wait::answers(), "its daemon is back");
-        file::stamp()?;
-        let (from, to) = (self.conflist(), self.settings.conf_dir.join(ASIDE));
+        if file::is_theirs() {
+            file::stamp()?;
+        }
+        let (from, to) = (self.conflist(), self.settings.conf_dir.join(conflist::AMAZONS_ASIDE));
         match fs::rename(&from, &to) {
             Ok(()) => info!("{} is renamed to {}", from.display(), to.display()),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}

@@ -34,11 +34,11 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
 {{- end }}
 {{- end }}
 
-{{- /* Settings as environment variables. What is empty is not set; the node's name comes by another way. */}}
+{{- /* Settings as environment variables. What is empty is not set; the names of node and pod come by another way. */}}
 {{- define "enid.settings" -}}
 {{- $settings := list }}
 {{- range $name, $value := . }}
-{{- if and (ne (toString $value) "") (ne $name "MY_NODE_NAME") }}
+{{- if and (ne (toString $value) "") (not (has $name (list "MY_NODE_NAME" "MY_POD_NAME"))) }}
 {{- $settings = append $settings (dict "name" $name "value" (toString $value)) }}
 {{- end }}
 {{- end }}

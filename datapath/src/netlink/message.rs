@@ -211,12 +211,28 @@ pub(crate) fn rule(family: Family, priority: u32, table: u32) -> RuleMessage {
     message
 }
 
-/// What comes from this address asks that table.
+/// What comes from this address asks that table; a rule of ours.
 pub(crate) fn rule_from(priority: u32, address: IpAddr, table: u32) -> RuleMessage {
+    let mut message = rule_by_source(priority, address, table);
+    message.attributes.push(RuleAttribute::Protocol(OURS));
+    message
+}
+
+/// The same, and it is not said whose.
+pub(crate) fn rule_by_source(priority: u32, address: IpAddr, table: u32) -> RuleMessage {
     let family = Family::of(address);
     let mut message = rule(family, priority, table);
     message.header.src_len = family.host_len();
-    message.attributes.extend([RuleAttribute::Source(address), RuleAttribute::Protocol(OURS)]);
+    message.attributes.push(RuleAttribute::Source(address));
+    message
+}
+
+/// What goes to this address asks that table.
+pub(crate) fn rule_to(priority: u32, address: IpAddr, table: u32) -> RuleMessage {
+    let family = Family::of(address);
+    let mut message = rule(family, priority, table);
+    message.header.dst_len = family.host_len();
+    message.attributes.push(RuleAttribute::Destination(address));
     message
 }
 

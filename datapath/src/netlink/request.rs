@@ -30,6 +30,15 @@ impl Request {
         matches!(self.message, RouteNetlinkMessage::DelRule(_))
     }
 
+    /// The rule that it adds or deletes.
+    #[cfg(test)]
+    pub(crate) fn rule(&self) -> Option<&RuleMessage> {
+        match &self.message {
+            RouteNetlinkMessage::NewRule(rule) | RouteNetlinkMessage::DelRule(rule) => Some(rule),
+            _ => None,
+        }
+    }
+
     /// What kind of thing it changes.
     pub fn kind(&self) -> Kind {
         use RouteNetlinkMessage::{

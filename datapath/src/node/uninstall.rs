@@ -16,9 +16,10 @@ use crate::{
 
 /// What has to be deleted, in two steps: first the tables that only our rules lead to, and the entry by which the pods' gateway
 /// is found; then the rules, which tell which tables those are: whoever is interrupted in between finds them again. ENI links
-/// and their addresses stay: they go with the ENIs.
-pub fn requests(found: &Found) -> [Vec<Request>; 2] {
-    let (ours, foreign): (Vec<_>, Vec<_>) = found.rules.iter().partition(|rule| rules::is_of_enid(rule));
+/// and their addresses stay: they go with the ENIs. `stays`: which of our rules are left.
+pub fn requests(found: &Found, stays: &dyn Fn(&RuleMessage) -> bool) -> [Vec<Request>; 2] {
+    let goes = |rule: &&RuleMessage| rules::is_of_enid(rule) && !stays(rule);
+    let (ours, foreign): (Vec<_>, Vec<_>) = found.rules.iter().partition(goes);
     let asked = |rules: &[&RuleMessage]| -> BTreeSet<(u8, u32)> {
         rules.iter().filter_map(|rule| Some((rule.header.family.into(), asked_table(rule)?))).collect()
     };

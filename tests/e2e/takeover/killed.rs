@@ -15,10 +15,10 @@ use enid_tests::{
     wait_until,
 };
 
-use super::{BOUND, adopted::streams, lab, with_enis};
+use super::{BOUND, flows::streams, given_back, lab, with_enis};
 
 /// By what the daemon changes anything: netlink, the store, files.
-const STEPS: &str = "sendto,sendmsg,fdatasync,rename";
+const STEPS: &str = "sendto,sendmsg,fdatasync,rename,unlink";
 /// More runs than there are steps.
 const MOST: usize = 200;
 
@@ -90,6 +90,43 @@ fn killed_after_any_step_it_goes_on_and_no_pod_notices() {
     let new = Pod { config: peer::config(), ..Pod::new(0, "new") };
     let (address, _) = new.add(place).unwrap();
     assert!(pods.iter().all(|pod| pod.address != address), "an address has two owners");
+    drop(servers);
+    fs::remove_file(killing(1)).unwrap();
+}
+
+#[test]
+fn a_way_back_that_is_killed_after_any_step_goes_on() {
+    let lab = lab("backkilled");
+    let place = Place::node(&lab, 0);
+    with_enis(place, &[("MINIMUM_IP_TARGET", "42"), ("WARM_ENI_TARGET", "0")]);
+    let pods = peer::make(place, &[4, 4, 4], Backend::Nft).unwrap();
+    let before = given_back::state(place, &[]);
+    let file = given_back::of_file(place);
+    let names: Vec<&str> = pods.iter().map(|pod| pod.pod.name.as_str()).collect();
+    let servers = (serve(place, &names).unwrap(), serve(Place { lab: &lab, name: "inet" }, &[]).unwrap());
+    let (running, pings) = streams(place, &[&pods[0], &pods[4], &pods[8]]);
+    let settings = [("ENID_TAKE_OVER", "true"), ("WARM_IP_TARGET", "3"), ("IP_COOLDOWN_PERIOD", "1")];
+    let daemon = Daemon::start(place, &settings).unwrap();
+    wait_until(BOUND, || peer::traces(place).is_ok_and(|traces| traces.is_empty()))
+        .unwrap_or_else(|_| panic!("{:?}, {}", peer::traces(place), daemon.log()));
+    // Without a daemon the command does it itself.
+    daemon.kill().unwrap();
+    let mut killed = 0;
+    let given_back = |program: &Path| place.sh(&format!("{} handback >/dev/null 2>&1", program.display())).is_ok();
+    while !given_back(&killing(killed + 1)) {
+        killed += 1;
+        assert!(killed < MOST, "it is killed again and again");
+    }
+    println!("killed {killed} times");
+    assert!(killed >= 10);
+    assert_eq!(given_back::state(place, &[]), before);
+    assert_eq!(given_back::of_file(place), file);
+    for ping in pings {
+        let (sent, back) = ping.end().unwrap();
+        println!("{sent} echoes, {} lost", sent - back);
+        assert_eq!(sent, back);
+    }
+    running.into_iter().for_each(|stream| drop(stream.end().unwrap()));
     drop(servers);
     fs::remove_file(killing(1)).unwrap();
 }

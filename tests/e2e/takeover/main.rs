@@ -4,6 +4,8 @@
 
 mod adopted;
 mod checked;
+mod flows;
+mod given_back;
 mod killed;
 mod waits;
 
@@ -12,6 +14,8 @@ use std::time::Duration;
 use enid_tests::{Backend, Daemon, Lab, LabConfig, Place, program, wait_until};
 
 const BOUND: Duration = Duration::from_secs(45);
+/// What the daemon says at the end of a take-over.
+const DONE: &str = "nothing of Amazon's VPC CNI is left on this node";
 
 /// A lab of one node.
 fn lab(name: &str) -> Lab {

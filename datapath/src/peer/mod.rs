@@ -1,6 +1,8 @@
 //! What Amazon's VPC CNI has in the kernel of a node that it has served: its pods' links, and the rules for them. Names,
 //! priorities and tables are those of its v1.23.1, as it leaves them on a node.
 
+pub mod handback;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,

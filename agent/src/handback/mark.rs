@@ -1,0 +1,106 @@
+//! What says that a node is to be given back, or was: a file beside the store.
+//!
+//! It holds for the daemon's pod in which it was asked: a container that starts again in it goes on, and waits. Another pod of
+//! the daemon on this node is there because somebody wants it there.
+
+use std::{fs, io, path::PathBuf};
+
+use anyhow::Context;
+use serde::{Deserialize, Serialize};
+
+use crate::{host::file::put, settings::Settings};
+
+/// In ENID_STORE_DIR.
+const FILE: &str = "handback.json";
+
+/// The mark.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Mark {
+    /// The daemon's pod; empty: any.
+    pod: String,
+    /// How far it is.
+    pub step: Step,
+}
+
+/// How far it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Step {
+    /// Nothing has been done.
+    Asked,
+    /// The other system's state file has our stamp: once it has not, it is whole.
+    Begun,
+    /// The node is the other system's.
+    Done,
+}
+
+/// Whether a file of the store's folder is one, or one that is being written.
+pub fn is_one(name: &str) -> bool {
+    name.trim_start_matches('.').starts_with(FILE)
+}
+
+fn path(settings: &Settings) -> PathBuf {
+    settings.store_dir.join(FILE)
+}
+
+/// The mark, if one holds for this pod.
+///
+/// # Errors
+///
+/// It cannot be read, or is none.
+pub fn read(settings: &Settings) -> anyhow::Result<Option<Mark>> {
+    let path = path(settings);
+    let mark: Mark = match fs::read(&path) {
+        Ok(text) => serde_json::from_slice(&text).with_context(|| format!("{} is no mark", path.display()))?,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error).with_context(|| format!("cannot read {}", path.display())),
+    };
+    Ok(Some(mark).filter(|mark| mark.pod.is_empty() || mark.pod == settings.pod_name))
+}
+
+/// Writes it, for this pod.
+///
+/// # Errors
+///
+/// The file cannot be written.
+pub fn write(settings: &Settings, step: Step) -> anyhow::Result<()> {
+    let mark = Mark { pod: settings.pod_name.clone(), step };
+    let text = serde_json::to_string(&mark).context("cannot write JSON")?;
+    put(&path(settings), format!("{text}\n").as_bytes(), 0o600)
+}
+
+/// Removes it, whomever it holds for; whether there was one.
+///
+/// # Errors
+///
+/// The file cannot be removed.
+pub fn remove(settings: &Settings) -> anyhow::Result<bool> {
+    let path = path(settings);
+    match fs::remove_file(&path) {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error).with_context(|| format!("cannot remove {}", path.display())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_holds_for_the_pod_in_which_it_was_asked() {
+        let mut settings = Settings::read(&|_| None).unwrap();
+        settings.store_dir = std::env::temp_dir().join(format!("enid-mark-{}", std::process::id()));
+        assert_eq!(read(&settings).unwrap(), None);
+        for (asked_in, holds) in [("", true), ("enid-abcde", true), ("enid-fghij", false)] {
+            settings.pod_name = asked_in.to_owned();
+            write(&settings, Step::Asked).unwrap();
+            settings.pod_name = "enid-abcde".to_owned();
+            assert_eq!(read(&settings).unwrap().is_some(), holds, "{asked_in}");
+        }
+        assert!(remove(&settings).unwrap() && !remove(&settings).unwrap());
+        fs::write(path(&settings), "{").unwrap();
+        assert!(read(&settings).unwrap_err().to_string().contains("handback.json is no mark"));
+        fs::remove_dir_all(&settings.store_dir).unwrap();
+    }
+}

@@ -1,0 +1,205 @@
+//! What is done to give a node back, one step after the other.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::{IpAddr, Ipv4Addr},
+};
+
+use anyhow::{Context, bail, ensure};
+use enid_datapath::{
+    Family, Mac, marks,
+    peer::{self, handback, handback::OwnLink},
+    policy::{NodePorts, Translation},
+};
+use enid_ipamd::{AttachmentKey, EniFacts, EniId, Lease, Ledger};
+
+use super::{
+    Say, configuration,
+    mark::{self, Step},
+};
+use crate::{
+    aws::imds::{Imds, Instance, Reading},
+    host::{kernel, netlink::Netlink, nft, pod_links, xtables},
+    settings::Settings,
+    store::{self, Store},
+    takeover::{
+        chains::{self, PARTS},
+        evidence, file, wait,
+    },
+};
+
+/// The node as it is before anything is changed.
+struct Node<'a> {
+    settings: &'a Settings,
+    instance: Instance,
+    enis: Vec<EniFacts>,
+    primary_ifname: String,
+    /// Pods' links of ours.
+    links: Vec<OwnLink>,
+    /// The addresses of pods whose links an earlier run has released already.
+    released: Vec<IpAddr>,
+    /// The MACs of all links.
+    macs: BTreeSet<Mac>,
+}
+
+/// Whether this node can be given back; nothing is changed.
+///
+/// # Errors
+///
+/// It cannot: one sentence says why.
+pub async fn check(settings: &Settings) -> anyhow::Result<()> {
+    ensure!(!wait::answers(), "the daemon of Amazon's VPC CNI serves this node already");
+    ensure!(
+        !file::is_theirs(),
+        "this node has not been taken over to the end: {} is still that of Amazon's VPC CNI",
+        file::PATH
+    );
+    Node::read(settings).await.map(drop)
+}
+
+/// Gives it back, or goes on where an earlier run was interrupted.
+///
+/// # Errors
+///
+/// A step failed: all of it can be tried again.
+pub async fn give_back(settings: &Settings, say: Say<'_>) -> anyhow::Result<()> {
+    let step = mark::read(settings)?.context("nobody has asked for it")?.step;
+    // Once it is begun our stamp is in the file until the last step has been made.
+    let is_written = step == Step::Begun && file::is_theirs();
+    if !is_written {
+        check(settings).await?;
+        let node = Node::read(settings).await?;
+        let (store, ledger) = open(settings, &node.instance)?;
+        drop(store);
+        if step == Step::Asked {
+            file::stamp()?;
+            mark::write(settings, Step::Begun)?;
+        }
+        configuration::put_back(settings, say)?;
+        node.put_back(&tables(&node.enis, &ledger.slots), say).await?;
+        node.take_away(say).await?;
+        configuration::remove_ours(settings, say)?;
+        let (entries, withheld) = node.entries(&ledger.leases);
+        file::put_back(&entries, &withheld)?;
+        say(&format!("write {} with {} pods", file::PATH, entries.len()));
+        withheld.iter().for_each(|address| say(&format!("{address} is in use, and it is not known by which pod")));
+    }
+    let instance = Imds::new().wait_for_instance(settings.start_wait).await?;
+    let (store, _) = open(settings, &instance)?;
+    store.hand_back()?;
+    mark::write(settings, Step::Done)
+}
+
+fn open(settings: &Settings, instance: &Instance) -> anyhow::Result<(Store, Ledger)> {
+    let boot = store::boot_id()?;
+    Store::open(&settings.store_dir, &boot, &instance.identity(), settings.policy.cooldown_ms)
+}
+
+/// The table of each secondary ENI, by its slot.
+fn tables(enis: &[EniFacts], slots: &BTreeMap<EniId, u32>) -> BTreeMap<u32, u32> {
+    let secondaries = enis.iter().filter(|eni| eni.place.device_index != 0);
+    let table =
+        |eni: &EniFacts| Some((*slots.get(&eni.id)?, marks::route_table(eni.place.device_index, eni.place.card)));
+    secondaries.filter_map(table).collect()
+}
+
+impl<'a> Node<'a> {
+    async fn read(settings: &'a Settings) -> anyhow::Result<Self> {
+        let policy = &settings.steering.policy;
+        ensure!(
+            !policy.of_vpc.contains(&Family::V6) && policy.of_node.is_empty(),
+            "a node whose pods have IPv6 addresses, or those of an egress range, cannot be given back yet: drain it"
+        );
+        ensure!(!settings.policy.multi_card, "with ENABLE_MULTI_NIC a node cannot be given back yet: drain it");
+        let imds = Imds::new();
+        let instance = imds.wait_for_instance(settings.start_wait).await?;
+        let enis = imds.enis(Reading::All).await?.read;
+        let found = kernel::read(&mut Netlink::open()?, &Family::ALL).await?;
+        let primary = enis.iter().find(|eni| eni.place.card == 0 && eni.place.device_index == 0);
+        let primary = primary.context("metadata shows no primary ENI")?;
+        let primary_ifname = found.ifname_of(Mac(primary.mac)).context("the primary ENI has no link")?.to_owned();
+        let links = handback::own_links(&found);
+        if let Some(link) = links.iter().find(|link| link.addresses.iter().any(IpAddr::is_ipv6)) {
+            bail!("the pod of {} has an IPv6 address, and cannot be given back yet: drain the node", link.ifname);
+        }
+        let released = peer::pod_links(&settings.veth_prefix, &found);
+        let released = released.into_iter().flat_map(|link| link.addresses).collect();
+        Ok(Node { settings, instance, primary_ifname, links, released, macs: peer::macs(&found), enis })
+    }
+
+    /// What is the other system's stands.
+    async fn put_back(&self, tables: &BTreeMap<u32, u32>, say: Say<'_>) -> anyhow::Result<()> {
+        let policy = &self.settings.steering.policy;
+        let is_marked = policy.node_ports == NodePorts::SameWayBack || policy.translation != Translation::External;
+        let without = self.links.iter().find(|link| link.slot != 0 && !tables.contains_key(&link.slot));
+        if let Some(OwnLink { ifname, slot, .. }) = without {
+            bail!("the pod of {ifname} is on the ENI of the slot {slot}, which metadata does not show");
+        }
+        apply(&handback::rules(&self.links, tables, is_marked.then(|| policy.marks.connmark())), say).await?;
+        let node = self.chains()?;
+        let backend = xtables::of_host().await?;
+        let saved = xtables::save(backend, Family::V4).await?;
+        for part in PARTS {
+            let Some(lines) = chains::replacement(part, backend, &saved, &node) else { continue };
+            xtables::change(backend, Family::V4, &lines).await?;
+            lines.lines().filter(|line| line.starts_with("-A")).for_each(|line| say(&format!("iptables: {line}")));
+        }
+        if let Some(table) = chains::table(&node).filter(|_| backend == xtables::Backend::Nft) {
+            nft::change(&table).await?;
+            say(&format!("add the nftables table ip {}", chains::TABLE));
+        }
+        Ok(())
+    }
+
+    fn chains(&self) -> anyhow::Result<chains::Node> {
+        let Settings { conf_dir, veth_prefix, steering, .. } = self.settings;
+        let is_primary = |eni: &&EniFacts| eni.place.card == 0 && eni.place.device_index == 0;
+        let primary = self.enis.iter().find(is_primary).map(|eni| eni.primary.addr());
+        let primary: Ipv4Addr = primary.context("metadata shows no primary ENI")?;
+        Ok(chains::Node {
+            primary_ifname: self.primary_ifname.clone(),
+            primary,
+            prefix: evidence::prefix(conf_dir).unwrap_or_else(|| veth_prefix.clone()),
+            vpc: self.instance.vpc_cidrs.clone(),
+            excluded: steering.native.clone(),
+            policy: steering.policy.clone(),
+        })
+    }
+
+    /// What is ours goes: our tables of nftables first, by which packets to links of no device group are dropped.
+    async fn take_away(&self, say: Say<'_>) -> anyhow::Result<()> {
+        for family in Family::ALL {
+            if nft::is_there(family).await? {
+                nft::delete(family).await?;
+                say(&format!("remove the nftables table {} enid", family.word()));
+            }
+        }
+        let found = kernel::read(&mut Netlink::open()?, &Family::ALL).await?;
+        for requests in handback::without_ours(&found) {
+            apply(&requests, say).await?;
+        }
+        apply(&self.links.iter().map(handback::release).collect::<Vec<_>>(), say).await
+    }
+
+    /// What its file says: pods whose links stand; and addresses that pods use and nobody knows more of.
+    fn entries(&self, leases: &BTreeMap<AttachmentKey, Lease>) -> (Vec<file::Entry>, Vec<IpAddr>) {
+        let stands = |(key, lease): &(&AttachmentKey, &Lease)| self.macs.contains(&pod_links::macs(key, Some(lease)).0);
+        let of_pods = leases.iter().filter(stands);
+        let entry = |(key, lease): (&AttachmentKey, &Lease)| file::Entry {
+            key: key.clone(),
+            address: lease.address,
+            pod: lease.pod.clone(),
+        };
+        let entries: Vec<file::Entry> = of_pods.map(entry).collect();
+        let used = self.links.iter().flat_map(|link| link.addresses.iter()).chain(&self.released).copied();
+        let is_known = |address: &IpAddr| entries.iter().any(|entry| entry.address == *address);
+        let withheld: BTreeSet<IpAddr> = used.filter(|address| !is_known(address)).collect();
+        (entries, withheld.into_iter().collect())
+    }
+}
+
+async fn apply(requests: &[enid_datapath::Request], say: Say<'_>) -> anyhow::Result<()> {
+    Netlink::open()?.apply(requests).await?;
+    requests.iter().for_each(|request| say(&request.to_string()));
+    Ok(())
+}

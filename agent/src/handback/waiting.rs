@@ -1,0 +1,81 @@
+//! The daemon of a node that is given back, or was.
+
+use std::time::Duration;
+
+use anyhow::Context;
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    time::sleep,
+};
+use tracing::{info, warn};
+
+use super::{
+    mark::{self, Step},
+    steps,
+};
+use crate::{host::sockets::Claim, serve::health, settings::Settings};
+
+/// How often it is looked for the mark. It is a file: one look costs a system call.
+const LOOK: Duration = Duration::from_secs(1);
+/// What of it failed is tried again so soon.
+const AGAIN: Duration = Duration::from_secs(5);
+
+/// Waits until somebody wants this node back.
+pub async fn asked(settings: &Settings) {
+    loop {
+        match mark::read(settings) {
+            Ok(Some(_)) => return,
+            Ok(None) => {}
+            Err(failure) => warn!("{failure:#}"),
+        }
+        sleep(LOOK).await;
+    }
+}
+
+/// Gives the node back, and stays until the mark has gone: then a new run of the daemon may take the node over.
+///
+/// # Errors
+///
+/// Signals cannot be waited for.
+pub async fn stay(settings: &Settings) -> anyhow::Result<()> {
+    let mut terminate = signal(SignalKind::terminate()).context("cannot wait for SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("cannot wait for SIGINT")?;
+    let words = "this node is given back to Amazon's VPC CNI; this daemon serves no pods, and waits (docs/takeover.md)";
+    warn!("{words}");
+    tokio::select! {
+        () = health::waiting(settings.health, words.to_owned()) => {}
+        () = until_wanted(settings) => info!("the node is wanted again: the daemon starts anew"),
+        _ = terminate.recv() => info!("asked to stop"),
+        _ = interrupt.recv() => info!("interrupted"),
+    }
+    Ok(())
+}
+
+async fn until_wanted(settings: &Settings) {
+    let mut said = String::new();
+    loop {
+        let pause = match goes_on(settings).await {
+            Ok(true) => LOOK,
+            Ok(false) => return,
+            Err(failure) => {
+                let words = format!("{failure:#}");
+                if words != said {
+                    warn!("the node is not given back yet: {words}");
+                }
+                said = words;
+                AGAIN
+            }
+        };
+        sleep(pause).await;
+    }
+}
+
+/// Whether there is still a mark; what it asks for has been done then.
+async fn goes_on(settings: &Settings) -> anyhow::Result<bool> {
+    let Some(mark) = mark::read(settings)? else { return Ok(false) };
+    if mark.step != Step::Done {
+        let _claim = Claim::new(&settings.run_dir)?;
+        steps::give_back(settings, &|what| info!("{what}")).await?;
+    }
+    Ok(true)
+}

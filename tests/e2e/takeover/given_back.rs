@@ -1,0 +1,184 @@
+//! A node that was taken over is given back, and taken over again, under running pods.
+
+use std::collections::BTreeMap;
+
+use enid_tests::{
+    Daemon, Place, Pod, kernel,
+    peer::{self, Backend, PeerPod},
+    program,
+    traffic::{Ping, Stream, serve},
+    wait_until,
+};
+use serde_json::Value;
+
+use super::{
+    BOUND, DONE,
+    flows::{Silent, macs, streams},
+    lab, with_enis,
+};
+
+/// Runs `enid handback` as in the daemon's pod of this name: what it prints, and whether it succeeds.
+fn hand_back(place: Place<'_>, pod: &str, args: &str) -> (String, bool) {
+    let enid = program("enid").unwrap();
+    let line = format!("MY_POD_NAME={pod} {} handback {args} 2>&1 && echo fine || true", enid.display());
+    let said = place.sh(&line).unwrap();
+    let is_fine = said.trim_end().ends_with("fine");
+    (said, is_fine)
+}
+
+/// The node without what these names and addresses are of, without whose a rule is, and without what a pod's neighbours are.
+pub fn state(place: Place<'_>, without: &[&str]) -> Vec<String> {
+    let state = kernel::state(place).unwrap();
+    let is_left_out = |line: &&str| without.iter().any(|word| line.contains(word)) || line.contains(" lladdr ");
+    let mut lines: Vec<String> = state
+        .lines()
+        .filter(|line| !is_left_out(line))
+        .map(|line| line.replace(" proto 101", "").trim().to_owned())
+        .collect();
+    lines.sort();
+    lines
+}
+
+/// Each pod's address, by the container that the other system's file gives it to.
+pub fn of_file(place: Place<'_>) -> BTreeMap<String, String> {
+    let text = place.sh("cat /var/run/aws-node/ipam.json").unwrap();
+    let file: Value = serde_json::from_str(&text).unwrap();
+    assert_eq!(file["version"], "vpc-cni-ipam/1");
+    let word = |entry: &Value, name: &str| entry[name].as_str().unwrap().to_owned();
+    let entries = file["allocations"].as_array().unwrap().iter();
+    entries.map(|entry| (word(entry, "containerID"), word(entry, "ipv4"))).collect()
+}
+
+fn of_pods(pods: &[PeerPod]) -> BTreeMap<String, String> {
+    pods.iter().map(|pod| (pod.pod.container.clone(), pod.address.clone())).collect()
+}
+
+fn probe(place: Place<'_>, path: &str) -> String {
+    let url = format!("http://127.0.0.1:61680/{path}");
+    place.sh(&format!("curl -s -o /dev/null -w '%{{http_code}}' {url} || true")).unwrap().trim().to_owned()
+}
+
+fn ended(name: &str, (running, pings): (Vec<Stream>, Vec<Ping>)) {
+    for ping in pings {
+        let (sent, back) = ping.end().unwrap();
+        println!("{name}: {sent} echoes, {} lost", sent - back);
+        assert_eq!(sent, back);
+    }
+    running.into_iter().for_each(|stream| drop(stream.end().unwrap()));
+}
+
+fn there_and_back(name: &str, backend: Backend) {
+    let lab = lab(name);
+    let place = Place::node(&lab, 0);
+    let settings = |pod: &'static str| {
+        [
+            ("ENID_TAKE_OVER", "true"),
+            ("IP_COOLDOWN_PERIOD", "1"),
+            ("WARM_ENI_TARGET", "0"),
+            ("WARM_IP_TARGET", "3"),
+            ("MY_POD_NAME", pod),
+        ]
+    };
+    with_enis(place, &[("MINIMUM_IP_TARGET", "42"), ("WARM_ENI_TARGET", "0")]);
+    let mut pods = peer::make(place, &[10, 10, 10], backend).unwrap();
+    if backend == Backend::Legacy {
+        // kube-proxy's, say: by them the other system tells which of both it uses.
+        let kube = "for n in 1 2 3; do iptables-legacy -t nat -N KUBE-$n; iptables-legacy -t nat -A POSTROUTING -j KUBE-$n; done";
+        place.sh(kube).unwrap();
+    }
+    let conflist = place.sh("cat /etc/cni/net.d/10-aws.conflist").unwrap();
+    let left = pods.remove(9);
+    let before = state(place, &[&left.address, &left.ifname]);
+    let macs_before = macs(place, &pods);
+    let names: Vec<&str> = pods.iter().map(|pod| pod.pod.name.as_str()).collect();
+    let servers = (serve(place, &names).unwrap(), serve(Place { lab: &lab, name: "inet" }, &[]).unwrap());
+    let of_each = [&pods[0], &pods[10], &pods[20]];
+    let first = streams(place, &of_each);
+    let silent = Silent::open(place, &[&pods[11], &pods[21]], 10);
+
+    // Nothing to give back yet.
+    let (said, is_fine) = hand_back(place, "enid-first", "");
+    assert!(!is_fine && said.contains("has not been taken over to the end"), "{said}");
+    let (said, is_fine) = hand_back(place, "enid-first", "--cancel");
+    assert!(is_fine && said.contains("nothing is changed"), "{said}");
+
+    let daemon = Daemon::start(place, &settings("enid-first")).unwrap();
+    wait_until(BOUND, || daemon.log().contains(DONE)).unwrap_or_else(|_| panic!("{}", daemon.log()));
+    left.pod.call(place, "DEL").unwrap();
+    let new = Pod { config: peer::config(), ..Pod::new(0, "new") };
+    let (address, _) = new.add(place).unwrap();
+    let new_link = place.sh(&format!("ip -o route show {address} | grep -o 'eni[0-9a-f]*'")).unwrap().trim().to_owned();
+    let under_enid = Silent::open(place, &[&pods[12], &pods[22]], 5);
+
+    let (said, is_fine) = hand_back(place, "enid-first", "");
+    assert!(is_fine, "{said}, {}", daemon.log());
+    assert_eq!((probe(place, "healthz"), probe(place, "readyz")), ("200".to_owned(), "503".to_owned()), "it waits");
+    let differs = |what: &str| {
+        let after = state(place, &[&left.address, &left.ifname, &address, &new_link]);
+        let without = |all: &[String], other: &[String]| -> Vec<String> {
+            all.iter().filter(|line| !other.contains(line)).cloned().collect()
+        };
+        let (more, less) = (without(&after, &before), without(&before, &after));
+        assert!(more.is_empty() && less.is_empty(), "{what}: more {more:#?}, less {less:#?}, {}", daemon.log());
+    };
+    differs("given back");
+    let mut expected = of_pods(&pods);
+    expected.insert(new.container.clone(), address.clone());
+    assert_eq!(of_file(place), expected);
+    assert_eq!(
+        place.sh("cat /etc/cni/net.d/10-aws.conflist; ls -A /etc/cni/net.d").unwrap(),
+        format!("{conflist}10-aws.conflist\n")
+    );
+    let (said, is_fine) = hand_back(place, "enid-first", "");
+    assert!(is_fine && said.contains("given back already"), "{said}");
+
+    // A container that starts again in the same pod waits.
+    daemon.kill().unwrap();
+    let daemon = Daemon::spawn(place, &settings("enid-first")).unwrap();
+    wait_until(BOUND, || probe(place, "readyz") == "503").unwrap();
+    assert_eq!(of_file(place), expected);
+    ended(name, first);
+    let public = &lab.node(0).public_address;
+    assert!(silent.speak().iter().chain(&under_enid.speak()).all(|seen| seen == public), "they went on as the node");
+    daemon.kill().unwrap();
+
+    // Another one takes the node over again.
+    let second = streams(place, &of_each);
+    let daemon = Daemon::start(place, &settings("enid-second")).unwrap();
+    wait_until(BOUND, || daemon.log().matches(DONE).count() == 2).unwrap_or_else(|_| panic!("{}", daemon.log()));
+    assert_eq!(peer::traces(place).unwrap(), "", "{}", daemon.log());
+    let leases = place.leases().unwrap();
+    let text = |value: &Value| value.as_str().unwrap().to_owned();
+    let leased: BTreeMap<String, String> =
+        leases.iter().map(|lease| (text(&lease["container"]), text(&lease["address"]))).collect();
+    assert_eq!(leased, expected);
+    assert_eq!(macs(place, &pods), macs_before, "pods know them by heart");
+
+    // The mark can be taken away, too.
+    let (said, is_fine) = hand_back(place, "enid-second", "");
+    assert!(is_fine, "{said}, {}", daemon.log());
+    let (said, is_fine) = hand_back(place, "enid-second", "--cancel");
+    assert!(is_fine && said.contains("takes this node over again"), "{said}");
+    let (code, _) = daemon.wait(BOUND).unwrap();
+    assert_eq!(code, Some(0), "its container starts again");
+    let daemon = Daemon::start(place, &settings("enid-second")).unwrap();
+    wait_until(BOUND, || daemon.log().matches(DONE).count() == 3).unwrap_or_else(|_| panic!("{}", daemon.log()));
+    ended(name, second);
+    drop(servers);
+    for pod in pods.iter().map(|pod| &pod.pod).chain([&new]) {
+        pod.call(place, "DEL").unwrap();
+    }
+    wait_until(BOUND, || place.leases().is_ok_and(|leases| leases.is_empty())).unwrap();
+    assert_eq!(place.sh("ip -o link | grep -c ': eni' || true").unwrap().trim(), "0");
+    assert_eq!(lab.drops().unwrap().foreign_source, 0);
+}
+
+#[test]
+fn there_and_back_with_iptables_of_nftables() {
+    there_and_back("backnft", Backend::Nft);
+}
+
+#[test]
+fn there_and_back_with_iptables_of_old() {
+    there_and_back("backold", Backend::Legacy);
+}
