@@ -26,7 +26,7 @@ use crate::{
     host::kernel::{self, Kernel},
     host::nft,
     host::sockets::{self, Claim, Place},
-    kubernetes::{self, Kubernetes, Started},
+    kubernetes::{self, Kubernetes, Phase, Started},
     log::{self, Level},
     metrics::Counters,
     reconcile::repair::Repair,
@@ -219,8 +219,9 @@ async fn serve(
         v6: settings.steering.policy.knows(Family::V6),
     };
     let (plugins_place, plugins) = Place::listen(sockets::cni(&settings.run_dir), Type::SEQPACKET)?;
+    let (phase, seen_phase) = watch::channel(Phase::Serving);
     let (kubernetes, tell, seen) =
-        Kubernetes::new(started, log_level, instance.id.clone(), handle.clone(), readiness.clone());
+        Kubernetes::new(started, log_level, instance.id.clone(), handle.clone(), readiness.clone(), seen_phase);
     let cni = CniService {
         tell,
         handle: handle.clone(),
@@ -249,7 +250,7 @@ async fn serve(
     let files = Files::new(settings.clone(), handle.clone(), counters.clone(), store.clone(), claim, places);
     let metadata = Metadata { imds, handle: handle.clone(), counters: counters.clone(), lacks_v6 };
     let metrics = metrics::serve(settings.metrics, handle.clone(), readiness.clone(), counters, metrics_fault);
-    let retire = takeover::retire::Retire { kernel: to_retire, settings: Arc::new(settings.clone()) };
+    let retire = takeover::retire::Retire { kernel: to_retire, settings: Arc::new(settings.clone()), phase };
     let health = health::serve(settings.health, sockets::cni(&settings.run_dir));
 
     tokio::select! {

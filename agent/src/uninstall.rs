@@ -17,6 +17,7 @@ use crate::{
     runtime::{conflist, install},
     settings::Settings,
     store,
+    takeover::file,
 };
 
 /// EC2 detaches an ENI within some seconds.
@@ -44,6 +45,11 @@ pub fn run(settings: &Settings, enis: bool) -> anyhow::Result<()> {
         // Before the plugin goes: a runtime that finds the one without the other fails in a way that nobody understands.
         remove(&conflist::path(settings))?;
         remove(&conflist::earlier_path(settings))?;
+        // What a take-over has left, which would keep Amazon's daemon from a node that has no pods any more.
+        remove(&settings.conf_dir.join(conflist::AMAZONS_ASIDE))?;
+        if file::is_stamped(&settings.backing_store) {
+            remove(&settings.backing_store)?;
+        }
         remove(&settings.bin_dir.join(install::PLUGIN))?;
         rules_and_tables().await?;
         if let Some(ec2) = ec2 {

@@ -28,6 +28,9 @@ use crate::{
     },
 };
 
+/// The table of nftables that portmap has, if it is told to use nftables.
+const HOST_PORTS: &str = "cni_hostport";
+
 /// The node as it is before anything is changed.
 struct Node<'a> {
     settings: &'a Settings,
@@ -48,11 +51,11 @@ struct Node<'a> {
 ///
 /// It cannot: one sentence says why.
 pub async fn check(settings: &Settings) -> anyhow::Result<()> {
-    ensure!(!wait::answers(), "the daemon of Amazon's VPC CNI serves this node already");
+    ensure!(!wait::answers(settings), "the daemon of Amazon's VPC CNI serves this node already");
     ensure!(
-        !file::is_theirs(),
+        !file::is_theirs(&settings.backing_store),
         "this node has not been taken over to the end: {} is still that of Amazon's VPC CNI",
-        file::PATH
+        settings.backing_store.display()
     );
     Node::read(settings).await.map(drop)
 }
@@ -65,14 +68,14 @@ pub async fn check(settings: &Settings) -> anyhow::Result<()> {
 pub async fn give_back(settings: &Settings, say: Say<'_>) -> anyhow::Result<()> {
     let step = mark::read(settings)?.context("nobody has asked for it")?.step;
     // Once it is begun our stamp is in the file until the last step has been made.
-    let is_written = step == Step::Begun && file::is_theirs();
+    let is_written = step == Step::Begun && file::is_theirs(&settings.backing_store);
     if !is_written {
         check(settings).await?;
         let node = Node::read(settings).await?;
         let (store, ledger) = open(settings, &node.instance)?;
         drop(store);
         if step == Step::Asked {
-            file::stamp()?;
+            file::stamp(&settings.backing_store)?;
             mark::write(settings, Step::Begun)?;
         }
         configuration::put_back(settings, say)?;
@@ -80,9 +83,10 @@ pub async fn give_back(settings: &Settings, say: Say<'_>) -> anyhow::Result<()> 
         node.take_away(say).await?;
         configuration::remove_ours(settings, say)?;
         let (entries, withheld) = node.entries(&ledger.leases);
-        file::put_back(&entries, &withheld)?;
-        say(&format!("write {} with {} pods", file::PATH, entries.len()));
+        file::put_back(&settings.backing_store, &entries, &withheld)?;
+        say(&format!("write {} with {} pods", settings.backing_store.display(), entries.len()));
         withheld.iter().for_each(|address| say(&format!("{address} is in use, and it is not known by which pod")));
+        host_ports(&entries, say).await?;
     }
     let instance = Imds::new().wait_for_instance(settings.start_wait).await?;
     let (store, _) = open(settings, &instance)?;
@@ -201,5 +205,23 @@ impl<'a> Node<'a> {
 async fn apply(requests: &[enid_datapath::Request], say: Say<'_>) -> anyhow::Result<()> {
     Netlink::open()?.apply(requests).await?;
     requests.iter().for_each(|request| say(&request.to_string()));
+    Ok(())
+}
+
+/// Pods with host ports that were made under another network's name, by which alone portmap finds their rules again.
+async fn host_ports(entries: &[file::Entry], say: Say<'_>) -> anyhow::Result<()> {
+    let mut rules = nft::listing(Family::V4, HOST_PORTS).await?;
+    for backend in xtables::BACKENDS {
+        rules += &xtables::save(backend, Family::V4).await?;
+    }
+    let others = entries.iter().filter(|entry| entry.key.network != file::NETWORK);
+    for entry in others.filter(|entry| rules.contains(&entry.key.container)) {
+        let AttachmentKey { network, container, .. } = &entry.key;
+        let pod = entry.pod.as_ref().map(|pod| format!("{}/{}", pod.namespace, pod.name)).unwrap_or_default();
+        say(&format!(
+            "the pod {pod} has host ports that were made for the network {network}, and portmap would leave them to others \
+             when it ends: start it anew (container {container})"
+        ));
+    }
     Ok(())
 }

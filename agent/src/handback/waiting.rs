@@ -13,12 +13,23 @@ use super::{
     mark::{self, Step},
     steps,
 };
-use crate::{host::sockets::Claim, serve::health, settings::Settings};
+use crate::{
+    host::sockets::Claim,
+    kubernetes::{self, Phase},
+    serve::health,
+    settings::Settings,
+};
 
 /// How often it is looked for the mark. It is a file: one look costs a system call.
 const LOOK: Duration = Duration::from_secs(1);
+/// So often it is tried to say it in the node's status object.
+const TRIES: u32 = 5;
 /// What of it failed is tried again so soon.
 const AGAIN: Duration = Duration::from_secs(5);
+
+/// What this daemon answers to whoever asks.
+const WORDS: &str =
+    "this node is given back to Amazon's VPC CNI; this daemon serves no pods, and waits (docs/takeover.md)";
 
 /// Waits until somebody wants this node back.
 pub async fn asked(settings: &Settings) {
@@ -40,10 +51,9 @@ pub async fn asked(settings: &Settings) {
 pub async fn stay(settings: &Settings) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate()).context("cannot wait for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot wait for SIGINT")?;
-    let words = "this node is given back to Amazon's VPC CNI; this daemon serves no pods, and waits (docs/takeover.md)";
-    warn!("{words}");
+    warn!("{WORDS}");
     tokio::select! {
-        () = health::waiting(settings.health, words.to_owned()) => {}
+        () = health::waiting(settings.health, WORDS.to_owned()) => {}
         () = until_wanted(settings) => info!("the node is wanted again: the daemon starts anew"),
         _ = terminate.recv() => info!("asked to stop"),
         _ = interrupt.recv() => info!("interrupted"),
@@ -52,10 +62,15 @@ pub async fn stay(settings: &Settings) -> anyhow::Result<()> {
 }
 
 async fn until_wanted(settings: &Settings) {
-    let mut said = String::new();
+    let (mut said, mut tries) = (String::new(), 0..TRIES);
     loop {
         let pause = match goes_on(settings).await {
-            Ok(true) => LOOK,
+            Ok(true) => {
+                if tries.next().is_some() && told(settings).await {
+                    tries = 0..0;
+                }
+                LOOK
+            }
             Ok(false) => return,
             Err(failure) => {
                 let words = format!("{failure:#}");
@@ -68,6 +83,12 @@ async fn until_wanted(settings: &Settings) {
         };
         sleep(pause).await;
     }
+}
+
+/// Whether the node's status object says so.
+async fn told(settings: &Settings) -> bool {
+    let written = kubernetes::say_phase(settings, Phase::GivenBack, WORDS).await;
+    written.inspect_err(|failure| warn!("the node's status object does not say so: {failure:#}")).is_ok()
 }
 
 /// Whether there is still a mark; what it asks for has been done then.

@@ -108,9 +108,15 @@ pub async fn delete(family: Family) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Whether the kernel has a table that is not ours.
+/// A table that is not ours, as the kernel lists it; empty if there is none.
+pub async fn listing(family: Family, name: &str) -> anyhow::Result<String> {
+    let output = nft(&["list", "table", family.word(), name], "").await?;
+    Ok(if output.status.success() { String::from_utf8_lossy(&output.stdout).into_owned() } else { String::new() })
+}
+
+/// Whether the kernel has it.
 pub async fn has_table(family: Family, name: &str) -> anyhow::Result<bool> {
-    Ok(nft(&["list", "table", family.word(), name], "").await?.status.success())
+    Ok(!listing(family, name).await?.is_empty())
 }
 
 /// Removes a table that is not ours; whether there was one.

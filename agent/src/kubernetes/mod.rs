@@ -17,17 +17,20 @@ mod pods;
 mod status_object;
 mod taints;
 
+use std::time::Duration;
+
 use anyhow::Context;
 use enid_ipamd::Placement;
 use k8s_openapi::api::core::v1;
 use kube::{Api, Client};
-use tokio::sync::watch;
+use tokio::{sync::watch, time::timeout};
 use tracing::info;
 
 pub use annotations::Annotations;
 pub use events::Reports;
 pub use follow::Faults;
 pub use node_config::{InForce, Started};
+pub use status_object::Phase;
 
 use crate::{
     core::{handle::Handle, readiness::Readiness},
@@ -41,6 +44,9 @@ use annotations::Annotated;
 use events::Reported;
 use follow::Follow;
 use node_config::Keeper;
+
+/// So long the API server may take for what is written once.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Ways to tell the cluster of pods.
 #[derive(Clone)]
@@ -69,6 +75,20 @@ pub async fn untaint(settings: &Settings) -> anyhow::Result<()> {
     taints::remove(client.context("no API server is configured")?, &settings.node_name).await
 }
 
+/// Says once in the node's status object why its daemon serves no pods, for a daemon that has no watches.
+///
+/// # Errors
+///
+/// There is no cluster, its API server refuses, or does not answer in time.
+pub async fn say_phase(settings: &Settings, phase: Phase, message: &str) -> anyhow::Result<()> {
+    let said = async {
+        let client = client::connect(settings.cluster_endpoint.as_deref()).await?;
+        let Some(client) = client else { return Ok(()) };
+        status_object::say(client, &settings.node_name, phase, message).await
+    };
+    timeout(PATIENCE, said).await.context("the API server does not answer")?
+}
+
 /// What NodeConfigs give to this node, asked once; `None` where no API server is configured.
 ///
 /// # Errors
@@ -90,6 +110,7 @@ pub struct Kubernetes {
     instance: String,
     handle: Handle,
     readiness: watch::Receiver<Readiness>,
+    phase: watch::Receiver<Phase>,
     reports: Reports,
     reported: Reported,
     annotated: Annotated,
@@ -105,6 +126,7 @@ impl Kubernetes {
         instance: String,
         handle: Handle,
         readiness: watch::Receiver<Readiness>,
+        phase: watch::Receiver<Phase>,
     ) -> (Self, Tell, Seen) {
         let (faults, seen_faults) = watch::channel(Faults::new());
         let given = InForce { now: started.given.clone(), next: started.given.clone() };
@@ -119,6 +141,7 @@ impl Kubernetes {
             instance,
             handle,
             readiness,
+            phase,
             reports,
             reported,
             annotated,
@@ -148,6 +171,7 @@ impl Kubernetes {
             instance,
             handle,
             readiness,
+            phase,
             reports,
             reported,
             annotated,
@@ -184,7 +208,15 @@ impl Kubernetes {
             configs,
             pods::tell(bound, handle.clone(), uids),
             events::tell(client.clone(), node, reported, seen_uids.clone(), readiness.clone(), faults.clone()),
-            status_object::tell(objects, seen.clone(), instance, handle.clone(), readiness.clone(), faults.clone()),
+            status_object::tell(
+                objects,
+                seen.clone(),
+                instance,
+                handle.clone(),
+                readiness.clone(),
+                phase,
+                faults.clone(),
+            ),
             node_status::tell(
                 nodes.clone(),
                 seen.clone(),

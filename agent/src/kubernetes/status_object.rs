@@ -3,11 +3,12 @@
 
 use std::time::Duration;
 
+use anyhow::Context;
 use enid_ipamd::{Told, View};
 use k8s_openapi::{api::core::v1::Node, apimachinery::pkg::apis::meta::v1::OwnerReference};
 use kube::{
-    Api, CustomResource, Resource,
-    api::{Patch, PatchParams, PostParams},
+    Api, Client, CustomResource, Resource,
+    api::{ListParams, Patch, PatchParams, PostParams},
 };
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -44,6 +45,7 @@ const COLLECTED_MS: u64 = 90_000;
     doc = "What a node has for its pods, as its daemon says. It bears the node's name.",
     status = "EnidNodeStatus",
     printcolumn = r#"{"name": "Ready", "type": "boolean", "jsonPath": ".status.ready"}"#,
+    printcolumn = r#"{"name": "Phase", "type": "string", "jsonPath": ".status.phase"}"#,
     printcolumn = r#"{"name": "ENIs", "type": "integer", "jsonPath": ".status.enis"}"#,
     printcolumn = r#"{"name": "Assigned", "type": "integer", "jsonPath": ".status.assigned"}"#,
     printcolumn = r#"{"name": "Available", "type": "integer", "jsonPath": ".status.available"}"#,
@@ -55,12 +57,29 @@ const COLLECTED_MS: u64 = 90_000;
 )]
 pub struct EnidNodeSpec {}
 
+/// Whose the node is, where it changes hands between Amazon's VPC CNI and Enid.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum Phase {
+    /// Amazon's daemon serves it: this one waits until that has gone.
+    Waiting,
+    /// Its pods are ours, and what Amazon's VPC CNI has left is being removed.
+    TakingOver,
+    /// It is ours.
+    #[default]
+    Serving,
+    /// It is given back to Amazon's VPC CNI: this daemon waits.
+    GivenBack,
+}
+
 /// What the daemon says.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct EnidNodeStatus {
     /// Whether pods can be started on the node, as the runtime is told (STATUS of the CNI).
     ready: bool,
+    /// Whose the node is: Waiting, TakingOver, Serving or GivenBack.
+    #[serde(default)]
+    phase: Phase,
     /// Why new pods get no address, or pods may have no network: a word of the closed list.
     cause: Option<String>,
     /// The same in a sentence.
@@ -102,6 +121,7 @@ pub async fn tell(
     instance_id: String,
     handle: Handle,
     mut readiness: watch::Receiver<Readiness>,
+    phase: watch::Receiver<Phase>,
     faults: watch::Sender<Faults>,
 ) {
     let (mut told, mut again, mut uid, mut collected) = (Told::default(), AGAIN, String::new(), None);
@@ -117,10 +137,11 @@ pub async fn tell(
         if collected.take_if(|at| *at <= now).is_some() {
             told = Told::default();
         }
-        let status = status(&view, &readiness.borrow_and_update(), &instance_id);
+        let of_now = status(&view, &readiness.borrow_and_update(), &instance_id);
+        let status = EnidNodeStatus { phase: *phase.borrow(), ..of_now };
         let mut pause = LOOK;
         if told.due(now, &status).is_some_and(|due| due <= now) {
-            let written = write(&api, &owner, &status).await;
+            let written = write(&api, &owner.name, &owner.uid, &status).await;
             (pause, again) = match &written {
                 // What is refused is asked for less and less; an API server that is away, at the next look.
                 Err(kube::Error::Api(_)) => (again, (again * 2).min(LONGEST)),
@@ -142,6 +163,7 @@ fn status(view: &View, readiness: &Readiness, instance_id: &str) -> EnidNodeStat
         free: subnet.free,
     });
     EnidNodeStatus {
+        phase: Phase::Serving,
         ready: readiness.is_ready(),
         cause: cause.map(|refusal| refusal.cause.to_string()),
         message: cause.map(|refusal| refusal.message.clone()),
@@ -156,30 +178,45 @@ fn status(view: &View, readiness: &Readiness, instance_id: &str) -> EnidNodeStat
     }
 }
 
+/// Writes once that a daemon which serves no pods waits, and why.
+///
+/// # Errors
+///
+/// The API server refuses, cannot be reached, or does not know the node.
+pub async fn say(client: Client, node: &str, phase: Phase, message: &str) -> anyhow::Result<()> {
+    let fields = ListParams::default().fields(&format!("metadata.name={node}"));
+    let nodes = Api::<Node>::all(client.clone()).list_metadata(&fields).await.context("cannot read the node")?;
+    let uid = nodes.items.into_iter().next().and_then(|node| node.metadata.uid);
+    let uid = uid.with_context(|| format!("there is no node {node}"))?;
+    let (message, version) = (Some(message.to_owned()), env!("CARGO_PKG_VERSION").to_owned());
+    let status = EnidNodeStatus { phase, message, version, ..EnidNodeStatus::default() };
+    write(&Api::all(client), node, &uid, &status).await.context("cannot write the node's status object")
+}
+
 /// One request, unless the object is not there yet.
-async fn write(api: &Api<EnidNode>, owner: &Own, status: &EnidNodeStatus) -> Result<(), kube::Error> {
+async fn write(api: &Api<EnidNode>, node: &str, uid: &str, status: &EnidNodeStatus) -> Result<(), kube::Error> {
     let patch = Patch::Merge(json!({ "status": status }));
-    let patched = api.patch_status(&owner.name, &PatchParams::default(), &patch).await;
+    let patched = api.patch_status(node, &PatchParams::default(), &patch).await;
     match patched {
         Err(kube::Error::Api(refused)) if refused.is_not_found() => {
-            match api.create(&PostParams::default(), &new(owner)).await {
+            match api.create(&PostParams::default(), &new(node, uid)).await {
                 Err(kube::Error::Api(refused)) if refused.is_already_exists() => {}
                 created => drop(created?),
             }
-            api.patch_status(&owner.name, &PatchParams::default(), &patch).await.map(drop)
+            api.patch_status(node, &PatchParams::default(), &patch).await.map(drop)
         }
         patched => patched.map(drop),
     }
 }
 
 /// It goes with the node (garbage collection by owner references).
-fn new(owner: &Own) -> EnidNode {
-    let mut object = EnidNode::new(&owner.name, EnidNodeSpec {});
+fn new(node: &str, uid: &str) -> EnidNode {
+    let mut object = EnidNode::new(node, EnidNodeSpec {});
     object.metadata.owner_references = Some(vec![OwnerReference {
         api_version: Node::api_version(&()).into_owned(),
         kind: Node::kind(&()).into_owned(),
-        name: owner.name.clone(),
-        uid: owner.uid.clone(),
+        name: node.to_owned(),
+        uid: uid.to_owned(),
         ..OwnerReference::default()
     }]);
     object

@@ -105,12 +105,14 @@ pub async fn write(
     let path = path(settings);
     let there = read(&path)?;
     let earlier = settings.conf_dir.join(EARLIER);
-    let mut chained = others(there.as_ref()).or(others(read(&earlier)?.as_ref()));
-    if chained.is_none() && network.is_some() {
-        chained = others(read(&settings.conf_dir.join(AMAZONS))?.as_ref());
+    // Host ports are taken away by the options with which they were made, and what is chained there stays chained.
+    let amazons = if network.is_some() { amazons(settings)? } else { None };
+    let chained = others(there.as_ref()).or(others(read(&earlier)?.as_ref())).or(others(amazons.as_ref()));
+    let mut list = wanted(settings, &store::boot_id()?, chained.unwrap_or_default())?;
+    let of_portmap = |list: &Value| entries(list).iter().find(|entry| entry["type"] == PORTMAP).cloned();
+    if let Some((ours, theirs)) = entry_of(&mut list, PORTMAP).zip(amazons.as_ref().and_then(of_portmap)) {
+        *ours = theirs;
     }
-    let others = chained.unwrap_or_default();
-    let mut list = wanted(settings, &store::boot_id()?, others)?;
     if let Some(network) = network {
         list["name"] = json!(network);
     }
@@ -138,6 +140,15 @@ pub fn read(path: &Path) -> anyhow::Result<Option<Value>> {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(error).with_context(|| format!("cannot read {}", path.display())),
     }
+}
+
+/// That of Amazon's VPC CNI, wherever it lies.
+fn amazons(settings: &Settings) -> anyhow::Result<Option<Value>> {
+    Ok(read(&settings.conf_dir.join(AMAZONS))?.or(read(&settings.conf_dir.join(AMAZONS_ASIDE))?))
+}
+
+fn entry_of<'a>(list: &'a mut Value, kind: &str) -> Option<&'a mut Value> {
+    list["plugins"].as_array_mut()?.iter_mut().find(|entry| entry["type"] == kind)
 }
 
 fn entries(list: &Value) -> &[Value] {
@@ -348,10 +359,17 @@ mod tests {
         // What was chained into the configuration of a node that is taken over.
         fs::remove_file(&path).unwrap();
         let theirs = settings.conf_dir.join(AMAZONS);
-        fs::write(&theirs, r#"{"plugins":[{"type":"aws-cni"},{"type":"egress-cni"},{"type":"mesh-cni"}]}"#).unwrap();
+        let portmap = json!({"type": "portmap", "backend": "nftables"});
+        let plugins = json!([{"type": "aws-cni"}, {"type": "egress-cni"}, portmap, {"type": "mesh-cni"}]);
+        fs::write(&theirs, json!({ "plugins": plugins }).to_string()).unwrap();
+        fs::write(settings.bin_dir.join(PORTMAP), "").unwrap();
         write(&settings, Some("aws-cni".to_owned()), &mut Versions::default()).await.unwrap();
-        assert_eq!(types(&written(&settings)), ["enid-cni", "tuning", "mesh-cni"]);
-        fs::remove_file(theirs).unwrap();
+        assert_eq!(types(&written(&settings)), ["enid-cni", "portmap", "tuning", "mesh-cni"]);
+        assert_eq!(written(&settings)["plugins"][1], portmap);
+        fs::rename(theirs, settings.conf_dir.join(AMAZONS_ASIDE)).unwrap();
+        write(&settings, Some("aws-cni".to_owned()), &mut Versions::default()).await.unwrap();
+        assert_eq!(written(&settings)["plugins"][1], portmap, "as long as it is of that boot");
+        fs::remove_file(settings.conf_dir.join(AMAZONS_ASIDE)).unwrap();
         hide_stale(&settings).unwrap();
         assert!(path.exists(), "it is of this boot");
         assert_eq!(fs::read_dir(&settings.conf_dir).unwrap().count(), 1);

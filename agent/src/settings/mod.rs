@@ -62,6 +62,8 @@ pub struct Settings {
     pub steering: Steering,
     /// ENID_TAKE_OVER.
     pub take_over: bool,
+    /// AWS_VPC_K8S_CNI_BACKING_STORE.
+    pub backing_store: PathBuf,
     /// MY_POD_NAME; empty if it is not known.
     pub pod_name: String,
     /// ENID_FORWARD_PROBE.
@@ -160,6 +162,7 @@ impl Settings {
             },
             take_over: read.switch("ENID_TAKE_OVER"),
             pod_name: read.text("MY_POD_NAME").unwrap_or_default(),
+            backing_store: read.folder("AWS_VPC_K8S_CNI_BACKING_STORE"),
             forward_probe: read.switch("ENID_FORWARD_PROBE"),
             pod_mtu: read.number("POD_MTU", least_mtu, 9001).unwrap_or(eni_mtu),
             veth_prefix: read.prefix("AWS_VPC_K8S_CNI_VETHPREFIX"),

@@ -39,7 +39,6 @@ pub const FOREIGN: &[Foreign] = &[
         Ignored("Enid does not wait for a network policy agent; the agent finds pods by their links' names"),
     ),
     row("DISABLE_TCP_EARLY_DEMUX", OFF, Ignored("only security groups for pods need it")),
-    row("AWS_VPC_K8S_CNI_BACKING_STORE", &[], Ignored("the store is in ENID_STORE_DIR")),
     row("AWS_VPC_K8S_CNI_LOG_FILE", &["stdout", "stderr"], Ignored("the log goes to stderr")),
     row("AWS_VPC_K8S_PLUGIN_LOG_FILE", &["stderr"], Ignored("the plugin has no log: its errors are in the runtime's")),
     row("AWS_VPC_K8S_PLUGIN_LOG_LEVEL", &[], Ignored("the plugin has no log")),

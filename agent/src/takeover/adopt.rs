@@ -36,7 +36,7 @@ pub async fn adopt(settings: &Settings, imds: &Imds, store: &Store, ledger: Ledg
     if !plan.refusals.is_empty() {
         let named: Vec<&str> = plan.refusals.iter().take(NAMED).map(String::as_str).collect();
         bail!(
-            "pods of Amazon's VPC CNI run here that cannot be taken over yet ({}{}); drain the node first \
+            "pods of Amazon's VPC CNI run here, and cannot be taken over ({}{}); drain the node first \
              (docs/takeover.md)",
             named.join("; "),
             if plan.refusals.len() > NAMED { "; and others" } else { "" }
@@ -45,7 +45,7 @@ pub async fn adopt(settings: &Settings, imds: &Imds, store: &Store, ledger: Ledg
     tell(&plan);
     let cools = Millis(clock::now().0 + settings.policy.cooldown_ms);
     let writes = writes(&plan, &evidence.ledger, cools);
-    ensure!(!wait::answers(), "the daemon of Amazon's VPC CNI is back");
+    ensure!(!wait::answers(settings), "the daemon of Amazon's VPC CNI is back");
     if plan.pods.is_empty() {
         store.write(&writes)?;
     } else {

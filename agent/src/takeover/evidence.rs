@@ -28,12 +28,15 @@ pub async fn begin(settings: &Settings) -> anyhow::Result<(Evidence, Found)> {
     let found = kernel::read(&mut netlink, &Family::ALL).await?;
     let mut evidence = Evidence {
         egress: peer::routed_in(&[LOCAL_V4, LOCAL_V6], &found),
-        entries: file::read(Path::new(file::PATH))?,
         branches: peer::branch_links(&found),
         ways: peer::ways_out(&found),
         links: peer::macs(&found),
         ..Evidence::default()
     };
+    match file::read(&settings.backing_store) {
+        Ok(entries) => evidence.entries = entries,
+        Err(failure) => evidence.lack = Some(format!("{failure:#}")),
+    }
     evidence.prefix = prefix(&settings.conf_dir).unwrap_or_else(|| settings.veth_prefix.clone());
     for link in peer::pod_links(&evidence.prefix, &found) {
         let mac = inside(&mut netlink, &link).await;

@@ -8,8 +8,6 @@ use serde::{Deserialize, Serialize};
 
 use crate::{clock, host::file::put};
 
-/// Where it is.
-pub const PATH: &str = "/var/run/aws-node/ipam.json";
 /// The stamp of its format, unchanged since its release 1.7.0.
 const VERSION: &str = "vpc-cni-ipam/1";
 /// What a take-over that has come to its end leaves in its place: Amazon's daemon refuses a file of another version, so that
@@ -71,22 +69,23 @@ struct Metadata {
     interfaces_count: Option<u32>,
 }
 
-/// What it says; nothing, if there is no such file.
+/// What it says.
 ///
 /// # Errors
 ///
-/// It cannot be read, is no JSON, or is of another format.
+/// It is not there, cannot be read, is no JSON, or is of another format.
 pub fn read(path: &Path) -> anyhow::Result<Vec<Entry>> {
+    let named = || format!("the state file {} of Amazon's VPC CNI", path.display());
     match fs::read(path) {
-        Ok(text) => entries(&text).with_context(|| format!("the state file {} of Amazon's VPC CNI", path.display())),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
-        Err(error) => Err(error).with_context(|| format!("cannot read {}", path.display())),
+        Ok(text) => entries(&text).with_context(named),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => bail!("{} is not there", named()),
+        Err(error) => Err(error).with_context(|| format!("{} cannot be read", named())),
     }
 }
 
 /// Whether there is one that still says what its daemon reads.
-pub fn is_theirs() -> bool {
-    fs::read(PATH).is_ok_and(|text| version(&text).is_none_or(|version| version != TAKEN_OVER))
+pub fn is_theirs(path: &Path) -> bool {
+    fs::read(path).is_ok_and(|text| version(&text).is_none_or(|version| version != TAKEN_OVER))
 }
 
 fn version(text: &[u8]) -> Option<String> {
@@ -94,13 +93,18 @@ fn version(text: &[u8]) -> Option<String> {
     Some(document.version)
 }
 
+/// Whether there is one with our stamp.
+pub fn is_stamped(path: &Path) -> bool {
+    fs::read(path).is_ok_and(|text| version(&text).is_some_and(|version| version == TAKEN_OVER))
+}
+
 /// Puts our stamp in the place of what it says.
 ///
 /// # Errors
 ///
 /// The file cannot be written.
-pub fn stamp() -> anyhow::Result<()> {
-    put(Path::new(PATH), format!("{{\"version\":\"{TAKEN_OVER}\"}}\n").as_bytes(), 0o600)
+pub fn stamp(path: &Path) -> anyhow::Result<()> {
+    put(path, format!("{{\"version\":\"{TAKEN_OVER}\"}}\n").as_bytes(), 0o600)
 }
 
 /// Writes it as its daemon reads it: these pods', and these addresses, which nobody knows whose they are, and which it
@@ -109,8 +113,8 @@ pub fn stamp() -> anyhow::Result<()> {
 /// # Errors
 ///
 /// The file cannot be written.
-pub fn put_back(entries: &[Entry], withheld: &[IpAddr]) -> anyhow::Result<()> {
-    put(Path::new(PATH), &text(entries, withheld)?, 0o600)
+pub fn put_back(path: &Path, entries: &[Entry], withheld: &[IpAddr]) -> anyhow::Result<()> {
+    put(path, &text(entries, withheld)?, 0o600)
 }
 
 fn text(entries: &[Entry], withheld: &[IpAddr]) -> anyhow::Result<Vec<u8>> {

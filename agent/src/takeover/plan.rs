@@ -22,6 +22,8 @@ pub const NO_ENI: &str = "no ENI of this instance has the address";
 pub struct Evidence {
     /// First letters of pods' host links.
     pub prefix: String,
+    /// Why it is not known what the file says.
+    pub lack: Option<String>,
     /// What the file says.
     pub entries: Vec<Entry>,
     /// Links of its pods that are not ours yet, and the MACs of the pods' ends.
@@ -160,10 +162,15 @@ pub fn plan(evidence: &Evidence) -> Plan {
         let way = link.addresses.iter().find_map(|address| evidence.ways.get(address));
         way.is_some_and(|way| !evidence.enis.iter().any(|eni| Mac(eni.mac) == *way))
     });
-    let of_branch = of_branch.map(|(link, _)| format!("the pod of {} leaves by no ENI of this instance", link.ifname));
-    let of_second_family =
-        of_second_family.map(|(address, link)| format!("{address} by {link} is no IPv4 address of the VPC"));
-    plan.refusals = of_second_family.chain(of_branch).collect();
+    let of_branch = of_branch.map(|(link, _)| {
+        format!("the pod of {} leaves by no ENI of this instance, and cannot be taken over", link.ifname)
+    });
+    let of_second_family = of_second_family.map(|(address, link)| {
+        format!("{address} by {link} is no IPv4 address of the VPC, and cannot be taken over yet")
+    });
+    // Without it no pod would get a lease, and each would hold its address for ever.
+    let lack = evidence.lack.clone().filter(|_| plan.pods.iter().any(|pod| !evidence.holds(pod)));
+    plan.refusals = of_second_family.chain(of_branch).chain(lack).collect();
     plan
 }
 
@@ -403,7 +410,10 @@ mod tests {
         evidence.egress.push((ip("fd00::ac:2"), "veth4ae9443a".to_owned()));
         evidence.pods[0].0.addresses = vec![ip("2001:db8::1")];
         let plan = plan(&evidence);
-        assert_eq!(plan.refusals[0], "fd00::ac:2 by veth4ae9443a is no IPv4 address of the VPC");
+        assert_eq!(
+            plan.refusals[0],
+            "fd00::ac:2 by veth4ae9443a is no IPv4 address of the VPC, and cannot be taken over yet"
+        );
         assert!(plan.refusals[1].starts_with("2001:db8::1 by eni"));
     }
 
@@ -412,7 +422,18 @@ mod tests {
     fn pods_that_leave_by_no_eni_of_the_instance_are_refused() {
         let mut evidence = node();
         evidence.ways.insert(ip("10.0.85.29"), Mac([6; 6]));
-        assert!(plan(&evidence).refusals[0].ends_with("leaves by no ENI of this instance"));
+        assert!(plan(&evidence).refusals[0].ends_with("leaves by no ENI of this instance, and cannot be taken over"));
+    }
+
+    #[test]
+    fn without_the_file_nothing_is_taken_over_but_what_is_leased_already() {
+        let mut evidence = node();
+        let leased: Vec<_> = plan(&evidence).pods.iter().filter_map(Pod::lease).collect();
+        evidence.entries.clear();
+        evidence.lack = Some("the state file x of Amazon's VPC CNI is not there".to_owned());
+        assert_eq!(plan(&evidence).refusals, ["the state file x of Amazon's VPC CNI is not there"]);
+        evidence.ledger.leases.extend(leased);
+        assert!(plan(&evidence).refusals.is_empty());
     }
 
     /// The kind: an interrupted take-over, after which the other daemon served once more, gives an address two owners.

@@ -70,7 +70,7 @@ pub async fn check(settings: &Settings, as_json: bool) -> anyhow::Result<()> {
 }
 
 async fn read(settings: &Settings) -> anyhow::Result<Report> {
-    let mut report = Report { other_daemon_answers: wait::answers(), ..Report::default() };
+    let mut report = Report { other_daemon_answers: wait::answers(settings), ..Report::default() };
     let (evidence, found) = evidence::begin(settings).await?;
     let imds = Imds::new();
     imds.wait_for_instance(settings.start_wait).await?;
@@ -89,8 +89,8 @@ async fn read(settings: &Settings) -> anyhow::Result<Report> {
         report.removes.push(format!("the nftables table ip {TABLE}"));
     }
     report.kernel(settings, &evidence, &plan, found);
-    if file::is_theirs() {
-        report.removes.push(format!("what {} says", file::PATH));
+    if file::is_theirs(&settings.backing_store) {
+        report.removes.push(format!("what {} says", settings.backing_store.display()));
     }
     Ok(report)
 }
@@ -116,7 +116,7 @@ impl Report {
             };
             self.pods.extend(pod.link.addresses.iter().map(row));
         }
-        self.against.extend(plan.refusals.iter().map(|refusal| format!("{refusal}, and cannot be taken over yet")));
+        self.against.extend(plan.refusals.iter().cloned());
         self.pods.sort_by_key(|row| row.address);
         self.cooling = plan.cooling.keys().copied().collect();
         self.left.clone_from(&plan.left);

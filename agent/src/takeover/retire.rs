@@ -5,7 +5,7 @@ use std::{fs, io, path::PathBuf, sync::Arc, time::Duration};
 
 use anyhow::{Context, ensure};
 use enid_datapath::{Family, peer::Rules};
-use tokio::time::sleep;
+use tokio::{sync::watch, time::sleep};
 use tracing::{info, warn};
 
 use super::{
@@ -14,6 +14,7 @@ use super::{
 };
 use crate::{
     host::{kernel::Kernel, nft, xtables},
+    kubernetes::Phase,
     runtime::conflist,
     settings::Settings,
 };
@@ -34,6 +35,8 @@ pub struct Retire {
     pub kernel: Kernel,
     /// Where the configurations are.
     pub settings: Arc<Settings>,
+    /// Who hears how far it is.
+    pub phase: watch::Sender<Phase>,
 }
 
 impl Retire {
@@ -44,6 +47,7 @@ impl Retire {
     /// A pod's link has come that the other plugin was still making: only a start takes it over.
     pub async fn run(self) -> anyhow::Result<()> {
         if self.has_traces() {
+            self.phase.send_replace(Phase::TakingOver);
             self.kernel.carries().await;
             while !conflist::path(&self.settings).exists() {
                 sleep(LOOK).await;
@@ -60,6 +64,7 @@ impl Retire {
                 said = words;
                 sleep(AGAIN).await;
             }
+            self.phase.send_replace(Phase::Serving);
             info!("nothing of Amazon's VPC CNI is left on this node but the links of its pods");
         }
         std::future::pending().await
@@ -67,7 +72,7 @@ impl Retire {
 
     /// Its state file and its configuration go last of all.
     fn has_traces(&self) -> bool {
-        self.conflist().exists() || file::is_theirs()
+        self.conflist().exists() || file::is_theirs(&self.settings.backing_store)
     }
 
     fn conflist(&self) -> PathBuf {
@@ -85,9 +90,9 @@ impl Retire {
             return Err(LatePods(link.ifname.clone()).into());
         }
         self.rules(Rules::Rest).await?;
-        ensure!(!wait::answers(), "its daemon is back");
-        if file::is_theirs() {
-            file::stamp()?;
+        ensure!(!wait::answers(&self.settings), "its daemon is back");
+        if file::is_theirs(&self.settings.backing_store) {
+            file::stamp(&self.settings.backing_store)?;
         }
         let (from, to) = (self.conflist(), self.settings.conf_dir.join(conflist::AMAZONS_ASIDE));
         match fs::rename(&from, &to) {

@@ -22,7 +22,7 @@ fn pid_of(node: &Node, line: &str) -> anyhow::Result<String> {
 }
 
 /// Whether a node is Ready, as the scheduler and the node controller see it.
-fn are_ready(cluster: &Cluster) -> anyhow::Result<bool> {
+pub fn are_ready(cluster: &Cluster) -> anyhow::Result<bool> {
     let said = cluster.kubectl(&[
         "get",
         "nodes",

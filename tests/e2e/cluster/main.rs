@@ -11,6 +11,7 @@ mod api_server;
 mod chart;
 mod custom_network;
 mod disturbance;
+mod handback;
 mod node_config;
 mod rights;
 mod status_object;

@@ -36,7 +36,11 @@ fn each_node_has_a_status_object_that_agrees_with_its_daemon_and_is_its_own() {
     // By its short name, as people look at it.
     let table = cluster.kubectl(&["get", "en"]).unwrap();
     let head: Vec<&str> = table.lines().next().unwrap().split_whitespace().collect();
-    assert_eq!(head, ["NAME", "READY", "ENIS", "ASSIGNED", "AVAILABLE", "COOLING", "CAUSE", "VERSION"], "{table}");
+    assert_eq!(
+        head,
+        ["NAME", "READY", "PHASE", "ENIS", "ASSIGNED", "AVAILABLE", "COOLING", "CAUSE", "VERSION"],
+        "{table}"
+    );
     kube::remove(cluster, "seen").unwrap();
 
     // A token of the daemon of one node changes nothing of the other.

@@ -18,6 +18,7 @@ fn clean(cluster: &Cluster, node: &Node) -> anyhow::Result<String> {
         "--env=HOST_CNI_CONFDIR_PATH=/host/etc/cni/net.d",
         "--env=ENID_RUN_DIR=/host/run/enid",
         "--env=ENID_STORE_DIR=/host/var/lib/enid",
+        "--env=AWS_VPC_K8S_CNI_BACKING_STORE=/host/var/run/aws-node/ipam.json",
         "--env=AWS_ACCESS_KEY_ID=test",
         "--env=AWS_SECRET_ACCESS_KEY=test",
         &endpoint,
@@ -65,7 +66,7 @@ fn pods_keep_their_network_and_nothing_is_left() {
             .sh("nft list tables | grep enid || true
                 ip rule | grep -v -e '^0:' -e '^32766:' -e '^32767:' || true
                 ip -br link | grep -e ^eni -e ^eth1 || true
-                ls -A /run/enid /var/lib/enid /etc/cni/net.d 2>/dev/null | grep -v '^/' | grep . || true")
+                ls -A /run/enid /var/lib/enid /etc/cni/net.d /var/run/aws-node 2>/dev/null | grep -v '^/' | grep . || true")
             .unwrap();
         assert_eq!(left, "", "{} after {told}", node.name);
     }

@@ -6,6 +6,7 @@ mod adopted;
 mod checked;
 mod flows;
 mod given_back;
+mod host_ports;
 mod killed;
 mod waits;
 
@@ -19,17 +20,14 @@ const DONE: &str = "nothing of Amazon's VPC CNI is left on this node";
 
 /// A lab of one node.
 fn lab(name: &str) -> Lab {
+    lab_of(name, 1)
+}
+
+fn lab_of(name: &str, nodes: usize) -> Lab {
     let name = format!("{name}{}", std::process::id());
     let instance_type = "m5.xlarge".to_owned();
-    Lab::up(&LabConfig {
-        name,
-        nodes: 1,
-        instance_type,
-        ec2: Backend::Model,
-        large_subnets: true,
-        ..LabConfig::default()
-    })
-    .unwrap()
+    Lab::up(&LabConfig { name, nodes, instance_type, ec2: Backend::Model, large_subnets: true, ..LabConfig::default() })
+        .unwrap()
 }
 
 /// Three ENIs with addresses for pods, and nothing of Enid's.
