@@ -166,7 +166,8 @@ async fn serve(
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot wait for SIGINT")?;
     // All that can be wrong here is reported before anything is changed.
     let claim = Claim::new(&base.run_dir)?;
-    if mark::read(&base)?.is_some() {
+    // One that cannot be read is a matter of people: it is said, and waited for.
+    if !mark::read(&base).is_ok_and(|mark| mark.is_none()) {
         return Ok(Ended::Unwanted);
     }
     tokio::select! {

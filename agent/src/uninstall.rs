@@ -6,7 +6,7 @@
 use std::{fs, io, path::Path, time::Duration};
 
 use anyhow::{Context, bail, ensure};
-use enid_datapath::{Family, node::uninstall};
+use enid_datapath::{Family, node::uninstall, peer};
 use enid_ipamd::{AuditedEni, Call, Cause, Ec2Answer, Fact, Scope, UnattachedEni};
 use tokio::time::{Instant, sleep};
 
@@ -17,7 +17,7 @@ use crate::{
     runtime::{conflist, install},
     settings::Settings,
     store,
-    takeover::file,
+    takeover::{evidence, file},
 };
 
 /// EC2 detaches an ENI within some seconds.
@@ -36,6 +36,11 @@ pub fn run(settings: &Settings, enis: bool) -> anyhow::Result<()> {
             // Without the plugin the runtime could not remove them any more.
             let names: Vec<String> = pods.into_values().collect();
             bail!("pods have their network by Enid ({}); drain the node first", names.join(", "));
+        }
+        let theirs =
+            peer::pod_links(&evidence::prefix(settings), &kernel::read(&mut Netlink::open()?, &[Family::V4]).await?);
+        if let Some(link) = theirs.first() {
+            bail!("pods have their network by Amazon's VPC CNI ({} and others); nothing is removed", link.ifname);
         }
         // Before anything is removed: without rights in EC2 the ENIs would stay, and nobody would know whose they were.
         let ec2 = match enis {

@@ -108,10 +108,12 @@ async fn connect(settings: &Settings) -> anyhow::Result<Channel> {
         let path = path.clone();
         async move { UnixStream::connect(path).await.map(TokioIo::new) }
     });
-    Endpoint::from_static("http://enid.local")
-        .connect_with_connector(connector)
-        .await
-        .with_context(|| format!("the daemon does not answer on {}", at.display()))
+    Endpoint::from_static("http://enid.local").connect_with_connector(connector).await.with_context(|| {
+        match handback::mark::read(settings) {
+            Ok(None) => format!("the daemon does not answer on {}", at.display()),
+            _ => "the daemon serves no pods: this node is given back to Amazon's VPC CNI".to_owned(),
+        }
+    })
 }
 
 /// A number of addresses; a /80 is not counted out.

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use anyhow::{Context, bail};
+use anyhow::{Context, bail, ensure};
 use tokio::time::{Instant, sleep};
 
 use super::{
@@ -30,25 +30,33 @@ pub async fn run(settings: &Settings) -> anyhow::Result<()> {
         Some(_) => {}
         None => {
             steps::check(settings).await.context("nothing is changed")?;
-            mark::write(settings, Step::Asked)?;
+            mark::ask(settings)?;
         }
     }
-    let end = Instant::now() + BOUND;
+    let (end, mut said) = (Instant::now() + BOUND, None);
     loop {
-        match mark::read(settings)? {
+        let failure = match mark::read(settings)? {
             None => bail!("the mark has been removed: somebody wants Enid to serve this node"),
             Some(mark) if mark.step == Step::Done => break,
-            Some(_) => {}
-        }
-        // Where a daemon runs, it has the claim and does it itself.
-        let Ok(_claim) = Claim::new(&settings.run_dir) else {
-            if Instant::now() >= end {
-                bail!("the daemon has not given the node back within {} s; its log says why", BOUND.as_secs());
-            }
-            sleep(LOOK).await;
-            continue;
+            Some(mark) => mark.failure,
         };
-        steps::give_back(settings, &|what| println!("{what}")).await?;
+        // Where a daemon runs, it has the claim and does it itself.
+        let failure = match Claim::unless_held(&settings.run_dir)? {
+            None => failure,
+            Some(_claim) => {
+                let done = steps::give_back(settings, &|what| println!("{what}")).await;
+                done.err().map(|failure| format!("{failure:#}"))
+            }
+        };
+        if let Some(failure) = failure.as_ref().filter(|_| failure != said) {
+            println!("not yet: {failure}");
+        }
+        said = failure.or(said);
+        if Instant::now() >= end {
+            let why = said.unwrap_or_else(|| "the daemon does not say why not".to_owned());
+            bail!("the node is not given back within {} s: {why}; the daemon goes on trying", BOUND.as_secs());
+        }
+        sleep(LOOK).await;
     }
     println!(
         "This node is given back to Amazon's VPC CNI: start its daemon here, and keep Enid's away (docs/takeover.md). \
@@ -63,11 +71,13 @@ pub async fn run(settings: &Settings) -> anyhow::Result<()> {
 ///
 /// The node is being given back at this moment, or the mark cannot be removed.
 pub fn cancel(settings: &Settings) -> anyhow::Result<()> {
-    if mark::read(settings)?.is_none() {
+    // One that is damaged goes, too.
+    if mark::read(settings).is_ok_and(|mark| mark.is_none()) {
         println!("this node is not given back: nothing is changed");
         return Ok(());
     }
-    let _claim = Claim::new(&settings.run_dir).context("the node is being given back; ask again when that is done")?;
+    let claim = Claim::unless_held(&settings.run_dir)?;
+    ensure!(claim.is_some(), "the node is being given back; ask again when that is done");
     mark::remove(settings)?;
     println!("Enid takes this node over again once Amazon's daemon has gone from it");
     Ok(())

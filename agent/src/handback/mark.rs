@@ -3,7 +3,12 @@
 //! It holds for the daemon's pod in which it was asked: a container that starts again in it goes on, and waits. Another pod of
 //! the daemon on this node is there because somebody wants it there.
 
-use std::{fs, io, path::PathBuf};
+use std::{
+    fs,
+    io::{self, Write},
+    os::unix::fs::OpenOptionsExt,
+    path::PathBuf,
+};
 
 use anyhow::Context;
 use serde::{Deserialize, Serialize};
@@ -20,6 +25,9 @@ pub struct Mark {
     pod: String,
     /// How far it is.
     pub step: Step,
+    /// Why it does not go on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub failure: Option<String>,
 }
 
 /// How far it is.
@@ -58,15 +66,40 @@ pub fn read(settings: &Settings) -> anyhow::Result<Option<Mark>> {
     Ok(Some(mark).filter(|mark| mark.pod.is_empty() || mark.pod == settings.pod_name))
 }
 
-/// Writes it, for this pod.
+/// Makes it, for this pod, unless somebody has done so meanwhile.
 ///
 /// # Errors
 ///
 /// The file cannot be written.
-pub fn write(settings: &Settings, step: Step) -> anyhow::Result<()> {
-    let mark = Mark { pod: settings.pod_name.clone(), step };
-    let text = serde_json::to_string(&mark).context("cannot write JSON")?;
-    put(&path(settings), format!("{text}\n").as_bytes(), 0o600)
+pub fn ask(settings: &Settings) -> anyhow::Result<()> {
+    let path = path(settings);
+    let doing = || format!("cannot write {}", path.display());
+    // One of another pod holds no more.
+    if read(settings)?.is_none() {
+        remove(settings)?;
+    }
+    match fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path) {
+        Ok(mut file) => {
+            file.write_all(text(settings, Step::Asked, None)?.as_bytes()).with_context(doing)?;
+            file.sync_all().with_context(doing)
+        }
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        Err(error) => Err(error).with_context(doing),
+    }
+}
+
+/// Notes how far it is, and why it does not go on.
+///
+/// # Errors
+///
+/// The file cannot be written.
+pub fn write(settings: &Settings, step: Step, failure: Option<&str>) -> anyhow::Result<()> {
+    put(&path(settings), text(settings, step, failure)?.as_bytes(), 0o600)
+}
+
+fn text(settings: &Settings, step: Step, failure: Option<&str>) -> anyhow::Result<String> {
+    let mark = Mark { pod: settings.pod_name.clone(), step, failure: failure.map(str::to_owned) };
+    Ok(serde_json::to_string(&mark).context("cannot write JSON")? + "\n")
 }
 
 /// Removes it, whomever it holds for; whether there was one.
@@ -94,11 +127,16 @@ mod tests {
         assert_eq!(read(&settings).unwrap(), None);
         for (asked_in, holds) in [("", true), ("enid-abcde", true), ("enid-fghij", false)] {
             settings.pod_name = asked_in.to_owned();
-            write(&settings, Step::Asked).unwrap();
+            write(&settings, Step::Asked, None).unwrap();
             settings.pod_name = "enid-abcde".to_owned();
             assert_eq!(read(&settings).unwrap().is_some(), holds, "{asked_in}");
         }
         assert!(remove(&settings).unwrap() && !remove(&settings).unwrap());
+        ask(&settings).unwrap();
+        write(&settings, Step::Begun, Some("no nft")).unwrap();
+        ask(&settings).unwrap();
+        let mark = read(&settings).unwrap().unwrap();
+        assert_eq!((mark.step, mark.failure.as_deref()), (Step::Begun, Some("no nft")), "asked twice, it goes on");
         fs::write(path(&settings), "{").unwrap();
         assert!(read(&settings).unwrap_err().to_string().contains("handback.json is no mark"));
         fs::remove_dir_all(&settings.store_dir).unwrap();

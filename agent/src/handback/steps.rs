@@ -51,13 +51,24 @@ struct Node<'a> {
 ///
 /// It cannot: one sentence says why.
 pub async fn check(settings: &Settings) -> anyhow::Result<()> {
-    ensure!(!wait::answers(settings), "the daemon of Amazon's VPC CNI serves this node already");
-    ensure!(
-        !file::is_theirs(&settings.backing_store),
-        "this node has not been taken over to the end: {} is still that of Amazon's VPC CNI",
-        settings.backing_store.display()
-    );
-    Node::read(settings).await.map(drop)
+    ensure!(!file::is_theirs(&settings.backing_store), "{}", not_taken_over(settings));
+    let node = Node::read(settings).await?;
+    // What our rules say of the slots, which go later.
+    let slots = kernel::slots(&settings.steering.policy).await?;
+    let is_known = |slot: u32| node.enis.iter().any(|eni| slots.get(&eni.mac) == Some(&slot));
+    match node.links.iter().find(|link| link.slot != 0 && !is_known(link.slot)) {
+        Some(link) => bail!("{}", without_an_eni(link)),
+        None => Ok(()),
+    }
+}
+
+fn not_taken_over(settings: &Settings) -> String {
+    let path = settings.backing_store.display();
+    format!("this node has not been taken over to the end: {path} is still that of Amazon's VPC CNI")
+}
+
+fn without_an_eni(OwnLink { ifname, slot, .. }: &OwnLink) -> String {
+    format!("the pod of {ifname} is on the ENI of the slot {slot}, which metadata does not show")
 }
 
 /// Gives it back, or goes on where an earlier run was interrupted.
@@ -70,13 +81,13 @@ pub async fn give_back(settings: &Settings, say: Say<'_>) -> anyhow::Result<()> 
     // Once it is begun our stamp is in the file until the last step has been made.
     let is_written = step == Step::Begun && file::is_theirs(&settings.backing_store);
     if !is_written {
-        check(settings).await?;
         let node = Node::read(settings).await?;
         let (store, ledger) = open(settings, &node.instance)?;
         drop(store);
         if step == Step::Asked {
+            ensure!(!file::is_theirs(&settings.backing_store), "{}", not_taken_over(settings));
             file::stamp(&settings.backing_store)?;
-            mark::write(settings, Step::Begun)?;
+            mark::write(settings, Step::Begun, None)?;
         }
         configuration::put_back(settings, say)?;
         node.put_back(&tables(&node.enis, &ledger.slots), say).await?;
@@ -91,7 +102,7 @@ pub async fn give_back(settings: &Settings, say: Say<'_>) -> anyhow::Result<()> 
     let instance = Imds::new().wait_for_instance(settings.start_wait).await?;
     let (store, _) = open(settings, &instance)?;
     store.hand_back()?;
-    mark::write(settings, Step::Done)
+    mark::write(settings, Step::Done, None)
 }
 
 fn open(settings: &Settings, instance: &Instance) -> anyhow::Result<(Store, Ledger)> {
@@ -110,6 +121,7 @@ fn tables(enis: &[EniFacts], slots: &BTreeMap<EniId, u32>) -> BTreeMap<u32, u32>
 impl<'a> Node<'a> {
     async fn read(settings: &'a Settings) -> anyhow::Result<Self> {
         let policy = &settings.steering.policy;
+        ensure!(!wait::answers(settings), "the daemon of Amazon's VPC CNI serves this node already");
         ensure!(
             !policy.of_vpc.contains(&Family::V6) && policy.of_node.is_empty(),
             "a node whose pods have IPv6 addresses, or those of an egress range, cannot be given back yet: drain it"
@@ -126,7 +138,7 @@ impl<'a> Node<'a> {
         if let Some(link) = links.iter().find(|link| link.addresses.iter().any(IpAddr::is_ipv6)) {
             bail!("the pod of {} has an IPv6 address, and cannot be given back yet: drain the node", link.ifname);
         }
-        let released = peer::pod_links(&settings.veth_prefix, &found);
+        let released = peer::pod_links(&evidence::prefix(settings), &found);
         let released = released.into_iter().flat_map(|link| link.addresses).collect();
         Ok(Node { settings, instance, primary_ifname, links, released, macs: peer::macs(&found), enis })
     }
@@ -136,10 +148,12 @@ impl<'a> Node<'a> {
         let policy = &self.settings.steering.policy;
         let is_marked = policy.node_ports == NodePorts::SameWayBack || policy.translation != Translation::External;
         let without = self.links.iter().find(|link| link.slot != 0 && !tables.contains_key(&link.slot));
-        if let Some(OwnLink { ifname, slot, .. }) = without {
-            bail!("the pod of {ifname} is on the ENI of the slot {slot}, which metadata does not show");
+        if let Some(link) = without {
+            bail!("{}", without_an_eni(link));
         }
-        apply(&handback::rules(&self.links, tables, is_marked.then(|| policy.marks.connmark())), say).await?;
+        let found = kernel::read(&mut Netlink::open()?, &Family::ALL).await?;
+        let connmark = is_marked.then(|| policy.marks.connmark());
+        apply(&handback::put_back(&self.links, tables, connmark, &found), say).await?;
         let node = self.chains()?;
         let backend = xtables::of_host().await?;
         let saved = xtables::save(backend, Family::V4).await?;
@@ -156,14 +170,14 @@ impl<'a> Node<'a> {
     }
 
     fn chains(&self) -> anyhow::Result<chains::Node> {
-        let Settings { conf_dir, veth_prefix, steering, .. } = self.settings;
+        let steering = &self.settings.steering;
         let is_primary = |eni: &&EniFacts| eni.place.card == 0 && eni.place.device_index == 0;
         let primary = self.enis.iter().find(is_primary).map(|eni| eni.primary.addr());
         let primary: Ipv4Addr = primary.context("metadata shows no primary ENI")?;
         Ok(chains::Node {
             primary_ifname: self.primary_ifname.clone(),
             primary,
-            prefix: evidence::prefix(conf_dir).unwrap_or_else(|| veth_prefix.clone()),
+            prefix: evidence::prefix(self.settings),
             vpc: self.instance.vpc_cidrs.clone(),
             excluded: steering.native.clone(),
             policy: steering.policy.clone(),

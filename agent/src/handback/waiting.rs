@@ -1,11 +1,11 @@
 //! The daemon of a node that is given back, or was.
 
-use std::time::Duration;
+use std::{pin::pin, time::Duration};
 
 use anyhow::Context;
 use tokio::{
     signal::unix::{SignalKind, signal},
-    time::sleep,
+    time::{Instant, sleep, timeout},
 };
 use tracing::{info, warn};
 
@@ -24,6 +24,8 @@ use crate::{
 const LOOK: Duration = Duration::from_secs(1);
 /// So often it is tried to say it in the node's status object.
 const TRIES: u32 = 5;
+/// So long a daemon that is asked to stop goes on with what it has begun; the chart gives it ten seconds.
+const LAST_MOMENTS: Duration = Duration::from_secs(8);
 /// What of it failed is tried again so soon.
 const AGAIN: Duration = Duration::from_secs(5);
 
@@ -52,13 +54,26 @@ pub async fn stay(settings: &Settings) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate()).context("cannot wait for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot wait for SIGINT")?;
     warn!("{WORDS}");
+    let mut work = pin!(until_wanted(settings));
     tokio::select! {
         () = health::waiting(settings.health, WORDS.to_owned()) => {}
-        () = until_wanted(settings) => info!("the node is wanted again: the daemon starts anew"),
+        () = &mut work => {
+            info!("the node is wanted again: the daemon starts anew");
+            return Ok(());
+        }
         _ = terminate.recv() => info!("asked to stop"),
         _ = interrupt.recv() => info!("interrupted"),
     }
+    // Half given back, the node would have no daemon that takes it.
+    let end = Instant::now() + LAST_MOMENTS;
+    while is_under_way(settings) && Instant::now() < end {
+        let _ = timeout(LOOK, &mut work).await;
+    }
     Ok(())
+}
+
+fn is_under_way(settings: &Settings) -> bool {
+    mark::read(settings).is_ok_and(|mark| mark.is_some_and(|mark| mark.step != Step::Done))
 }
 
 async fn until_wanted(settings: &Settings) {
@@ -76,6 +91,10 @@ async fn until_wanted(settings: &Settings) {
                 let words = format!("{failure:#}");
                 if words != said {
                     warn!("the node is not given back yet: {words}");
+                    // Who has asked for it reads it there.
+                    if let Ok(Some(mark)) = mark::read(settings) {
+                        let _ = mark::write(settings, mark.step, Some(&words));
+                    }
                 }
                 said = words;
                 AGAIN

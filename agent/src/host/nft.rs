@@ -110,8 +110,8 @@ pub async fn delete(family: Family) -> anyhow::Result<()> {
 
 /// A table that is not ours, as the kernel lists it; empty if there is none.
 pub async fn listing(family: Family, name: &str) -> anyhow::Result<String> {
-    let output = nft(&["list", "table", family.word(), name], "").await?;
-    Ok(if output.status.success() { String::from_utf8_lossy(&output.stdout).into_owned() } else { String::new() })
+    let listed = listed(&[], family, name).await?.unwrap_or_default();
+    Ok(String::from_utf8_lossy(&listed).into_owned())
 }
 
 /// Whether the kernel has it.
@@ -136,10 +136,21 @@ pub async fn check() -> anyhow::Result<()> {
     found.map(drop).context("cannot run nft, the program of the nftables package")
 }
 
-/// A table as the kernel lists it; `None` if there is none.
+/// A table of ours as the kernel lists it; `None` if there is none.
 async fn list(flags: &[&str], family: Family) -> anyhow::Result<Option<Vec<u8>>> {
-    let output = nft(&[flags, &["list", "table", family.word(), "enid"]].concat(), "").await?;
-    Ok(Some(output.stdout).filter(|_| output.status.success()))
+    listed(flags, family, "enid").await
+}
+
+/// Any table.
+async fn listed(flags: &[&str], family: Family, name: &str) -> anyhow::Result<Option<Vec<u8>>> {
+    let output = nft(&[flags, &["list", "table", family.word(), name]].concat(), "").await?;
+    if output.status.success() {
+        return Ok(Some(output.stdout));
+    }
+    // Whatever else keeps it from answering says nothing of the table.
+    let said = String::from_utf8_lossy(&output.stderr);
+    ensure!(said.contains("No such file or directory"), "nft cannot list the table {} {name}: {said}", family.word());
+    Ok(None)
 }
 
 async fn nft(args: &[&str], input: &str) -> anyhow::Result<Output> {

@@ -50,8 +50,13 @@ pub struct Claim {
 impl Claim {
     /// Makes the folder, for root alone, and claims it.
     pub fn new(run_dir: &Path) -> anyhow::Result<Self> {
-        let (lock, inode) = locked(run_dir)?;
-        Ok(Claim { run_dir: run_dir.to_owned(), lock, inode })
+        Self::unless_held(run_dir)?.with_context(|| held(run_dir))
+    }
+
+    /// The same; `None` if another process has claimed it.
+    pub fn unless_held(run_dir: &Path) -> anyhow::Result<Option<Self>> {
+        let claimed = locked(run_dir)?;
+        Ok(claimed.map(|(lock, inode)| Claim { run_dir: run_dir.to_owned(), lock, inode }))
     }
 
     /// Gives the folder up, and removes the file by which it was claimed.
@@ -64,7 +69,7 @@ impl Claim {
         if Inode::at(&lock_path(&self.run_dir))? == self.inode {
             return Ok(false);
         }
-        (self.lock, self.inode) = locked(&self.run_dir)?;
+        (self.lock, self.inode) = locked(&self.run_dir)?.with_context(|| held(&self.run_dir))?;
         Ok(true)
     }
 }
@@ -73,7 +78,12 @@ fn lock_path(run_dir: &Path) -> PathBuf {
     run_dir.join("lock")
 }
 
-fn locked(run_dir: &Path) -> anyhow::Result<(Flock<fs::File>, Option<Inode>)> {
+fn held(run_dir: &Path) -> String {
+    format!("another enid agent runs with ENID_RUN_DIR {}", run_dir.display())
+}
+
+/// The lock and the file; `None` if another process has it.
+fn locked(run_dir: &Path) -> anyhow::Result<Option<(Flock<fs::File>, Option<Inode>)>> {
     fs::DirBuilder::new()
         .recursive(true)
         .mode(0o700)
@@ -81,12 +91,13 @@ fn locked(run_dir: &Path) -> anyhow::Result<(Flock<fs::File>, Option<Inode>)> {
         .with_context(|| format!("cannot make the folder {} (ENID_RUN_DIR)", run_dir.display()))?;
     let path = lock_path(run_dir);
     let file = fs::File::create(&path).with_context(|| format!("cannot write {}", path.display()))?;
-    let lock = Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| match errno {
-        Errno::EWOULDBLOCK => anyhow::anyhow!("another enid agent runs with ENID_RUN_DIR {}", run_dir.display()),
-        errno => anyhow::anyhow!("cannot lock {}: {errno}", path.display()),
-    })?;
+    let lock = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+        Ok(lock) => lock,
+        Err((_, Errno::EWOULDBLOCK)) => return Ok(None),
+        Err((_, errno)) => anyhow::bail!("cannot lock {}: {errno}", path.display()),
+    };
     let inode = Inode::at(&path).with_context(|| format!("cannot look at {}", path.display()))?;
-    Ok((lock, inode))
+    Ok(Some((lock, inode)))
 }
 
 /// Whether root, or who we are, is at the other end.

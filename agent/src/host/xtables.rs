@@ -23,6 +23,9 @@ pub enum Backend {
     Legacy,
 }
 
+/// Chains by which the kubelet tells which one it uses.
+const KUBELETS: [&str; 2] = ["KUBE-IPTABLES-HINT", "KUBE-KUBELET-CANARY"];
+
 /// Both.
 pub const BACKENDS: [Backend; 2] = [Backend::Nft, Backend::Legacy];
 
@@ -48,15 +51,28 @@ pub async fn save(backend: Backend, family: Family) -> anyhow::Result<String> {
     Ok(saved)
 }
 
-/// The backend that this host's rules are in: the one that has more of them, as the wrapper of iptables that images of Kubernetes
-/// carry decides it, Amazon's VPC CNI's among them.
+/// The backend that this host uses, decided as the wrapper of iptables does that images of Kubernetes carry, Amazon's VPC CNI's
+/// among them: the one in which the kubelet has left its chains, or else the one that has more rules.
 pub async fn of_host() -> anyhow::Result<Backend> {
-    let mut number = Vec::new();
-    for backend in BACKENDS {
-        let saved = save(backend, Family::V4).await?;
-        number.push(saved.lines().filter(|line| line.starts_with('-')).count());
+    let mut saved = [String::new(), String::new()];
+    for (backend, text) in BACKENDS.into_iter().zip(&mut saved) {
+        for family in Family::ALL {
+            *text += &save(backend, family).await?;
+        }
     }
-    Ok(if number[1] > number[0] { Backend::Legacy } else { Backend::Nft })
+    let [nft, legacy] = saved;
+    Ok(used(&nft, &legacy))
+}
+
+fn used(nft: &str, legacy: &str) -> Backend {
+    let is_kubelets = |line: &str| KUBELETS.iter().any(|chain| line.starts_with(&format!(":{chain} ")));
+    let rules = |saved: &str| saved.lines().filter(|line| line.starts_with('-')).count();
+    match (nft.lines().any(is_kubelets), legacy.lines().any(is_kubelets)) {
+        (true, _) => Backend::Nft,
+        (false, true) => Backend::Legacy,
+        _ if rules(legacy) > rules(nft) => Backend::Legacy,
+        _ => Backend::Nft,
+    }
 }
 
 /// Changes rules, all or none of a table: lines as `iptables-restore` reads them; what they do not name stays.
@@ -84,4 +100,18 @@ async fn run(backend: Backend, args: &[&str], input: &str) -> anyhow::Result<Vec
     let said = String::from_utf8_lossy(&output.stderr);
     ensure!(output.status.success(), "{program} {} refuses: {}", args.join(" "), said.trim());
     Ok(output.stdout)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_kubelets_chains_count_more_than_the_number_of_rules() {
+        let (hint, rules) = (":KUBE-IPTABLES-HINT - [0:0]\n", "-A INPUT -j DROP\n-A INPUT -j DROP\n");
+        assert_eq!(used(hint, rules), Backend::Nft);
+        assert_eq!(used(rules, ":KUBE-KUBELET-CANARY - [0:0]\n"), Backend::Legacy);
+        assert_eq!(used("", rules), Backend::Legacy);
+        assert_eq!((used(rules, rules), used("", "")), (Backend::Nft, Backend::Nft));
+    }
 }

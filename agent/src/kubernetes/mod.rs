@@ -22,7 +22,7 @@ use std::time::Duration;
 use anyhow::Context;
 use enid_ipamd::Placement;
 use k8s_openapi::api::core::v1;
-use kube::{Api, Client};
+use kube::{Api, Client, api::ListParams};
 use tokio::{sync::watch, time::timeout};
 use tracing::info;
 
@@ -87,6 +87,22 @@ pub async fn say_phase(settings: &Settings, phase: Phase, message: &str) -> anyh
         status_object::say(client, &settings.node_name, phase, message).await
     };
     timeout(PATIENCE, said).await.context("the API server does not answer")?
+}
+
+/// Whether a pod of Amazon's DaemonSet `aws-node` is on this node; none is where there is no cluster.
+///
+/// # Errors
+///
+/// The API server refuses, cannot be reached, or does not answer in time.
+pub async fn has_aws_node(settings: &Settings) -> anyhow::Result<bool> {
+    let listed = async {
+        let Some(client) = client::connect(settings.cluster_endpoint.as_deref()).await? else { return Ok(false) };
+        let fields = format!("spec.nodeName={},status.phase!=Succeeded,status.phase!=Failed", settings.node_name);
+        let of_node = ListParams::default().fields(&fields).labels("k8s-app=aws-node");
+        let pods = Api::<v1::Pod>::namespaced(client, "kube-system").list_metadata(&of_node).await?;
+        Ok(!pods.items.is_empty())
+    };
+    timeout(PATIENCE, listed).await.context("the API server does not answer")?
 }
 
 /// What NodeConfigs give to this node, asked once; `None` where no API server is configured.

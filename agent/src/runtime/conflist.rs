@@ -143,7 +143,7 @@ pub fn read(path: &Path) -> anyhow::Result<Option<Value>> {
 }
 
 /// That of Amazon's VPC CNI, wherever it lies.
-fn amazons(settings: &Settings) -> anyhow::Result<Option<Value>> {
+pub fn amazons(settings: &Settings) -> anyhow::Result<Option<Value>> {
     Ok(read(&settings.conf_dir.join(AMAZONS))?.or(read(&settings.conf_dir.join(AMAZONS_ASIDE))?))
 }
 

@@ -1,7 +1,7 @@
 //! Pods of Amazon's VPC CNI become ours, before anything else of ours stands in the kernel.
 
-use anyhow::{bail, ensure};
-use enid_datapath::peer;
+use anyhow::{Context, bail, ensure};
+use enid_datapath::{Family, peer};
 use enid_ipamd::{Ledger, Millis, Write};
 use tracing::{info, warn};
 
@@ -10,7 +10,13 @@ use super::{
     plan::{Becomes, Plan, plan},
     wait,
 };
-use crate::{aws::imds::Imds, clock, host::netlink::Netlink, settings::Settings, store::Store};
+use crate::{
+    aws::imds::Imds,
+    clock,
+    host::{netlink::Netlink, xtables},
+    settings::Settings,
+    store::Store,
+};
 
 /// So many pods are named that cannot be taken over.
 const NAMED: usize = 5;
@@ -41,6 +47,12 @@ pub async fn adopt(settings: &Settings, imds: &Imds, store: &Store, ledger: Ledg
             named.join("; "),
             if plan.refusals.len() > NAMED { "; and others" } else { "" }
         );
+    }
+    if !plan.pods.is_empty() {
+        // What cannot be read cannot be removed later.
+        for (backend, family) in xtables::BACKENDS.into_iter().flat_map(|it| Family::ALL.map(|family| (it, family))) {
+            xtables::save(backend, family).await.context("nothing is taken over")?;
+        }
     }
     tell(&plan);
     let cools = Millis(clock::now().0 + settings.policy.cooldown_ms);

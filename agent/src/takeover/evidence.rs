@@ -1,6 +1,6 @@
 //! What a take-over goes by: the other system's file, the kernel, metadata, and what the store remembers.
 
-use std::{fs, path::Path, time::Duration};
+use std::time::Duration;
 
 use enid_datapath::{Family, Mac, link, node::found::Found, peer};
 use enid_ipamd::{LOCAL_V4, LOCAL_V6, Ledger};
@@ -31,13 +31,14 @@ pub async fn begin(settings: &Settings) -> anyhow::Result<(Evidence, Found)> {
         branches: peer::branch_links(&found),
         ways: peer::ways_out(&found),
         links: peer::macs(&found),
+        connmarks: peer::foreign_connmarks(settings.steering.policy.marks.connmark(), &found),
         ..Evidence::default()
     };
     match file::read(&settings.backing_store) {
         Ok(entries) => evidence.entries = entries,
         Err(failure) => evidence.lack = Some(format!("{failure:#}")),
     }
-    evidence.prefix = prefix(&settings.conf_dir).unwrap_or_else(|| settings.veth_prefix.clone());
+    evidence.prefix = prefix(settings);
     for link in peer::pod_links(&evidence.prefix, &found) {
         let mac = inside(&mut netlink, &link).await;
         evidence.pods.push((link, mac));
@@ -60,12 +61,12 @@ pub async fn complete(evidence: Evidence, imds: &Imds, ledger: Ledger) -> anyhow
     }
 }
 
-/// First letters of pods' links, as the other system's network configuration says.
-pub fn prefix(conf_dir: &Path) -> Option<String> {
-    let text = fs::read(conf_dir.join(conflist::AMAZONS)).ok()?;
-    let list: serde_json::Value = serde_json::from_slice(&text).ok()?;
-    let prefixes = list["plugins"].as_array()?.iter().filter_map(|plugin| plugin["vethPrefix"].as_str());
-    prefixes.map(str::to_owned).next()
+/// First letters of pods' links, as the other system's network configuration says; else those of ours.
+pub fn prefix(settings: &Settings) -> String {
+    let list = conflist::amazons(settings).ok().flatten().unwrap_or_default();
+    let plugins = list["plugins"].as_array().into_iter().flatten();
+    let prefix = plugins.filter_map(|plugin| plugin["vethPrefix"].as_str()).next();
+    prefix.unwrap_or(&settings.veth_prefix).to_owned()
 }
 
 /// The MAC of the pod's end.

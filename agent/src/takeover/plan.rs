@@ -34,6 +34,8 @@ pub struct Evidence {
     pub egress: Vec<(IpAddr, String)>,
     /// By which ENI pods leave that have a rule for it: the MAC of its link.
     pub ways: BTreeMap<IpAddr, Mac>,
+    /// Marks of connections that are not those of the settings.
+    pub connmarks: Vec<u32>,
     /// The MACs of all links.
     pub links: BTreeSet<Mac>,
     /// What metadata shows.
@@ -170,7 +172,11 @@ pub fn plan(evidence: &Evidence) -> Plan {
     });
     // Without it no pod would get a lease, and each would hold its address for ever.
     let lack = evidence.lack.clone().filter(|_| plan.pods.iter().any(|pod| !evidence.holds(pod)));
-    plan.refusals = of_second_family.chain(of_branch).chain(lack).collect();
+    let marked = |mark: &u32| {
+        format!("connections are marked with {mark:#x} here, and AWS_VPC_K8S_CNI_CONNMARK says another mark")
+    };
+    let marked = evidence.connmarks.iter().map(marked);
+    plan.refusals = of_second_family.chain(of_branch).chain(lack).chain(marked).collect();
     plan
 }
 

@@ -148,12 +148,6 @@ impl Report {
         let rules = rules.filter(enid_datapath::Request::is_rule_removal).map(|rule| rule.to_string());
         let rules: Vec<String> = rules.map(|rule| rule.replacen("remove Amazon's ", "the ", 1)).collect();
         self.removes.extend(rules);
-        let connmark = policy.marks.connmark();
-        for mark in peer::foreign_connmarks(connmark, &found) {
-            self.against.push(format!(
-                "connections are marked with {mark:#x} here, and AWS_VPC_K8S_CNI_CONNMARK says {connmark:#x}"
-            ));
-        }
         let of_pods: Vec<u32> = evidence.pods.iter().map(|(link, _)| link.index).collect();
         let others = peer::without_its_own(found, &of_pods, &nets);
         self.against.extend(conflict::conflicts(&enis, &pool, policy, &others));

@@ -8,7 +8,7 @@ use kubelab::Cluster;
 use serde_json::Value;
 
 use crate::{
-    CLUSTER,
+    CLUSTER, debug,
     disturbance::{are_ready, rolled_out},
     traffic::Ends,
 };
@@ -56,6 +56,11 @@ fn a_node_is_given_back_and_taken_over_again_under_traffic() {
         wait_until(BOUND, || !are_ready(cluster).unwrap_or(false) || looks.elapsed() > Duration::from_secs(15))?;
         anyhow::ensure!(are_ready(cluster)?, "a node that was given back is not ready");
         anyhow::ensure!(daemon_of(cluster, &node.name)? == before, "its pod does not wait");
+        // What taking it over would do, as docs/takeover.md says.
+        let number = kube::pods(cluster, None)?.iter().filter(|pod| pod.node == node.name).count();
+        let told = debug(cluster, node, &["takeover", "--check"])?;
+        anyhow::ensure!(told.contains(&format!("{number} pods would be taken over, and 0 addresses")), "{told}");
+        anyhow::ensure!(told.contains("Nothing stands against it."), "{told}");
 
         cluster.kubectl(&["-n", "kube-system", "delete", "pod", &before])?;
         rolled_out(cluster)?;

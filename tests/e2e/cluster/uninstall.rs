@@ -3,44 +3,10 @@
 use std::time::Duration;
 
 use enid_tests::{kube, wait_until};
-use kubelab::{Cluster, Node};
 
-use crate::{CLUSTER, traffic::Ends};
+use crate::{CLUSTER, debug, traffic::Ends};
 
 const BOUND: Duration = Duration::from_secs(120);
-
-/// The documented way: the image's own command, in a pod that `kubectl debug` makes on the node.
-fn clean(cluster: &Cluster, node: &Node) -> anyhow::Result<String> {
-    let endpoint = format!("--env=AWS_EC2_ENDPOINT={}", cluster.lab().state().ec2_endpoint);
-    let target = format!("node/{}", node.name);
-    let settings = [
-        "--env=HOST_CNI_BIN_PATH=/host/opt/cni/bin",
-        "--env=HOST_CNI_CONFDIR_PATH=/host/etc/cni/net.d",
-        "--env=ENID_RUN_DIR=/host/run/enid",
-        "--env=ENID_STORE_DIR=/host/var/lib/enid",
-        "--env=AWS_VPC_K8S_CNI_BACKING_STORE=/host/var/run/aws-node/ipam.json",
-        "--env=AWS_ACCESS_KEY_ID=test",
-        "--env=AWS_SECRET_ACCESS_KEY=test",
-        &endpoint,
-    ];
-    let debug =
-        ["debug", &target, "--profile=sysadmin", "--image=docker.io/library/enid:0.1.0", "--image-pull-policy=Never"];
-    cluster.kubectl(&[&debug[..], &settings[..], &["--", "enid", "uninstall", "--enis"][..]].concat())?;
-    let prefix = format!("node-debugger-{}-", node.name);
-    let find = || {
-        let pods = cluster.list("pods", &[])?;
-        let found =
-            pods.into_iter().find(|pod| pod["metadata"]["name"].as_str().is_some_and(|name| name.starts_with(&prefix)));
-        found.ok_or_else(|| anyhow::anyhow!("no pod {prefix}*"))
-    };
-    let phase = || find().map(|pod| pod["status"]["phase"].as_str().unwrap_or_default().to_owned());
-    wait_until(BOUND, || phase().is_ok_and(|phase| phase == "Succeeded" || phase == "Failed"))?;
-    let name = find()?["metadata"]["name"].as_str().unwrap_or_default().to_owned();
-    let told = cluster.kubectl(&["logs", &name])?;
-    anyhow::ensure!(phase()? == "Succeeded", "{}: {told}", node.name);
-    cluster.kubectl(&["delete", "pod", &name])?;
-    Ok(told)
-}
 
 #[test]
 fn pods_keep_their_network_and_nothing_is_left() {
@@ -60,7 +26,7 @@ fn pods_keep_their_network_and_nothing_is_left() {
     cluster.kubectl(&["-n", "kube-system", "delete", "deployment", "coredns"]).unwrap();
     wait_until(BOUND, || kube::pods(cluster, None).is_ok_and(|pods| pods.is_empty())).unwrap();
     for node in &nodes {
-        let told = clean(cluster, node).unwrap();
+        let told = debug(cluster, node, &["uninstall", "--enis"]).unwrap();
         assert!(told.contains("remove the rule 512"), "{told}");
         let left = node
             .sh("nft list tables | grep enid || true

@@ -121,3 +121,8 @@ fn single_addresses_with_iptables_of_old() {
 fn prefixes() {
     taken_over("prefixes", &[("ENABLE_PREFIX_DELEGATION", "true")], Backend::Nft);
 }
+
+#[test]
+fn without_node_ports() {
+    taken_over("noports", &[("AWS_VPC_CNI_NODE_PORT_SUPPORT", "false")], Backend::Nft);
+}

@@ -17,6 +17,9 @@ use super::{
     lab, with_enis,
 };
 
+/// Rounds of pods that come and go: with each an address rests for the second of its cooldown.
+const ROUNDS: usize = 20;
+
 /// Runs `enid handback` as in the daemon's pod of this name: what it prints, and whether it succeeds.
 fn hand_back(place: Place<'_>, pod: &str, args: &str) -> (String, bool) {
     let enid = program("enid").unwrap();
@@ -26,15 +29,13 @@ fn hand_back(place: Place<'_>, pod: &str, args: &str) -> (String, bool) {
     (said, is_fine)
 }
 
-/// The node without what these names and addresses are of, without whose a rule is, and without what a pod's neighbours are.
+/// The node, with its older iptables, without what these names and addresses are of, and without its pods' neighbours.
 pub fn state(place: Place<'_>, without: &[&str]) -> Vec<String> {
-    let state = kernel::state(place).unwrap();
+    let legacy = place.sh("iptables-legacy-save | grep -v '^[#:]' || true").unwrap();
+    let state = kernel::state(place).unwrap() + &legacy;
     let is_left_out = |line: &&str| without.iter().any(|word| line.contains(word)) || line.contains(" lladdr ");
-    let mut lines: Vec<String> = state
-        .lines()
-        .filter(|line| !is_left_out(line))
-        .map(|line| line.replace(" proto 101", "").trim().to_owned())
-        .collect();
+    let mut lines: Vec<String> =
+        state.lines().filter(|line| !is_left_out(line)).map(|line| line.trim().to_owned()).collect();
     lines.sort();
     lines
 }
@@ -67,7 +68,22 @@ fn ended(name: &str, (running, pings): (Vec<Stream>, Vec<Ping>)) {
     running.into_iter().for_each(|stream| drop(stream.end().unwrap()));
 }
 
-fn there_and_back(name: &str, backend: Backend) {
+/// Pods come and go beside those that stay, whose addresses nobody else gets.
+fn churn(place: Place<'_>, rounds: usize, staying: &BTreeMap<String, String>) {
+    for round in 0..rounds {
+        let pods = [0, 1, 2].map(|number| {
+            let name = format!("churn-{round}-{number}");
+            Pod { config: peer::config(), ..Pod::new(0, &name) }
+        });
+        for pod in &pods {
+            let (address, _) = pod.add(place).unwrap();
+            assert!(staying.values().all(|held| *held != address), "{address} has two owners");
+        }
+        pods.iter().for_each(|pod| pod.del(place).unwrap());
+    }
+}
+
+fn there_and_back(name: &str, backend: Backend, of_prefixes: bool) {
     let lab = lab(name);
     let place = Place::node(&lab, 0);
     let settings = |pod: &'static str| {
@@ -76,10 +92,15 @@ fn there_and_back(name: &str, backend: Backend) {
             ("IP_COOLDOWN_PERIOD", "1"),
             ("WARM_ENI_TARGET", "0"),
             ("WARM_IP_TARGET", "3"),
+            ("MAX_ENI", "3"),
             ("MY_POD_NAME", pod),
+            ("ENABLE_PREFIX_DELEGATION", if of_prefixes { "true" } else { "false" }),
         ]
     };
     with_enis(place, &[("MINIMUM_IP_TARGET", "42"), ("WARM_ENI_TARGET", "0")]);
+    if of_prefixes {
+        peer::to_prefixes(place).unwrap();
+    }
     let mut pods = peer::make(place, &[10, 10, 10], backend).unwrap();
     if backend == Backend::Legacy {
         // kube-proxy's, say: by them the other system tells which of both it uses.
@@ -108,6 +129,7 @@ fn there_and_back(name: &str, backend: Backend) {
     let new = Pod { config: peer::config(), ..Pod::new(0, "new") };
     let (address, _) = new.add(place).unwrap();
     let new_link = place.sh(&format!("ip -o route show {address} | grep -o 'eni[0-9a-f]*'")).unwrap().trim().to_owned();
+    churn(place, ROUNDS, &of_pods(&pods));
     let under_enid = Silent::open(place, &[&pods[12], &pods[22]], 5);
 
     let (said, is_fine) = hand_back(place, "enid-first", "");
@@ -115,10 +137,11 @@ fn there_and_back(name: &str, backend: Backend) {
     assert_eq!((probe(place, "healthz"), probe(place, "readyz")), ("200".to_owned(), "503".to_owned()), "it waits");
     let differs = |what: &str| {
         let after = state(place, &[&left.address, &left.ifname, &address, &new_link]);
-        let without = |all: &[String], other: &[String]| -> Vec<String> {
-            all.iter().filter(|line| !other.contains(line)).cloned().collect()
-        };
-        let (more, less) = (without(&after, &before), without(&before, &after));
+        // Each as often as before.
+        let mut more = after.clone();
+        let mut missing =
+            |line: &&String| more.iter().position(|there| there == *line).map(|at| more.remove(at)).is_none();
+        let less: Vec<String> = before.iter().filter(|line| missing(line)).cloned().collect();
         assert!(more.is_empty() && less.is_empty(), "{what}: more {more:#?}, less {less:#?}, {}", daemon.log());
     };
     differs("given back");
@@ -153,6 +176,7 @@ fn there_and_back(name: &str, backend: Backend) {
         leases.iter().map(|lease| (text(&lease["container"]), text(&lease["address"]))).collect();
     assert_eq!(leased, expected);
     assert_eq!(macs(place, &pods), macs_before, "pods know them by heart");
+    churn(place, ROUNDS, &expected);
 
     // The mark can be taken away, too.
     let (said, is_fine) = hand_back(place, "enid-second", "");
@@ -175,10 +199,15 @@ fn there_and_back(name: &str, backend: Backend) {
 
 #[test]
 fn there_and_back_with_iptables_of_nftables() {
-    there_and_back("backnft", Backend::Nft);
+    there_and_back("backnft", Backend::Nft, false);
 }
 
 #[test]
 fn there_and_back_with_iptables_of_old() {
-    there_and_back("backold", Backend::Legacy);
+    there_and_back("backold", Backend::Legacy, false);
+}
+
+#[test]
+fn there_and_back_with_prefixes() {
+    there_and_back("backpd", Backend::Nft, true);
 }

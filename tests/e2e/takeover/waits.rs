@@ -24,7 +24,7 @@ fn nothing_is_changed_while_the_other_daemon_is_there() {
     let settings = [("AWS_EC2_ENDPOINT", lab.state().ec2_endpoint.as_str())];
 
     let daemon = Daemon::spawn(place, &settings).unwrap();
-    wait_until(BOUND, || daemon.log().contains("waits until it has gone")).unwrap();
+    wait_until(BOUND, || daemon.log().contains("waits until that one has gone")).unwrap();
     wait_until(BOUND, || probe(place, "healthz") == "200").unwrap();
     assert_eq!(probe(place, "readyz"), "503", "it waits");
     assert!(place.sh("test -e /run/enid/cni.sock || test -e /etc/cni/net.d/05-enid.conflist").is_err());
