@@ -25,6 +25,7 @@ use crate::{
     host::deletion::Deletion,
     host::kernel::{self, Kernel},
     host::nft,
+    host::pod_links,
     host::sockets::{self, Claim, Place},
     kubernetes::{self, Kubernetes, Phase, Started},
     log::{self, Level},
@@ -290,7 +291,7 @@ async fn discover(
     let ledger = takeover::adopt::adopt(settings, imds, &store, Ledger { kernel_slots, ..ledger }).await?;
     let (id, kind, leases) = (&instance.id, &instance.kind, ledger.leases.len());
     info!(node = settings.node_name, instance = id, kind, leases, "start");
-    let lacks_v6 = families::settle(settings, &instance, &ledger)?;
+    let lacks_v6 = families::settle(settings, &instance, &ledger, &pod_links::carried().await?)?;
     let ec2 = Ec2::new(instance.clone(), settings).await;
     let limits = match settings.policy.provisioning {
         Provisioning::ImdsOnly => limits::without_ec2(&store, &instance)?,

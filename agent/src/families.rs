@@ -1,5 +1,7 @@
 //! Which families pods get, once it is known what the instance and the pods that run already have.
 
+use std::net::IpAddr;
+
 use enid_datapath::Family;
 use enid_ipamd::{Kind, LOCAL_V4, LOCAL_V6, Lease, Ledger, Limits, Provisioning, Second};
 use thiserror::Error;
@@ -26,7 +28,14 @@ pub fn check(settings: &Settings, limits: &Limits, instance: &Instance) -> Resul
 
 /// Fits the settings to this instance, or says what is wrong with them here. What pods have they keep: families whose
 /// pods still run are carried on. Whether IPv6 is off only because the instance has no address of it yet.
-pub fn settle(settings: &mut Settings, instance: &Instance, ledger: &Ledger) -> Result<bool, Unfit> {
+///
+/// `carried`: the addresses that pods' links carry, those of links by which they leave in another family among them.
+pub fn settle(
+    settings: &mut Settings,
+    instance: &Instance,
+    ledger: &Ledger,
+    carried: &[IpAddr],
+) -> Result<bool, Unfit> {
     let leading_v6 = settings.policy.kind == Kind::V6Prefix;
     let others = ledger.leases.values().filter(|lease| lease.address.is_ipv6() != leading_v6).count();
     ensure(others == 0, || {
@@ -49,7 +58,7 @@ pub fn settle(settings: &mut Settings, instance: &Instance, ledger: &Ledger) -> 
         settings.policy.second = Second::None;
     }
     // What pods have by earlier settings is carried until a start after the last of them has gone.
-    let seconds = || ledger.leases.values().filter_map(|lease| lease.second);
+    let seconds = || ledger.leases.values().filter_map(|lease| lease.second).chain(carried.iter().copied());
     policy.of_vpc.extend(ledger.leases.values().filter_map(Lease::second_of_vpc).map(Family::of));
     policy
         .of_node

@@ -77,6 +77,14 @@ pub async fn listing<'a>(
     Ok((seen, routed))
 }
 
+/// The addresses that pods' links carry.
+pub async fn carried() -> anyhow::Result<Vec<IpAddr>> {
+    let mut netlink = Netlink::open()?;
+    let links: Vec<LinkMessage> = netlink.list(&[Family::V4]).await?;
+    let ends = host_end::pod_links(&links);
+    Ok(if ends.is_empty() { Vec::new() } else { host_end::used_over(&ends, &netlink.list(&Family::ALL).await?) })
+}
+
 /// The names of pods' links, by MAC.
 pub async fn pod_ifnames() -> anyhow::Result<BTreeMap<Mac, String>> {
     let links: Vec<LinkMessage> = Netlink::open()?.list(&[Family::V4]).await?;

@@ -6,7 +6,7 @@
 
 use std::{
     fs,
-    path::{Path, PathBuf},
+    path::{Component, Path, PathBuf},
     sync::Once,
 };
 
@@ -32,6 +32,8 @@ const EARLIER: &str = ".05-enid.earlier";
 pub const AMAZONS: &str = "10-aws.conflist";
 /// Where that lies while the node is ours, under a name that no runtime loads.
 pub const AMAZONS_ASIDE: &str = ".10-aws.earlier";
+/// Below it its plugin for the other family notes addresses.
+const EGRESS_ADDRESSES: &str = "/run/cni";
 /// The standard plugin for host ports.
 const PORTMAP: &str = "portmap";
 /// Types that we chain ourselves, and those of Amazon's VPC CNI; entries of any other type belong to others.
@@ -145,6 +147,20 @@ pub fn read(path: &Path) -> anyhow::Result<Option<Value>> {
 /// That of Amazon's VPC CNI, wherever it lies.
 pub fn amazons(settings: &Settings) -> anyhow::Result<Option<Value>> {
     Ok(read(&settings.conf_dir.join(AMAZONS))?.or(read(&settings.conf_dir.join(AMAZONS_ASIDE))?))
+}
+
+/// Where host-local notes the addresses of its plugin for the other family, if it has one.
+pub fn egress_addresses(settings: &Settings) -> anyhow::Result<Option<PathBuf>> {
+    let list = amazons(settings)?.unwrap_or_default();
+    let egress = entries(&list).iter().find(|entry| entry["type"] == "egress-cni");
+    let folder =
+        egress.and_then(|entry| Some(Path::new(entry["ipam"]["dataDir"].as_str()?).join(list["name"].as_str()?)));
+    // Nothing else is removed, whatever the file says.
+    let is_below = |folder: &PathBuf| {
+        let rest = folder.strip_prefix(EGRESS_ADDRESSES).map(|rest| rest.components().collect::<Vec<_>>());
+        rest.is_ok_and(|rest| rest.len() > 1 && rest.iter().all(|part| matches!(part, Component::Normal(_))))
+    };
+    Ok(folder.filter(is_below))
 }
 
 fn entry_of<'a>(list: &'a mut Value, kind: &str) -> Option<&'a mut Value> {
@@ -373,6 +389,23 @@ mod tests {
         hide_stale(&settings).unwrap();
         assert!(path.exists(), "it is of this boot");
         assert_eq!(fs::read_dir(&settings.conf_dir).unwrap().count(), 1);
+        fs::remove_dir_all(settings.bin_dir.parent().unwrap()).unwrap();
+    }
+
+    #[test]
+    fn only_what_the_egress_plugin_has_noted_is_removed() {
+        let settings = settings("egress", &[]);
+        let found = |folder: &str, name: &str| {
+            let egress = json!({"type": "egress-cni", "ipam": {"dataDir": folder}});
+            let list = json!({"name": name, "plugins": [{"type": "aws-cni"}, egress]});
+            fs::write(settings.conf_dir.join(AMAZONS), list.to_string()).unwrap();
+            egress_addresses(&settings).unwrap()
+        };
+        let of_recorded = found("/run/cni/v6pd/egress-v4-ipam", "aws-cni").unwrap();
+        assert_eq!(of_recorded, Path::new("/run/cni/v6pd/egress-v4-ipam/aws-cni"));
+        let others =
+            [("/var/lib/cni", "aws-cni"), ("/run/cni", "/etc"), ("/run/cni/..", "aws-cni"), ("/run/cni/x", "..")];
+        assert!(others.iter().all(|(folder, name)| found(folder, name).is_none()));
         fs::remove_dir_all(settings.bin_dir.parent().unwrap()).unwrap();
     }
 

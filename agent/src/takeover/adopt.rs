@@ -7,7 +7,7 @@ use tracing::{info, warn};
 
 use super::{
     evidence, file,
-    plan::{Becomes, Plan, plan},
+    plan::{Becomes, Plan, Pod, plan},
     wait,
 };
 use crate::{
@@ -29,14 +29,16 @@ pub async fn adopt(settings: &Settings, imds: &Imds, store: &Store, ledger: Ledg
     }
     let evidence = evidence::complete(evidence, imds, ledger).await?;
     let plan = plan(&evidence);
-    if !settings.take_over && plan.pods.iter().any(|pod| !evidence.holds(pod)) {
-        let named: Vec<String> = plan.pods.iter().take(NAMED).map(|pod| pod.link.ifname.clone()).collect();
+    let is_new = |pod: &Pod| pod.becomes != Becomes::Egress && !evidence.holds(pod);
+    if !settings.take_over && plan.pods.iter().any(is_new) {
+        let pods: Vec<&str> =
+            plan.pods.iter().filter(|pod| pod.becomes != Becomes::Egress).map(|pod| &*pod.link.ifname).collect();
         bail!(
             "{} pods of Amazon's VPC CNI run here ({}{}), and would be cut off; set ENID_TAKE_OVER to true to take them over, or \
              drain the node first (docs/takeover.md)",
-            plan.pods.len(),
-            named.join(", "),
-            if plan.pods.len() > NAMED { " and others" } else { "" }
+            pods.len(),
+            pods[..pods.len().min(NAMED)].join(", "),
+            if pods.len() > NAMED { " and others" } else { "" }
         );
     }
     if !plan.refusals.is_empty() {
@@ -80,6 +82,9 @@ fn tell(plan: &Plan) {
                 info!(pod = of, container = key.container, ?addresses, %eni, link, "taken over");
             }
             Becomes::Withheld(why) => warn!(?addresses, %eni, link, "in use, and given to nobody: {why}"),
+            Becomes::Egress => {
+                info!(?addresses, link, "a pod's way out in another family: it stays as long as the pod")
+            }
         }
     }
     plan.cooling.iter().for_each(|(address, key)| {

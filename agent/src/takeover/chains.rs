@@ -10,7 +10,7 @@ use crate::host::xtables::Backend;
 
 /// Which of them go together, in this order: what is translated is so by ours from then on; the mark by which its rule
 /// 1024 sends packets stays until its rules for pods have gone; the answers to node ports come last.
-pub const PARTS: [Part; 4] = [Part::Snat, Part::Connmark, Part::Mangle, Part::Forward];
+pub const PARTS: [Part; 5] = [Part::Snat, Part::Egress, Part::Connmark, Part::Mangle, Part::Forward];
 
 /// Its table of nftables, in which it marks what is translated where the older iptables does not.
 pub const TABLE: &str = "aws-cni";
@@ -20,6 +20,8 @@ pub const TABLE: &str = "aws-cni";
 pub enum Part {
     /// What translates.
     Snat,
+    /// What translates addresses that only the node knows, a chain for each pod.
+    Egress,
     /// What marks connections that are translated, where its table `ip aws-cni` does not.
     Connmark,
     /// What marks connections that come in by the primary ENI.
@@ -37,7 +39,7 @@ const OF_BRANCHES: &str = " -i vlan+ ";
 struct Kind {
     table: &'static str,
     /// Chains of its own.
-    chains: Option<&'static str>,
+    chains: &'static [&'static str],
     /// Comments of its rules in chains that are everybody's.
     comments: &'static [&'static str],
 }
@@ -45,14 +47,15 @@ struct Kind {
 impl Part {
     fn kind(self) -> Kind {
         match self {
-            Part::Snat => Kind { table: "nat", chains: Some(SNAT), comments: &["AWS SNAT CHAIN"] },
+            Part::Snat => Kind { table: "nat", chains: &[SNAT], comments: &["AWS SNAT CHAIN"] },
+            Part::Egress => Kind { table: "nat", chains: &["CNI-E4-", "CNI-E6-"], comments: &[] },
             Part::Connmark => {
-                Kind { table: "nat", chains: Some(CONNMARK), comments: &["AWS, outbound connections", "AWS, CONNMARK"] }
+                Kind { table: "nat", chains: &[CONNMARK], comments: &["AWS, outbound connections", "AWS, CONNMARK"] }
             }
-            Part::Mangle => Kind { table: "mangle", chains: None, comments: &["AWS, primary ENI"] },
+            Part::Mangle => Kind { table: "mangle", chains: &[], comments: &["AWS, primary ENI"] },
             Part::Forward => Kind {
                 table: "filter",
-                chains: None,
+                chains: &[],
                 comments: &["Block Node Local Pod access via IPv4", "Block Node Local Pod access via IPv6"],
             },
         }
@@ -123,7 +126,7 @@ fn rules(part: Part, backend: Backend, node: &Node) -> Vec<String> {
                 .push(format!("PREROUTING -i {prefix}+ -m comment --comment \"AWS, outbound connections\" -j {chain}"));
             rules.push(format!("PREROUTING -m comment --comment \"AWS, CONNMARK\" {restore}"));
         }
-        Part::Snat | Part::Connmark | Part::Forward => {}
+        Part::Snat | Part::Egress | Part::Connmark | Part::Forward => {}
     }
     rules
 }
@@ -135,8 +138,9 @@ pub fn replacement(part: Part, backend: Backend, saved: &str, node: &Node) -> Op
     let Kind { table, chains, .. } = part.kind();
     let mut lines: Vec<String> = found(part, saved, false).rules.iter().map(|rule| format!("-D {rule}")).collect();
     // Named so, a chain of somebody's own is made, or emptied if it is there.
-    let is_own = |rule: &&String| chains.is_some_and(|own| rule.starts_with(own));
-    lines.extend(chains.filter(|_| rules.iter().any(|rule| is_own(&rule))).map(|own| format!(":{own}0 - [0:0]")));
+    let is_own = |rule: &&String| chains.iter().any(|own| rule.starts_with(own));
+    let is_made = rules.iter().any(|rule| is_own(&rule));
+    lines.extend(chains.iter().filter(|_| is_made).map(|own| format!(":{own}0 - [0:0]")));
     lines.extend(rules.iter().map(|rule| format!("-A {rule}")));
     (!lines.is_empty()).then(|| format!("*{table}\n{}\nCOMMIT\n", lines.join("\n")))
 }
@@ -179,7 +183,7 @@ fn found(part: Part, saved: &str, branches: bool) -> Own<'_> {
     let Kind { table, chains, comments } = part.kind();
     let of_table = saved.lines().skip_while(|line| *line != format!("*{table}")).skip(1);
     let lines: Vec<&str> = of_table.take_while(|line| *line != "COMMIT").collect();
-    let is_own = |chain: &str| chains.is_some_and(|own| chain.starts_with(own));
+    let is_own = |chain: &str| chains.iter().any(|own| chain.starts_with(own));
     let own = lines.iter().filter_map(|line| line.strip_prefix(':')?.split(' ').next()).filter(|chain| is_own(chain));
     let chains: Vec<&str> = own.collect();
     // What its own chains hold goes with them.
@@ -311,6 +315,22 @@ COMMIT
         assert_eq!(replacement(Part::Mangle, Backend::Nft, "", &node).unwrap().matches("-A ").count(), 3);
         node.policy.node_ports = NodePorts::Off;
         assert_eq!(replacement(Part::Mangle, Backend::Nft, "", &node), None);
+    }
+
+    #[test]
+    fn a_pods_way_out_in_the_other_family_goes_with_its_chain() {
+        let saved = r#"*nat
+:CNI-E4-7d33c36ee843d69b2cecb - [0:0]
+:CNI-DN-7d33c36ee843d69b2cecb - [0:0]
+-A POSTROUTING -s 169.254.172.2/32 -m comment --comment "name: \"aws-cni\" id: \"sandbox-pod-0\"" -j CNI-E4-7d33c36ee843d69b2cecb
+-A CNI-E4-7d33c36ee843d69b2cecb -d 224.0.0.0/4 -j ACCEPT
+-A CNI-E4-7d33c36ee843d69b2cecb -j SNAT --to-source 10.0.64.10 --random-fully
+COMMIT
+"#;
+        let gone = removal(Part::Egress, saved, false).unwrap();
+        assert!(gone.starts_with("*nat\n-D POSTROUTING -s 169.254.172.2/32 -m comment"), "{gone}");
+        assert!(gone.ends_with("-F CNI-E4-7d33c36ee843d69b2cecb\n-X CNI-E4-7d33c36ee843d69b2cecb\nCOMMIT\n"), "{gone}");
+        assert!(!gone.contains("CNI-DN"), "portmap's is not its own");
     }
 
     #[test]

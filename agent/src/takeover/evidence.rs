@@ -26,12 +26,15 @@ const AGAIN: Duration = Duration::from_millis(500);
 pub async fn begin(settings: &Settings) -> anyhow::Result<(Evidence, Found)> {
     let mut netlink = Netlink::open()?;
     let found = kernel::read(&mut netlink, &Family::ALL).await?;
+    let policy = &settings.steering.policy;
     let mut evidence = Evidence {
-        egress: peer::routed_in(&[LOCAL_V4, LOCAL_V6], &found),
+        egress: peer::egress_links(&[LOCAL_V4, LOCAL_V6], &found),
+        of_vpc: policy.of_vpc.clone(),
+        of_node: policy.of_node.clone(),
         branches: peer::branch_links(&found),
         ways: peer::ways_out(&found),
         links: peer::macs(&found),
-        connmarks: peer::foreign_connmarks(settings.steering.policy.marks.connmark(), &found),
+        connmarks: peer::foreign_connmarks(policy.marks.connmark(), &found),
         ..Evidence::default()
     };
     match file::read(&settings.backing_store) {

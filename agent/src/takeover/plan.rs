@@ -5,8 +5,9 @@ use std::{
     net::IpAddr,
 };
 
-use enid_datapath::{Mac, identity, peer::PodLink};
-use enid_ipamd::{AttachmentKey, EniFacts, EniId, Lease, Ledger, Macs, PodRef};
+use enid_datapath::{Family, Mac, identity, peer::PodLink};
+use enid_ipamd::{AttachmentKey, EniFacts, EniId, LOCAL_V4, LOCAL_V6, Lease, Ledger, Macs, PodRef};
+use ipnet::IpNet;
 
 use super::file::Entry;
 use crate::host::pod_links;
@@ -30,8 +31,12 @@ pub struct Evidence {
     pub pods: Vec<(PodLink, Option<Mac>)>,
     /// Links of pods with ENIs of their own.
     pub branches: Vec<String>,
-    /// Addresses that only this node knows, and the links that main routes them over: of pods with a second family.
-    pub egress: Vec<(IpAddr, String)>,
+    /// Links by which pods leave in the family in which they have no address of the VPC, that are not ours yet.
+    pub egress: Vec<PodLink>,
+    /// Families of which pods have addresses of the VPC, and ranges that only this node knows, as the settings say.
+    pub of_vpc: BTreeSet<Family>,
+    /// The ranges.
+    pub of_node: BTreeSet<IpNet>,
     /// By which ENI pods leave that have a rule for it: the MAC of its link.
     pub ways: BTreeMap<IpAddr, Mac>,
     /// Marks of connections that are not those of the settings.
@@ -83,6 +88,8 @@ pub enum Becomes {
     Lease(AttachmentKey, Option<PodRef>),
     /// It is in use, and nobody knows for sure by whom: it is given to nobody as long as the link stands. Why.
     Withheld(String),
+    /// The pod's way out in another family: it stays as long as the pod, and its address is given to nobody meanwhile.
+    Egress,
 }
 
 impl Pod {
@@ -99,7 +106,7 @@ impl Pod {
 impl Evidence {
     /// Whether there is nothing to take over: no link of its pods that is not ours yet, and no entry in its file.
     pub fn is_empty(&self) -> bool {
-        self.pods.is_empty() && self.entries.is_empty()
+        self.pods.is_empty() && self.egress.is_empty() && self.entries.is_empty()
     }
 
     /// Whether an earlier run has leased this pod, and was interrupted.
@@ -152,14 +159,23 @@ pub fn plan(evidence: &Evidence) -> Plan {
         };
         plan.pods.push(Pod { link: link.clone(), mac, eni: eni.id.clone(), slot, becomes });
     }
+    if let Some(primary) = evidence.enis.iter().find(|eni| is_primary(eni)) {
+        let eni = primary.id.clone();
+        let way_out =
+            |link: &PodLink| Pod { link: link.clone(), mac: None, eni: eni.clone(), slot: 0, becomes: Becomes::Egress };
+        plan.pods.extend(evidence.egress.iter().map(way_out));
+    }
+    if let [first, ..] = &evidence.egress[..] {
+        let (number, named) = (evidence.egress.len(), &first.ifname);
+        plan.left.push(format!(
+            "links by which pods leave in another family, as long as their pods: {number}, {named} among them"
+        ));
+    }
     let gone = entries.iter().filter(|it| !carried.contains(&it.address) && !of_ours.contains_key(&it.address));
     plan.cooling = gone.map(|entry| (entry.address, entry.key.clone())).collect();
     let branch =
         |link: &String| format!("{link} is the link of a pod with an ENI of its own (security groups for pods)");
     plan.left.extend(branches.iter().map(branch));
-    let v6 =
-        pods.iter().flat_map(|(link, _)| link.addresses.iter().map(move |address| (*address, link.ifname.clone())));
-    let of_second_family = evidence.egress.iter().cloned().chain(v6.filter(|(address, _)| address.is_ipv6()));
     let of_branch = pods.iter().filter(|(link, _)| {
         let way = link.addresses.iter().find_map(|address| evidence.ways.get(address));
         way.is_some_and(|way| !evidence.enis.iter().any(|eni| Mac(eni.mac) == *way))
@@ -167,16 +183,32 @@ pub fn plan(evidence: &Evidence) -> Plan {
     let of_branch = of_branch.map(|(link, _)| {
         format!("the pod of {} leaves by no ENI of this instance, and cannot be taken over", link.ifname)
     });
-    let of_second_family = of_second_family.map(|(address, link)| {
-        format!("{address} by {link} is no IPv4 address of the VPC, and cannot be taken over yet")
+    let links = || pods.iter().map(|(link, _)| link).chain(&evidence.egress);
+    let of_each = links().flat_map(|link| link.addresses.iter().map(move |address| (*address, link)));
+    // Without an address of its own the node cannot lend it to pods.
+    let lacks_v6 = evidence.enis.iter().any(|eni| is_primary(eni) && eni.own_v6.is_none());
+    let lacks_v6 = lacks_v6 && links().any(|link| link.addresses.iter().any(|address| LOCAL_V6.contains(address)));
+    let lacks_v6 = lacks_v6
+        .then(|| "pods leave by IPv6 as the node, and metadata shows no IPv6 address of the primary ENI".to_owned());
+    let is_known = |address: &IpAddr| {
+        let of_node = evidence.of_node.iter().any(|range| range.contains(address));
+        of_node || !is_node_local(*address) && evidence.of_vpc.contains(&Family::of(*address))
+    };
+    let of_another = of_each.filter(|(address, _)| !is_known(address)).map(|(address, link)| {
+        format!(
+            "{address} by {} is of a family that the settings leave out (ENABLE_IPv4, ENABLE_IPv6, ENABLE_V4_EGRESS, \
+             ENABLE_V6_EGRESS)",
+            link.ifname
+        )
     });
     // Without it no pod would get a lease, and each would hold its address for ever.
-    let lack = evidence.lack.clone().filter(|_| plan.pods.iter().any(|pod| !evidence.holds(pod)));
+    let unknown = |pod: &Pod| pod.becomes != Becomes::Egress && !evidence.holds(pod);
+    let lack = evidence.lack.clone().filter(|_| plan.pods.iter().any(unknown));
     let marked = |mark: &u32| {
         format!("connections are marked with {mark:#x} here, and AWS_VPC_K8S_CNI_CONNMARK says another mark")
     };
     let marked = evidence.connmarks.iter().map(marked);
-    plan.refusals = of_second_family.chain(of_branch).chain(lack).chain(marked).collect();
+    plan.refusals = of_another.chain(lacks_v6).chain(of_branch).chain(lack).chain(marked).collect();
     plan
 }
 
@@ -237,6 +269,10 @@ fn agreed<'a>(
         return Err(format!("the pod's end of {name} cannot be looked at"));
     }
     Ok(entry)
+}
+
+fn is_node_local(address: IpAddr) -> bool {
+    LOCAL_V4.contains(&address) || LOCAL_V6.contains(&address)
 }
 
 fn is_primary(eni: &EniFacts) -> bool {
@@ -304,7 +340,8 @@ mod tests {
 
     fn node() -> Evidence {
         let enis = vec![eni(0, &["10.0.80.194"]), eni(1, &["10.0.78.4", "10.0.78.5"]), eni(2, &["10.0.85.29"])];
-        let mut evidence = Evidence { prefix: "eni".into(), enis, ..Evidence::default() };
+        let of_vpc = BTreeSet::from([Family::V4]);
+        let mut evidence = Evidence { prefix: "eni".into(), enis, of_vpc, ..Evidence::default() };
         pod(&mut evidence, 0, "10.0.80.194", None);
         pod(&mut evidence, 1, "10.0.78.4", Some(1));
         pod(&mut evidence, 2, "10.0.85.29", Some(2));
@@ -316,6 +353,7 @@ mod tests {
         match &pod.becomes {
             Becomes::Withheld(why) => why.clone(),
             Becomes::Lease(..) => "leased".to_owned(),
+            Becomes::Egress => "a way out".to_owned(),
         }
     }
 
@@ -410,17 +448,23 @@ mod tests {
     }
 
     #[test]
-    fn pods_of_a_second_family_are_refused() {
-        assert!(plan(&node()).refusals.is_empty());
+    fn families_are_those_of_the_settings() {
         let mut evidence = node();
-        evidence.egress.push((ip("fd00::ac:2"), "veth4ae9443a".to_owned()));
+        let link =
+            PodLink { ifname: "veth4ae9443a".into(), addresses: vec![ip("fd00::ac:2")], ..evidence.pods[0].0.clone() };
+        evidence.egress.push(link);
         evidence.pods[0].0.addresses = vec![ip("2001:db8::1")];
+        let refused = plan(&evidence).refusals;
+        assert!(refused[0].starts_with("2001:db8::1 by eni") && refused[1].starts_with("fd00::ac:2 by veth4ae9443a"));
+        assert!(refused[1].contains("ENABLE_V6_EGRESS"), "{refused:?}");
+        evidence.of_vpc.insert(Family::V6);
+        evidence.of_node.insert(LOCAL_V6);
+        assert!(plan(&evidence).refusals[0].contains("no IPv6 address of the primary ENI"));
+        evidence.enis[0].own_v6 = Some("2001:db8::a".parse().unwrap());
         let plan = plan(&evidence);
-        assert_eq!(
-            plan.refusals[0],
-            "fd00::ac:2 by veth4ae9443a is no IPv4 address of the VPC, and cannot be taken over yet"
-        );
-        assert!(plan.refusals[1].starts_with("2001:db8::1 by eni"));
+        assert!(plan.refusals.is_empty(), "{:?}", plan.refusals);
+        assert_eq!((why(&plan, "fd00::ac:2"), plan.pods.len()), ("a way out".to_owned(), 4));
+        assert!(plan.left[0].contains("1, veth4ae9443a among them"));
     }
 
     /// The kind: security groups for pods in the mode "standard", whose pods have links like all others.

@@ -22,6 +22,7 @@ use super::{
 use crate::{
     aws::imds::Imds,
     host::{nft, xtables},
+    runtime::conflist,
     settings::Settings,
 };
 
@@ -89,6 +90,9 @@ async fn read(settings: &Settings) -> anyhow::Result<Report> {
         report.removes.push(format!("the nftables table ip {TABLE}"));
     }
     report.kernel(settings, &evidence, &plan, found);
+    if let Some(folder) = conflist::egress_addresses(settings)?.filter(|folder| folder.exists()) {
+        report.removes.push(format!("{}", folder.display()));
+    }
     if file::is_theirs(&settings.backing_store) {
         report.removes.push(format!("what {} says", settings.backing_store.display()));
     }
@@ -99,6 +103,8 @@ impl Report {
     fn of(&mut self, plan: &Plan) {
         for pod in &plan.pods {
             let (of, container, withheld) = match &pod.becomes {
+                // Among what stays.
+                Becomes::Egress => continue,
                 Becomes::Lease(key, of) => {
                     let of = of.as_ref().map(|pod| format!("{}/{}", pod.namespace, pod.name)).unwrap_or_default();
                     (of, key.container.clone(), None)

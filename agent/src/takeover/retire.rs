@@ -86,7 +86,7 @@ impl Retire {
             self.part(part, branches).await?;
         }
         let (evidence, _) = evidence::begin(&self.settings).await?;
-        if let Some((link, _)) = evidence.pods.first() {
+        if let Some(link) = evidence.pods.iter().map(|(link, _)| link).chain(&evidence.egress).next() {
             return Err(LatePods(link.ifname.clone()).into());
         }
         self.rules(Rules::Rest).await?;
@@ -94,6 +94,7 @@ impl Retire {
         if file::is_theirs(&self.settings.backing_store) {
             file::stamp(&self.settings.backing_store)?;
         }
+        self.egress_addresses()?;
         let (from, to) = (self.conflist(), self.settings.conf_dir.join(conflist::AMAZONS_ASIDE));
         match fs::rename(&from, &to) {
             Ok(()) => info!("{} is renamed to {}", from.display(), to.display()),
@@ -106,6 +107,17 @@ impl Retire {
     async fn rules(&self, which: Rules) -> anyhow::Result<()> {
         for change in self.kernel.retire(which).await? {
             info!("{}", change.what);
+        }
+        Ok(())
+    }
+
+    /// What its plugin for the other family has noted of addresses, which are withheld by their links from now on.
+    fn egress_addresses(&self) -> anyhow::Result<()> {
+        let Some(folder) = conflist::egress_addresses(&self.settings)? else { return Ok(()) };
+        match fs::remove_dir_all(&folder) {
+            Ok(()) => info!("{} is removed", folder.display()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error).with_context(|| format!("cannot remove {}", folder.display())),
         }
         Ok(())
     }

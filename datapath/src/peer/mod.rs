@@ -30,6 +30,9 @@ const PRIORITY_TO: u32 = 512;
 const PRIORITY_FROM: u32 = 1536;
 /// First letters of the host links of pods with an ENI of their own (security groups for pods).
 const BRANCH: &str = "vlan";
+/// First letters of the host links by which pods leave in another family, and how many digits follow.
+const EGRESS: &str = "veth";
+const EGRESS_DIGITS: usize = 8;
 /// Digits behind the first letters of a pod's host link.
 const DIGITS: usize = 11;
 
@@ -51,6 +54,10 @@ pub struct PodLink {
 /// Links of pods that it has wired: called as it calls a pod's (the prefix and eleven digits), of no device group of ours
 /// and without an alias of ours. One over which no route leads is nobody's any more.
 pub fn pod_links(prefix: &str, found: &Found) -> Vec<PodLink> {
+    wired(&|link| is_named_after_a_pod(prefix, link), found)
+}
+
+fn wired(is_named: &dyn Fn(&LinkMessage) -> bool, found: &Found) -> Vec<PodLink> {
     let mut routed: BTreeMap<u32, Vec<IpAddr>> = BTreeMap::new();
     for (address, index) in found.routes.iter().filter_map(host_route) {
         routed.entry(index).or_default().push(address);
@@ -61,7 +68,7 @@ pub fn pod_links(prefix: &str, found: &Found) -> Vec<PodLink> {
         let (mac, addresses) = (link::mac(link)?, routed.get(&index)?.clone());
         Some(PodLink { ifname: ifname(link).to_owned(), index, mac, inside: other_end(link), addresses })
     };
-    found.links.iter().filter(|link| is_named_after_a_pod(prefix, link) && !is_ours(link)).filter_map(pod).collect()
+    found.links.iter().filter(|link| is_named(link) && !is_ours(link)).filter_map(pod).collect()
 }
 
 fn is_named_after_a_pod(prefix: &str, link: &LinkMessage) -> bool {
@@ -74,13 +81,15 @@ pub fn branch_links(found: &Found) -> Vec<String> {
     found.links.iter().filter(|link| is_named_after_a_pod(BRANCH, link)).map(|link| ifname(link).to_owned()).collect()
 }
 
-/// The addresses of these ranges that main routes one by one, and the names of the links.
-pub fn routed_in(ranges: &[IpNet], found: &Found) -> Vec<(IpAddr, String)> {
+/// The host ends of the links by which its pods leave in the family in which they have no address of the VPC: called `veth` and
+/// eight digits, with an address of these ranges behind them.
+pub fn egress_links(ranges: &[IpNet], found: &Found) -> Vec<PodLink> {
+    let is_named = |link: &LinkMessage| {
+        let digits = ifname(link).strip_prefix(EGRESS);
+        digits.is_some_and(|rest| rest.len() == EGRESS_DIGITS && rest.bytes().all(|byte| byte.is_ascii_hexdigit()))
+    };
     let is_in = |address: &IpAddr| ranges.iter().any(|range| range.contains(address));
-    let routed = found.routes.iter().filter_map(host_route).filter(|(address, _)| is_in(address));
-    let name = |index: u32| found.links.iter().find(|link| link.header.index == index);
-    let is_not_ours = |link: &&LinkMessage| !marks::is_of_a_pod(group(link));
-    routed.filter_map(|(address, index)| Some((address, ifname(name(index).filter(is_not_ours)?).to_owned()))).collect()
+    wired(&is_named, found).into_iter().filter(|link| link.addresses.iter().all(is_in)).collect()
 }
 
 /// The MACs of all links.
@@ -286,6 +295,20 @@ mod tests {
         assert_eq!(of("eni1", 0, None) + of("calicfc3c3b88c", 0, None), 0, "others'");
         let found = Found::new(vec![link(7, "enicfc3c3b88c9", ENI1, 0, None)], vec![], vec![], vec![]);
         assert!(pod_links("eni", &found).is_empty(), "no route leads over it");
+    }
+
+    #[test]
+    fn ways_out_in_the_other_family_are_told_by_name_and_address() {
+        let of = |name: &str, address: &str| {
+            let routes = vec![link_route(TABLE_MAIN, ip(address), 7)];
+            let found = Found::new(vec![link(7, name, ENI1, 0, None)], vec![], routes, vec![]);
+            egress_links(&["169.254.172.0/22".parse().unwrap()], &found).len()
+        };
+        assert_eq!(of("veth4ae9443a", "169.254.172.2"), 1);
+        assert_eq!(
+            of("veth4ae9443a", "10.0.78.4") + of("veth0", "169.254.172.2") + of("eni4ae9443a00", "169.254.172.2"),
+            0
+        );
     }
 
     #[test]

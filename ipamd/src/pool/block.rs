@@ -76,10 +76,12 @@ pub(crate) type Rank = (Reverse<u64>, Millis, IpNet);
 
 impl Block {
     pub(crate) fn new(net: IpNet, eni: EniId, leads: bool, in_use: InUse) -> Self {
-        // The first address of an IPv6 block may be every router's (RFC 4291, 2.6.1); a range's ends are its own.
+        // The first address of an IPv6 block may be every router's (RFC 4291, 2.6.1); a range's ends are its own, and its
+        // second address may be a gateway's on this node: that of pods which Amazon's egress plugin has wired.
         let range = net == LOCAL_V4 || net == LOCAL_V6;
         let at_end = if own_of_eni(&net).is_some() && !range { RESERVED_AT_END } else { u64::from(range) };
-        let reserved = (u64::from(net.addr().is_ipv6() || range), at_end);
+        let at_begin = if range { 2 } else { u64::from(net.addr().is_ipv6()) };
+        let reserved = (at_begin, at_end);
         Block {
             net,
             eni,
@@ -264,8 +266,8 @@ mod tests {
         let mut block = Block::new(LOCAL_V4, EniId("".into()), false, InUse::default());
         let assigned: Vec<IpAddr> =
             std::iter::from_fn(|| (block.available() > 0).then(|| block.assign(|_| false))?).collect();
-        assert_eq!(assigned.len(), 1022);
-        assert_eq!(assigned.first(), Some(&"169.254.172.1".parse().unwrap()));
+        assert_eq!(assigned.len(), 1021);
+        assert_eq!(assigned.first(), Some(&"169.254.172.2".parse().unwrap()));
         assert_eq!(assigned.last(), Some(&"169.254.175.254".parse().unwrap()));
     }
 

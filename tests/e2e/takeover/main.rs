@@ -7,6 +7,7 @@ mod checked;
 mod flows;
 mod given_back;
 mod host_ports;
+mod ipv6;
 mod killed;
 mod waits;
 
