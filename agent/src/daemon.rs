@@ -287,16 +287,18 @@ async fn discover(
     let boot = store::boot_id()?;
     let instance = imds.wait_for_instance(settings.start_wait).await?;
     let (store, ledger) = Store::open(&settings.store_dir, &boot, &instance.identity(), settings.policy.cooldown_ms)?;
-    let kernel_slots = kernel::slots(&settings.steering.policy).await?;
-    let ledger = takeover::adopt::adopt(settings, imds, &store, Ledger { kernel_slots, ..ledger }).await?;
-    let (id, kind, leases) = (&instance.id, &instance.kind, ledger.leases.len());
-    info!(node = settings.node_name, instance = id, kind, leases, "start");
-    let lacks_v6 = families::settle(settings, &instance, &ledger, &pod_links::carried().await?)?;
+    // A node that this daemon could not serve stays as it is.
     let ec2 = Ec2::new(instance.clone(), settings).await;
     let limits = match settings.policy.provisioning {
         Provisioning::ImdsOnly => limits::without_ec2(&store, &instance)?,
         _ => limits::read(&ec2, &store, &instance, counters).await?,
     };
+    families::check(settings, &limits, &instance)?;
+    let kernel_slots = kernel::slots(&settings.steering.policy).await?;
+    let ledger = takeover::adopt::adopt(settings, imds, &store, Ledger { kernel_slots, ..ledger }).await?;
+    let (id, kind, leases) = (&instance.id, &instance.kind, ledger.leases.len());
+    info!(node = settings.node_name, instance = id, kind, leases, "start");
+    let lacks_v6 = families::settle(settings, &instance, &ledger, &pod_links::carried().await?)?;
     families::check(settings, &limits, &instance)?;
     let ec2 = ec2.within(&limits);
     // Two runs of the daemon must not share a client token: the boot and the moment tell them apart.

@@ -13,11 +13,10 @@ use tokio::time::{Instant, sleep};
 use crate::{
     aws::{ec2::Ec2, imds::Imds},
     handback::mark,
-    host::{kernel, netlink::Netlink, nft, pod_links, sockets},
+    host::{file, kernel, netlink::Netlink, nft, pod_links, sockets},
     runtime::{conflist, install},
     settings::Settings,
-    store,
-    takeover::{evidence, file},
+    store, takeover,
 };
 
 /// EC2 detaches an ENI within some seconds.
@@ -37,8 +36,10 @@ pub fn run(settings: &Settings, enis: bool) -> anyhow::Result<()> {
             let names: Vec<String> = pods.into_values().collect();
             bail!("pods have their network by Enid ({}); drain the node first", names.join(", "));
         }
-        let theirs =
-            peer::pod_links(&evidence::prefix(settings), &kernel::read(&mut Netlink::open()?, &[Family::V4]).await?);
+        let theirs = peer::pod_links(
+            &takeover::evidence::prefix(settings),
+            &kernel::read(&mut Netlink::open()?, &[Family::V4]).await?,
+        );
         if let Some(link) = theirs.first() {
             bail!("pods have their network by Amazon's VPC CNI ({} and others); nothing is removed", link.ifname);
         }
@@ -52,7 +53,7 @@ pub fn run(settings: &Settings, enis: bool) -> anyhow::Result<()> {
         remove(&conflist::earlier_path(settings))?;
         // What a take-over has left, which would keep Amazon's daemon from a node that has no pods any more.
         remove(&settings.conf_dir.join(conflist::AMAZONS_ASIDE))?;
-        if file::is_stamped(&settings.backing_store) {
+        if takeover::file::is_stamped(&settings.backing_store) {
             remove(&settings.backing_store)?;
         }
         remove(&settings.bin_dir.join(install::PLUGIN))?;
@@ -75,9 +76,8 @@ async fn rules_and_tables() -> anyhow::Result<()> {
         netlink.apply(&requests).await?;
     }
     for family in Family::ALL {
-        if nft::is_there(family).await? {
+        if nft::remove_table(family, nft::OURS).await? {
             println!("remove the nftables table {} enid", family.word());
-            nft::delete(family).await?;
         }
     }
     Ok(())
@@ -99,7 +99,7 @@ async fn give_back(ec2: &Ec2) -> anyhow::Result<()> {
         let (attached, unattached) = audit(ec2).await?;
         let mut left = 0;
         for eni in attached.iter().filter(|eni| !eni.no_manage) {
-            if eni.place.card == 0 && eni.place.device_index == 0 {
+            if eni.place.is_primary() {
                 for is_v4 in [true, false] {
                     let of_family = eni.blocks.iter().filter(|net| net.addr().is_ipv4() == is_v4);
                     let blocks: Vec<_> = of_family.copied().collect();
@@ -156,10 +156,8 @@ async fn attempt(ec2: &Ec2, call: &Call) -> anyhow::Result<()> {
 }
 
 fn remove(path: &Path) -> anyhow::Result<()> {
-    match fs::remove_file(path) {
-        Ok(()) => println!("remove {}", path.display()),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-        Err(error) => return Err(error).with_context(|| format!("cannot remove {}", path.display())),
+    if file::remove(path)? {
+        println!("remove {}", path.display());
     }
     Ok(())
 }

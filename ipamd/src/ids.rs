@@ -62,6 +62,13 @@ pub struct Place {
     pub device_index: u32,
 }
 
+impl Place {
+    /// Whether it is the primary ENI's: the first device of the first network card.
+    pub fn is_primary(self) -> bool {
+        self.card == 0 && self.device_index == 0
+    }
+}
+
 /// Milliseconds on a clock that starts with the machine and goes on in sleep (CLOCK_BOOTTIME).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Millis(pub u64);

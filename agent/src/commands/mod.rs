@@ -110,8 +110,8 @@ async fn connect(settings: &Settings) -> anyhow::Result<Channel> {
     });
     Endpoint::from_static("http://enid.local").connect_with_connector(connector).await.with_context(|| {
         match handback::mark::read(settings) {
-            Ok(None) => format!("the daemon does not answer on {}", at.display()),
-            _ => "the daemon serves no pods: this node is given back to Amazon's VPC CNI".to_owned(),
+            Ok(Some(_)) => "the daemon serves no pods: this node is given back to Amazon's VPC CNI".to_owned(),
+            _ => format!("the daemon does not answer on {}", at.display()),
         }
     })
 }

@@ -6,7 +6,7 @@ use anyhow::Context;
 use serde_json::{Value, json};
 
 use super::Say;
-use crate::{host::file::put, runtime::conflist, settings::Settings, takeover::file};
+use crate::{host::file, runtime::conflist, settings::Settings, takeover::file::NETWORK};
 
 /// Puts the other system's beside ours, which runtimes load first: the one that was there, or one of its kind, which its daemon
 /// replaces; with what others have chained into ours since.
@@ -21,7 +21,7 @@ pub fn put_back(settings: &Settings, say: Say<'_>) -> anyhow::Result<()> {
     let others = conflist::others(conflist::read(&conflist::path(settings))?.as_ref()).unwrap_or_default();
     let list = with(there.clone().unwrap_or_else(|| of_its_kind(settings)), others);
     if there.as_ref() != Some(&list) {
-        put(&path, format!("{list:#}\n").as_bytes(), 0o644)?;
+        file::put(&path, format!("{list:#}\n").as_bytes(), 0o644)?;
         say(&format!("write {}", path.display()));
     }
     Ok(())
@@ -30,10 +30,8 @@ pub fn put_back(settings: &Settings, say: Say<'_>) -> anyhow::Result<()> {
 /// Takes ours away.
 pub fn remove_ours(settings: &Settings, say: Say<'_>) -> anyhow::Result<()> {
     for path in [conflist::path(settings), conflist::earlier_path(settings)] {
-        match fs::remove_file(&path) {
-            Ok(()) => say(&format!("remove {}", path.display())),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => return Err(error).with_context(|| format!("cannot remove {}", path.display())),
+        if file::remove(&path)? {
+            say(&format!("remove {}", path.display()));
         }
     }
     Ok(())
@@ -53,11 +51,11 @@ fn with(mut list: Value, others: Vec<Value>) -> Value {
 fn of_its_kind(settings: &Settings) -> Value {
     json!({
         "cniVersion": "0.4.0",
-        "name": file::NETWORK,
+        "name": NETWORK,
         "disableCheck": true,
         "plugins": [
             {
-                "name": file::NETWORK,
+                "name": NETWORK,
                 "type": "aws-cni",
                 "vethPrefix": settings.veth_prefix,
                 "mtu": settings.pod_mtu.to_string(),

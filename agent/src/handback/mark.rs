@@ -3,17 +3,15 @@
 //! It holds for the daemon's pod in which it was asked: a container that starts again in it goes on, and waits. Another pod of
 //! the daemon on this node is there because somebody wants it there.
 
-use std::{
-    fs,
-    io::{self, Write},
-    os::unix::fs::OpenOptionsExt,
-    path::PathBuf,
-};
+use std::{fs, io, path::PathBuf};
 
 use anyhow::Context;
 use serde::{Deserialize, Serialize};
 
-use crate::{host::file::put, settings::Settings};
+use crate::{
+    host::file::{self, put},
+    settings::Settings,
+};
 
 /// In ENID_STORE_DIR.
 const FILE: &str = "handback.json";
@@ -47,6 +45,14 @@ pub fn is_one(name: &str) -> bool {
     name.trim_start_matches('.').starts_with(FILE)
 }
 
+impl Mark {
+    /// Who does not say which pod it is, a command in a debugging pod for one, speaks of the node: what it has asked for is done
+    /// by whichever daemon is there, and what is done keeps no later pod waiting.
+    fn holds_for(&self, pod: &str) -> bool {
+        pod.is_empty() || self.pod == pod || self.pod.is_empty() && self.step != Step::Done
+    }
+}
+
 fn path(settings: &Settings) -> PathBuf {
     settings.store_dir.join(FILE)
 }
@@ -63,7 +69,7 @@ pub fn read(settings: &Settings) -> anyhow::Result<Option<Mark>> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(error).with_context(|| format!("cannot read {}", path.display())),
     };
-    Ok(Some(mark).filter(|mark| mark.pod.is_empty() || mark.pod == settings.pod_name))
+    Ok(Some(mark).filter(|mark| mark.holds_for(&settings.pod_name)))
 }
 
 /// Makes it, for this pod, unless somebody has done so meanwhile.
@@ -78,13 +84,14 @@ pub fn ask(settings: &Settings) -> anyhow::Result<()> {
     if read(settings)?.is_none() {
         remove(settings)?;
     }
-    match fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path) {
-        Ok(mut file) => {
-            file.write_all(text(settings, Step::Asked, None)?.as_bytes()).with_context(doing)?;
-            file.sync_all().with_context(doing)
-        }
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
-        Err(error) => Err(error).with_context(doing),
+    // Whole, or not at all.
+    let beside = path.with_extension(format!("{}.new", std::process::id()));
+    put(&beside, text(settings, Step::Asked, None)?.as_bytes(), 0o600)?;
+    let linked = fs::hard_link(&beside, &path);
+    file::remove(&beside)?;
+    match linked {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error).with_context(doing),
+        _ => Ok(()),
     }
 }
 
@@ -108,12 +115,7 @@ fn text(settings: &Settings, step: Step, failure: Option<&str>) -> anyhow::Resul
 ///
 /// The file cannot be removed.
 pub fn remove(settings: &Settings) -> anyhow::Result<bool> {
-    let path = path(settings);
-    match fs::remove_file(&path) {
-        Ok(()) => Ok(true),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
-        Err(error) => Err(error).with_context(|| format!("cannot remove {}", path.display())),
-    }
+    file::remove(&path(settings))
 }
 
 #[cfg(test)]
@@ -125,12 +127,22 @@ mod tests {
         let mut settings = Settings::read(&|_| None).unwrap();
         settings.store_dir = std::env::temp_dir().join(format!("enid-mark-{}", std::process::id()));
         assert_eq!(read(&settings).unwrap(), None);
-        for (asked_in, holds) in [("", true), ("enid-abcde", true), ("enid-fghij", false)] {
+        let cases = [
+            ("", Step::Asked, true),
+            ("", Step::Done, false),
+            ("enid-abcde", Step::Asked, true),
+            ("enid-abcde", Step::Done, true),
+            ("enid-fghij", Step::Asked, false),
+        ];
+        for (asked_in, step, holds) in cases {
             settings.pod_name = asked_in.to_owned();
-            write(&settings, Step::Asked, None).unwrap();
+            write(&settings, step, None).unwrap();
             settings.pod_name = "enid-abcde".to_owned();
-            assert_eq!(read(&settings).unwrap().is_some(), holds, "{asked_in}");
+            assert_eq!(read(&settings).unwrap().is_some(), holds, "{asked_in} {step:?}");
+            settings.pod_name = String::new();
+            assert!(read(&settings).unwrap().is_some(), "who speaks of the node sees each");
         }
+        settings.pod_name = "enid-abcde".to_owned();
         assert!(remove(&settings).unwrap() && !remove(&settings).unwrap());
         ask(&settings).unwrap();
         write(&settings, Step::Begun, Some("no nft")).unwrap();

@@ -36,7 +36,9 @@ struct Node<'a> {
     settings: &'a Settings,
     instance: Instance,
     enis: Vec<EniFacts>,
+    /// The primary ENI's link, and its address.
     primary_ifname: String,
+    primary: Ipv4Addr,
     /// Pods' links of ours.
     links: Vec<OwnLink>,
     /// The addresses of pods whose links an earlier run has released already.
@@ -51,8 +53,8 @@ struct Node<'a> {
 ///
 /// It cannot: one sentence says why.
 pub async fn check(settings: &Settings) -> anyhow::Result<()> {
-    ensure!(!file::is_theirs(&settings.backing_store), "{}", not_taken_over(settings));
     let node = Node::read(settings).await?;
+    node.is_ours()?;
     // What our rules say of the slots, which go later.
     let slots = kernel::slots(&settings.steering.policy).await?;
     let is_known = |slot: u32| node.enis.iter().any(|eni| slots.get(&eni.mac) == Some(&slot));
@@ -62,13 +64,8 @@ pub async fn check(settings: &Settings) -> anyhow::Result<()> {
     }
 }
 
-fn not_taken_over(settings: &Settings) -> String {
-    let path = settings.backing_store.display();
-    format!("this node has not been taken over to the end: {path} is still that of Amazon's VPC CNI")
-}
-
-fn without_an_eni(OwnLink { ifname, slot, .. }: &OwnLink) -> String {
-    format!("the pod of {ifname} is on the ENI of the slot {slot}, which metadata does not show")
+fn without_an_eni(OwnLink { ifname, addresses, .. }: &OwnLink) -> String {
+    format!("the pod of {ifname} ({addresses:?}) is on an ENI that metadata does not show")
 }
 
 /// Gives it back, or goes on where an earlier run was interrupted.
@@ -85,7 +82,7 @@ pub async fn give_back(settings: &Settings, say: Say<'_>) -> anyhow::Result<()> 
         let (store, ledger) = open(settings, &node.instance)?;
         drop(store);
         if step == Step::Asked {
-            ensure!(!file::is_theirs(&settings.backing_store), "{}", not_taken_over(settings));
+            node.is_ours()?;
             file::stamp(&settings.backing_store)?;
             mark::write(settings, Step::Begun, None)?;
         }
@@ -94,10 +91,13 @@ pub async fn give_back(settings: &Settings, say: Say<'_>) -> anyhow::Result<()> 
         node.take_away(say).await?;
         configuration::remove_ours(settings, say)?;
         let (entries, withheld) = node.entries(&ledger.leases);
+        // It is only said: nothing depends on it.
+        if let Err(failure) = host_ports(&entries, say).await {
+            say(&format!("it is not known which pods have host ports: {failure:#}"));
+        }
         file::put_back(&settings.backing_store, &entries, &withheld)?;
         say(&format!("write {} with {} pods", settings.backing_store.display(), entries.len()));
         withheld.iter().for_each(|address| say(&format!("{address} is in use, and it is not known by which pod")));
-        host_ports(&entries, say).await?;
     }
     let instance = Imds::new().wait_for_instance(settings.start_wait).await?;
     let (store, _) = open(settings, &instance)?;
@@ -124,23 +124,49 @@ impl<'a> Node<'a> {
         ensure!(!wait::answers(settings), "the daemon of Amazon's VPC CNI serves this node already");
         ensure!(
             !policy.of_vpc.contains(&Family::V6) && policy.of_node.is_empty(),
-            "a node whose pods have IPv6 addresses, or those of an egress range, cannot be given back yet: drain it"
+            "a node whose pods have IPv6 addresses, or those of an egress range, cannot be given back yet: drain it, and run `enid uninstall` on it (docs/eks.md)"
         );
-        ensure!(!settings.policy.multi_card, "with ENABLE_MULTI_NIC a node cannot be given back yet: drain it");
+        ensure!(
+            !settings.policy.multi_card,
+            "with ENABLE_MULTI_NIC a node cannot be given back yet: drain it, and run `enid uninstall` on it (docs/eks.md)"
+        );
         let imds = Imds::new();
         let instance = imds.wait_for_instance(settings.start_wait).await?;
         let enis = imds.enis(Reading::All).await?.read;
         let found = kernel::read(&mut Netlink::open()?, &Family::ALL).await?;
-        let primary = enis.iter().find(|eni| eni.place.card == 0 && eni.place.device_index == 0);
-        let primary = primary.context("metadata shows no primary ENI")?;
+        let primary = enis.iter().find(|eni| eni.place.is_primary()).context("metadata shows no primary ENI")?;
+        let address = primary.primary.addr();
         let primary_ifname = found.ifname_of(Mac(primary.mac)).context("the primary ENI has no link")?.to_owned();
         let links = handback::own_links(&found);
         if let Some(link) = links.iter().find(|link| link.addresses.iter().any(IpAddr::is_ipv6)) {
-            bail!("the pod of {} has an IPv6 address, and cannot be given back yet: drain the node", link.ifname);
+            bail!(
+                "the pod of {} has an IPv6 address, and cannot be given back yet: drain the node, and run `enid uninstall` on it (docs/eks.md)",
+                link.ifname
+            );
         }
         let released = peer::pod_links(&evidence::prefix(settings), &found);
         let released = released.into_iter().flat_map(|link| link.addresses).collect();
-        Ok(Node { settings, instance, primary_ifname, links, released, macs: peer::macs(&found), enis })
+        Ok(Node {
+            settings,
+            instance,
+            primary_ifname,
+            primary: address,
+            links,
+            released,
+            macs: peer::macs(&found),
+            enis,
+        })
+    }
+
+    /// Whether its pods are ours, even if what Amazon's VPC CNI has left is not removed to the end.
+    fn is_ours(&self) -> anyhow::Result<()> {
+        let path = &self.settings.backing_store;
+        ensure!(
+            !self.links.is_empty() || !file::is_theirs(path),
+            "no pod of this node is Enid's, and {} is Amazon's: the node was not taken over, or was given back already",
+            path.display()
+        );
+        Ok(())
     }
 
     /// What is the other system's stands.
@@ -154,7 +180,7 @@ impl<'a> Node<'a> {
         let found = kernel::read(&mut Netlink::open()?, &Family::ALL).await?;
         let connmark = is_marked.then(|| policy.marks.connmark());
         apply(&handback::put_back(&self.links, tables, connmark, &found), say).await?;
-        let node = self.chains()?;
+        let node = self.chains();
         let backend = xtables::of_host().await?;
         let saved = xtables::save(backend, Family::V4).await?;
         for part in PARTS {
@@ -169,26 +195,22 @@ impl<'a> Node<'a> {
         Ok(())
     }
 
-    fn chains(&self) -> anyhow::Result<chains::Node> {
+    fn chains(&self) -> chains::Node {
         let steering = &self.settings.steering;
-        let is_primary = |eni: &&EniFacts| eni.place.card == 0 && eni.place.device_index == 0;
-        let primary = self.enis.iter().find(is_primary).map(|eni| eni.primary.addr());
-        let primary: Ipv4Addr = primary.context("metadata shows no primary ENI")?;
-        Ok(chains::Node {
+        chains::Node {
             primary_ifname: self.primary_ifname.clone(),
-            primary,
+            primary: self.primary,
             prefix: evidence::prefix(self.settings),
             vpc: self.instance.vpc_cidrs.clone(),
             excluded: steering.native.clone(),
             policy: steering.policy.clone(),
-        })
+        }
     }
 
     /// What is ours goes: our tables of nftables first, by which packets to links of no device group are dropped.
     async fn take_away(&self, say: Say<'_>) -> anyhow::Result<()> {
         for family in Family::ALL {
-            if nft::is_there(family).await? {
-                nft::delete(family).await?;
+            if nft::remove_table(family, nft::OURS).await? {
                 say(&format!("remove the nftables table {} enid", family.word()));
             }
         }

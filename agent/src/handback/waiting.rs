@@ -22,25 +22,19 @@ use crate::{
 
 /// How often it is looked for the mark. It is a file: one look costs a system call.
 const LOOK: Duration = Duration::from_secs(1);
-/// So often it is tried to say it in the node's status object.
-const TRIES: u32 = 5;
 /// So long a daemon that is asked to stop goes on with what it has begun; the chart gives it ten seconds.
 const LAST_MOMENTS: Duration = Duration::from_secs(8);
 /// What of it failed is tried again so soon.
 const AGAIN: Duration = Duration::from_secs(5);
 
 /// What this daemon answers to whoever asks.
-const WORDS: &str =
-    "this node is given back to Amazon's VPC CNI; this daemon serves no pods, and waits (docs/takeover.md)";
+const WORDS: &str = "this daemon serves no pods, and waits: the node is given back to Amazon's VPC CNI, or is being given back \
+                     (docs/takeover.md)";
 
-/// Waits until somebody wants this node back.
+/// Waits until it is asked for.
 pub async fn asked(settings: &Settings) {
-    loop {
-        match mark::read(settings) {
-            Ok(Some(_)) => return,
-            Ok(None) => {}
-            Err(failure) => warn!("{failure:#}"),
-        }
+    // One that cannot be read is one: people see to it.
+    while mark::read(settings).is_ok_and(|mark| mark.is_none()) {
         sleep(LOOK).await;
     }
 }
@@ -57,6 +51,7 @@ pub async fn stay(settings: &Settings) -> anyhow::Result<()> {
     let mut work = pin!(until_wanted(settings));
     tokio::select! {
         () = health::waiting(settings.health, WORDS.to_owned()) => {}
+        () = kubernetes::keep_saying(settings, Phase::GivenBack, WORDS) => {}
         () = &mut work => {
             info!("the node is wanted again: the daemon starts anew");
             return Ok(());
@@ -77,24 +72,15 @@ fn is_under_way(settings: &Settings) -> bool {
 }
 
 async fn until_wanted(settings: &Settings) {
-    let (mut said, mut tries) = (String::new(), 0..TRIES);
+    let mut said = String::new();
     loop {
         let pause = match goes_on(settings).await {
-            Ok(true) => {
-                if tries.next().is_some() && told(settings).await {
-                    tries = 0..0;
-                }
-                LOOK
-            }
+            Ok(true) => LOOK,
             Ok(false) => return,
             Err(failure) => {
                 let words = format!("{failure:#}");
                 if words != said {
-                    warn!("the node is not given back yet: {words}");
-                    // Who has asked for it reads it there.
-                    if let Ok(Some(mark)) = mark::read(settings) {
-                        let _ = mark::write(settings, mark.step, Some(&words));
-                    }
+                    warn!("the node is not given back yet: {words} (`enid handback --cancel` takes it over again)");
                 }
                 said = words;
                 AGAIN
@@ -104,18 +90,18 @@ async fn until_wanted(settings: &Settings) {
     }
 }
 
-/// Whether the node's status object says so.
-async fn told(settings: &Settings) -> bool {
-    let written = kubernetes::say_phase(settings, Phase::GivenBack, WORDS).await;
-    written.inspect_err(|failure| warn!("the node's status object does not say so: {failure:#}")).is_ok()
-}
-
-/// Whether there is still a mark; what it asks for has been done then.
+/// Whether there is still a mark; what it asks for has been done then, or is being done by the command.
 async fn goes_on(settings: &Settings) -> anyhow::Result<bool> {
     let Some(mark) = mark::read(settings)? else { return Ok(false) };
-    if mark.step != Step::Done {
-        let _claim = Claim::new(&settings.run_dir)?;
-        steps::give_back(settings, &|what| info!("{what}")).await?;
+    if mark.step != Step::Done
+        && let Some(_claim) = Claim::unless_held(&settings.run_dir)?
+        && let Err(failure) = steps::give_back(settings, &|what| info!("{what}")).await
+    {
+        // Who has asked for it reads it there.
+        if let Some(mark) = mark::read(settings)? {
+            mark::write(settings, mark.step, Some(&format!("{failure:#}")))?;
+        }
+        return Err(failure);
     }
     Ok(true)
 }

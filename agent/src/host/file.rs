@@ -4,6 +4,15 @@ use std::{fs, io::Write, os::unix::fs::OpenOptionsExt, path::Path};
 
 use anyhow::Context;
 
+/// Removes a file; whether there was one.
+pub fn remove(path: &Path) -> anyhow::Result<bool> {
+    match fs::remove_file(path) {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error).with_context(|| format!("cannot remove {}", path.display())),
+    }
+}
+
 /// Writes a file beside its place, and moves it there.
 pub fn put(target: &Path, content: &[u8], mode: u32) -> anyhow::Result<()> {
     let doing = || format!("cannot write {}", target.display());

@@ -319,7 +319,7 @@ pub async fn faults(wanted: &Wanted, slot: u32) -> anyhow::Result<Vec<String>> {
     faults.extend(needed.map(|request| format!("the host needs: {request}")));
     let tables = ruleset(wanted, &here, &BTreeSet::new(), &found).map(|ruleset| ruleset.families()).unwrap_or_default();
     for family in tables {
-        if !nft::is_there(family).await? {
+        if !nft::has_table(family, nft::OURS).await? {
             faults.push(format!("the table {} enid is missing", family.word()));
         }
     }

@@ -25,6 +25,8 @@ use tracing::warn;
 
 use crate::host::program;
 
+/// The name of ours, in either family.
+pub const OURS: &str = "enid";
 /// How long nft may take for our tables; large ones take some milliseconds.
 const TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -95,20 +97,7 @@ impl Table {
     }
 }
 
-/// Whether the kernel has a table of ours.
-pub async fn is_there(family: Family) -> anyhow::Result<bool> {
-    Ok(list(&[], family).await?.is_some())
-}
-
-/// Removes it.
-pub async fn delete(family: Family) -> anyhow::Result<()> {
-    let output = nft(&["delete", "table", family.word(), "enid"], "").await?;
-    let said = String::from_utf8_lossy(&output.stderr);
-    ensure!(output.status.success(), "nft cannot delete the table {} enid: {}", family.word(), said.trim());
-    Ok(())
-}
-
-/// A table that is not ours, as the kernel lists it; empty if there is none.
+/// A table as the kernel lists it; empty if there is none.
 pub async fn listing(family: Family, name: &str) -> anyhow::Result<String> {
     let listed = listed(&[], family, name).await?.unwrap_or_default();
     Ok(String::from_utf8_lossy(&listed).into_owned())
@@ -119,7 +108,7 @@ pub async fn has_table(family: Family, name: &str) -> anyhow::Result<bool> {
     Ok(!listing(family, name).await?.is_empty())
 }
 
-/// Removes a table that is not ours; whether there was one.
+/// Removes a table; whether there was one.
 pub async fn remove_table(family: Family, name: &str) -> anyhow::Result<bool> {
     if !has_table(family, name).await? {
         return Ok(false);
@@ -138,7 +127,7 @@ pub async fn check() -> anyhow::Result<()> {
 
 /// A table of ours as the kernel lists it; `None` if there is none.
 async fn list(flags: &[&str], family: Family) -> anyhow::Result<Option<Vec<u8>>> {
-    listed(flags, family, "enid").await
+    listed(flags, family, OURS).await
 }
 
 /// Any table.

@@ -23,8 +23,11 @@ use anyhow::Context;
 use enid_ipamd::Placement;
 use k8s_openapi::api::core::v1;
 use kube::{Api, Client, api::ListParams};
-use tokio::{sync::watch, time::timeout};
-use tracing::info;
+use tokio::{
+    sync::watch,
+    time::{sleep, timeout},
+};
+use tracing::{info, warn};
 
 pub use annotations::Annotations;
 pub use events::Reports;
@@ -47,6 +50,9 @@ use node_config::Keeper;
 
 /// So long the API server may take for what is written once.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// What could not be written so is tried again after so long, and then after twice as long each time.
+const AGAIN: Duration = Duration::from_secs(5);
+const LONGEST: Duration = Duration::from_secs(300);
 
 /// Ways to tell the cluster of pods.
 #[derive(Clone)]
@@ -75,12 +81,22 @@ pub async fn untaint(settings: &Settings) -> anyhow::Result<()> {
     taints::remove(client.context("no API server is configured")?, &settings.node_name).await
 }
 
-/// Says once in the node's status object why its daemon serves no pods, for a daemon that has no watches.
-///
-/// # Errors
-///
-/// There is no cluster, its API server refuses, or does not answer in time.
-pub async fn say_phase(settings: &Settings, phase: Phase, message: &str) -> anyhow::Result<()> {
+/// Says in the node's status object why its daemon serves no pods, for one that has no watches: tries until it is written, and
+/// never ends by itself.
+pub async fn keep_saying(settings: &Settings, phase: Phase, message: &str) {
+    let (mut pause, mut is_told) = (AGAIN, false);
+    while let Err(failure) = say_phase(settings, phase, message).await {
+        if !is_told {
+            warn!("the node's status object does not say that {message}: {failure:#}");
+        }
+        is_told = true;
+        sleep(pause).await;
+        pause = (pause * 2).min(LONGEST);
+    }
+    std::future::pending().await
+}
+
+async fn say_phase(settings: &Settings, phase: Phase, message: &str) -> anyhow::Result<()> {
     let said = async {
         let client = client::connect(settings.cluster_endpoint.as_deref()).await?;
         let Some(client) = client else { return Ok(()) };

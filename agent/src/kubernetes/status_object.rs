@@ -188,13 +188,13 @@ pub async fn say(client: Client, node: &str, phase: Phase, message: &str) -> any
     let nodes = Api::<Node>::all(client.clone()).list_metadata(&fields).await.context("cannot read the node")?;
     let uid = nodes.items.into_iter().next().and_then(|node| node.metadata.uid);
     let uid = uid.with_context(|| format!("there is no node {node}"))?;
-    let (message, version) = (Some(message.to_owned()), env!("CARGO_PKG_VERSION").to_owned());
-    let status = EnidNodeStatus { phase, message, version, ..EnidNodeStatus::default() };
+    // What the node has is left as it was said last: an object that is made now has none of it.
+    let status = json!({ "phase": phase, "ready": false, "cause": null, "message": message });
     write(&Api::all(client), node, &uid, &status).await.context("cannot write the node's status object")
 }
 
 /// One request, unless the object is not there yet.
-async fn write(api: &Api<EnidNode>, node: &str, uid: &str, status: &EnidNodeStatus) -> Result<(), kube::Error> {
+async fn write(api: &Api<EnidNode>, node: &str, uid: &str, status: &impl Serialize) -> Result<(), kube::Error> {
     let patch = Patch::Merge(json!({ "status": status }));
     let patched = api.patch_status(node, &PatchParams::default(), &patch).await;
     match patched {

@@ -8,8 +8,9 @@ use tokio::time::{Instant, sleep};
 use tracing::warn;
 
 use super::{
+    enis::NO_ENI,
     file,
-    plan::{Becomes, Evidence, NO_ENI, plan},
+    plan::{Becomes, Evidence, plan},
 };
 use crate::{
     aws::imds::{Imds, Reading},

@@ -8,6 +8,7 @@
 
 pub mod adopt;
 pub mod chains;
+mod enis;
 pub mod evidence;
 pub mod file;
 mod plan;

@@ -9,14 +9,11 @@ use enid_datapath::{Family, Mac, identity, peer::PodLink};
 use enid_ipamd::{AttachmentKey, EniFacts, EniId, LOCAL_V4, LOCAL_V6, Lease, Ledger, Macs, PodRef};
 use ipnet::IpNet;
 
-use super::file::Entry;
+use super::{
+    enis::{eni_of, slot},
+    file::Entry,
+};
 use crate::host::pod_links;
-
-/// Slots of secondary ENIs; 0 is the primary.
-const SLOTS: std::ops::RangeInclusive<u32> = 1..=63;
-
-/// Why a pod is not leased whose address metadata shows nowhere: it may only lag behind EC2.
-pub const NO_ENI: &str = "no ENI of this instance has the address";
 
 /// All that was read.
 #[derive(Clone, Debug, Default)]
@@ -144,8 +141,8 @@ pub fn plan(evidence: &Evidence) -> Plan {
     }
     for (link, mac) in pods {
         // Whatever is wrong with it: a link in no group of ours would be cut off, and its address free.
-        let Some((eni, disagreement)) = eni_of(evidence, link) else { continue };
-        let slot = slot(eni, evidence, &plan.slots);
+        let Some((eni, disagreement)) = eni_of(link, &evidence.enis, &evidence.ways) else { continue };
+        let slot = slot(eni, ledger, &plan.slots);
         plan.slots.insert(eni.id.clone(), slot);
         // An earlier run was interrupted between its store and the kernel.
         let known = ledger.leases.iter().find(|(key, lease)| is_leased_over(key, lease, link));
@@ -159,7 +156,7 @@ pub fn plan(evidence: &Evidence) -> Plan {
         };
         plan.pods.push(Pod { link: link.clone(), mac, eni: eni.id.clone(), slot, becomes });
     }
-    if let Some(primary) = evidence.enis.iter().find(|eni| is_primary(eni)) {
+    if let Some(primary) = evidence.enis.iter().find(|eni| eni.place.is_primary()) {
         let eni = primary.id.clone();
         let way_out =
             |link: &PodLink| Pod { link: link.clone(), mac: None, eni: eni.clone(), slot: 0, becomes: Becomes::Egress };
@@ -186,7 +183,7 @@ pub fn plan(evidence: &Evidence) -> Plan {
     let links = || pods.iter().map(|(link, _)| link).chain(&evidence.egress);
     let of_each = links().flat_map(|link| link.addresses.iter().map(move |address| (*address, link)));
     // Without an address of its own the node cannot lend it to pods.
-    let lacks_v6 = evidence.enis.iter().any(|eni| is_primary(eni) && eni.own_v6.is_none());
+    let lacks_v6 = evidence.enis.iter().any(|eni| eni.place.is_primary() && eni.own_v6.is_none());
     let lacks_v6 = lacks_v6 && links().any(|link| link.addresses.iter().any(|address| LOCAL_V6.contains(address)));
     let lacks_v6 = lacks_v6
         .then(|| "pods leave by IPv6 as the node, and metadata shows no IPv6 address of the primary ENI".to_owned());
@@ -210,29 +207,6 @@ pub fn plan(evidence: &Evidence) -> Plan {
     let marked = evidence.connmarks.iter().map(marked);
     plan.refusals = of_another.chain(lacks_v6).chain(of_branch).chain(lack).chain(marked).collect();
     plan
-}
-
-/// The ENI of a pod, and what is wrong with that. Where metadata shows none that has the address, it is the one that the
-/// pod's packets leave by.
-fn eni_of<'a>(evidence: &'a Evidence, link: &PodLink) -> Option<(&'a EniFacts, Option<String>)> {
-    let Evidence { enis, ways, .. } = evidence;
-    let way = link.addresses.iter().find_map(|address| ways.get(address)).copied();
-    let is_way = |eni: &&EniFacts| Some(Mac(eni.mac)) == way;
-    let has = |eni: &&EniFacts| {
-        let is_in = |address: &IpAddr| eni.blocks.iter().any(|net| net.contains(address));
-        link.addresses.iter().any(is_in)
-    };
-    match (enis.iter().find(has), way) {
-        (Some(eni), Some(way)) if way != Mac(eni.mac) => {
-            let why = format!("its packets leave by the ENI with the MAC {way}, and {} has the address", eni.id);
-            Some((eni, Some(why)))
-        }
-        (Some(eni), _) => Some((eni, None)),
-        (None, _) => {
-            let eni = enis.iter().find(is_way).or(enis.iter().find(|eni| is_primary(eni)))?;
-            Some((eni, Some(NO_ENI.to_owned())))
-        }
-    }
 }
 
 /// The entry on which file and kernel agree; or where they do not.
@@ -275,30 +249,12 @@ fn is_node_local(address: IpAddr) -> bool {
     LOCAL_V4.contains(&address) || LOCAL_V6.contains(&address)
 }
 
-fn is_primary(eni: &EniFacts) -> bool {
-    eni.place.card == 0 && eni.place.device_index == 0
-}
-
-/// The slot on record, or the one that the kernel shows, or one that nobody has; `given`: those of other ENIs.
-pub fn slot(eni: &EniFacts, evidence: &Evidence, given: &BTreeMap<EniId, u32>) -> u32 {
-    let Ledger { slots, kernel_slots, leases, .. } = &evidence.ledger;
-    if is_primary(eni) {
-        return 0;
-    }
-    if let Some(slot) = given.get(&eni.id).or(slots.get(&eni.id)).or(kernel_slots.get(&eni.mac)) {
-        return *slot;
-    }
-    let of_leases = leases.values().map(|lease| lease.slot);
-    let taken: BTreeSet<u32> =
-        slots.values().chain(kernel_slots.values()).chain(given.values()).copied().chain(of_leases).collect();
-    SLOTS.into_iter().find(|slot| !taken.contains(slot)).unwrap_or(*SLOTS.end())
-}
-
 #[cfg(test)]
 mod tests {
     use enid_ipamd::{Place, SubnetId};
 
     use super::*;
+    use crate::takeover::enis::NO_ENI;
 
     fn ip(text: &str) -> IpAddr {
         text.parse().unwrap()

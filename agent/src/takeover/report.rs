@@ -15,8 +15,9 @@ use serde::Serialize;
 
 use super::{
     chains::{PARTS, TABLE, removal},
+    enis::slot,
     evidence, file,
-    plan::{Becomes, Evidence, Plan, plan, slot},
+    plan::{Becomes, Evidence, Plan, plan},
     wait,
 };
 use crate::{
@@ -141,7 +142,7 @@ impl Report {
         let policy = &settings.steering.policy;
         let (mut enis, mut pool, mut slots) = (Vec::new(), Vec::<IpNet>::new(), plan.slots.clone());
         for facts in &evidence.enis {
-            let slot = slot(facts, evidence, &slots);
+            let slot = slot(facts, &evidence.ledger, &slots);
             slots.insert(facts.id.clone(), slot);
             let (table, mac) = (marks::route_table(facts.place.device_index, facts.place.card), Mac(facts.mac));
             let (primary, own_v6, mtu) = (facts.primary, facts.own_v6, settings.steering.eni_mtu);

@@ -28,12 +28,6 @@ pub async fn wait(settings: &Settings) {
         "Amazon's VPC CNI serves this node: {why}; this daemon changes nothing, and waits until that one has gone"
     );
     warn!("{words}");
-    let said = async {
-        if let Err(failure) = kubernetes::say_phase(settings, Phase::Waiting, &words).await {
-            warn!("the node's status object does not say so: {failure:#}");
-        }
-        std::future::pending::<()>().await
-    };
     // Nothing tells when another process stops listening: its socket's file stays where it was killed.
     let gone = async {
         let mut silent_since = Instant::now();
@@ -46,7 +40,7 @@ pub async fn wait(settings: &Settings) {
     };
     tokio::select! {
         () = health::waiting(settings.health, words.clone()) => {}
-        () = said => {}
+        () = kubernetes::keep_saying(settings, Phase::Waiting, &words) => {}
         () = gone => {}
     }
     info!("the daemon of Amazon's VPC CNI has gone");
@@ -66,7 +60,12 @@ async fn is_there(settings: &Settings, silent_since: Instant) -> Option<String> 
         Err(failure) if silent_since.elapsed() < SILENT => {
             Some(format!("it is not known whether a pod of its DaemonSet aws-node is on it ({failure:#})"))
         }
-        Err(_) => None,
+        Err(failure) => {
+            warn!(
+                "it is not known whether a pod of Amazon's DaemonSet aws-node is on this node ({failure:#}); its daemon does not answer"
+            );
+            None
+        }
     }
 }
 

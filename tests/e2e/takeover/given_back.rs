@@ -119,7 +119,7 @@ fn there_and_back(name: &str, backend: Backend, of_prefixes: bool) {
 
     // Nothing to give back yet.
     let (said, is_fine) = hand_back(place, "enid-first", "");
-    assert!(!is_fine && said.contains("has not been taken over to the end"), "{said}");
+    assert!(!is_fine && said.contains("the node was not taken over"), "{said}");
     let (said, is_fine) = hand_back(place, "enid-first", "--cancel");
     assert!(is_fine && said.contains("nothing is changed"), "{said}");
 

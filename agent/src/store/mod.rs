@@ -5,6 +5,8 @@
 //! copied, or be an image's): such a file is set aside, like a damaged one. It carries a schema version; another one is
 //! refused, not guessed.
 
+mod file;
+
 use std::{
     fs,
     net::IpAddr,
@@ -15,13 +17,10 @@ use std::{
 
 use anyhow::{Context, bail};
 use enid_ipamd::{AttachmentKey, EniId, Lease, Ledger, Limits, Macs, Millis, PodRef, Write};
-use redb::{
-    Database, DatabaseError, Key, ReadTransaction, ReadableDatabase, ReadableTable, StorageError, TableDefinition,
-    TableError, Value, WriteTransaction,
-};
+use redb::{Database, ReadableDatabase, ReadableTable, WriteTransaction};
 use serde::{Deserialize, Serialize};
-use tracing::error;
 
+use self::file::{COOLDOWN, INTENTS, LEASES, META, SLOTS, copy, create, instance_of, is_damage, set_aside};
 use crate::{host::inode::Inode, settings::remembered};
 
 /// What a file without pods of another plugin has.
@@ -29,11 +28,6 @@ const SCHEMA: &str = "1";
 /// What one has that holds leases with MACs of their own: an earlier version, which would give those links the MACs that it
 /// derives, refuses it.
 const SCHEMA_WITH_MACS: &str = "2";
-const META: TableDefinition<&str, &str> = TableDefinition::new("meta");
-const LEASES: TableDefinition<&str, &str> = TableDefinition::new("leases");
-const COOLDOWN: TableDefinition<&str, u64> = TableDefinition::new("cooldown");
-const SLOTS: TableDefinition<&str, u32> = TableDefinition::new("slots");
-const INTENTS: TableDefinition<&str, &str> = TableDefinition::new("intents");
 
 /// A lease as it is written: keys and values are JSON, so unknown fields of a later version pass.
 #[derive(Serialize, Deserialize)]
@@ -49,9 +43,6 @@ struct StoredLease {
     macs: Option<Macs>,
 }
 
-/// Pages of the file that are kept in memory; redb's default is a gigabyte.
-const CACHE_BYTES: usize = 1024 * 1024;
-
 /// The open file.
 pub struct Store {
     path: PathBuf,
@@ -61,11 +52,6 @@ pub struct Store {
     database: Mutex<Option<Database>>,
     /// The file that was opened or written last.
     inode: Mutex<Option<Inode>>,
-}
-
-/// Opens or makes the file.
-fn create(path: &Path) -> Result<Database, DatabaseError> {
-    Database::builder().set_cache_size(CACHE_BYTES).create(path)
 }
 
 impl Store {
@@ -320,65 +306,6 @@ impl Store {
 
 fn schema_of<'a>(mut leases: impl Iterator<Item = &'a Lease>) -> &'static str {
     if leases.any(|lease| lease.macs.is_some()) { SCHEMA_WITH_MACS } else { SCHEMA }
-}
-
-/// Copies all tables.
-fn copy(from: &Database, to: &Database) -> anyhow::Result<()> {
-    let (from, to) = (from.begin_read()?, to.begin_write()?);
-    copy_table(&from, &to, META)?;
-    copy_table(&from, &to, LEASES)?;
-    copy_table(&from, &to, COOLDOWN)?;
-    copy_table(&from, &to, SLOTS)?;
-    copy_table(&from, &to, INTENTS)?;
-    Ok(to.commit()?)
-}
-
-fn copy_table<K: Key + 'static, V: Value + 'static>(
-    from: &ReadTransaction,
-    to: &WriteTransaction,
-    table: TableDefinition<K, V>,
-) -> anyhow::Result<()> {
-    let mut copied = to.open_table(table)?;
-    for entry in from.open_table(table)?.iter()? {
-        let (key, value) = entry?;
-        copied.insert(key.value(), value.value())?;
-    }
-    Ok(())
-}
-
-/// What cannot be mended by trying again.
-fn is_damage(failure: &DatabaseError) -> bool {
-    match failure {
-        DatabaseError::Storage(StorageError::Corrupted(_)) | DatabaseError::RepairAborted => true,
-        // redb says so of a file that is not one of its own.
-        DatabaseError::Storage(StorageError::Io(error)) => error.kind() == std::io::ErrorKind::InvalidData,
-        _ => false,
-    }
-}
-
-/// The instance that a file is of; a new one is of none.
-fn instance_of(database: &Database) -> anyhow::Result<Option<String>> {
-    match database.begin_read()?.open_table(META) {
-        Ok(meta) => Ok(meta.get("instance")?.map(|value| value.value().to_owned())),
-        Err(TableError::TableDoesNotExist(_)) => Ok(None),
-        Err(failure) => Err(failure.into()),
-    }
-}
-
-/// Keeps a file that cannot be used for whoever wants to know. What it said is found again without it: the kernel shows
-/// which addresses pods use, EC2 and metadata show what the node has.
-fn set_aside(path: &Path, kind: &str, why: &str) -> anyhow::Result<()> {
-    let aside = (1..)
-        .map(|number| path.with_extension(format!("redb.{kind}-{number}")))
-        .find(|aside| !aside.exists())
-        .context("no name is left for the store that is set aside")?;
-    fs::rename(path, &aside).with_context(|| format!("cannot rename the store {}, which {why}", path.display()))?;
-    error!(
-        "the store {} {why}; it is renamed to {}, and a new one begins with what kernel and EC2 show",
-        path.display(),
-        aside.display()
-    );
-    Ok(())
 }
 
 impl From<StoredLease> for Lease {
