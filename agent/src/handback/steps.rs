@@ -124,7 +124,8 @@ impl<'a> Node<'a> {
         ensure!(!wait::answers(settings), "the daemon of Amazon's VPC CNI serves this node already");
         ensure!(
             !policy.of_vpc.contains(&Family::V6) && policy.of_node.is_empty(),
-            "a node whose pods have IPv6 addresses, or those of an egress range, cannot be given back yet: drain it, and run `enid uninstall` on it (docs/eks.md)"
+            "a node whose pods have IPv6 addresses, or those of an egress range, cannot be given back yet: drain it, and \
+             run `enid uninstall` on it (docs/eks.md)"
         );
         ensure!(
             !settings.policy.multi_card,

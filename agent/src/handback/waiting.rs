@@ -48,10 +48,17 @@ pub async fn stay(settings: &Settings) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate()).context("cannot wait for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot wait for SIGINT")?;
     warn!("{WORDS}");
+    // Who sees that phase starts the other system's daemon: it is said when that finds everything.
+    let said = async {
+        while is_under_way(settings) {
+            sleep(LOOK).await;
+        }
+        kubernetes::keep_saying(settings, Phase::GivenBack, WORDS).await;
+    };
     let mut work = pin!(until_wanted(settings));
     tokio::select! {
         () = health::waiting(settings.health, WORDS.to_owned()) => {}
-        () = kubernetes::keep_saying(settings, Phase::GivenBack, WORDS) => {}
+        () = said => {}
         () = &mut work => {
             info!("the node is wanted again: the daemon starts anew");
             return Ok(());
