@@ -268,7 +268,7 @@ async fn serve(
         ended = background.spawn(forward.run()) => ended?.map(|()| Ended::Stopped),
         ended = background.spawn(kubernetes.run()) => { ended?; bail!("the API server's watches ended") }
         ended = background.spawn(announce::run(files, store, readiness, reporter)) => ended?.map(|()| Ended::Stopped),
-        () = handback::waiting::asked(&base) => Ok(Ended::Unwanted),
+        ended = background.spawn(async move { handback::waiting::asked(&base).await }) => ended.map(|()| Ended::Unwanted).map_err(Into::into),
         _ = terminate.recv() => { info!("asked to stop; pods keep their links"); Ok(Ended::Stopped) }
         _ = interrupt.recv() => { info!("interrupted; pods keep their links"); Ok(Ended::Stopped) }
     }

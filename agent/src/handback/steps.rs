@@ -11,7 +11,7 @@ use enid_datapath::{
     peer::{self, handback, handback::OwnLink},
     policy::{NodePorts, Translation},
 };
-use enid_ipamd::{AttachmentKey, EniFacts, EniId, Lease, Ledger};
+use enid_ipamd::{AttachmentKey, EniFacts, EniId, Lease};
 
 use super::{
     Say, configuration,
@@ -53,7 +53,8 @@ struct Node<'a> {
 ///
 /// It cannot: one sentence says why.
 pub async fn check(settings: &Settings) -> anyhow::Result<()> {
-    let node = Node::read(settings).await?;
+    let instance = Imds::new().wait_for_instance(settings.start_wait).await?;
+    let node = Node::read(settings, instance).await?;
     node.is_ours()?;
     // What our rules say of the slots, which go later.
     let slots = kernel::slots(&settings.steering.policy).await?;
@@ -75,12 +76,16 @@ fn without_an_eni(OwnLink { ifname, addresses, .. }: &OwnLink) -> String {
 /// A step failed: all of it can be tried again.
 pub async fn give_back(settings: &Settings, say: Say<'_>) -> anyhow::Result<()> {
     let step = mark::read(settings)?.context("nobody has asked for it")?.step;
+    let instance = Imds::new().wait_for_instance(settings.start_wait).await?;
+    let boot = store::boot_id()?;
+    let (store, ledger) = Store::open(&settings.store_dir, &boot, &instance.identity(), settings.policy.cooldown_ms)?;
     // Once it is begun our stamp is in the file until the last step has been made.
     let is_written = step == Step::Begun && file::is_theirs(&settings.backing_store);
-    if !is_written {
-        let node = Node::read(settings).await?;
-        let (store, ledger) = open(settings, &node.instance)?;
-        drop(store);
+    if is_written {
+        // A reboot takes the stamp away, not our configuration.
+        configuration::remove_ours(settings, say)?;
+    } else {
+        let node = Node::read(settings, instance).await?;
         if step == Step::Asked {
             node.is_ours()?;
             file::stamp(&settings.backing_store)?;
@@ -99,15 +104,8 @@ pub async fn give_back(settings: &Settings, say: Say<'_>) -> anyhow::Result<()> 
         say(&format!("write {} with {} pods", settings.backing_store.display(), entries.len()));
         withheld.iter().for_each(|address| say(&format!("{address} is in use, and it is not known by which pod")));
     }
-    let instance = Imds::new().wait_for_instance(settings.start_wait).await?;
-    let (store, _) = open(settings, &instance)?;
     store.hand_back()?;
     mark::write(settings, Step::Done, None)
-}
-
-fn open(settings: &Settings, instance: &Instance) -> anyhow::Result<(Store, Ledger)> {
-    let boot = store::boot_id()?;
-    Store::open(&settings.store_dir, &boot, &instance.identity(), settings.policy.cooldown_ms)
 }
 
 /// The table of each secondary ENI, by its slot.
@@ -119,7 +117,7 @@ fn tables(enis: &[EniFacts], slots: &BTreeMap<EniId, u32>) -> BTreeMap<u32, u32>
 }
 
 impl<'a> Node<'a> {
-    async fn read(settings: &'a Settings) -> anyhow::Result<Self> {
+    async fn read(settings: &'a Settings, instance: Instance) -> anyhow::Result<Self> {
         let policy = &settings.steering.policy;
         ensure!(!wait::answers(settings), "the daemon of Amazon's VPC CNI serves this node already");
         ensure!(
@@ -131,9 +129,7 @@ impl<'a> Node<'a> {
             !settings.policy.multi_card,
             "with ENABLE_MULTI_NIC a node cannot be given back yet: drain it, and run `enid uninstall` on it (docs/eks.md)"
         );
-        let imds = Imds::new();
-        let instance = imds.wait_for_instance(settings.start_wait).await?;
-        let enis = imds.enis(Reading::All).await?.read;
+        let enis = Imds::new().enis(Reading::All).await?.read;
         let found = kernel::read(&mut Netlink::open()?, &Family::ALL).await?;
         let primary = enis.iter().find(|eni| eni.place.is_primary()).context("metadata shows no primary ENI")?;
         let address = primary.primary.addr();

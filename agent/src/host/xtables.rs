@@ -29,6 +29,14 @@ const KUBELETS: [&str; 2] = ["KUBE-IPTABLES-HINT", "KUBE-KUBELET-CANARY"];
 /// Both.
 pub const BACKENDS: [Backend; 2] = [Backend::Nft, Backend::Legacy];
 
+/// Each of both with each family: all that a host can have.
+pub const EACH: [(Backend, Family); 4] = [
+    (Backend::Nft, Family::V4),
+    (Backend::Nft, Family::V6),
+    (Backend::Legacy, Family::V4),
+    (Backend::Legacy, Family::V6),
+];
+
 impl Backend {
     fn program(self) -> &'static str {
         match self {
@@ -54,13 +62,11 @@ pub async fn save(backend: Backend, family: Family) -> anyhow::Result<String> {
 /// The backend that this host uses, decided as the wrapper of iptables does that images of Kubernetes carry, Amazon's VPC CNI's
 /// among them: the one in which the kubelet has left its chains, or else the one that has more rules.
 pub async fn of_host() -> anyhow::Result<Backend> {
-    let mut saved = [String::new(), String::new()];
-    for (backend, text) in BACKENDS.into_iter().zip(&mut saved) {
-        for family in Family::ALL {
-            *text += &save(backend, family).await?;
-        }
+    let (mut nft, mut legacy) = (String::new(), String::new());
+    for (backend, family) in EACH {
+        let of_backend = if backend == Backend::Nft { &mut nft } else { &mut legacy };
+        of_backend.push_str(&save(backend, family).await?);
     }
-    let [nft, legacy] = saved;
     Ok(used(&nft, &legacy))
 }
 

@@ -1,7 +1,7 @@
 //! Pods of Amazon's VPC CNI become ours, before anything else of ours stands in the kernel.
 
 use anyhow::{Context, bail, ensure};
-use enid_datapath::{Family, peer};
+use enid_datapath::peer;
 use enid_ipamd::{Ledger, Millis, Write};
 use tracing::{info, warn};
 
@@ -52,7 +52,7 @@ pub async fn adopt(settings: &Settings, imds: &Imds, store: &Store, ledger: Ledg
     }
     if !plan.pods.is_empty() {
         // What cannot be read cannot be removed later.
-        for (backend, family) in xtables::BACKENDS.into_iter().flat_map(|it| Family::ALL.map(|family| (it, family))) {
+        for (backend, family) in xtables::EACH {
             xtables::save(backend, family).await.context("nothing is taken over")?;
         }
     }

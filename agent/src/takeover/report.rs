@@ -79,12 +79,10 @@ async fn read(settings: &Settings) -> anyhow::Result<Report> {
     let evidence = evidence::complete(evidence, &imds, Ledger::default()).await?;
     let plan = plan(&evidence);
     report.of(&plan);
-    for backend in xtables::BACKENDS {
-        for family in Family::ALL {
-            match xtables::save(backend, family).await {
-                Ok(saved) => report.chains(&saved, !evidence.branches.is_empty()),
-                Err(failure) => report.against.push(format!("{failure:#}")),
-            }
+    for (backend, family) in xtables::EACH {
+        match xtables::save(backend, family).await {
+            Ok(saved) => report.chains(&saved, !evidence.branches.is_empty()),
+            Err(failure) => report.against.push(format!("{failure:#}")),
         }
     }
     if nft::has_table(Family::V4, TABLE).await? {

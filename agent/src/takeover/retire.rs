@@ -123,13 +123,11 @@ impl Retire {
     }
 
     async fn part(&self, part: Part, branches: bool) -> anyhow::Result<()> {
-        for backend in xtables::BACKENDS {
-            for family in Family::ALL {
-                let saved = xtables::save(backend, family).await?;
-                let Some(lines) = removal(part, &saved, branches) else { continue };
-                xtables::change(backend, family, &lines).await?;
-                lines.lines().filter(|line| line.starts_with('-')).for_each(|line| info!("iptables: {line}"));
-            }
+        for (backend, family) in xtables::EACH {
+            let saved = xtables::save(backend, family).await?;
+            let Some(lines) = removal(part, &saved, branches) else { continue };
+            xtables::change(backend, family, &lines).await?;
+            lines.lines().filter(|line| line.starts_with('-')).for_each(|line| info!("iptables: {line}"));
         }
         if part == Part::Connmark && nft::remove_table(Family::V4, TABLE).await? {
             info!("remove the nftables table ip {TABLE}");

@@ -17,7 +17,7 @@ use super::{
     lab, with_enis,
 };
 
-/// Rounds of pods that come and go: with each an address rests for the second of its cooldown.
+/// Rounds of pods that come and go: their addresses are in their cooldown for a second.
 const ROUNDS: usize = 20;
 
 /// Runs `enid handback` as in the daemon's pod of this name: what it prints, and whether it succeeds.
