@@ -157,7 +157,7 @@ fn a_pod_that_goes_makes_no_reading() {
     let readings = || counter(place, "enid_readings").unwrap();
     let before = readings();
     pods.iter().take(10).for_each(|pod| pod.del(place).unwrap());
-    // A reading would come within 0.7 s; one is due every 30 s anyway.
+    // A reading would come within 0.7 s (`wait_until_idle` has waited for those of before); one is due every 30 s anyway.
     let more = wait_until(Duration::from_secs(2), || readings() > before + 1);
     assert!(more.is_err(), "{} readings: {}", readings() - before, daemon.log());
     // A pod that comes is looked at.

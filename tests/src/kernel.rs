@@ -17,6 +17,10 @@ pub const REPAIR_BOUND: Duration = Duration::from_secs(5);
 /// For what depends on the kernel's notifications, or on the daemon.
 const BOUND: Duration = Duration::from_secs(20);
 
+/// A change is read at the latest so long after it was notified: notifications are gathered for 300 ms, and readings
+/// are 400 ms apart at most.
+const READ_WITHIN: Duration = Duration::from_millis(700);
+
 /// The host of either family, as pods need it and as they leave it: what a repair has to restore exactly.
 /// Counters and what the kernel does by itself for IPv6 are left out.
 pub fn state(place: Place<'_>) -> anyhow::Result<String> {
@@ -62,12 +66,16 @@ pub fn wait_until_reconciled(place: Place<'_>) -> anyhow::Result<()> {
         .context("the daemon does not reconcile")
 }
 
-/// Waits until the daemon does not read the kernel any more: the next change is found by its own notification.
+/// Waits until the daemon has read all that changed, and reads the kernel no more: the next change is found by its own
+/// notification.
 pub fn wait_until_idle(place: Place<'_>) -> anyhow::Result<()> {
-    let mut before = None;
+    let (mut before, mut since) = (None, Instant::now());
     let is_idle = || {
         let now = counter(place, "enid_readings").ok();
-        now.is_some() && std::mem::replace(&mut before, now) == now
+        if now.is_none() || now != before {
+            (before, since) = (now, Instant::now());
+        }
+        since.elapsed() > READ_WITHIN
     };
     wait_until(BOUND, is_idle).context("the daemon reads the kernel again and again")
 }
