@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use enid_datapath::Family;
-use enid_ipamd::{Kind, LOCAL_V4, LOCAL_V6, Lease, Ledger, Limits, Provisioning, Second};
+use enid_ipamd::{Kind, LOCAL, LOCAL_V6, Lease, Ledger, Limits, Provisioning, Second};
 use thiserror::Error;
 use tracing::warn;
 
@@ -60,9 +60,7 @@ pub fn settle(
     // What pods have by earlier settings is carried until a start after the last of them has gone.
     let seconds = || ledger.leases.values().filter_map(|lease| lease.second).chain(carried.iter().copied());
     policy.of_vpc.extend(ledger.leases.values().filter_map(Lease::second_of_vpc).map(Family::of));
-    policy
-        .of_node
-        .extend([LOCAL_V4, LOCAL_V6].into_iter().filter(|range| seconds().any(|second| range.contains(&second))));
+    policy.of_node.extend(LOCAL.into_iter().filter(|range| seconds().any(|second| range.contains(&second))));
     Ok(lacks_v6)
 }
 

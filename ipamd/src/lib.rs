@@ -49,7 +49,7 @@ pub use plan::{Action, Awaited, Plan, Reason, Step, Wait};
 pub use pool::{AddresslessEni, Block, BlockState, Eni, EniFacts, EniState, Sums, own_of_eni};
 pub use summary::{SubnetSummary, Summary, Told};
 pub use supply::{
-    Counts, EniConfig, Home, Kind, LOCAL_V4, LOCAL_V6, Learned, Limits, Placement, Policy, Provisioning, Second,
-    SubnetFacts, Target,
+    Counts, EniConfig, Home, Kind, LOCAL, LOCAL_V4, LOCAL_V6, Learned, Limits, Placement, Policy, Provisioning, Second,
+    SubnetFacts, Target, is_local,
 };
 pub use view::{AddressState, AddressView, Capacity, InFlight, View};

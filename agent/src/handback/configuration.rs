@@ -3,14 +3,16 @@
 use std::{fs, io};
 
 use anyhow::Context;
+use enid_datapath::{Family, peer::NETWORK};
+use enid_ipamd::{LOCAL_V4, LOCAL_V6};
 use serde_json::{Value, json};
 
-use super::Say;
-use crate::{host::file, runtime::conflist, settings::Settings, takeover::file::NETWORK};
+use super::{Say, chains::Egress};
+use crate::{host::file, runtime::conflist, settings::Settings};
 
 /// Puts the other system's beside ours, which runtimes load first: the one that was there, or one of its kind, which its daemon
 /// replaces; with what others have chained into ours since.
-pub fn put_back(settings: &Settings, say: Say<'_>) -> anyhow::Result<()> {
+pub fn put_back(settings: &Settings, egress: Option<&Egress>, say: Say<'_>) -> anyhow::Result<()> {
     let (aside, path) = (settings.conf_dir.join(conflist::AMAZONS_ASIDE), settings.conf_dir.join(conflist::AMAZONS));
     match fs::rename(&aside, &path) {
         Ok(()) => say(&format!("{} is renamed to {}", aside.display(), path.display())),
@@ -19,7 +21,7 @@ pub fn put_back(settings: &Settings, say: Say<'_>) -> anyhow::Result<()> {
     }
     let there = conflist::read(&path)?;
     let others = conflist::others(conflist::read(&conflist::path(settings))?.as_ref()).unwrap_or_default();
-    let list = with(there.clone().unwrap_or_else(|| of_its_kind(settings)), others);
+    let list = with(there.clone().unwrap_or_else(|| of_its_kind(settings, egress)), others);
     if there.as_ref() != Some(&list) {
         file::put(&path, format!("{list:#}\n").as_bytes(), 0o644)?;
         say(&format!("write {}", path.display()));
@@ -48,7 +50,12 @@ fn with(mut list: Value, others: Vec<Value>) -> Value {
     list
 }
 
-fn of_its_kind(settings: &Settings) -> Value {
+fn of_its_kind(settings: &Settings, egress: Option<&Egress>) -> Value {
+    let is_v6 = !settings.steering.policy.of_vpc.contains(&Family::V4);
+    let (word, range, to, folder) = match is_v6 {
+        true => ("v4", LOCAL_V4, Family::V4.default_net(), "v6pd/egress-v4-ipam"),
+        false => ("v6", LOCAL_V6, Family::V6.default_net(), "v4pd/egress-v6-ipam"),
+    };
     json!({
         "cniVersion": "0.4.0",
         "name": NETWORK,
@@ -63,6 +70,22 @@ fn of_its_kind(settings: &Settings) -> Value {
                 "pluginLogFile": "/var/log/aws-routed-eni/plugin.log",
                 "pluginLogLevel": "DEBUG",
                 "capabilities": { "io.kubernetes.cri.pod-annotations": true },
+            },
+            {
+                "name": "egress-cni",
+                "type": "egress-cni",
+                "mtu": settings.pod_mtu.to_string(),
+                "enabled": egress.is_some().to_string(),
+                "randomizeSNAT": "prng",
+                "nodeIP": egress.map(|egress| egress.own.to_string()).unwrap_or_default(),
+                "ipam": {
+                    "type": "host-local",
+                    "ranges": [[{ "subnet": range.to_string() }]],
+                    "routes": [{ "dst": to }],
+                    "dataDir": format!("{}/{folder}", conflist::EGRESS_ADDRESSES),
+                },
+                "pluginLogFile": format!("/var/log/aws-routed-eni/egress-{word}-plugin.log"),
+                "pluginLogLevel": "DEBUG",
             },
             { "type": "portmap", "capabilities": { "portMappings": true }, "snat": true },
         ],
@@ -90,13 +113,15 @@ mod tests {
             json!({"plugins": [{"type": "enid-cni"}, {"type": "portmap"}, {"type": "mesh-cni", "log": "debug"}]});
         fs::write(conflist::path(&settings), ours.to_string()).unwrap();
         // A node that was always ours.
-        put_back(&settings, &|_| {}).unwrap();
-        assert_eq!(types(&path), ["aws-cni", "portmap", "mesh-cni"]);
+        put_back(&settings, None, &|_| {}).unwrap();
+        assert_eq!(types(&path), ["aws-cni", "egress-cni", "portmap", "mesh-cni"]);
+        let folder = conflist::egress_addresses(&settings).unwrap();
+        assert_eq!(folder, Some("/run/cni/v4pd/egress-v6-ipam/aws-cni".into()));
         fs::remove_file(&path).unwrap();
         let theirs = json!({"name": "aws-cni", "plugins": [{"type": "aws-cni"}, {"type": "egress-cni"}]});
         fs::write(&aside, theirs.to_string()).unwrap();
         for _ in 0..2 {
-            put_back(&settings, &|_| {}).unwrap();
+            put_back(&settings, None, &|_| {}).unwrap();
             assert_eq!(types(&path), ["aws-cni", "egress-cni", "mesh-cni"]);
         }
         assert!(!aside.exists());

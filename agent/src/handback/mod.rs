@@ -5,8 +5,10 @@
 //! the other system's stands before anything of ours goes, and its state file, without which its daemon refuses the node, is
 //! written last. Each step finds what an earlier run has left of it.
 
+mod chains;
 pub mod command;
 mod configuration;
+mod egress;
 pub mod mark;
 mod steps;
 pub mod waiting;

@@ -8,13 +8,18 @@ use std::{
 use anyhow::{Context, bail, ensure};
 use enid_datapath::{
     Family, Mac, marks,
-    peer::{self, handback, handback::OwnLink},
+    peer::{
+        self,
+        handback::{self, OwnLink, Ways},
+    },
     policy::{NodePorts, Translation},
 };
-use enid_ipamd::{AttachmentKey, EniFacts, EniId, Lease};
+use enid_ipamd::{AttachmentKey, EniFacts, EniId, LOCAL, LOCAL_V4, LOCAL_V6, Lease, is_local};
 
 use super::{
-    Say, configuration,
+    Say,
+    chains::{self, Egress},
+    configuration, egress,
     mark::{self, Step},
 };
 use crate::{
@@ -23,7 +28,7 @@ use crate::{
     settings::Settings,
     store::{self, Store},
     takeover::{
-        chains::{self, PARTS},
+        chains::{PARTS, TABLE},
         evidence, file, wait,
     },
 };
@@ -39,6 +44,10 @@ struct Node<'a> {
     /// The primary ENI's link, and its address.
     primary_ifname: String,
     primary: Ipv4Addr,
+    /// The family of pods' addresses of the VPC: Amazon's VPC CNI knows no pods of both.
+    family: Family,
+    /// How they leave in the other one, if they do: each pod's is added once its routes stand.
+    egress: Option<Egress>,
     /// Pods' links of ours.
     links: Vec<OwnLink>,
     /// The addresses of pods whose links an earlier run has released already.
@@ -69,6 +78,16 @@ fn without_an_eni(OwnLink { ifname, addresses, .. }: &OwnLink) -> String {
     format!("the pod of {ifname} ({addresses:?}) is on an ENI that metadata does not show")
 }
 
+/// How pods leave in the family that is not this one, but for the pods.
+fn way_out(family: Family, primary: &EniFacts) -> anyhow::Result<Egress> {
+    let (range, own) = match family {
+        Family::V4 => (LOCAL_V6, primary.own_v6.map(IpAddr::from)),
+        Family::V6 => (LOCAL_V4, Some(primary.primary.addr().into())),
+    };
+    let own = own.context("pods leave by IPv6 as the node, and metadata shows no IPv6 address of the primary ENI")?;
+    Ok(Egress { range, own, pods: Vec::new() })
+}
+
 /// Gives it back, or goes on where an earlier run was interrupted.
 ///
 /// # Errors
@@ -91,8 +110,8 @@ pub async fn give_back(settings: &Settings, say: Say<'_>) -> anyhow::Result<()> 
             file::stamp(&settings.backing_store)?;
             mark::write(settings, Step::Begun, None)?;
         }
-        configuration::put_back(settings, say)?;
-        node.put_back(&tables(&node.enis, &ledger.slots), say).await?;
+        configuration::put_back(settings, node.egress.as_ref(), say)?;
+        node.put_back(&tables(&node.enis, &ledger.slots), &ledger.leases, say).await?;
         node.take_away(say).await?;
         configuration::remove_ours(settings, say)?;
         let (entries, withheld) = node.entries(&ledger.leases);
@@ -120,11 +139,12 @@ impl<'a> Node<'a> {
     async fn read(settings: &'a Settings, instance: Instance) -> anyhow::Result<Self> {
         let policy = &settings.steering.policy;
         ensure!(!wait::answers(settings), "the daemon of Amazon's VPC CNI serves this node already");
-        ensure!(
-            !policy.of_vpc.contains(&Family::V6) && policy.of_node.is_empty(),
-            "a node whose pods have IPv6 addresses, or those of an egress range, cannot be given back yet: drain it, and \
-             run `enid uninstall` on it (docs/eks.md)"
-        );
+        let [family] = Vec::from_iter(&policy.of_vpc)[..] else {
+            bail!(
+                "Amazon's VPC CNI has no pods with addresses of both families of the VPC (ENABLE_IPv4, ENABLE_IPv6): drain \
+                 the node, and run `enid uninstall` on it (docs/eks.md)"
+            );
+        };
         ensure!(
             !settings.policy.multi_card,
             "with ENABLE_MULTI_NIC a node cannot be given back yet: drain it, and run `enid uninstall` on it (docs/eks.md)"
@@ -135,19 +155,28 @@ impl<'a> Node<'a> {
         let address = primary.primary.addr();
         let primary_ifname = found.ifname_of(Mac(primary.mac)).context("the primary ENI has no link")?.to_owned();
         let links = handback::own_links(&found);
-        if let Some(link) = links.iter().find(|link| link.addresses.iter().any(IpAddr::is_ipv6)) {
+        let is_foreign = |address: &&IpAddr| !is_local(**address) && Family::of(**address) != *family;
+        let foreign = links.iter().find_map(|link| Some((link, link.addresses.iter().find(is_foreign)?)));
+        if let Some((link, address)) = foreign {
             bail!(
-                "the pod of {} has an IPv6 address, and cannot be given back yet: drain the node, and run `enid uninstall` on it (docs/eks.md)",
+                "the pod of {} has the address {address} of a family that the settings leave out: drain the node, and run \
+                 `enid uninstall` on it (docs/eks.md)",
                 link.ifname
             );
         }
         let released = peer::pod_links(&evidence::prefix(settings), &found);
         let released = released.into_iter().flat_map(|link| link.addresses).collect();
+        let egress = match !policy.of_node.is_empty() || !handback::ways_out(&LOCAL, &found).is_empty() {
+            true => Some(way_out(*family, primary)?),
+            false => None,
+        };
         Ok(Node {
             settings,
             instance,
             primary_ifname,
             primary: address,
+            family: *family,
+            egress,
             links,
             released,
             macs: peer::macs(&found),
@@ -167,7 +196,12 @@ impl<'a> Node<'a> {
     }
 
     /// What is the other system's stands.
-    async fn put_back(&self, tables: &BTreeMap<u32, u32>, say: Say<'_>) -> anyhow::Result<()> {
+    async fn put_back(
+        &self,
+        tables: &BTreeMap<u32, u32>,
+        leases: &BTreeMap<AttachmentKey, Lease>,
+        say: Say<'_>,
+    ) -> anyhow::Result<()> {
         let policy = &self.settings.steering.policy;
         let is_marked = policy.node_ports == NodePorts::SameWayBack || policy.translation != Translation::External;
         let without = self.links.iter().find(|link| link.slot != 0 && !tables.contains_key(&link.slot));
@@ -175,24 +209,33 @@ impl<'a> Node<'a> {
             bail!("{}", without_an_eni(link));
         }
         let found = kernel::read(&mut Netlink::open()?, &Family::ALL).await?;
-        let connmark = is_marked.then(|| policy.marks.connmark());
-        apply(&handback::put_back(&self.links, tables, connmark, &found), say).await?;
-        let node = self.chains();
+        let connmark = is_marked.then(|| (self.family, policy.marks.connmark()));
+        let ways = Ways { tables, connmark, ranges: &LOCAL };
+        apply(&handback::put_back(&self.links, &ways, &found), say).await?;
+        // With the routes that have come back.
+        let found = kernel::read(&mut Netlink::open()?, &Family::ALL).await?;
+        let pods = egress::of_containers(leases, &found);
+        egress::note(self.settings, &pods, say)?;
+        let node = self.chains(pods);
         let backend = xtables::of_host().await?;
-        let saved = xtables::save(backend, Family::V4).await?;
-        for part in PARTS {
-            let Some(lines) = chains::replacement(part, backend, &saved, &node) else { continue };
-            xtables::change(backend, Family::V4, &lines).await?;
-            lines.lines().filter(|line| line.starts_with("-A")).for_each(|line| say(&format!("iptables: {line}")));
+        for family in Family::ALL {
+            let saved = xtables::save(backend, family).await?;
+            for part in PARTS {
+                let Some(lines) = chains::replacement(part, (backend, family), &saved, &node) else { continue };
+                xtables::change(backend, family, &lines).await?;
+                let is_new = |line: &&str| line.starts_with(['-']) && !line.starts_with("-D");
+                lines.lines().filter(is_new).for_each(|line| say(&format!("iptables: {line}")));
+            }
         }
         if let Some(table) = chains::table(&node).filter(|_| backend == xtables::Backend::Nft) {
             nft::change(&table).await?;
-            say(&format!("add the nftables table ip {}", chains::TABLE));
+            say(&format!("add the nftables table ip {TABLE}"));
         }
         Ok(())
     }
 
-    fn chains(&self) -> chains::Node {
+    /// `pods`: by which address each container leaves in the other family.
+    fn chains(&self, pods: Vec<(String, IpAddr)>) -> chains::Node {
         let steering = &self.settings.steering;
         chains::Node {
             primary_ifname: self.primary_ifname.clone(),
@@ -201,6 +244,7 @@ impl<'a> Node<'a> {
             vpc: self.instance.vpc_cidrs.clone(),
             excluded: steering.native.clone(),
             policy: steering.policy.clone(),
+            egress: self.egress.clone().map(|egress| Egress { pods, ..egress }),
         }
     }
 
@@ -229,7 +273,8 @@ impl<'a> Node<'a> {
         };
         let entries: Vec<file::Entry> = of_pods.map(entry).collect();
         let used = self.links.iter().flat_map(|link| link.addresses.iter()).chain(&self.released).copied();
-        let is_known = |address: &IpAddr| entries.iter().any(|entry| entry.address == *address);
+        // What only the node knows is no matter of its daemon's.
+        let is_known = |address: &IpAddr| is_local(*address) || entries.iter().any(|entry| entry.address == *address);
         let withheld: BTreeSet<IpAddr> = used.filter(|address| !is_known(address)).collect();
         (entries, withheld.into_iter().collect())
     }
@@ -247,7 +292,7 @@ async fn host_ports(entries: &[file::Entry], say: Say<'_>) -> anyhow::Result<()>
     for backend in xtables::BACKENDS {
         rules += &xtables::save(backend, Family::V4).await?;
     }
-    let others = entries.iter().filter(|entry| entry.key.network != file::NETWORK);
+    let others = entries.iter().filter(|entry| entry.key.network != peer::NETWORK);
     for entry in others.filter(|entry| rules.contains(&entry.key.container)) {
         let AttachmentKey { network, container, .. } = &entry.key;
         let pod = entry.pod.as_ref().map(|pod| format!("{}/{}", pod.namespace, pod.name)).unwrap_or_default();

@@ -33,7 +33,7 @@ pub const AMAZONS: &str = "10-aws.conflist";
 /// Where that lies while the node is ours, under a name that no runtime loads.
 pub const AMAZONS_ASIDE: &str = ".10-aws.earlier";
 /// Below it its plugin for the other family notes addresses.
-const EGRESS_ADDRESSES: &str = "/run/cni";
+pub const EGRESS_ADDRESSES: &str = "/run/cni";
 /// The standard plugin for host ports.
 const PORTMAP: &str = "portmap";
 /// Types that we chain ourselves, and those of Amazon's VPC CNI; entries of any other type belong to others.

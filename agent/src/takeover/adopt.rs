@@ -6,7 +6,7 @@ use enid_ipamd::{Ledger, Millis, Write};
 use tracing::{info, warn};
 
 use super::{
-    evidence, file,
+    evidence,
     plan::{Becomes, Plan, Pod, plan},
     wait,
 };
@@ -63,7 +63,7 @@ pub async fn adopt(settings: &Settings, imds: &Imds, store: &Store, ledger: Ledg
     if plan.pods.is_empty() {
         store.write(&writes)?;
     } else {
-        store.take_over(&writes, file::NETWORK)?;
+        store.take_over(&writes, peer::NETWORK)?;
         // The runtime has a network already, however full this node is.
         store.keep_served()?;
     }
@@ -96,13 +96,13 @@ fn tell(plan: &Plan) {
 /// All of it in one step: an address without its ENI's slot, or with two owners, is in no file.
 fn writes(plan: &Plan, ledger: &Ledger, cools: Millis) -> Vec<Write> {
     let leased: Vec<_> = plan.pods.iter().filter_map(super::plan::Pod::lease).collect();
-    let is_leased = |address| leased.iter().any(|(_, lease)| lease.address == address);
+    let is_leased = |address| leased.iter().any(|(_, lease)| lease.addresses().any(|leased| leased == address));
     let ended = plan.ended.iter().filter_map(|key| ledger.leases.get(key)).flat_map(enid_ipamd::Lease::addresses);
     let cooling = ended.chain(plan.cooling.keys().copied()).filter(|address| !is_leased(*address));
     let cooling = cooling.map(|address| Write::Cooldown(address, Some(cools)));
     let ended = plan.ended.iter().map(|key| Write::Lease(key.clone(), None));
     let slots = plan.slots.iter().map(|(eni, slot)| Write::Slot(eni.clone(), Some(*slot)));
-    let warm = leased.iter().map(|(_, lease)| Write::Cooldown(lease.address, None));
+    let warm = leased.iter().flat_map(|(_, lease)| lease.addresses()).map(|address| Write::Cooldown(address, None));
     let mut writes: Vec<Write> = ended.chain(cooling).chain(slots).chain(warm).collect();
     writes.extend(leased.iter().map(|(key, lease)| Write::Lease(key.clone(), Some(lease.clone()))));
     writes

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use enid_datapath::{Family, Mac, link, node::found::Found, peer};
-use enid_ipamd::{LOCAL_V4, LOCAL_V6, Ledger};
+use enid_ipamd::{LOCAL, Ledger};
 use tokio::time::{Instant, sleep};
 use tracing::warn;
 
@@ -29,7 +29,7 @@ pub async fn begin(settings: &Settings) -> anyhow::Result<(Evidence, Found)> {
     let found = kernel::read(&mut netlink, &Family::ALL).await?;
     let policy = &settings.steering.policy;
     let mut evidence = Evidence {
-        egress: peer::egress_links(&[LOCAL_V4, LOCAL_V6], &found),
+        egress: peer::egress_links(&LOCAL, &found),
         of_vpc: policy.of_vpc.clone(),
         of_node: policy.of_node.clone(),
         branches: peer::branch_links(&found),

@@ -3,6 +3,7 @@
 use std::{fs, io, net::IpAddr, path::Path};
 
 use anyhow::{Context, bail};
+use enid_datapath::peer::NETWORK;
 use enid_ipamd::{AttachmentKey, PodRef};
 use serde::{Deserialize, Serialize};
 
@@ -15,12 +16,16 @@ const VERSION: &str = "vpc-cni-ipam/1";
 const TAKEN_OVER: &str = "enid-takeover/1";
 /// What a daemon before that one noted for pods that it found at the runtime: the network, and the interface.
 const MIGRATED: (&str, &str) = ("_migrated-from-cri", "unknown");
-/// What it calls its network, and the interface that it gives to every pod.
-pub const NETWORK: &str = "aws-cni";
+/// The interface that it gives to every pod.
 const IFNAME: &str = "eth0";
 
 /// In the place of a container's id: an address that a pod uses of which nobody knows more.
 const WITHHELD: &str = "enid-withheld-";
+
+/// What stands in the place of a container's id for such an address.
+pub fn withheld(address: IpAddr) -> String {
+    format!("{WITHHELD}{address}")
+}
 
 /// What it says of one pod.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -134,7 +139,7 @@ fn text(entries: &[Entry], withheld: &[IpAddr]) -> anyhow::Result<Vec<u8>> {
         allocation(key.container.clone(), key.ifname.clone(), *address, metadata)
     });
     let of_nobody =
-        withheld.iter().map(|it| allocation(format!("{WITHHELD}{it}"), IFNAME.to_owned(), *it, Metadata::default()));
+        withheld.iter().map(|it| allocation(self::withheld(*it), IFNAME.to_owned(), *it, Metadata::default()));
     let allocations = Some(of_pods.chain(of_nobody).collect());
     let document = Document { version: VERSION.to_owned(), allocations };
     let mut text = serde_json::to_vec(&document).context("cannot write JSON")?;

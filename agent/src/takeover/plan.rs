@@ -6,7 +6,7 @@ use std::{
 };
 
 use enid_datapath::{Family, Mac, identity, peer::PodLink};
-use enid_ipamd::{AttachmentKey, EniFacts, EniId, LOCAL_V4, LOCAL_V6, Lease, Ledger, Macs, PodRef};
+use enid_ipamd::{AttachmentKey, EniFacts, EniId, LOCAL_V6, Lease, Ledger, Macs, PodRef, is_local};
 use ipnet::IpNet;
 
 use super::{
@@ -94,8 +94,7 @@ impl Pod {
     pub fn lease(&self) -> Option<(AttachmentKey, Lease)> {
         let Becomes::Lease(key, pod) = &self.becomes else { return None };
         let macs = self.mac.map(|mac| Macs { host: self.link.mac.0, pod: mac.0 });
-        let address = *self.link.addresses.first()?;
-        let lease = Lease::remembered((address, None), self.eni.clone(), self.slot, pod.clone(), 0);
+        let lease = Lease::remembered(of_pod(&self.link)?, self.eni.clone(), self.slot, pod.clone(), 0);
         Some((key.clone(), lease.with_macs(macs)))
     }
 }
@@ -114,7 +113,18 @@ impl Evidence {
 
 /// Whether a lease of an earlier run is of this link.
 fn is_leased_over(key: &AttachmentKey, lease: &Lease, link: &PodLink) -> bool {
-    pod_links::macs(key, Some(lease)).0 == link.mac && link.addresses == [lease.address]
+    pod_links::macs(key, Some(lease)).0 == link.mac && of_pod(link) == Some((lease.address, lease.second))
+}
+
+/// The address of a pod, and the one by which it leaves in another family, if its link carries that, too: a pod that began under
+/// Enid, on a node that was given back since.
+fn of_pod(link: &PodLink) -> Option<(IpAddr, Option<IpAddr>)> {
+    let (local, own): (Vec<IpAddr>, Vec<IpAddr>) = link.addresses.iter().partition(|address| is_local(**address));
+    match (&own[..], &local[..]) {
+        ([own], []) => Some((*own, None)),
+        ([own], [second]) => Some((*own, Some(*second))),
+        _ => None,
+    }
 }
 
 /// Decides.
@@ -189,7 +199,7 @@ pub fn plan(evidence: &Evidence) -> Plan {
         .then(|| "pods leave by IPv6 as the node, and metadata shows no IPv6 address of the primary ENI".to_owned());
     let is_known = |address: &IpAddr| {
         let of_node = evidence.of_node.iter().any(|range| range.contains(address));
-        of_node || !is_node_local(*address) && evidence.of_vpc.contains(&Family::of(*address))
+        of_node || !is_local(*address) && evidence.of_vpc.contains(&Family::of(*address))
     };
     let of_another = of_each.filter(|(address, _)| !is_known(address)).map(|(address, link)| {
         format!(
@@ -218,14 +228,15 @@ fn agreed<'a>(
     of_ours: &BTreeMap<IpAddr, &AttachmentKey>,
 ) -> Result<&'a Entry, String> {
     let name = &link.ifname;
-    let [address] = &link.addresses[..] else {
+    let Some((address, second)) = of_pod(link) else {
         let all: Vec<String> = link.addresses.iter().map(ToString::to_string).collect();
         return Err(format!("{name} carries {}, and a pod has one address", all.join(" and ")));
     };
-    if let Some(AttachmentKey { container, .. }) = of_ours.get(address) {
+    let of_another = [Some(address), second].into_iter().flatten().find_map(|address| of_ours.get(&address));
+    if let Some(AttachmentKey { container, .. }) = of_another {
         return Err(format!("the container {container} has the address by a link of ours"));
     }
-    let entry = match by_address.get(address).map_or(&[][..], Vec::as_slice) {
+    let entry = match by_address.get(&address).map_or(&[][..], Vec::as_slice) {
         [] => return Err(format!("{name} carries the address, and the file does not name it")),
         [entry] => *entry,
         [one, two, ..] => {
@@ -243,10 +254,6 @@ fn agreed<'a>(
         return Err(format!("the pod's end of {name} cannot be looked at"));
     }
     Ok(entry)
-}
-
-fn is_node_local(address: IpAddr) -> bool {
-    LOCAL_V4.contains(&address) || LOCAL_V6.contains(&address)
 }
 
 #[cfg(test)]
@@ -311,6 +318,24 @@ mod tests {
             Becomes::Lease(..) => "leased".to_owned(),
             Becomes::Egress => "a way out".to_owned(),
         }
+    }
+
+    /// A pod that began under Enid, on a node that was given back since, has both addresses on one link.
+    #[test]
+    fn a_pod_keeps_its_address_of_the_other_family() {
+        let mut evidence = node();
+        evidence.of_node.insert(LOCAL_V6);
+        let second = ip("fd00::ac:2");
+        evidence.pods[1].0.addresses.push(second);
+        let (_, lease) =
+            plan(&evidence).pods.iter().find_map(|pod| pod.lease().filter(|(of, _)| *of == key("pod-1"))).unwrap();
+        assert_eq!((lease.address, lease.second), (ip("10.0.78.4"), Some(second)));
+        // An interrupted run has leased it.
+        evidence.ledger.leases.insert(key("pod-1"), lease);
+        assert_eq!(why(&plan(&evidence), "10.0.78.4"), "leased");
+        evidence.ledger.leases.clear();
+        evidence.pods[1].0.addresses.push(ip("fd00::ac:3"));
+        assert!(why(&plan(&evidence), "10.0.78.4").contains("a pod has one address"));
     }
 
     #[test]

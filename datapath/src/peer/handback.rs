@@ -1,8 +1,12 @@
 //! The way back: what Amazon's VPC CNI has in the kernel stands again, and then what is ours goes. Our rules at 1535 stay: they
 //! are the other system's too.
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
 
+use ipnet::IpNet;
 use netlink_packet_route::{link::LinkMessage, rule::RuleMessage};
 use rtnetlink::LinkUnspec;
 
@@ -12,7 +16,7 @@ use crate::{
     identity::Mac,
     marks,
     netlink::{
-        link::{self, group, ifname, named},
+        link::{self, group, ifname, named, other_end},
         message::{self, TABLE_MAIN, asked_table, host_route, is_made_by_us, marked, priority, rule},
         request::Request,
     },
@@ -47,15 +51,49 @@ pub fn own_links(found: &Found) -> Vec<OwnLink> {
     found.links.iter().filter_map(own).collect()
 }
 
-/// The routes and rules for these pods, the rule for marked connections, and those for the ENIs' own addresses. `tables`: of
-/// each slot but the primary's; `connmark`: the bits, if connections are marked at all.
-pub fn put_back(links: &[OwnLink], tables: &BTreeMap<u32, u32>, connmark: Option<u32>, found: &Found) -> Vec<Request> {
+/// The addresses of these ranges, which only this node knows, by which pods leave in another family; with each, the other
+/// addresses of the same pod: those over the same link, and those over links to the same namespace.
+pub fn ways_out(ranges: &[IpNet], found: &Found) -> Vec<(IpAddr, BTreeSet<IpAddr>)> {
+    let is_local = |address: &IpAddr| ranges.iter().any(|range| range.contains(address));
+    let netns = |index: u32| {
+        let link = found.links.iter().find(|link| link.header.index == index)?;
+        other_end(link).map(|(netns, _)| netns)
+    };
+    let routed = || found.routes.iter().filter_map(host_route);
+    let of_pod = |over: u32| {
+        let inside = netns(over);
+        let is_same = move |index: u32| index == over || inside.is_some() && netns(index) == inside;
+        routed()
+            .filter(move |(address, index)| !is_local(address) && is_same(*index))
+            .map(|(address, _)| address)
+            .collect()
+    };
+    routed().filter(|(address, _)| is_local(address)).map(|(address, over)| (address, of_pod(over))).collect()
+}
+
+/// What the routes and rules of a node depend on.
+#[derive(Clone, Debug)]
+pub struct Ways<'a> {
+    /// The table of each slot but the primary's.
+    pub tables: &'a BTreeMap<u32, u32>,
+    /// The bits by which connections are marked, if they are, and the family of pods' addresses.
+    pub connmark: Option<(Family, u32)>,
+    /// Ranges that only this node knows: there are routes to their addresses, and no rules.
+    pub ranges: &'a [IpNet],
+}
+
+/// The routes and rules for these pods, the rule for marked connections, and those for the ENIs' own addresses.
+pub fn put_back(links: &[OwnLink], ways: &Ways<'_>, found: &Found) -> Vec<Request> {
+    let Ways { tables, connmark, ranges } = ways;
     let mut requests = Vec::new();
     for link in links {
         for address in &link.addresses {
             if !found.routes.iter().any(|route| host_route(route) == Some((*address, link.index))) {
                 let route = message::link_route(TABLE_MAIN, *address, link.index);
                 requests.push(Request::put_route(format!("put the route {address} over {}", link.ifname), route));
+            }
+            if ranges.iter().any(|range| range.contains(address)) {
+                continue;
             }
             let to = message::rule_to(PRIORITY_TO, *address, TABLE_MAIN);
             requests.push(Request::add_rule(format!("add the rule {PRIORITY_TO}: to {address} lookup main"), to));
@@ -66,9 +104,9 @@ pub fn put_back(links: &[OwnLink], tables: &BTreeMap<u32, u32>, connmark: Option
             }
         }
     }
-    requests.extend(connmark.map(|bits| {
+    requests.extend(connmark.map(|(family, bits)| {
         let number = marks::PRIORITY_CONNMARK;
-        let of_mark = marked(rule(Family::V4, number, TABLE_MAIN), bits, bits);
+        let of_mark = marked(rule(family, number, TABLE_MAIN), bits, bits);
         Request::add_rule(format!("add the rule {number}: fwmark {bits:#x}/{bits:#x} lookup main"), of_mark)
     }));
     let ours = found.rules.iter().filter(|rule| priority(rule) == Some(marks::PRIORITY_PRIMARY) && is_made_by_us(rule));
@@ -144,7 +182,8 @@ mod tests {
         let links = own_links(&node());
         let words = |requests: &[Request]| requests.iter().map(ToString::to_string).collect::<Vec<_>>();
         let tables = BTreeMap::from([(1, 2)]);
-        let put_back = put_back(&links, &tables, Some(0x80), &node());
+        let ways = Ways { tables: &tables, connmark: Some((Family::V4, 0x80)), ranges: &[] };
+        let put_back = put_back(&links, &ways, &node());
         assert_eq!(
             words(&put_back),
             [
@@ -177,17 +216,55 @@ mod tests {
         let mut found = node();
         found.rules = vec![steered.clone(), of_eni];
         let tables = BTreeMap::from([(1, 2)]);
-        let changes = put_back(&own_links(&found), &tables, Some(0x80), &found);
+        let ways = Ways { tables: &tables, connmark: Some((Family::V4, 0x80)), ranges: &[] };
+        let changes = put_back(&own_links(&found), &ways, &found);
         let words: Vec<String> = changes.iter().map(ToString::to_string).collect();
         let of_eni = "the rule 32765: from 10.0.80.130 lookup 2";
         assert_eq!(words[words.len() - 2..], [format!("remove {of_eni}"), format!("add {of_eni}")]);
         let theirs = changes.iter().filter(|request| !request.is_rule_removal()).filter_map(Request::rule).cloned();
         found.rules = [steered].into_iter().chain(theirs).collect();
-        let again = put_back(&own_links(&found), &tables, Some(0x80), &found);
+        let again = put_back(&own_links(&found), &ways, &found);
         assert!(!again.iter().any(Request::is_rule_removal), "it is theirs");
         let [tables, rules] = without_ours(&found);
         assert!(tables.is_empty(), "{tables:?}");
         assert_eq!(rules.iter().map(ToString::to_string).collect::<Vec<_>>(), ["remove the rule 1536"]);
+    }
+
+    /// A pod of the other system's has a link of its own for that, and one of ours the same for both.
+    #[test]
+    fn whose_a_way_out_is_can_be_seen_from_the_namespace_that_its_link_leads_to() {
+        let ranges = ["169.254.172.0/22".parse().unwrap()];
+        let to = |mut link: LinkMessage, netns: Option<i32>| {
+            link.attributes.extend(
+                netns.into_iter().flat_map(|netns| [LinkAttribute::LinkNetNsId(netns), LinkAttribute::Link(2)]),
+            );
+            link
+        };
+        let group = marks::group(0);
+        let links = vec![
+            to(link(7, group, ""), Some(3)),
+            to(link(8, group, ""), Some(3)),
+            to(link(9, group, ""), Some(4)),
+            to(link(10, group, ""), None),
+            to(link(11, group, ""), None),
+        ];
+        let routes = [
+            ("2001:db8::4", 7),
+            ("169.254.172.2", 8),
+            ("2001:db8::5", 9),
+            ("169.254.172.3", 9),
+            ("2001:db8::6", 10),
+            ("169.254.172.4", 11),
+        ];
+        let routes = routes.map(|(address, over)| link_route(TABLE_MAIN, ip(address), over)).to_vec();
+        let found = Found::new(links, vec![], routes, vec![]);
+        let expected =
+            [("169.254.172.2", vec!["2001:db8::4"]), ("169.254.172.3", vec!["2001:db8::5"]), ("169.254.172.4", vec![])];
+        let expected = expected.map(|(way, pods)| (ip(way), pods.into_iter().map(ip).collect()));
+        assert_eq!(super::ways_out(&ranges, &found), expected);
+        let ways = Ways { tables: &BTreeMap::new(), connmark: None, ranges: &ranges };
+        let put_back = put_back(&own_links(&found), &ways, &found);
+        assert_eq!(put_back.len(), 3, "a rule for each pod, and none for its way out: {put_back:?}");
     }
 
     #[test]

@@ -11,6 +11,7 @@ use std::{
 use ipnet::IpNet;
 use netlink_packet_route::{link::LinkMessage, route::RouteMessage, rule::RuleAttribute, rule::RuleMessage};
 use rtnetlink::LinkUnspec;
+use sha2::{Digest, Sha512};
 
 use crate::{
     family::Family,
@@ -24,6 +25,8 @@ use crate::{
     node::{found::Found, rules},
 };
 
+/// What it calls its network.
+pub const NETWORK: &str = "aws-cni";
 /// Where it has the rule that leads to a pod.
 const PRIORITY_TO: u32 = 512;
 /// Where it has the rule by which a pod on a secondary ENI asks that ENI's table.
@@ -90,6 +93,18 @@ pub fn egress_links(ranges: &[IpNet], found: &Found) -> Vec<PodLink> {
     };
     let is_in = |address: &IpAddr| ranges.iter().any(|range| range.contains(address));
     wired(&is_named, found).into_iter().filter(|link| link.addresses.iter().all(is_in)).collect()
+}
+
+/// The chain of iptables by which the plugin for that translates what a pod sends: `CNI-E4-` or `CNI-E6-`, and 21 digits of the
+/// SHA-512 of the network's name and the container's id.
+pub fn egress_chain(family: Family, container: &str) -> String {
+    let number = match family {
+        Family::V4 => '4',
+        Family::V6 => '6',
+    };
+    let digest = Sha512::digest(format!("{NETWORK}{container}"));
+    let digits: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
+    format!("CNI-E{number}-{}", &digits[..21])
 }
 
 /// The MACs of all links.
@@ -309,6 +324,13 @@ mod tests {
             of("veth4ae9443a", "10.0.78.4") + of("veth0", "169.254.172.2") + of("eni4ae9443a00", "169.254.172.2"),
             0
         );
+    }
+
+    // As it was seen on a node with aws-vpc-cni 1.23.1.
+    #[test]
+    fn a_chain_is_called_after_the_container() {
+        assert_eq!(egress_chain(Family::V4, "sandbox-pod-0"), "CNI-E4-7d33c36ee843d69b2cecb");
+        assert_eq!(egress_chain(Family::V6, "sandbox-pod-1"), "CNI-E6-98203bc2ef9714fe1cdf2");
     }
 
     #[test]

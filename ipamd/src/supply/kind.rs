@@ -15,6 +15,14 @@ pub const LOCAL_V4: IpNet = IpNet::V4(Ipv4Net::new_assert(Ipv4Addr::new(169, 254
 /// The same for IPv6.
 pub const LOCAL_V6: IpNet = IpNet::V6(Ipv6Net::new_assert(Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0xac, 0), 118));
 
+/// Both.
+pub const LOCAL: [IpNet; 2] = [LOCAL_V4, LOCAL_V6];
+
+/// Whether only its node knows this address.
+pub fn is_local(address: IpAddr) -> bool {
+    LOCAL.iter().any(|range| range.contains(&address))
+}
+
 /// Which kind of block EC2 is asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum Kind {
@@ -62,11 +70,6 @@ pub(crate) fn candidates(address: IpAddr) -> [IpNet; 2] {
     let alone = IpNet::from(address);
     let length = if address.is_ipv4() { 28 } else { 80 };
     [alone, IpNet::new(address, length).map_or(alone, |net| net.trunc())]
-}
-
-/// Whether only the node knows this address.
-pub(crate) fn is_local(address: IpAddr) -> bool {
-    LOCAL_V4.contains(&address) || LOCAL_V6.contains(&address)
 }
 
 #[cfg(test)]

@@ -11,7 +11,7 @@ mod subnets;
 mod target;
 
 pub(crate) use demand::Demand;
-pub use kind::{Kind, LOCAL_V4, LOCAL_V6};
+pub use kind::{Kind, LOCAL, LOCAL_V4, LOCAL_V6, is_local};
 pub(crate) use places::Placed;
 pub use places::{EniConfig, Home, SubnetFacts};
 pub(crate) use policy::per_eni;

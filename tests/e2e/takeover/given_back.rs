@@ -22,8 +22,14 @@ const ROUNDS: usize = 20;
 
 /// Runs `enid handback` as in the daemon's pod of this name: what it prints, and whether it succeeds.
 fn hand_back(place: Place<'_>, pod: &str, args: &str) -> (String, bool) {
+    hand_back_with(place, &[("MY_POD_NAME", pod)], args)
+}
+
+/// The same with these settings, which a container's programs all have.
+pub fn hand_back_with(place: Place<'_>, settings: &[(&str, &str)], args: &str) -> (String, bool) {
     let enid = program("enid").unwrap();
-    let line = format!("MY_POD_NAME={pod} {} handback {args} 2>&1 && echo fine || true", enid.display());
+    let settings: Vec<String> = settings.iter().map(|(name, value)| format!("{name}={value}")).collect();
+    let line = format!("{} {} handback {args} 2>&1 && echo fine || true", settings.join(" "), enid.display());
     let said = place.sh(&line).unwrap();
     let is_fine = said.trim_end().ends_with("fine");
     (said, is_fine)
@@ -47,10 +53,11 @@ pub fn of_file(place: Place<'_>) -> BTreeMap<String, String> {
     assert_eq!(file["version"], "vpc-cni-ipam/1");
     let word = |entry: &Value, name: &str| entry[name].as_str().unwrap().to_owned();
     let entries = file["allocations"].as_array().unwrap().iter();
-    entries.map(|entry| (word(entry, "containerID"), word(entry, "ipv4"))).collect()
+    let family = |entry: &Value| if entry["ipv6"].is_null() { "ipv4" } else { "ipv6" };
+    entries.map(|entry| (word(entry, "containerID"), word(entry, family(entry)))).collect()
 }
 
-fn of_pods(pods: &[PeerPod]) -> BTreeMap<String, String> {
+pub fn of_pods(pods: &[PeerPod]) -> BTreeMap<String, String> {
     pods.iter().map(|pod| (pod.pod.container.clone(), pod.address.clone())).collect()
 }
 
