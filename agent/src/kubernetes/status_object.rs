@@ -1,5 +1,5 @@
 //! The node's status object: what it has, and what stands in the way of more, for whoever asks the API server. It is written
-//! when something has changed, once a minute at most, and goes with the node.
+//! when something has changed, once a minute at most (but at once when the node changes hands), and goes with the node.
 
 use std::time::Duration;
 
@@ -125,6 +125,7 @@ pub async fn tell(
     faults: watch::Sender<Faults>,
 ) {
     let (mut told, mut again, mut uid, mut collected) = (Told::default(), AGAIN, String::new(), None);
+    let mut said = *phase.borrow();
     loop {
         let Ok(owner) = own.wait_for(Option::is_some).await.map(|own| own.clone()) else { return };
         let (Some(owner), Some(view)) = (owner, handle.view().await) else { return };
@@ -137,8 +138,11 @@ pub async fn tell(
         if collected.take_if(|at| *at <= now).is_some() {
             told = Told::default();
         }
-        let of_now = status(&view, &readiness.borrow_and_update(), &instance_id);
-        let status = EnidNodeStatus { phase: *phase.borrow(), ..of_now };
+        let phase = *phase.borrow();
+        if std::mem::replace(&mut said, phase) != phase {
+            told = Told::default();
+        }
+        let status = EnidNodeStatus { phase, ..status(&view, &readiness.borrow_and_update(), &instance_id) };
         let mut pause = LOOK;
         if told.due(now, &status).is_some_and(|due| due <= now) {
             let written = write(&api, &owner.name, &owner.uid, &status).await;

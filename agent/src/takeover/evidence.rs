@@ -10,7 +10,7 @@ use tracing::warn;
 use super::{
     enis::NO_ENI,
     file,
-    plan::{Becomes, Evidence, plan},
+    plan::{Becomes, Evidence, cut_off, plan},
 };
 use crate::{
     aws::imds::{Imds, Reading},
@@ -43,7 +43,11 @@ pub async fn begin(settings: &Settings) -> anyhow::Result<(Evidence, Found)> {
         Err(failure) => evidence.lack = Some(format!("{failure:#}")),
     }
     evidence.prefix = prefix(settings);
-    for link in peer::pod_links(&evidence.prefix, &found) {
+    let mut links = peer::pod_links(&evidence.prefix, &found);
+    let carried = links.iter().flat_map(|link| link.addresses.iter().copied()).collect();
+    let without = peer::links_without_a_route(&evidence.prefix, &found);
+    links.extend(cut_off(&evidence.prefix, without, &evidence.entries, &carried));
+    for link in links {
         let mac = inside(&mut netlink, &link).await;
         evidence.pods.push((link, mac));
     }

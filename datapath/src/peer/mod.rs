@@ -55,12 +55,20 @@ pub struct PodLink {
 }
 
 /// Links of pods that it has wired: called as it calls a pod's (the prefix and eleven digits), of no device group of ours
-/// and without an alias of ours. One over which no route leads is nobody's any more.
+/// and without an alias of ours, over which routes lead.
 pub fn pod_links(prefix: &str, found: &Found) -> Vec<PodLink> {
-    wired(&|link| is_named_after_a_pod(prefix, link), found)
+    let (links, _) = wired(&|link| is_named_after_a_pod(prefix, link), found);
+    links
 }
 
-fn wired(is_named: &dyn Fn(&LinkMessage) -> bool, found: &Found) -> Vec<PodLink> {
+/// The same, of those over which no route leads: their pods are cut off, or have gone.
+pub fn links_without_a_route(prefix: &str, found: &Found) -> Vec<PodLink> {
+    let (_, links) = wired(&|link| is_named_after_a_pod(prefix, link), found);
+    links
+}
+
+/// Links that it has made: those over which routes lead, and those over which none does.
+fn wired(is_named: &dyn Fn(&LinkMessage) -> bool, found: &Found) -> (Vec<PodLink>, Vec<PodLink>) {
     let mut routed: BTreeMap<u32, Vec<IpAddr>> = BTreeMap::new();
     for (address, index) in found.routes.iter().filter_map(host_route) {
         routed.entry(index).or_default().push(address);
@@ -68,10 +76,12 @@ fn wired(is_named: &dyn Fn(&LinkMessage) -> bool, found: &Found) -> Vec<PodLink>
     let is_ours = |link: &LinkMessage| marks::is_of_a_pod(group(link)) || !named(link).is_empty();
     let pod = |link: &LinkMessage| {
         let index = link.header.index;
-        let (mac, addresses) = (link::mac(link)?, routed.get(&index)?.clone());
-        Some(PodLink { ifname: ifname(link).to_owned(), index, mac, inside: other_end(link), addresses })
+        let addresses = routed.get(&index).cloned().unwrap_or_default();
+        let (ifname, mac) = (ifname(link).to_owned(), link::mac(link)?);
+        Some(PodLink { ifname, index, mac, inside: other_end(link), addresses })
     };
-    found.links.iter().filter(|link| is_named(link) && !is_ours(link)).filter_map(pod).collect()
+    let links = found.links.iter().filter(|link| is_named(link) && !is_ours(link)).filter_map(pod);
+    links.partition(|link| !link.addresses.is_empty())
 }
 
 fn is_named_after_a_pod(prefix: &str, link: &LinkMessage) -> bool {
@@ -92,7 +102,8 @@ pub fn egress_links(ranges: &[IpNet], found: &Found) -> Vec<PodLink> {
         digits.is_some_and(|rest| rest.len() == EGRESS_DIGITS && rest.bytes().all(|byte| byte.is_ascii_hexdigit()))
     };
     let is_in = |address: &IpAddr| ranges.iter().any(|range| range.contains(address));
-    wired(&is_named, found).into_iter().filter(|link| link.addresses.iter().all(is_in)).collect()
+    let (links, _) = wired(&is_named, found);
+    links.into_iter().filter(|link| link.addresses.iter().all(is_in)).collect()
 }
 
 /// The chain of iptables by which the plugin for that translates what a pod sends: `CNI-E4-` or `CNI-E6-`, and 21 digits of the
@@ -310,6 +321,7 @@ mod tests {
         assert_eq!(of("eni1", 0, None) + of("calicfc3c3b88c", 0, None), 0, "others'");
         let found = Found::new(vec![link(7, "enicfc3c3b88c9", ENI1, 0, None)], vec![], vec![], vec![]);
         assert!(pod_links("eni", &found).is_empty(), "no route leads over it");
+        assert_eq!(links_without_a_route("eni", &found)[0].ifname, "enicfc3c3b88c9");
     }
 
     #[test]

@@ -14,7 +14,12 @@ use kubelab::Cluster;
 use serde_json::json;
 use vpclab::ec2::Eni;
 
-use crate::{CLUSTER, disturbance::rolled_out, traffic::Ends};
+use crate::{
+    CLUSTER,
+    disturbance::rolled_out,
+    handback::{ENIDS, given_back, in_phase, pod_of},
+    traffic::Ends,
+};
 
 /// What is idle is detached a minute after it was needed last.
 const DRAINED: Duration = Duration::from_secs(240);
@@ -81,7 +86,8 @@ fn pods_are_in_the_subnet_and_groups_that_their_node_s_eniconfig_names() {
     configure(cluster, "annotated", &subnet_b, "sg-annotated").unwrap();
     set("annotate", second, "=annotated").unwrap();
     set("label", second, "=absent").unwrap();
-    cluster.install_enid(&["--set", "env.AWS_VPC_K8S_CNI_CUSTOM_NETWORK_CFG=true"]).unwrap();
+    let settings = ["env.AWS_VPC_K8S_CNI_CUSTOM_NETWORK_CFG=true", "env.ENID_TAKE_OVER=true"];
+    cluster.install_enid(&settings.iter().flat_map(|setting| ["--set", setting]).collect::<Vec<_>>()).unwrap();
     rolled_out(cluster).unwrap();
     kube::idle(cluster, "custom", 8).unwrap();
     expect(cluster, "custom", first, &subnet_a, "sg-default").unwrap();
@@ -107,6 +113,21 @@ fn pods_are_in_the_subnet_and_groups_that_their_node_s_eniconfig_names() {
     })
     .unwrap();
     assert_eq!(kept(), before, "pods that run stay where they are, and so do their ENIs");
+
+    // The second node is given back to Amazon's VPC CNI, and taken over again.
+    ends.lose_nothing_while(None, || {
+        let node = &nodes[1];
+        given_back(cluster, node)?;
+        let daemon = pod_of(cluster, ENIDS, second)?;
+        cluster.kubectl(&["-n", "kube-system", "delete", "pod", &daemon])?;
+        in_phase(cluster, node, "Serving")?;
+        kube::idle(cluster, "after", 4)?;
+        expect(cluster, "after", second, &subnet_b, "sg-annotated")
+    })
+    .unwrap();
+    assert_eq!(kept(), before, "in new hands, too");
+    kube::wait_for_agreement(cluster).unwrap();
+    kube::remove(cluster, "after").unwrap();
     for app in ["custom", "labelled"] {
         kube::remove(cluster, app).unwrap();
     }

@@ -14,6 +14,7 @@ mod disturbance;
 mod handback;
 mod node_config;
 mod rights;
+mod rollout;
 mod status_object;
 mod subnets;
 mod told;
@@ -46,8 +47,10 @@ const BOUND: Duration = Duration::from_secs(120);
 /// One of the image's own commands, in a pod that `kubectl debug` makes on the node, as the documentation says: what it prints.
 fn debug(cluster: &Cluster, node: &Node, args: &[&str]) -> anyhow::Result<String> {
     let endpoint = format!("--env=AWS_EC2_ENDPOINT={}", cluster.lab().state().ec2_endpoint);
-    let target = format!("node/{}", node.name);
+    let (target, name) = (format!("node/{}", node.name), format!("--env=MY_NODE_NAME={}", node.name));
     let settings = [
+        &name,
+        "--env=XTABLES_LOCKFILE=/host/run/xtables.lock",
         "--env=HOST_CNI_BIN_PATH=/host/opt/cni/bin",
         "--env=HOST_CNI_CONFDIR_PATH=/host/etc/cni/net.d",
         "--env=ENID_RUN_DIR=/host/run/enid",

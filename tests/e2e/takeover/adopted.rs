@@ -37,6 +37,9 @@ fn taken_over(name: &str, settings: &[(&str, &str)], backend: Backend) {
     let (running, pings) = streams(place, &of_each);
     let silent = Silent::open(place, &[&pods[11], &pods[21]], 10);
 
+    // Somebody has removed the route to a pod, which lives.
+    let cut_off = &pods[13];
+    place.sh(&format!("ip route del {}", cut_off.address)).unwrap();
     let daemon = Daemon::start(place, &settings).unwrap();
     wait_until(BOUND, || daemon.log().contains(DONE)).unwrap_or_else(|_| panic!("{}", daemon.log()));
     assert_eq!(peer::traces(place).unwrap(), "", "{}", daemon.log());
@@ -65,7 +68,7 @@ fn taken_over(name: &str, settings: &[(&str, &str)], backend: Backend) {
     let new = Pod { config: peer::config(), ..Pod::new(0, "new") };
     let (address, _) = new.add(place).unwrap();
     assert!(pods.iter().all(|pod| pod.address != address));
-    for pod in of_each {
+    for pod in of_each.into_iter().chain([cut_off]) {
         Spot { place, netns: Some("new") }.ask(&pod.address, PORT).unwrap().expect(&address, &pod.address).unwrap();
     }
     let (address, ifname) = (&pods[12].address, &pods[12].ifname);

@@ -3,17 +3,22 @@
 use std::{
     io::Read,
     process::{Child, Stdio},
+    time::{Duration, Instant},
 };
 
 use enid_tests::{
     Place,
     peer::PeerPod,
     traffic::{PORT, Ping, Spot, Stream},
+    wait_until,
 };
 use vpclab::INTERNET_SERVER;
 
 /// Connections that are open, and on which nothing is sent until they are told to.
-pub struct Silent(Vec<Child>);
+pub struct Silent {
+    connections: Vec<Child>,
+    since: Instant,
+}
 
 impl Silent {
     pub fn open(place: Place<'_>, pods: &[&PeerPod], each: usize) -> Self {
@@ -35,7 +40,13 @@ print(s.recv(100).decode())"
             child.stdout.as_mut().unwrap().read_exact(&mut line).unwrap();
             child
         };
-        Silent(pods.iter().flat_map(|pod| (0..each).map(move |_| pod)).map(open).collect())
+        let connections = pods.iter().flat_map(|pod| (0..each).map(move |_| pod)).map(open).collect();
+        Silent { connections, since: Instant::now() }
+    }
+
+    /// Waits until they have been silent for so long.
+    pub fn stay_silent(&self, period: Duration) {
+        wait_until(period * 2, || self.since.elapsed() > period).unwrap();
     }
 
     /// Each pod writes first; the server has seen all of it. The addresses that the server saw.
@@ -49,7 +60,7 @@ print(s.recv(100).decode())"
             assert_eq!(line[0], "5", "{said}");
             line[1].clone()
         };
-        self.0.into_iter().map(seen).collect()
+        self.connections.into_iter().map(seen).collect()
     }
 }
 

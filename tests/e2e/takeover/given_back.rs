@@ -1,6 +1,6 @@
 //! A node that was taken over is given back, and taken over again, under running pods.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
 use enid_tests::{
     Daemon, Place, Pod, kernel,
@@ -17,8 +17,11 @@ use super::{
     lab, with_enis,
 };
 
-/// Rounds of pods that come and go: their addresses are in their cooldown for a second.
-const ROUNDS: usize = 20;
+/// Rounds of three pods that come and go, before the way back and after the second take-over: as many as in an hour of three a
+/// minute. Their addresses are in their cooldown for a second.
+const ROUNDS: usize = 30;
+/// What the kernel and NATs remember of connections and neighbours for a minute only is forgotten then.
+const SILENCE: Duration = Duration::from_secs(60);
 
 /// Runs `enid handback` as in the daemon's pod of this name: what it prints, and whether it succeeds.
 fn hand_back(place: Place<'_>, pod: &str, args: &str) -> (String, bool) {
@@ -168,6 +171,9 @@ fn there_and_back(name: &str, backend: Backend, of_prefixes: bool) {
     wait_until(BOUND, || probe(place, "readyz") == "503").unwrap();
     assert_eq!(of_file(place), expected);
     ended(name, first);
+    if backend == Backend::Nft && !of_prefixes {
+        silent.stay_silent(SILENCE); // in one of the modes: it is time that nothing else uses
+    }
     let public = &lab.node(0).public_address;
     assert!(silent.speak().iter().chain(&under_enid.speak()).all(|seen| seen == public), "they went on as the node");
     daemon.kill().unwrap();

@@ -15,14 +15,15 @@ use enid_tests::{
     wait_until,
 };
 
-use super::{BOUND, flows::streams, given_back::of_file, ipv6, with_enis};
+use super::{BOUND, flows::streams, given_back::of_file, ipv6, lab, with_enis};
 
 /// By what anything is changed: netlink; the store and files. Each kind of call is counted by itself, so each has a round.
 const ROUNDS: [&str; 5] = ["sendto,sendmsg", "fdatasync", "fsync", "rename", "unlink"];
 /// More runs than there are steps.
 const MOST: usize = 200;
 
-/// A program that runs the daemon, and kills it right after the call of this number, in whichever of its threads.
+/// A program that runs the daemon, and kills it when one of its threads makes the call of this number: the call is not made any
+/// more.
 fn killing(calls: &str, number: usize) -> PathBuf {
     let path = std::env::temp_dir().join(format!("enid-killing-{}", std::process::id()));
     let enid = program("enid").unwrap();
@@ -116,7 +117,7 @@ fn killed_after_any_step_it_goes_on_and_no_pod_notices() {
         daemon.kill().unwrap();
         let back = given_back(place, calls);
         println!("{calls}: killed {over} times on the way over, {back} times on the way back");
-        assert!(over >= 1 && back >= 1, "nothing is killed after {calls}");
+        assert!(over >= 1 && back >= 1, "nothing is killed at {calls}");
         let now = ipv6::all(place);
         assert_eq!((now, of_file(place)), (before.clone(), file.clone()), "{calls}");
         place.sh(&format!("{} handback --cancel", program("enid").unwrap().display())).unwrap();
@@ -128,5 +129,32 @@ fn killed_after_any_step_it_goes_on_and_no_pod_notices() {
     }
     running.into_iter().for_each(|stream| drop(stream.end().unwrap()));
     drop(servers);
+    fs::remove_file(killing("", 1)).unwrap();
+}
+
+/// With a boot goes what is in memory: all of the kernel's state, and the state file, which is below /run.
+#[test]
+fn a_way_back_that_a_reboot_interrupts_goes_on_after_it() {
+    let lab = lab("rebooted");
+    let place = Place::node(&lab, 0);
+    with_enis(place, &[("MINIMUM_IP_TARGET", "42"), ("WARM_ENI_TARGET", "0")]);
+    peer::make(place, &[2, 2, 2], Backend::Nft).unwrap();
+    let daemon = Daemon::start(place, &[("ENID_TAKE_OVER", "true")]).unwrap();
+    wait_until(BOUND, || peer::traces(place).is_ok_and(|traces| traces.is_empty()))
+        .unwrap_or_else(|_| panic!("{}", daemon.log()));
+    daemon.kill().unwrap();
+    // The mark and the stamp are there, and nothing else is done.
+    let killed = place.sh(&format!("{} handback", killing("rename", 4).display()));
+    assert!(killed.is_err(), "{killed:?}");
+    let files = "ls -A /etc/cni/net.d; grep -o -e enid-takeover/1 -e vpc-cni-ipam/1 /var/run/aws-node/ipam.json";
+    assert_eq!(place.sh(files).unwrap(), ".10-aws.earlier\n05-enid.conflist\nenid-takeover/1\n");
+    place.reboot().unwrap();
+    place.sh("rm -r /var/run/aws-node").unwrap();
+    place.sh(&format!("{} handback", program("enid").unwrap().display())).unwrap();
+    assert_eq!(place.sh(files).unwrap(), "10-aws.conflist\nvpc-cni-ipam/1\n");
+    assert!(of_file(place).is_empty(), "no pod has outlived the boot");
+    let ours = "nft list tables | grep enid || true; ip rule | grep proto || true; ls /var/lib/enid";
+    let left = place.sh(ours).unwrap();
+    assert!(!left.contains("table") && !left.contains("proto"), "{left}");
     fs::remove_file(killing("", 1)).unwrap();
 }
