@@ -230,7 +230,7 @@ mod tests {
             assert_eq!(found(part, &saved, false).rules, found(part, SAVED, false).rules);
             saved
         };
-        let put_back: String = [Part::Snat, Part::Connmark, Part::Mangle].into_iter().map(saved_of).collect();
+        let restored: String = [Part::Snat, Part::Connmark, Part::Mangle].into_iter().map(saved_of).collect();
         let rules = |text: &str| {
             let rules = text.lines().filter(|line| line.starts_with("-A ") && line.contains("AWS"));
             rules.map(str::to_owned).collect::<std::collections::BTreeSet<_>>()
@@ -238,7 +238,7 @@ mod tests {
         let missing = "-A AWS-CONNMARK-CHAIN-0 -d 10.0.0.0/16 -m comment --comment \"AWS CONNMARK CHAIN\" -j RETURN";
         let mut expected = rules(SAVED);
         expected.insert(missing.to_owned());
-        assert_eq!(rules(&put_back), expected);
+        assert_eq!(rules(&restored), expected);
         assert_eq!(replacement(Part::Connmark, NFT, "", &node()), None, "a table of nftables does it");
         assert_eq!(replacement(Part::Forward, NFT, "", &node()), None);
         assert!(

@@ -12,7 +12,7 @@ use crate::{host::file, runtime::conflist, settings::Settings};
 
 /// Puts the other system's beside ours, which runtimes load first: the one that was there, or one of its kind, which its daemon
 /// replaces; with what others have chained into ours since.
-pub fn put_back(settings: &Settings, egress: Option<&Egress>, say: Say<'_>) -> anyhow::Result<()> {
+pub fn restore(settings: &Settings, egress: Option<&Egress>, say: Say<'_>) -> anyhow::Result<()> {
     let (aside, path) = (settings.conf_dir.join(conflist::AMAZONS_ASIDE), settings.conf_dir.join(conflist::AMAZONS));
     match fs::rename(&aside, &path) {
         Ok(()) => say(&format!("{} is renamed to {}", aside.display(), path.display())),
@@ -113,7 +113,7 @@ mod tests {
             json!({"plugins": [{"type": "enid-cni"}, {"type": "portmap"}, {"type": "mesh-cni", "log": "debug"}]});
         fs::write(conflist::path(&settings), ours.to_string()).unwrap();
         // A node that was always ours.
-        put_back(&settings, None, &|_| {}).unwrap();
+        restore(&settings, None, &|_| {}).unwrap();
         assert_eq!(types(&path), ["aws-cni", "egress-cni", "portmap", "mesh-cni"]);
         let folder = conflist::egress_addresses(&settings).unwrap();
         assert_eq!(folder, Some("/run/cni/v4pd/egress-v6-ipam/aws-cni".into()));
@@ -121,7 +121,7 @@ mod tests {
         let theirs = json!({"name": "aws-cni", "plugins": [{"type": "aws-cni"}, {"type": "egress-cni"}]});
         fs::write(&aside, theirs.to_string()).unwrap();
         for _ in 0..2 {
-            put_back(&settings, None, &|_| {}).unwrap();
+            restore(&settings, None, &|_| {}).unwrap();
             assert_eq!(types(&path), ["aws-cni", "egress-cni", "mesh-cni"]);
         }
         assert!(!aside.exists());

@@ -110,8 +110,8 @@ pub async fn give_back(settings: &Settings, say: Say<'_>) -> anyhow::Result<()> 
             file::stamp(&settings.backing_store)?;
             mark::write(settings, Step::Begun, None)?;
         }
-        configuration::put_back(settings, node.egress.as_ref(), say)?;
-        node.put_back(&tables(&node.enis, &ledger.slots), &ledger.leases, say).await?;
+        configuration::restore(settings, node.egress.as_ref(), say)?;
+        node.restore(&tables(&node.enis, &ledger.slots), &ledger.leases, say).await?;
         node.take_away(say).await?;
         configuration::remove_ours(settings, say)?;
         let (entries, withheld) = node.entries(&ledger.leases);
@@ -119,7 +119,7 @@ pub async fn give_back(settings: &Settings, say: Say<'_>) -> anyhow::Result<()> 
         if let Err(failure) = host_ports(&entries, say).await {
             say(&format!("it is not known which pods have host ports: {failure:#}"));
         }
-        file::put_back(&settings.backing_store, &entries, &withheld)?;
+        file::write(&settings.backing_store, &entries, &withheld)?;
         say(&format!("write {} with {} pods", settings.backing_store.display(), entries.len()));
         withheld.iter().for_each(|address| say(&format!("{address} is in use, and it is not known by which pod")));
     }
@@ -196,7 +196,7 @@ impl<'a> Node<'a> {
     }
 
     /// What is the other system's stands.
-    async fn put_back(
+    async fn restore(
         &self,
         tables: &BTreeMap<u32, u32>,
         leases: &BTreeMap<AttachmentKey, Lease>,
@@ -211,7 +211,7 @@ impl<'a> Node<'a> {
         let found = kernel::read(&mut Netlink::open()?, &Family::ALL).await?;
         let connmark = is_marked.then(|| (self.family, policy.marks.connmark()));
         let ways = Ways { tables, connmark, ranges: &LOCAL };
-        apply(&handback::put_back(&self.links, &ways, &found), say).await?;
+        apply(&handback::restore(&self.links, &ways, &found), say).await?;
         // With the routes that have come back.
         let found = kernel::read(&mut Netlink::open()?, &Family::ALL).await?;
         let pods = egress::of_containers(leases, &found);

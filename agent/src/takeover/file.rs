@@ -118,7 +118,7 @@ pub fn stamp(path: &Path) -> anyhow::Result<()> {
 /// # Errors
 ///
 /// The file cannot be written.
-pub fn put_back(path: &Path, entries: &[Entry], withheld: &[IpAddr]) -> anyhow::Result<()> {
+pub fn write(path: &Path, entries: &[Entry], withheld: &[IpAddr]) -> anyhow::Result<()> {
     put(path, &text(entries, withheld)?, 0o600)
 }
 

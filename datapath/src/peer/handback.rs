@@ -83,7 +83,7 @@ pub struct Ways<'a> {
 }
 
 /// The routes and rules for these pods, the rule for marked connections, and those for the ENIs' own addresses.
-pub fn put_back(links: &[OwnLink], ways: &Ways<'_>, found: &Found) -> Vec<Request> {
+pub fn restore(links: &[OwnLink], ways: &Ways<'_>, found: &Found) -> Vec<Request> {
     let Ways { tables, connmark, ranges } = ways;
     let mut requests = Vec::new();
     for link in links {
@@ -183,9 +183,9 @@ mod tests {
         let words = |requests: &[Request]| requests.iter().map(ToString::to_string).collect::<Vec<_>>();
         let tables = BTreeMap::from([(1, 2)]);
         let ways = Ways { tables: &tables, connmark: Some((Family::V4, 0x80)), ranges: &[] };
-        let put_back = put_back(&links, &ways, &node());
+        let restored = restore(&links, &ways, &node());
         assert_eq!(
-            words(&put_back),
+            words(&restored),
             [
                 "add the rule 512: to 10.0.78.4 lookup main",
                 "add the rule 512: to 10.0.78.5 lookup main",
@@ -197,12 +197,12 @@ mod tests {
             ],
             "the alias names 10.0.78.6, and 10.0.78.7 is another link's by now"
         );
-        let rules = put_back.iter().filter_map(Request::rule).cloned().collect();
+        let rules = restored.iter().filter_map(Request::rule).cloned().collect();
         let found = Found::new(vec![], vec![], vec![], rules);
         let nets = ["10.0.0.0/16".parse().unwrap()];
         let removed = [Rules::From, Rules::Rest].iter().flat_map(|which| peer::retire(*which, &nets, &found));
         let removed: BTreeSet<String> = removed.map(|request| request.to_string()).collect();
-        let rules = put_back.iter().filter(|request| request.rule().is_some());
+        let rules = restored.iter().filter(|request| request.rule().is_some());
         let expected = rules.map(|request| request.to_string().replacen("add the", "remove Amazon's", 1));
         let expected: BTreeSet<String> = expected.collect();
         let short = |what: &String| what.replace("0x80/0x80", "0x80").replace(" lookup 2", "");
@@ -217,13 +217,13 @@ mod tests {
         found.rules = vec![steered.clone(), of_eni];
         let tables = BTreeMap::from([(1, 2)]);
         let ways = Ways { tables: &tables, connmark: Some((Family::V4, 0x80)), ranges: &[] };
-        let changes = put_back(&own_links(&found), &ways, &found);
+        let changes = restore(&own_links(&found), &ways, &found);
         let words: Vec<String> = changes.iter().map(ToString::to_string).collect();
         let of_eni = "the rule 32765: from 10.0.80.130 lookup 2";
         assert_eq!(words[words.len() - 2..], [format!("remove {of_eni}"), format!("add {of_eni}")]);
         let theirs = changes.iter().filter(|request| !request.is_rule_removal()).filter_map(Request::rule).cloned();
         found.rules = [steered].into_iter().chain(theirs).collect();
-        let again = put_back(&own_links(&found), &ways, &found);
+        let again = restore(&own_links(&found), &ways, &found);
         assert!(!again.iter().any(Request::is_rule_removal), "it is theirs");
         let [tables, rules] = without_ours(&found);
         assert!(tables.is_empty(), "{tables:?}");
@@ -263,8 +263,8 @@ mod tests {
         let expected = expected.map(|(way, pods)| (ip(way), pods.into_iter().map(ip).collect()));
         assert_eq!(super::ways_out(&ranges, &found), expected);
         let ways = Ways { tables: &BTreeMap::new(), connmark: None, ranges: &ranges };
-        let put_back = put_back(&own_links(&found), &ways, &found);
-        assert_eq!(put_back.len(), 3, "a rule for each pod, and none for its way out: {put_back:?}");
+        let restored = restore(&own_links(&found), &ways, &found);
+        assert_eq!(restored.len(), 3, "a rule for each pod, and none for its way out: {restored:?}");
     }
 
     #[test]
