@@ -38,7 +38,7 @@ pub fn run(settings: &Settings, enis: bool) -> anyhow::Result<()> {
         }
         let theirs = peer::pod_links(
             &takeover::evidence::prefix(settings),
-            &kernel::read(&mut Netlink::open()?, &[Family::V4]).await?,
+            &kernel::read(&mut Netlink::open()?, &Family::ALL).await?,
         );
         if let Some(link) = theirs.first() {
             bail!("pods have their network by Amazon's VPC CNI ({} and others); nothing is removed", link.ifname);

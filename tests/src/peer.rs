@@ -194,9 +194,10 @@ pub fn with_egress(place: Place<'_>, pods: &[PeerPod], own: IpAddr) -> anyhow::R
         let _ = writeln!(
             script,
             "chain=CNI-E{short}-$(printf %s 'aws-cni{container}' | sha512sum | cut -c1-21)
-             {tables} -t nat -N $chain; {tables} -t nat -A $chain -d {multicast} -j ACCEPT
-             {tables} -t nat -A $chain -j SNAT --to-source {own} --random-fully
-             {tables} -t nat -A POSTROUTING -s {address} -m comment --comment 'name: \"aws-cni\" id: \"{container}\"' -j $chain
+             whose='name: \"aws-cni\" id: \"{container}\"'; {tables} -t nat -N $chain
+             {tables} -t nat -A $chain -d {multicast} -m comment --comment \"$whose\" -j ACCEPT
+             {tables} -t nat -A $chain -m comment --comment \"$whose\" -j SNAT --to-source {own} --random-fully
+             {tables} -t nat -A POSTROUTING -s {address} -m comment --comment \"$whose\" -j $chain
              mkdir -p /run/cni/{folder}/aws-cni; printf '{container}\\r\\neth0' > /run/cni/{folder}/aws-cni/{address}"
         );
     }

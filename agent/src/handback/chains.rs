@@ -56,7 +56,7 @@ impl Egress {
 fn rules(part: Part, backend: Backend, family: Family, node: &Node) -> Vec<String> {
     let egress = node.egress.as_ref().filter(|egress| egress.family() == family);
     match (part, egress) {
-        (Part::Egress, Some(egress)) => egress.pods.iter().flat_map(|pod| way_out(pod, egress, node)).collect(),
+        (Part::Egress, Some(egress)) => egress.pods.iter().flat_map(|pod| egress_rules(pod, egress, node)).collect(),
         (Part::Forward, Some(egress)) => vec![forward(egress)],
         // In clusters of IPv6 it has none of these.
         (Part::Snat | Part::Connmark | Part::Mangle, _)
@@ -69,7 +69,7 @@ fn rules(part: Part, backend: Backend, family: Family, node: &Node) -> Vec<Strin
 }
 
 /// One pod's chain, and the rule that leads there.
-fn way_out((container, address): &(String, IpAddr), egress: &Egress, node: &Node) -> [String; 3] {
+fn egress_rules((container, address): &(String, IpAddr), egress: &Egress, node: &Node) -> [String; 3] {
     let (chain, own) = (peer::egress_chain(egress.family(), container), egress.own);
     let (multicast, len) = match egress.family() {
         Family::V4 => ("224.0.0.0/4", 32),
@@ -82,8 +82,8 @@ fn way_out((container, address): &(String, IpAddr), egress: &Egress, node: &Node
     };
     let comment = format!(r#"-m comment --comment "name: \"{}\" id: \"{container}\"""#, peer::NETWORK);
     [
-        format!("-A {chain} -d {multicast} -j ACCEPT"),
-        format!("-A {chain} -j SNAT --to-source {own}{flag}"),
+        format!("-A {chain} -d {multicast} {comment} -j ACCEPT"),
+        format!("-A {chain} {comment} -j SNAT --to-source {own}{flag}"),
         format!("-A POSTROUTING -s {address}/{len} {comment} -j {chain}"),
     ]
 }
@@ -287,8 +287,8 @@ mod tests {
         // As it is saved (aws-vpc-cni 1.23.1).
         let expected = r#"*nat
 :CNI-E4-7d33c36ee843d69b2cecb - [0:0]
--A CNI-E4-7d33c36ee843d69b2cecb -d 224.0.0.0/4 -j ACCEPT
--A CNI-E4-7d33c36ee843d69b2cecb -j SNAT --to-source 10.0.64.10 --random-fully
+-A CNI-E4-7d33c36ee843d69b2cecb -d 224.0.0.0/4 -m comment --comment "name: \"aws-cni\" id: \"sandbox-pod-0\"" -j ACCEPT
+-A CNI-E4-7d33c36ee843d69b2cecb -m comment --comment "name: \"aws-cni\" id: \"sandbox-pod-0\"" -j SNAT --to-source 10.0.64.10 --random-fully
 -A POSTROUTING -s 169.254.172.2/32 -m comment --comment "name: \"aws-cni\" id: \"sandbox-pod-0\"" -j CNI-E4-7d33c36ee843d69b2cecb
 COMMIT
 "#;

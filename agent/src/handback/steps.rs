@@ -8,6 +8,7 @@ use std::{
 use anyhow::{Context, bail, ensure};
 use enid_datapath::{
     Family, Mac, marks,
+    node::found::Found,
     peer::{
         self,
         handback::{self, OwnLink, Ways},
@@ -15,6 +16,8 @@ use enid_datapath::{
     policy::{NodePorts, Translation},
 };
 use enid_ipamd::{AttachmentKey, EniFacts, EniId, LOCAL, LOCAL_V4, LOCAL_V6, Lease, is_local};
+
+use ipnet::IpNet;
 
 use super::{
     Say,
@@ -28,7 +31,7 @@ use crate::{
     settings::Settings,
     store::{self, Store},
     takeover::{
-        chains::{PARTS, TABLE},
+        chains::{PARTS, Part, TABLE},
         evidence, file, wait,
     },
 };
@@ -78,14 +81,22 @@ fn without_an_eni(OwnLink { ifname, addresses, .. }: &OwnLink) -> String {
     format!("the pod of {ifname} ({addresses:?}) is on an ENI that metadata does not show")
 }
 
-/// How pods leave in the family that is not this one, but for the pods.
-fn way_out(family: Family, primary: &EniFacts) -> anyhow::Result<Egress> {
+/// How pods leave in the family that is not this one, if they do; but for the pods.
+fn egress_of(settings: &Settings, family: Family, primary: &EniFacts, found: &Found) -> anyhow::Result<Option<Egress>> {
     let (range, own) = match family {
         Family::V4 => (LOCAL_V6, primary.own_v6.map(IpAddr::from)),
         Family::V6 => (LOCAL_V4, Some(primary.primary.addr().into())),
     };
-    let own = own.context("pods leave by IPv6 as the node, and metadata shows no IPv6 address of the primary ENI")?;
-    Ok(Egress { range, own, pods: Vec::new() })
+    let is_used = !handback::egress_addresses(range, &evidence::prefix(settings), found).is_empty();
+    let is_wanted = settings.steering.policy.of_node.contains(&range);
+    match own {
+        Some(own) if is_used || is_wanted => Ok(Some(Egress { range, own, pods: Vec::new() })),
+        // As for the daemon: it is off on a node without an address of that family.
+        None if is_used => {
+            bail!("pods leave by IPv6 as the node, and metadata shows no IPv6 address of the primary ENI")
+        }
+        _ => Ok(None),
+    }
 }
 
 /// Gives it back, or goes on where an earlier run was interrupted.
@@ -114,6 +125,7 @@ pub async fn give_back(settings: &Settings, say: Say<'_>) -> anyhow::Result<()> 
         node.restore(&tables(&node.enis, &ledger.slots), &ledger.leases, say).await?;
         node.take_away(say).await?;
         configuration::remove_ours(settings, say)?;
+        node.forget_ended(&ledger.leases, say).await?;
         let (entries, withheld) = node.entries(&ledger.leases);
         // It is only said: nothing depends on it.
         if let Err(failure) = host_ports(&entries, say).await {
@@ -166,10 +178,7 @@ impl<'a> Node<'a> {
         }
         let released = peer::pod_links(&evidence::prefix(settings), &found);
         let released = released.into_iter().flat_map(|link| link.addresses).collect();
-        let egress = match !policy.of_node.is_empty() || !handback::ways_out(&LOCAL, &found).is_empty() {
-            true => Some(way_out(*family, primary)?),
-            false => None,
-        };
+        let egress = egress_of(settings, *family, primary, &found)?;
         Ok(Node {
             settings,
             instance,
@@ -212,24 +221,51 @@ impl<'a> Node<'a> {
         let connmark = is_marked.then(|| (self.family, policy.marks.connmark()));
         let ways = Ways { tables, connmark, ranges: &LOCAL };
         apply(&handback::restore(&self.links, &ways, &found), say).await?;
-        // With the routes that have come back.
-        let found = kernel::read(&mut Netlink::open()?, &Family::ALL).await?;
-        let pods = egress::of_containers(leases, &found);
-        egress::note(self.settings, &pods, say)?;
-        let node = self.chains(pods);
         let backend = xtables::of_host().await?;
+        self.restore_chains(&PARTS, backend, leases, say).await?;
+        let table = chains::table(&self.chains(Vec::new()));
+        if let Some(table) = table.filter(|_| backend == xtables::Backend::Nft) {
+            nft::change(&table).await?;
+            say(&format!("add the nftables table ip {TABLE}"));
+        }
+        Ok(())
+    }
+
+    /// These parts of iptables, and what egress-cni keeps in files, as the routes say that stand now.
+    async fn restore_chains(
+        &self,
+        parts: &[Part],
+        backend: xtables::Backend,
+        leases: &BTreeMap<AttachmentKey, Lease>,
+        say: Say<'_>,
+    ) -> anyhow::Result<()> {
+        let found = kernel::read(&mut Netlink::open()?, &Family::ALL).await?;
+        let prefix = evidence::prefix(self.settings);
+        let range = self.egress.as_ref().map(|egress| egress.range);
+        let pods = range.map(|range| egress::of_containers(range, leases, &prefix, &found)).unwrap_or_default();
+        egress::write(self.settings, &pods, say)?;
+        let node = self.chains(pods);
         for family in Family::ALL {
             let saved = xtables::save(backend, family).await?;
-            for part in PARTS {
-                let Some(lines) = chains::replacement(part, (backend, family), &saved, &node) else { continue };
+            for part in parts {
+                let Some(lines) = chains::replacement(*part, (backend, family), &saved, &node) else { continue };
                 xtables::change(backend, family, &lines).await?;
-                let is_new = |line: &&str| line.starts_with(['-']) && !line.starts_with("-D");
+                let is_new = |line: &&str| line.starts_with("-A") || line.starts_with("-I");
                 lines.lines().filter(is_new).for_each(|line| say(&format!("iptables: {line}")));
             }
         }
-        if let Some(table) = chains::table(&node).filter(|_| backend == xtables::Backend::Nft) {
-            nft::change(&table).await?;
-            say(&format!("add the nftables table ip {TABLE}"));
+        Ok(())
+    }
+
+    /// What pods have left that ended since the way back was begun, by this run or an earlier one: their DELs went by our
+    /// configuration.
+    async fn forget_ended(&self, leases: &BTreeMap<AttachmentKey, Lease>, say: Say<'_>) -> anyhow::Result<()> {
+        let found = kernel::read(&mut Netlink::open()?, &Family::ALL).await?;
+        let of_vpc = self.instance.vpc_cidrs.iter().copied().map(IpNet::from);
+        let nets: Vec<IpNet> = of_vpc.chain(self.enis.iter().flat_map(|eni| eni.blocks.iter().copied())).collect();
+        apply(&handback::rules_of_ended(&nets, &found), say).await?;
+        if self.egress.is_some() {
+            self.restore_chains(&[Part::Egress], xtables::of_host().await?, leases, say).await?;
         }
         Ok(())
     }

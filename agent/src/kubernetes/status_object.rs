@@ -121,7 +121,7 @@ pub async fn tell(
     instance_id: String,
     handle: Handle,
     mut readiness: watch::Receiver<Readiness>,
-    phase: watch::Receiver<Phase>,
+    mut phase: watch::Receiver<Phase>,
     faults: watch::Sender<Faults>,
 ) {
     let (mut told, mut again, mut uid, mut collected) = (Told::default(), AGAIN, String::new(), None);
@@ -138,11 +138,11 @@ pub async fn tell(
         if collected.take_if(|at| *at <= now).is_some() {
             told = Told::default();
         }
-        let phase = *phase.borrow();
-        if std::mem::replace(&mut said, phase) != phase {
+        let phase_now = *phase.borrow_and_update();
+        if std::mem::replace(&mut said, phase_now) != phase_now {
             told = Told::default();
         }
-        let status = EnidNodeStatus { phase, ..status(&view, &readiness.borrow_and_update(), &instance_id) };
+        let status = EnidNodeStatus { phase: phase_now, ..status(&view, &readiness.borrow_and_update(), &instance_id) };
         let mut pause = LOOK;
         if told.due(now, &status).is_some_and(|due| due <= now) {
             let written = write(&api, &owner.name, &owner.uid, &status).await;
@@ -154,7 +154,10 @@ pub async fn tell(
             told.tell(now, written.is_ok().then_some(status));
             note(&faults, "enidnodes", written.err().map(|failure| words(&failure)));
         }
-        sleep(pause).await;
+        tokio::select! {
+            () = sleep(pause) => {}
+            Ok(()) = phase.changed() => {}
+        }
     }
 }
 

@@ -149,18 +149,20 @@ pub fn amazons(settings: &Settings) -> anyhow::Result<Option<Value>> {
     Ok(read(&settings.conf_dir.join(AMAZONS))?.or(read(&settings.conf_dir.join(AMAZONS_ASIDE))?))
 }
 
-/// Where host-local notes the addresses of its plugin for the other family, if it has one.
+/// The folder in which host-local keeps the addresses of its egress-cni, if that is chained: where the host's /run/cni is
+/// mounted.
 pub fn egress_addresses(settings: &Settings) -> anyhow::Result<Option<PathBuf>> {
     let list = amazons(settings)?.unwrap_or_default();
     let egress = entries(&list).iter().find(|entry| entry["type"] == "egress-cni");
     let folder =
         egress.and_then(|entry| Some(Path::new(entry["ipam"]["dataDir"].as_str()?).join(list["name"].as_str()?)));
-    // Nothing else is removed, whatever the file says.
-    let is_below = |folder: &PathBuf| {
-        let rest = folder.strip_prefix(EGRESS_ADDRESSES).map(|rest| rest.components().collect::<Vec<_>>());
-        rest.is_ok_and(|rest| rest.len() > 1 && rest.iter().all(|part| matches!(part, Component::Normal(_))))
+    // Nothing else is touched, whatever the file says.
+    let below = |folder: PathBuf| {
+        let below = folder.strip_prefix(EGRESS_ADDRESSES).ok()?;
+        let is_plain = below.components().all(|part| matches!(part, Component::Normal(_)));
+        (is_plain && below.components().count() > 1).then(|| settings.host_local_dir.join(below))
     };
-    Ok(folder.filter(is_below))
+    Ok(folder.and_then(below))
 }
 
 fn entry_of<'a>(list: &'a mut Value, kind: &str) -> Option<&'a mut Value> {
@@ -394,18 +396,21 @@ mod tests {
 
     #[test]
     fn only_what_the_egress_plugin_has_noted_is_removed() {
-        let settings = settings("egress", &[]);
-        let found = |folder: &str, name: &str| {
+        let mut settings = settings("egress", &[]);
+        let found = |settings: &Settings, folder: &str, name: &str| {
             let egress = json!({"type": "egress-cni", "ipam": {"dataDir": folder}});
             let list = json!({"name": name, "plugins": [{"type": "aws-cni"}, egress]});
             fs::write(settings.conf_dir.join(AMAZONS), list.to_string()).unwrap();
-            egress_addresses(&settings).unwrap()
+            egress_addresses(settings).unwrap()
         };
-        let of_recorded = found("/run/cni/v6pd/egress-v4-ipam", "aws-cni").unwrap();
+        let of_recorded = found(&settings, "/run/cni/v6pd/egress-v4-ipam", "aws-cni").unwrap();
         assert_eq!(of_recorded, Path::new("/run/cni/v6pd/egress-v4-ipam/aws-cni"));
         let others =
             [("/var/lib/cni", "aws-cni"), ("/run/cni", "/etc"), ("/run/cni/..", "aws-cni"), ("/run/cni/x", "..")];
-        assert!(others.iter().all(|(folder, name)| found(folder, name).is_none()));
+        assert!(others.iter().all(|(folder, name)| found(&settings, folder, name).is_none()));
+        settings.host_local_dir = "/host/run/cni".into();
+        let mounted = found(&settings, "/run/cni/v6pd/egress-v4-ipam", "aws-cni").unwrap();
+        assert_eq!(mounted, Path::new("/host/run/cni/v6pd/egress-v4-ipam/aws-cni"));
         fs::remove_dir_all(settings.bin_dir.parent().unwrap()).unwrap();
     }
 

@@ -64,6 +64,8 @@ pub struct Settings {
     pub take_over: bool,
     /// AWS_VPC_K8S_CNI_BACKING_STORE.
     pub backing_store: PathBuf,
+    /// ENID_HOST_LOCAL_DIR.
+    pub host_local_dir: PathBuf,
     /// MY_POD_NAME; empty if it is not known.
     pub pod_name: String,
     /// ENID_FORWARD_PROBE.
@@ -163,6 +165,7 @@ impl Settings {
             take_over: read.switch("ENID_TAKE_OVER"),
             pod_name: read.text("MY_POD_NAME").unwrap_or_default(),
             backing_store: read.folder("AWS_VPC_K8S_CNI_BACKING_STORE"),
+            host_local_dir: read.folder("ENID_HOST_LOCAL_DIR"),
             forward_probe: read.switch("ENID_FORWARD_PROBE"),
             pod_mtu: read.number("POD_MTU", least_mtu, 9001).unwrap_or(eni_mtu),
             veth_prefix: read.prefix("AWS_VPC_K8S_CNI_VETHPREFIX"),

@@ -75,6 +75,7 @@ settings! {
     "ENID_ENI_MARK_MASK" AtStart "eni-mark-mask" "0x7f" "Seven bits side by side of packet marks that name an ENI";
     "ENID_TAKE_OVER" Given "take-over" "false" "Take over the pods that Amazon's VPC CNI has left on the node (docs/takeover.md); without it the daemon refuses to start beside them";
     "AWS_VPC_K8S_CNI_BACKING_STORE" Given "backing-store" "/var/run/aws-node/ipam.json" "The state file of Amazon's VPC CNI, which a take-over reads and `enid handback` writes; its daemon's socket is beside it";
+    "ENID_HOST_LOCAL_DIR" Given "host-local-dir" "/run/cni" "The host's /run/cni, below which Amazon's egress-cni keeps (as files of host-local) which pod has which address";
     "MY_POD_NAME" Given "pod-name" "" "The name of the daemon's pod: a node that was given back (`enid handback`) is taken over again by another one only";
     "ENID_FORWARD_PROBE" Given "forward-probe" "true" "Where another firewall drops forwarded packets, send a test packet between two network namespaces, and give addresses only if it arrives";
     "AWS_VPC_K8S_CNI_LOGLEVEL" Live "log-level" "info" "error, warn, info, debug or trace";

@@ -148,8 +148,8 @@ mod tests {
 :CNI-E4-7d33c36ee843d69b2cecb - [0:0]
 :CNI-DN-7d33c36ee843d69b2cecb - [0:0]
 -A POSTROUTING -s 169.254.172.2/32 -m comment --comment "name: \"aws-cni\" id: \"sandbox-pod-0\"" -j CNI-E4-7d33c36ee843d69b2cecb
--A CNI-E4-7d33c36ee843d69b2cecb -d 224.0.0.0/4 -j ACCEPT
--A CNI-E4-7d33c36ee843d69b2cecb -j SNAT --to-source 10.0.64.10 --random-fully
+-A CNI-E4-7d33c36ee843d69b2cecb -d 224.0.0.0/4 -m comment --comment "name: \"aws-cni\" id: \"sandbox-pod-0\"" -j ACCEPT
+-A CNI-E4-7d33c36ee843d69b2cecb -m comment --comment "name: \"aws-cni\" id: \"sandbox-pod-0\"" -j SNAT --to-source 10.0.64.10 --random-fully
 COMMIT
 "#;
         let gone = removal(Part::Egress, saved, false).unwrap();

@@ -127,21 +127,6 @@ fn of_pod(link: &PodLink) -> Option<(IpAddr, Option<IpAddr>)> {
     }
 }
 
-/// Links of pods that live and that no route leads to, with the address that the file gives to the pod: it is in use, unless
-/// another link carries it.
-pub fn cut_off(prefix: &str, links: Vec<PodLink>, entries: &[Entry], carried: &BTreeSet<IpAddr>) -> Vec<PodLink> {
-    let of_link = |link: &PodLink, entry: &Entry| {
-        let is_its =
-            |PodRef { namespace, name }: &PodRef| identity::ifname_for_pod(prefix, namespace, name, 0) == link.ifname;
-        entry.pod.as_ref().is_some_and(is_its) && !carried.contains(&entry.address)
-    };
-    let with_address = |link: PodLink| {
-        let addresses = entries.iter().filter(|entry| of_link(&link, entry)).map(|entry| entry.address).collect();
-        PodLink { addresses, ..link }
-    };
-    links.into_iter().map(with_address).filter(|link| !link.addresses.is_empty()).collect()
-}
-
 /// Decides.
 pub fn plan(evidence: &Evidence) -> Plan {
     let Evidence { entries, pods, branches, links, ledger, .. } = evidence;
@@ -351,18 +336,6 @@ mod tests {
         evidence.ledger.leases.clear();
         evidence.pods[1].0.addresses.push(ip("fd00::ac:3"));
         assert!(why(&plan(&evidence), "10.0.78.4").contains("a pod has one address"));
-    }
-
-    /// A route that somebody removed, of a pod that lives, and has its address.
-    #[test]
-    fn a_pod_that_no_route_leads_to_keeps_its_address() {
-        let Evidence { prefix, entries, pods, .. } = node();
-        let link = PodLink { addresses: Vec::new(), ..pods[1].0.clone() };
-        let of =
-            |carried: &[IpAddr]| cut_off(&prefix, vec![link.clone()], &entries, &carried.iter().copied().collect());
-        assert_eq!(of(&[]), [pods[1].0.clone()]);
-        assert!(of(&[ip("10.0.78.4")]).is_empty(), "another link carries it");
-        assert!(cut_off(&prefix, vec![link.clone()], &[], &BTreeSet::new()).is_empty(), "nobody knows whose it is");
     }
 
     #[test]

@@ -10,7 +10,9 @@ use ipnet::IpNet;
 use netlink_packet_route::{link::LinkMessage, rule::RuleMessage};
 use rtnetlink::LinkUnspec;
 
-use super::{PRIORITY_FROM, PRIORITY_TO, source};
+use super::{
+    PRIORITY_FROM, PRIORITY_TO, is_named_after_a_pod, is_named_after_egress, of_pod_from, of_pod_to, routed, source,
+};
 use crate::{
     family::Family,
     identity::Mac,
@@ -51,24 +53,38 @@ pub fn own_links(found: &Found) -> Vec<OwnLink> {
     found.links.iter().filter_map(own).collect()
 }
 
-/// The addresses of these ranges, which only this node knows, by which pods leave in another family; with each, the other
-/// addresses of the same pod: those over the same link, and those over links to the same namespace.
-pub fn ways_out(ranges: &[IpNet], found: &Found) -> Vec<(IpAddr, BTreeSet<IpAddr>)> {
-    let is_local = |address: &IpAddr| ranges.iter().any(|range| range.contains(address));
-    let netns = |index: u32| {
-        let link = found.links.iter().find(|link| link.header.index == index)?;
-        other_end(link).map(|(netns, _)| netns)
+/// The addresses of this range, which only this node knows, that are routed over pods' links, ours or of this prefix; with each,
+/// the other addresses of the same pod: those over the same link, and those over links to the same namespace.
+pub fn egress_addresses(range: IpNet, prefix: &str, found: &Found) -> Vec<(IpAddr, BTreeSet<IpAddr>)> {
+    let link = |index: u32| found.links.iter().find(|link| link.header.index == index);
+    let is_pods = |index: u32| {
+        link(index).is_some_and(|link| {
+            marks::is_of_a_pod(group(link)) || is_named_after_a_pod(prefix, link) || is_named_after_egress(link)
+        })
     };
+    let netns = |index: u32| link(index).and_then(other_end).map(|(netns, _)| netns);
     let routed = || found.routes.iter().filter_map(host_route);
     let of_pod = |over: u32| {
         let inside = netns(over);
         let is_same = move |index: u32| index == over || inside.is_some() && netns(index) == inside;
-        routed()
-            .filter(move |(address, index)| !is_local(address) && is_same(*index))
-            .map(|(address, _)| address)
-            .collect()
+        let others = routed().filter(move |(address, index)| !range.contains(address) && is_same(*index));
+        others.map(|(address, _)| address).collect()
     };
-    routed().filter(|(address, _)| is_local(address)).map(|(address, over)| (address, of_pod(over))).collect()
+    let egress = routed().filter(|(address, over)| range.contains(address) && is_pods(*over));
+    egress.map(|(address, over)| (address, of_pod(over))).collect()
+}
+
+/// The removal of the rules for pods whose addresses, of these nets, no route leads to any more: pods that ended while their node
+/// was being given back.
+pub fn rules_of_ended(nets: &[IpNet], found: &Found) -> Vec<Request> {
+    let routed = routed(found);
+    let is_ended = |address: &IpAddr| !routed.contains(address) && nets.iter().any(|net| net.contains(address));
+    let of_ended = found.rules.iter().filter_map(|rule| {
+        let address = of_pod_from(rule).or(of_pod_to(rule)).filter(is_ended)?;
+        let number = priority(rule).unwrap_or_default();
+        Some(Request::delete_rule(format!("remove the rule {number} of {address}, whose pod has ended"), rule.clone()))
+    });
+    of_ended.collect()
 }
 
 /// What the routes and rules of a node depend on.
@@ -90,7 +106,8 @@ pub fn restore(links: &[OwnLink], ways: &Ways<'_>, found: &Found) -> Vec<Request
         for address in &link.addresses {
             if !found.routes.iter().any(|route| host_route(route) == Some((*address, link.index))) {
                 let route = message::link_route(TABLE_MAIN, *address, link.index);
-                requests.push(Request::put_route(format!("put the route {address} over {}", link.ifname), route));
+                let what = format!("put the route {address} over {}", link.ifname);
+                requests.push(Request::put_route(what, route).unless_gone());
             }
             if ranges.iter().any(|range| range.contains(address)) {
                 continue;
@@ -232,7 +249,7 @@ mod tests {
 
     /// A pod of the other system's has a link of its own for that, and one of ours the same for both.
     #[test]
-    fn whose_a_way_out_is_can_be_seen_from_the_namespace_that_its_link_leads_to() {
+    fn whose_an_egress_address_is_can_be_seen_from_the_namespace_that_its_link_leads_to() {
         let ranges = ["169.254.172.0/22".parse().unwrap()];
         let to = |mut link: LinkMessage, netns: Option<i32>| {
             link.attributes.extend(
@@ -261,10 +278,23 @@ mod tests {
         let expected =
             [("169.254.172.2", vec!["2001:db8::4"]), ("169.254.172.3", vec!["2001:db8::5"]), ("169.254.172.4", vec![])];
         let expected = expected.map(|(way, pods)| (ip(way), pods.into_iter().map(ip).collect()));
-        assert_eq!(super::ways_out(&ranges, &found), expected);
+        assert_eq!(egress_addresses(ranges[0], "eni", &found), expected);
         let ways = Ways { tables: &BTreeMap::new(), connmark: None, ranges: &ranges };
         let restored = restore(&own_links(&found), &ways, &found);
         assert_eq!(restored.len(), 3, "a rule for each pod, and none for its way out: {restored:?}");
+    }
+
+    #[test]
+    fn rules_of_a_pod_that_ended_meanwhile_go_and_no_others() {
+        let mut found = node();
+        let to = |address: &str| message::rule_to(PRIORITY_TO, ip(address), TABLE_MAIN);
+        let from = message::rule_by_source(PRIORITY_FROM, ip("10.0.78.9"), 2);
+        let steered = marked(rule(Family::V4, marks::PRIORITY_ENI, 2), 0x41, 0x7f);
+        found.rules = vec![to("10.0.78.4"), to("10.0.78.9"), from, to("192.168.0.9"), steered];
+        let gone = rules_of_ended(&["10.0.0.0/16".parse().unwrap()], &found);
+        let words: Vec<String> = gone.iter().map(ToString::to_string).collect();
+        let of = |number: u32| format!("remove the rule {number} of 10.0.78.9, whose pod has ended");
+        assert_eq!(words, [of(512), of(1536)]);
     }
 
     #[test]

@@ -50,25 +50,17 @@ pub struct PodLink {
     pub mac: Mac,
     /// Where the pod's end is: the namespace, by the id that the host knows it by, and its number there.
     pub inside: Option<(i32, u32)>,
-    /// The addresses that main routes over it.
+    /// The addresses that main routes over it, and those that its pod is known to have.
     pub addresses: Vec<IpAddr>,
 }
 
 /// Links of pods that it has wired: called as it calls a pod's (the prefix and eleven digits), of no device group of ours
-/// and without an alias of ours, over which routes lead.
+/// and without an alias of ours. Over some of them no route may lead.
 pub fn pod_links(prefix: &str, found: &Found) -> Vec<PodLink> {
-    let (links, _) = wired(&|link| is_named_after_a_pod(prefix, link), found);
-    links
+    wired(&|link| is_named_after_a_pod(prefix, link), found)
 }
 
-/// The same, of those over which no route leads: their pods are cut off, or have gone.
-pub fn links_without_a_route(prefix: &str, found: &Found) -> Vec<PodLink> {
-    let (_, links) = wired(&|link| is_named_after_a_pod(prefix, link), found);
-    links
-}
-
-/// Links that it has made: those over which routes lead, and those over which none does.
-fn wired(is_named: &dyn Fn(&LinkMessage) -> bool, found: &Found) -> (Vec<PodLink>, Vec<PodLink>) {
+fn wired(is_named: &dyn Fn(&LinkMessage) -> bool, found: &Found) -> Vec<PodLink> {
     let mut routed: BTreeMap<u32, Vec<IpAddr>> = BTreeMap::new();
     for (address, index) in found.routes.iter().filter_map(host_route) {
         routed.entry(index).or_default().push(address);
@@ -80,8 +72,12 @@ fn wired(is_named: &dyn Fn(&LinkMessage) -> bool, found: &Found) -> (Vec<PodLink
         let (ifname, mac) = (ifname(link).to_owned(), link::mac(link)?);
         Some(PodLink { ifname, index, mac, inside: other_end(link), addresses })
     };
-    let links = found.links.iter().filter(|link| is_named(link) && !is_ours(link)).filter_map(pod);
-    links.partition(|link| !link.addresses.is_empty())
+    found.links.iter().filter(|link| is_named(link) && !is_ours(link)).filter_map(pod).collect()
+}
+
+/// All addresses to which a route of main leads over a link.
+pub fn routed(found: &Found) -> BTreeSet<IpAddr> {
+    found.routes.iter().filter_map(host_route).map(|(address, _)| address).collect()
 }
 
 fn is_named_after_a_pod(prefix: &str, link: &LinkMessage) -> bool {
@@ -97,13 +93,14 @@ pub fn branch_links(found: &Found) -> Vec<String> {
 /// The host ends of the links by which its pods leave in the family in which they have no address of the VPC: called `veth` and
 /// eight digits, with an address of these ranges behind them.
 pub fn egress_links(ranges: &[IpNet], found: &Found) -> Vec<PodLink> {
-    let is_named = |link: &LinkMessage| {
-        let digits = ifname(link).strip_prefix(EGRESS);
-        digits.is_some_and(|rest| rest.len() == EGRESS_DIGITS && rest.bytes().all(|byte| byte.is_ascii_hexdigit()))
-    };
     let is_in = |address: &IpAddr| ranges.iter().any(|range| range.contains(address));
-    let (links, _) = wired(&is_named, found);
-    links.into_iter().filter(|link| link.addresses.iter().all(is_in)).collect()
+    let links = wired(&is_named_after_egress, found).into_iter();
+    links.filter(|link| !link.addresses.is_empty() && link.addresses.iter().all(is_in)).collect()
+}
+
+fn is_named_after_egress(link: &LinkMessage) -> bool {
+    let digits = ifname(link).strip_prefix(EGRESS);
+    digits.is_some_and(|rest| rest.len() == EGRESS_DIGITS && rest.bytes().all(|byte| byte.is_ascii_hexdigit()))
 }
 
 /// The chain of iptables by which the plugin for that translates what a pod sends: `CNI-E4-` or `CNI-E6-`, and 21 digits of the
@@ -320,8 +317,7 @@ mod tests {
         assert_eq!(of("enicfc3c3b88c9", 0, Some("10.0.78.4")), 0, "ours, whose group somebody has taken");
         assert_eq!(of("eni1", 0, None) + of("calicfc3c3b88c", 0, None), 0, "others'");
         let found = Found::new(vec![link(7, "enicfc3c3b88c9", ENI1, 0, None)], vec![], vec![], vec![]);
-        assert!(pod_links("eni", &found).is_empty(), "no route leads over it");
-        assert_eq!(links_without_a_route("eni", &found)[0].ifname, "enicfc3c3b88c9");
+        assert!(pod_links("eni", &found)[0].addresses.is_empty(), "no route leads over it");
     }
 
     #[test]

@@ -125,7 +125,7 @@ fn pods_are_in_the_subnet_and_groups_that_their_node_s_eniconfig_names() {
         expect(cluster, "after", second, &subnet_b, "sg-annotated")
     })
     .unwrap();
-    assert_eq!(kept(), before, "in new hands, too");
+    assert_eq!(kept(), before, "after the take-over, too");
     kube::wait_for_agreement(cluster).unwrap();
     kube::remove(cluster, "after").unwrap();
     for app in ["custom", "labelled"] {

@@ -56,6 +56,7 @@ fn debug(cluster: &Cluster, node: &Node, args: &[&str]) -> anyhow::Result<String
         "--env=ENID_RUN_DIR=/host/run/enid",
         "--env=ENID_STORE_DIR=/host/var/lib/enid",
         "--env=AWS_VPC_K8S_CNI_BACKING_STORE=/host/run/aws-node/ipam.json",
+        "--env=ENID_HOST_LOCAL_DIR=/host/run/cni",
         "--env=AWS_ACCESS_KEY_ID=test",
         "--env=AWS_SECRET_ACCESS_KEY=test",
         &endpoint,

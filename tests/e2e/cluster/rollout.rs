@@ -20,7 +20,7 @@ const AMAZONS: &str = "k8s-app=aws-node";
 const TAKES_OVER: [&str; 2] = ["--set", "env.ENID_TAKE_OVER=true"];
 const BY_LABEL: [&str; 2] = ["--set", "nodeSelector.cni=enid"];
 
-/// Amazon's DaemonSet, with the affinity that the documentation gives it; its pods take eight seconds to end.
+/// Amazon's DaemonSet, with the affinity that the documentation gives it; its pods take 15 s to end.
 fn amazons(cluster: &Cluster) -> anyhow::Result<()> {
     let labels = json!({ "k8s-app": "aws-node" });
     let not_enids = json!({ "matchExpressions": [{ "key": "cni", "operator": "NotIn", "values": ["enid"] }] });
@@ -30,12 +30,12 @@ fn amazons(cluster: &Cluster) -> anyhow::Result<()> {
         "image": kube::AGNHOST,
         "imagePullPolicy": "Never",
         "args": ["pause"],
-        "lifecycle": { "preStop": { "sleep": { "seconds": 8 } } },
+        "lifecycle": { "preStop": { "sleep": { "seconds": 15 } } },
     });
     let pod = json!({
         "hostNetwork": true,
         "tolerations": [{ "operator": "Exists" }],
-        "terminationGracePeriodSeconds": 10,
+        "terminationGracePeriodSeconds": 20,
         "affinity": { "nodeAffinity": { "requiredDuringSchedulingIgnoredDuringExecution": required } },
         "containers": [container],
     });

@@ -60,7 +60,7 @@ fn taken_over(name: &str, settings: &[(&str, &str)], backend: Backend) {
         assert_eq!(lease["container"], pod.pod.container.as_str());
         assert_eq!((&lease["host_ifname"], &lease["state"]), (&pod.ifname.as_str().into(), &"wired".into()), "{lease}");
     }
-    assert_eq!(macs(place, &pods), macs_before, "pods know them by heart");
+    assert_eq!(macs(place, &pods), macs_before, "pods have them as permanent neighbours");
     let conflist = place.sh("cat /etc/cni/net.d/05-enid.conflist").unwrap();
     assert!(conflist.contains("\"name\": \"aws-cni\""), "{conflist}");
 

@@ -81,7 +81,7 @@ pub fn streams(place: Place<'_>, of_each: &[&PeerPod]) -> (Vec<Stream>, Vec<Ping
     (streams, pings)
 }
 
-/// The MACs of the host ends, which pods know by heart.
+/// The MACs of the host ends, which pods have as permanent neighbours.
 pub fn macs(place: Place<'_>, pods: &[PeerPod]) -> Vec<String> {
     pods.iter().map(|pod| place.sh(&format!("cat /sys/class/net/{}/address", pod.ifname)).unwrap()).collect()
 }

@@ -23,6 +23,8 @@ use enid_tests::traffic::{PORT, REJECTED};
 const LIMIT: Duration = Duration::from_secs(3);
 /// How long a stream may stand still: it outlives a repair, after which TCP waits for its next try.
 const TIMEOUT: Duration = Duration::from_secs(30);
+/// How long a client may say nothing.
+const SILENCE: Duration = Duration::from_secs(300);
 const BYTES: usize = 256 * 1024;
 
 fn main() -> anyhow::Result<()> {
@@ -167,7 +169,7 @@ fn serve() -> anyhow::Result<()> {
 }
 
 fn answer(mut stream: TcpStream) -> std::io::Result<()> {
-    stream.set_read_timeout(Some(TIMEOUT))?;
+    stream.set_read_timeout(Some(SILENCE))?;
     let mut all = Vec::new();
     stream.read_to_end(&mut all)?;
     let (peer, own) = (stream.peer_addr()?, stream.local_addr()?.ip().to_canonical());
