@@ -7,7 +7,7 @@ use kubelab::Cluster;
 use serde_json::{Value, json};
 use vpclab::model::Faults;
 
-use crate::{CLUSTER, api_server::enid};
+use crate::{CLUSTER, api_server::enid, disturbance::are_ready};
 
 /// A subnet that was short is asked again within two minutes, and the kubelet asks again within some seconds.
 const BOUND: Duration = Duration::from_secs(180);
@@ -76,8 +76,7 @@ fn a_pod_without_an_address_says_why_and_its_node_stays_ready() {
     assert!(described.lines().any(|line| line.contains("SubnetFull") && line.contains("enid")), "{described}");
     let described = cluster.kubectl(&["describe", "node", &node.name]).unwrap();
     assert!(described.lines().any(|line| line.contains("SubnetFull") && line.contains("enid")), "{described}");
-    let ready = cluster.kubectl(&["wait", "--for=condition=Ready", "nodes", "--all", "--timeout=1s"]);
-    ready.unwrap_or_else(|failure| panic!("{failure:#}"));
+    assert!(are_ready(cluster).unwrap(), "a node without addresses for more pods is not ready");
     // However often the kubelet asks, a pod hears it once.
     let pods = told("Pod");
     for event in &pods {
