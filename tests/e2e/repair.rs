@@ -2,10 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
-use std::{
-    sync::OnceLock,
-    time::{Duration, Instant},
-};
+use std::{sync::OnceLock, time::Duration};
 
 use enid_tests::{
     Call, Daemon, Lab, LabConfig, Place, Pod,
@@ -13,7 +10,7 @@ use enid_tests::{
         Notifications, REPAIR_BOUND, counter, state, wait_until_idle, wait_until_reconciled, wait_until_restored,
     },
     traffic::{PORT, Servers, Spot, serve},
-    wait_until,
+    wait_until, wait_until_still,
 };
 use vpclab::{Drops, INTERNET_SERVER};
 
@@ -216,16 +213,8 @@ const FLUSH: &str = "nft flush ruleset; ip rule flush; ip route flush table 2; i
 /// What was dropped for a foreign source, once nothing more is. Packets that were routed while rules were missing may wait for the
 /// gateway's MAC, which was flushed, too, and are dropped when they leave.
 fn settled_drops() -> Drops {
-    let (mut last, mut since) = (lab().drops().unwrap(), Instant::now());
-    let stands_still = || {
-        let now = lab().drops().unwrap();
-        if now != last {
-            (last, since) = (now, Instant::now());
-        }
-        since.elapsed() > STILL
-    };
-    wait_until(BOUND, stands_still).unwrap_or_else(|_| panic!("packets leave with a foreign source"));
-    last
+    wait_until_still(BOUND, STILL, || lab().drops())
+        .unwrap_or_else(|failure| panic!("packets leave with a foreign source: {failure:#}"))
 }
 
 #[test]

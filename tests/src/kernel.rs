@@ -8,7 +8,7 @@ use std::{
 use anyhow::Context;
 use vpclab::wait_until;
 
-use crate::{node::Place, traffic};
+use crate::{node::Place, still::wait_until_still, traffic};
 
 /// Within this time a change is repaired that the daemon was notified of. It is short against the 30 s after which
 /// everything is read in any case: what the watch misses is not repaired in time.
@@ -69,15 +69,9 @@ pub fn wait_until_reconciled(place: Place<'_>) -> anyhow::Result<()> {
 /// Waits until the daemon has read all that changed, and reads the kernel no more: the next change is found by its own
 /// notification.
 pub fn wait_until_idle(place: Place<'_>) -> anyhow::Result<()> {
-    let (mut before, mut since) = (None, Instant::now());
-    let is_idle = || {
-        let now = counter(place, "enid_readings").ok();
-        if now.is_none() || now != before {
-            (before, since) = (now, Instant::now());
-        }
-        since.elapsed() > READ_WITHIN
-    };
-    wait_until(BOUND, is_idle).context("the daemon reads the kernel again and again")
+    wait_until_still(BOUND, READ_WITHIN, || counter(place, "enid_readings"))
+        .context("the daemon reads the kernel again and again")
+        .map(drop)
 }
 
 /// The kernel's notifications, but those of neighbours that it learns itself.

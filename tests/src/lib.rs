@@ -10,6 +10,7 @@ pub mod peer;
 pub mod pod;
 mod programs;
 pub mod runtime;
+mod still;
 pub mod traffic;
 pub mod wire;
 
@@ -17,4 +18,5 @@ pub use call::Call;
 pub use node::{Daemon, Place};
 pub use pod::Pod;
 pub use programs::{plugin, program};
+pub use still::wait_until_still;
 pub use vpclab::{Backend, Lab, LabConfig, wait_until};

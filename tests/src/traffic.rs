@@ -10,7 +10,7 @@ use std::{
 use anyhow::Context;
 use vpclab::wait_until;
 
-use crate::{node::Place, program};
+use crate::{node::Place, program, still::wait_until_still};
 
 /// Where every server listens.
 pub const PORT: u16 = 8080;
@@ -182,13 +182,8 @@ impl<'a> Sink<'a> {
 
     /// How many have arrived since its queue was full, once no more arrive.
     pub fn received(&self) -> anyhow::Result<u32> {
-        let mut last = None;
-        wait_until(Duration::from_secs(5), || {
-            let now = self.counted().ok();
-            std::mem::replace(&mut last, now) == now
-        })
-        .context("datagrams do not end")?;
-        self.counted()
+        wait_until_still(Duration::from_secs(5), Duration::from_millis(50), || self.counted())
+            .context("datagrams do not end")
     }
 
     /// The last column of the socket's line (proc_net_udp: drops).

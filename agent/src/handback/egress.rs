@@ -36,6 +36,21 @@ pub fn of_containers(
     handback::egress_addresses(range, prefix, found).into_iter().map(of_lease).collect()
 }
 
+/// Whether the files of such pods can be written where the host finds them.
+///
+/// # Errors
+///
+/// The folder is not there: of a container that does not have the host's nobody would find them.
+pub fn check(settings: &Settings) -> anyhow::Result<()> {
+    let host = &settings.host_local_dir;
+    ensure!(
+        host.is_dir(),
+        "{} is not there: the host's /run/cni has to be mounted (ENID_HOST_LOCAL_DIR)",
+        host.display()
+    );
+    Ok(())
+}
+
 /// Writes them as the plugin's own allocation does (host-local: a file for each address, with container and interface), which
 /// gives them to nobody else then; in the place of what an interrupted run has written.
 pub fn write(settings: &Settings, pods: &[(String, IpAddr)], say: Say<'_>) -> anyhow::Result<()> {
@@ -44,13 +59,6 @@ pub fn write(settings: &Settings, pods: &[(String, IpAddr)], say: Say<'_>) -> an
     for name in written(&folder)?.into_iter().filter(|name| !expected.contains(name)) {
         remove(&folder.join(name))?;
     }
-    // In a container that does not have the host's, nobody would find them.
-    let host = &settings.host_local_dir;
-    ensure!(
-        pods.is_empty() || host.is_dir(),
-        "{} is not there: the host's /run/cni has to be mounted (ENID_HOST_LOCAL_DIR)",
-        host.display()
-    );
     for (container, address) in pods {
         put(&folder.join(address.to_string()), format!("{container}\r\neth0").as_bytes(), 0o644)?;
         say(&format!("write {address} for the container {container} in {}", folder.display()));
@@ -85,9 +93,10 @@ mod tests {
         let list = json!({"name": "aws-cni", "plugins": [{"type": "aws-cni"}, egress]});
         fs::write(settings.conf_dir.join(conflist::AMAZONS), list.to_string()).unwrap();
         let pods = ["169.254.172.2", "169.254.172.3"].map(|it| (format!("c-{it}"), it.parse().unwrap()));
-        let unmounted = write(&settings, &pods, &|_| {}).unwrap_err().to_string();
+        let unmounted = check(&settings).unwrap_err().to_string();
         assert!(unmounted.contains("ENID_HOST_LOCAL_DIR"), "{unmounted}");
         fs::create_dir_all(&settings.host_local_dir).unwrap();
+        check(&settings).unwrap();
         write(&settings, &pods, &|_| {}).unwrap();
         let addresses = settings.host_local_dir.join("v6pd/egress-v4-ipam/aws-cni");
         for left in ["lock", "last_reserved_ip.0", ".169.254.172.9.1.new"] {

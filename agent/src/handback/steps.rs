@@ -89,6 +89,9 @@ fn egress_of(settings: &Settings, family: Family, primary: &EniFacts, found: &Fo
     };
     let is_used = !handback::egress_addresses(range, &evidence::prefix(settings), found).is_empty();
     let is_wanted = settings.steering.policy.of_node.contains(&range);
+    if is_used {
+        egress::check(settings)?;
+    }
     match own {
         Some(own) if is_used || is_wanted => Ok(Some(Egress { range, own, pods: Vec::new() })),
         // As for the daemon: it is off on a node without an address of that family.

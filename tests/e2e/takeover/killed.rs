@@ -57,6 +57,14 @@ fn run(place: Place<'_>, program: &Path, settings: &[(&str, &str)]) -> bool {
     done
 }
 
+/// A daemon that nobody kills, once it has come to the end of the take-over.
+fn take_over(place: Place<'_>, settings: &[(&str, &str)]) -> Daemon {
+    let daemon = Daemon::start(place, settings).unwrap();
+    wait_until(BOUND, || peer::traces(place).is_ok_and(|traces| traces.is_empty()))
+        .unwrap_or_else(|_| panic!("{:?}, {}", peer::traces(place), daemon.log()));
+    daemon
+}
+
 /// Takes the node over, however often it is killed; how often it was.
 fn taken_over(place: Place<'_>, calls: &str, settings: &[(&str, &str)]) -> usize {
     let mut killed = 0;
@@ -102,9 +110,7 @@ fn killed_after_any_step_it_goes_on_and_no_pod_notices() {
     ];
     for calls in ROUNDS {
         let over = taken_over(place, calls, &settings);
-        let daemon = Daemon::start(place, &settings).unwrap();
-        wait_until(BOUND, || peer::traces(place).is_ok_and(|traces| traces.is_empty()))
-            .unwrap_or_else(|_| panic!("{:?}, {}", peer::traces(place), daemon.log()));
+        let daemon = take_over(place, &settings);
         let leases = place.leases().unwrap();
         assert_eq!(leases.iter().filter(|lease| lease["state"] != "orphaned").count(), pods.len());
         for pod in &pods {
@@ -143,10 +149,7 @@ fn a_way_back_that_a_reboot_interrupts_goes_on_after_it() {
     let place = Place::node(&lab, 0);
     with_enis(place, &[("MINIMUM_IP_TARGET", "42"), ("WARM_ENI_TARGET", "0")]);
     peer::make(place, &[2, 2, 2], Backend::Nft).unwrap();
-    let daemon = Daemon::start(place, &[("ENID_TAKE_OVER", "true")]).unwrap();
-    wait_until(BOUND, || peer::traces(place).is_ok_and(|traces| traces.is_empty()))
-        .unwrap_or_else(|_| panic!("{}", daemon.log()));
-    daemon.kill().unwrap();
+    take_over(place, &[("ENID_TAKE_OVER", "true")]).kill().unwrap();
     // The mark and the stamp are there, and nothing else is done.
     let killed = place.sh(&format!("{} handback", killing("rename", 4).display()));
     assert!(killed.is_err(), "{killed:?}");
@@ -173,10 +176,7 @@ fn a_pod_that_ends_between_two_runs_of_the_way_back_leaves_nothing() {
     let pods = peer::make(place, &[2, 2, 2], Backend::Nft).unwrap();
     let own: std::net::IpAddr = lab.node(0).address_v6.clone().unwrap().parse().unwrap();
     peer::with_egress(place, &pods, own).unwrap();
-    let daemon = Daemon::start(place, &[("ENID_TAKE_OVER", "true"), ("ENABLE_V6_EGRESS", "true")]).unwrap();
-    wait_until(BOUND, || peer::traces(place).is_ok_and(|traces| traces.is_empty()))
-        .unwrap_or_else(|_| panic!("{}", daemon.log()));
-    daemon.kill().unwrap();
+    take_over(place, &[("ENID_TAKE_OVER", "true"), ("ENABLE_V6_EGRESS", "true")]).kill().unwrap();
     let hand_back = |program: &Path| place.sh(&format!("ENABLE_V6_EGRESS=true {} handback", program.display()));
     let mut runs = 0;
     while !peer::traces(place).unwrap().contains("CNI-E6") {
