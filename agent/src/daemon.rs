@@ -32,6 +32,7 @@ use crate::{
     metrics::Counters,
     reconcile::repair::Repair,
     reconcile::{forward::Forward, links::Links, metadata::Metadata},
+    record::{Record, kept::Kept},
     runtime::{announce, conflist, files::Files},
     serve::cni::CniService,
     serve::debug::{self, DebugService},
@@ -122,6 +123,8 @@ struct Found {
     instance: Instance,
     /// IPv6 is off for want of an address.
     lacks_v6: bool,
+    /// Where pods' stories go.
+    kept: Arc<Kept>,
 }
 
 /// What NodeConfigs give does not keep a daemon from starting: what this node cannot have is left out, and pods keep what they
@@ -138,7 +141,9 @@ async fn discover_or_fall_back(
     for given in [given.clone()].into_iter().chain(given.fallbacks(started)) {
         let mut settings = read(&given)?;
         match discover(&mut settings, announced, imds, counters, background).await {
-            Ok((parts, instance, lacks_v6)) => return Ok(Found { given, settings, parts, instance, lacks_v6 }),
+            Ok((parts, instance, lacks_v6, kept)) => {
+                return Ok(Found { given, settings, parts, instance, lacks_v6, kept: Arc::new(kept) });
+            }
             Err(failure) if failure.is::<Unfit>() => {
                 warn!("the node cannot have its settings: {failure:#}");
                 first.get_or_insert(failure);
@@ -185,7 +190,7 @@ async fn serve(
 
     let imds = Imds::new();
     let counters = Arc::new(Counters::new()?);
-    let Found { given, settings, parts, instance, lacks_v6 } =
+    let Found { given, settings, parts, instance, lacks_v6, kept } =
         discover_or_fall_back(&wanted, &last, announced, &imds, &counters, &background).await?;
     let refused = (given != wanted).then(|| wanted.overrides().clone());
     if *given.overrides() != last {
@@ -197,6 +202,7 @@ async fn serve(
     }
     let started = Started { given, settings: settings.clone(), refused, remembered };
     let (kernel, to_retire, store) = (parts.kernel.clone(), parts.kernel.clone(), parts.store.clone());
+    let record = parts.record.clone();
     let (task, handle, published) = CoreTask::new(parts);
     let Published { awaited, awaits_listing, readiness } = published;
 
@@ -215,6 +221,7 @@ async fn serve(
         handle: handle.clone(),
         kernel,
         counters: counters.clone(),
+        record: record.clone(),
         conflicts,
         hooks,
         links: link_changes,
@@ -222,12 +229,19 @@ async fn serve(
     };
     let (plugins_place, plugins) = Place::listen(sockets::cni(&settings.run_dir), Type::SEQPACKET)?;
     let (phase, seen_phase) = watch::channel(Phase::Serving);
-    let (kubernetes, tell, seen) =
-        Kubernetes::new(started, log_level, instance.id.clone(), handle.clone(), readiness.clone(), seen_phase);
+    let (kubernetes, tell, seen) = Kubernetes::new(
+        started,
+        log_level,
+        instance.id.clone(),
+        handle.clone(),
+        &record,
+        readiness.clone(),
+        seen_phase,
+    );
     let cni = CniService {
         tell,
         handle: handle.clone(),
-        counters: counters.clone(),
+        record: record.clone(),
         deletion: Deletion::start(&background),
         pod_mtu: settings.pod_mtu,
         veth_prefix: settings.veth_prefix.clone(),
@@ -238,6 +252,8 @@ async fn serve(
     let (metrics_fault, seen_metrics_fault) = watch::channel(None);
     let debug = DebugService {
         handle: handle.clone(),
+        record: record.clone(),
+        store: store.clone(),
         metrics_fault: seen_metrics_fault,
         node: settings.node_name.clone(),
         instance,
@@ -255,7 +271,9 @@ async fn serve(
     let retire = takeover::retire::Retire { kernel: to_retire, settings: Arc::new(settings.clone()), phase };
     let health = health::serve(settings.health, sockets::cni(&settings.run_dir));
 
-    tokio::select! {
+    let keeping = kept.clone().keep(record.clone());
+    let ended = tokio::select! {
+        ended = background.spawn(keeping) => { ended?; bail!("the record of what is done ended") }
         ended = tokio::spawn(task.run()) => { ended?; bail!("the core's task ended") }
         ended = tokio::spawn(cni.run(Plugins::start(plugins).await?)) => { ended?; bail!("the plugins' server ended") }
         ended = background.spawn(debug) => ended?.map(|()| Ended::Stopped),
@@ -271,18 +289,22 @@ async fn serve(
         ended = background.spawn(async move { handback::waiting::asked(&base).await }) => ended.map(|()| Ended::Unwanted).map_err(Into::into),
         _ = terminate.recv() => { info!("asked to stop; pods keep their links"); Ok(Ended::Stopped) }
         _ = interrupt.recv() => { info!("interrupted; pods keep their links"); Ok(Ended::Stopped) }
+    };
+    if let Err(failure) = kept.write(&record) {
+        warn!("the last stories of pods are lost: {failure:#}");
     }
+    ended
 }
 
 /// Reads store, metadata, limits and kernel, and makes of them what the core's task starts with; and whether IPv6 is off for
-/// want of an address. `announced`: the network configuration of this boot is there.
+/// want of an address, and where pods' stories go. `announced`: the network configuration of this boot is there.
 async fn discover(
     settings: &mut Settings,
     announced: bool,
     imds: &Imds,
     counters: &Arc<Counters>,
     background: &runtime::Handle,
-) -> anyhow::Result<(Parts, Instance, bool)> {
+) -> anyhow::Result<(Parts, Instance, bool, Kept)> {
     conflist::check(settings).map_err(|failure| Unfit(format!("{failure:#}")))?;
     let boot = store::boot_id()?;
     let instance = imds.wait_for_instance(settings.start_wait).await?;
@@ -304,17 +326,19 @@ async fn discover(
     // Two runs of the daemon must not share a client token: the boot and the moment tell them apart.
     let token_seed = format!("{}-{}", boot.split('-').next().unwrap_or_default(), clock::now().0);
     let node = Node { instance_id: id.clone(), limits, policy: settings.policy.clone(), token_seed };
+    let (kept, stories) = Kept::open(&settings.store_dir);
     let parts = Parts {
         core: Core::new(node, ledger),
         served: announced || store.has_served()?,
         store: Arc::new(store),
         ec2,
         counters: counters.clone(),
+        record: Record::new(counters.clone(), stories),
         vpc: instance.vpc_cidrs.clone(),
         steering: settings.steering.clone(),
         kernel: Kernel::new(&settings.run_dir, &settings.sys_net_dir),
         probes: settings.forward_probe,
         background: background.clone(),
     };
-    Ok((parts, instance, lacks_v6))
+    Ok((parts, instance, lacks_v6, kept))
 }

@@ -1,6 +1,7 @@
 //! `enid`: the node daemon, its installer and the operator's commands.
 
 mod aws;
+mod cli;
 mod clock;
 mod commands;
 mod core;
@@ -13,8 +14,10 @@ mod host;
 mod kubernetes;
 mod log;
 mod metrics;
+mod print;
 mod proxy;
 mod reconcile;
+mod record;
 mod runtime;
 mod serve;
 mod settings;
@@ -24,24 +27,33 @@ mod uninstall;
 
 use std::process::ExitCode;
 
-use clap::{Arg, ArgAction, ArgMatches, Command};
+use clap::ArgMatches;
 
-use crate::settings::{SETTINGS, Settings, given::Given, remembered::as_on_node};
+use crate::{
+    commands::{Ended, connect::NoDaemon},
+    settings::{Settings, given::Given, remembered::as_on_node},
+};
 
 fn main() -> ExitCode {
-    match run(&cli().get_matches()) {
-        Ok(()) => ExitCode::SUCCESS,
+    match run(&cli::cli().get_matches()) {
+        Ok(Ended::Well) => ExitCode::SUCCESS,
+        Ok(Ended::SomethingIsWrong) => ExitCode::FAILURE,
         Err(error) => {
             // The whole chain, outermost first: every cause once.
             eprintln!("enid: {error:#}");
-            ExitCode::FAILURE
+            ExitCode::from(if error.is::<NoDaemon>() { 3 } else { 1 })
         }
     }
 }
 
-fn run(matches: &ArgMatches) -> anyhow::Result<()> {
+fn run(matches: &ArgMatches) -> anyhow::Result<Ended> {
     let (name, matches) = matches.subcommand().ok_or_else(|| anyhow::anyhow!("no command given"))?;
-    let given = Given::new(&|setting| matches.get_one::<String>(setting.flag).cloned(), &variable);
+    if let Some(ended) = commands::without_settings(name, matches) {
+        return ended;
+    }
+    // A command has flags for some of the settings, or for all.
+    let flag = |flag: &str| matches.try_get_one::<String>(flag).ok().flatten().cloned();
+    let given = Given::new(&|setting| flag(setting.flag), &variable);
     // The operator's commands run in the same environment, and have no use for it.
     let (refused, ignored) = if name == "agent" { settings::peer::look(&variable) } else { Default::default() };
     let settings = match given.read() {
@@ -51,99 +63,18 @@ fn run(matches: &ArgMatches) -> anyhow::Result<()> {
             anyhow::bail!("{}", mistakes.chain(refused).collect::<Vec<_>>().join("\n      "))
         }
     };
+    let done = |()| Ended::Well;
     match name {
         "agent" => {
             proxy::keep_off()?;
-            daemon::run(given, settings)
+            daemon::run(given, settings).map(done)
         }
-        "init" => runtime::install::plugins(&settings),
-        "uninstall" => uninstall::run(&as_on_node(&given, settings), matches.get_flag("enis")),
-        "untaint" => commands::untaint(&settings),
-        "takeover" => commands::takeover(&as_on_node(&given, settings), is_json(matches)),
-        "handback" => commands::handback(&as_on_node(&given, settings), matches.get_flag("cancel")),
-        _ => {
-            let as_json = is_json(matches);
-            let ready = name == "health" && matches.get_flag("ready");
-            commands::run(if ready { "ready" } else { name }, &settings, as_json)
-        }
+        "init" => runtime::install::plugins(&settings).map(done),
+        "uninstall" => uninstall::run(&as_on_node(&given, settings), matches.get_flag("enis")).map(done),
+        _ => commands::run(name, matches, &given, settings),
     }
-}
-
-fn is_json(matches: &ArgMatches) -> bool {
-    matches.get_one::<String>("output").is_some_and(|output| output == "json")
 }
 
 fn variable(name: &str) -> Option<String> {
     std::env::var_os(name).map(|value| value.to_string_lossy().into_owned())
-}
-
-fn cli() -> Command {
-    let settings = || {
-        SETTINGS.iter().map(|setting| {
-            Arg::new(setting.flag).long(setting.flag).value_name(setting.name).help(format!(
-                "{} [default: {}]",
-                setting.help,
-                if setting.default.is_empty() { "none" } else { setting.default }
-            ))
-        })
-    };
-    let output = || {
-        Arg::new("output")
-            .short('o')
-            .long("output")
-            .value_parser(["table", "json"])
-            .default_value("table")
-            .help("Format")
-    };
-    let reading =
-        |name: &'static str, about: &'static str| Command::new(name).about(about).args(settings()).arg(output());
-    Command::new("enid")
-        .version(env!("CARGO_PKG_VERSION"))
-        .about("Native VPC addresses for pods: the node daemon and its commands")
-        .subcommand_required(true)
-        .arg_required_else_help(true)
-        .subcommand(Command::new("agent").about("Run the node daemon").args(settings()))
-        .subcommand(Command::new("init").about("Install the plugin into the runtime's folder").args(settings()))
-        .subcommand(
-            Command::new("uninstall")
-                .about("Remove every trace from a node that has no pods any more; no daemon may run")
-                .args(settings())
-                .arg(
-                    Arg::new("enis")
-                        .long("enis")
-                        .action(ArgAction::SetTrue)
-                        .help("Give the node's ENIs back to EC2, too"),
-                ),
-        )
-        .subcommand(
-            Command::new("untaint").about("Take the taint of ENID_NO_ADDRESSES_TAINT off this node").args(settings()),
-        )
-        .subcommand(
-            reading("takeover", "What taking this node over from Amazon's VPC CNI would do; the daemon does it").arg(
-                Arg::new("check")
-                    .long("check")
-                    .action(ArgAction::SetTrue)
-                    .required(true)
-                    .help("Change nothing; exit 1 if something stands against it"),
-            ),
-        )
-        .subcommand(
-            Command::new("handback")
-                .about("Give this node back to Amazon's VPC CNI under running pods; the daemon waits from then on")
-                .args(settings())
-                .arg(
-                    Arg::new("cancel")
-                        .long("cancel")
-                        .action(ArgAction::SetTrue)
-                        .help("Let the daemon serve a node that was given back, once Amazon's has gone from it"),
-                ),
-        )
-        .subcommand(reading("status", "The node, its pool, and what it waits for"))
-        .subcommand(reading("enis", "The ENIs of this node"))
-        .subcommand(reading("pods", "The pods and their addresses"))
-        .subcommand(
-            reading("health", "Exit 0 while the daemon serves").arg(
-                Arg::new("ready").long("ready").action(ArgAction::SetTrue).help("Exit 0 only while STATUS says yes"),
-            ),
-        )
 }

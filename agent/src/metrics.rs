@@ -2,10 +2,12 @@
 
 use std::time::Duration;
 
+use enid_api::v1::Operation;
 use enid_datapath::kind::Kind;
 use enid_ipamd::{CallError, Cause};
 use prometheus::{
-    HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGaugeVec, Opts, Registry, proto::MetricFamily,
+    CounterVec, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGaugeVec, Opts, Registry,
+    proto::MetricFamily,
 };
 
 /// What may fail: instance metadata, the kernel, the store.
@@ -36,6 +38,9 @@ pub struct Counters {
     errors: IntCounterVec,
     readings_of_enis: IntCounterVec,
     add_seconds: HistogramVec,
+    del_seconds: HistogramVec,
+    phase_seconds: HistogramVec,
+    add_waited: CounterVec,
     repairs: IntCounterVec,
     repair_failures: IntCounter,
     readings: IntCounter,
@@ -57,10 +62,20 @@ impl Counters {
                 "ENIs and blocks that metadata showed for the first time, not any more, or again",
             )?,
             errors: vec(&["fn"], "awscni_ipamd_error_count", "What the daemon could not do, by what it was")?,
-            add_seconds: HistogramVec::new(
-                HistogramOpts::new("enid_add_seconds", "From ADD's question to its answer, by outcome")
-                    .buckets(vec![0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 1.0, 5.0, 15.0, 60.0]),
+            add_seconds: seconds(
+                "enid_add_seconds",
+                "From ADD's question to its answer, by outcome or cause",
                 &["outcome"],
+            )?,
+            del_seconds: seconds("enid_del_seconds", "From DEL's question to its answer, by outcome", &["outcome"])?,
+            phase_seconds: seconds(
+                "enid_phase_seconds",
+                "Phases of ADD (address, wiring, verdict) and DEL (link, lease), by the operation's outcome",
+                &["operation", "phase", "outcome"],
+            )?,
+            add_waited: CounterVec::new(
+                Opts::new("enid_add_waited_seconds_total", "Seconds that refused ADDs waited for an address, by cause"),
+                &["cause"],
             )?,
             repairs: vec(
                 &["kind"],
@@ -106,22 +121,41 @@ impl Counters {
             registry.register(Box::new(family.clone()))?;
         }
         counters.ec2.register(registry)?;
-        registry.register(Box::new(counters.add_seconds.clone()))?;
+        for family in [&counters.add_seconds, &counters.del_seconds, &counters.phase_seconds] {
+            registry.register(Box::new(family.clone()))?;
+        }
+        registry.register(Box::new(counters.add_waited.clone()))?;
         Ok(counters)
     }
 
-    /// An ADD was answered: with an address, or refused for a cause.
-    pub fn add(&self, took: Duration, cause: Option<Cause>) {
-        self.add_requests.inc();
-        if cause.is_some_and(|cause| !matches!(cause, Cause::Superseded | Cause::Internal)) {
-            self.no_address.inc();
+    /// An operation of CNI has ended.
+    pub fn ended(&self, operation: &Operation) {
+        let Operation { kind, outcome, cause, took_us, phases, .. } = operation;
+        // Done is what the histogram has always called wired.
+        let ended = match (&**outcome, &**cause) {
+            ("done", _) => "wired",
+            (outcome, "") => outcome,
+            (_, cause) => cause,
+        };
+        match &**kind {
+            "ADD" => {
+                self.add_requests.inc();
+                if outcome == "refused" && cause != Cause::Internal.name() {
+                    self.no_address.inc();
+                    let waited = phases.first().map_or(*took_us, |phase| phase.took_us);
+                    self.add_waited.with_label_values(&[cause]).inc_by(as_seconds(waited));
+                }
+                self.add_seconds.with_label_values(&[ended]).observe(as_seconds(*took_us));
+            }
+            "DEL" => {
+                self.del_requests.with_label_values(&["PodDeleted"]).inc();
+                self.del_seconds.with_label_values(&[outcome]).observe(as_seconds(*took_us));
+            }
+            _ => return,
         }
-        self.add_seconds.with_label_values(&[cause.map_or("wired", Cause::name)]).observe(took.as_secs_f64());
-    }
-
-    /// A DEL came.
-    pub fn del(&self) {
-        self.del_requests.with_label_values(&["PodDeleted"]).inc();
+        for phase in phases {
+            self.phase_seconds.with_label_values(&[kind, &phase.name, outcome]).observe(as_seconds(phase.took_us));
+        }
     }
 
     /// All of ours in the kernel was read again.
@@ -237,6 +271,16 @@ impl Ec2Calls {
             self.unknown.with_label_values(&[action, failure.cause.name()]).inc();
         }
     }
+}
+
+/// A histogram of what takes from a millisecond to a minute.
+fn seconds(name: &str, help: &str, labels: &[&str]) -> prometheus::Result<HistogramVec> {
+    let buckets = vec![0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 1.0, 5.0, 15.0, 60.0];
+    HistogramVec::new(HistogramOpts::new(name, help).buckets(buckets), labels)
+}
+
+fn as_seconds(micros: u64) -> f64 {
+    Duration::from_micros(micros).as_secs_f64()
 }
 
 fn vec(labels: &[&str], name: &str, help: &str) -> prometheus::Result<IntCounterVec> {

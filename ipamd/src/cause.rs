@@ -49,11 +49,41 @@ pub enum Cause {
     HostFiles,
     /// The host's own way out does not lead over the primary ENI.
     HostRoute,
+    /// EC2 refuses what is signed with another time than its own.
+    Clock,
     /// A step was refused because it would have broken an invariant, or the store failed.
     Internal,
 }
 
 impl Cause {
+    /// All of them.
+    pub const ALL: [Cause; 24] = [
+        Cause::Starting,
+        Cause::EniLimit,
+        Cause::AccountLimit,
+        Cause::SubnetFull,
+        Cause::NoPrefix,
+        Cause::NoSubnet,
+        Cause::NoEniConfig,
+        Cause::Cooldown,
+        Cause::ProvisioningOff,
+        Cause::Denied,
+        Cause::Throttled,
+        Cause::NoCredentials,
+        Cause::Ec2Unreachable,
+        Cause::Ec2Error,
+        Cause::StillGrowing,
+        Cause::Superseded,
+        Cause::MetadataUnreadable,
+        Cause::EniLost,
+        Cause::KernelRefused,
+        Cause::ForwardDropped,
+        Cause::HostFiles,
+        Cause::HostRoute,
+        Cause::Clock,
+        Cause::Internal,
+    ];
+
     /// The name on the wire.
     pub fn name(self) -> &'static str {
         match self {
@@ -79,6 +109,7 @@ impl Cause {
             Cause::ForwardDropped => "forward_dropped",
             Cause::HostFiles => "host_files",
             Cause::HostRoute => "host_route",
+            Cause::Clock => "clock",
             Cause::Internal => "internal",
         }
     }

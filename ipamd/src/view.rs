@@ -56,6 +56,8 @@ pub struct Capacity {
     /// Addresses that as many pods can have, whose first interfaces are on the first card; 0 if that is not known, or not
     /// ours to get.
     pub for_pods: u64,
+    /// Pods that fit on the node, as the settings or the kubelet say.
+    pub max_pods: Option<u32>,
     /// The network cards that are managed.
     pub cards: Vec<u32>,
     /// Free addresses of subnets, as EC2 has said last; of others it has said nothing.

@@ -10,7 +10,8 @@ use tracing::info;
 
 /// Codes (Amazon EC2 API Reference, "Error codes for the Amazon EC2 API"; AWS General Reference, "Common errors"), sorted by
 /// what can be done about them.
-const CODES: [(Cause, &[&str]); 6] = [
+const CODES: [(Cause, &[&str]); 7] = [
+    (Cause::Clock, &["RequestExpired", "RequestTimeTooSkewed"]),
     (Cause::SubnetFull, &["InsufficientFreeAddressesInSubnet"]),
     (Cause::NoPrefix, &["InsufficientCidrBlocks"]),
     (
@@ -41,7 +42,6 @@ const CODES: [(Cause, &[&str]); 6] = [
             "PendingVerification",
             "ExpiredToken",
             "ExpiredTokenException",
-            "RequestExpired",
             "InvalidClientTokenId",
             "UnrecognizedClientException",
             "SignatureDoesNotMatch",

@@ -11,26 +11,8 @@ use crate::{
     store::Store,
 };
 
-/// (type, ENIs, IPv4 addresses per ENI), from the Amazon EC2 User Guide, "IP addresses per network
-/// interface per instance type". Only common types: EC2 knows the rest.
-const TABLE: [(&str, u32, u32); 16] = [
-    ("t3.nano", 2, 2),
-    ("t3.micro", 2, 2),
-    ("t3.small", 3, 4),
-    ("t3.medium", 3, 6),
-    ("t3.large", 3, 12),
-    ("t3.xlarge", 4, 15),
-    ("m5.large", 3, 10),
-    ("m5.xlarge", 4, 15),
-    ("m5.2xlarge", 4, 15),
-    ("m5.4xlarge", 8, 30),
-    ("c5.large", 3, 10),
-    ("c5.xlarge", 4, 15),
-    ("c5.4xlarge", 8, 30),
-    ("r5.large", 3, 10),
-    ("m6i.large", 3, 10),
-    ("m6i.xlarge", 4, 15),
-];
+/// A line per instance type; what the figures are is said at its head.
+const TABLE: &str = include_str!("limits.txt");
 
 /// Disk, then EC2, then the built-in table.
 pub async fn read(ec2: &Ec2, store: &Store, instance: &Instance, counters: &Counters) -> anyhow::Result<Limits> {
@@ -62,9 +44,41 @@ pub fn without_ec2(store: &Store, instance: &Instance) -> anyhow::Result<Limits>
     Ok(known.unwrap_or(Limits::UNKNOWN))
 }
 
-/// The built-in figure for a type.
-fn built_in(kind: &str) -> Option<Limits> {
-    let (_, enis, addresses_per_eni) = *TABLE.iter().find(|(name, ..)| *name == kind)?;
-    // All of the table are Nitro types but the oldest.
-    Some(Limits::of_one_card(enis, addresses_per_eni, true))
+/// The built-in figures of an instance type; `None` for one that EC2 has had for a shorter time than this version.
+pub fn built_in(kind: &str) -> Option<Limits> {
+    let figures = TABLE.lines().find_map(|line| line.strip_prefix(kind)?.strip_prefix(' '))?;
+    let figures: Vec<&str> = figures.split(' ').collect();
+    let number = |at: usize| figures.get(at).and_then(|figure| figure.parse().ok());
+    let of_first = Limits::of_one_card(number(0)?, number(1)?, figures.get(2) == Some(&"p"));
+    let (further_cards, enis_per_further_card) = (number(3).unwrap_or_default(), number(4).unwrap_or_default());
+    Some(Limits { further_cards, enis_per_further_card, ..of_first })
+}
+
+/// Those of the same family, for whoever has misspelt one.
+pub fn of_family(kind: &str) -> Vec<&'static str> {
+    let family = kind.split('.').next().unwrap_or_default();
+    let kinds = TABLE.lines().filter(|line| !line.starts_with('#')).filter_map(|line| line.split(' ').next());
+    kinds.filter(|known| known.split('.').next() == Some(family)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_line_of_the_table_is_read() {
+        let lines: Vec<&str> = TABLE.lines().filter(|line| !line.starts_with('#')).collect();
+        assert!(lines.len() > 1_000);
+        for line in lines {
+            let kind = line.split(' ').next().unwrap();
+            let limits = built_in(kind).unwrap_or_else(|| panic!("{line}"));
+            assert!(limits.enis > 0 && limits.addresses_per_eni > 1, "{line}");
+            let said = format!("{kind} {} {}", limits.enis, limits.addresses_per_eni);
+            assert!(line.starts_with(&said), "{line}: {limits:?}");
+        }
+        assert_eq!(built_in("m5.large"), Some(Limits::of_one_card(3, 10, true)));
+        assert_eq!(built_in("m4.large").map(|limits| limits.prefixes), Some(false), "Xen");
+        assert_eq!(built_in("m5.larg"), None);
+        assert!(of_family("m5.huge").contains(&"m5.large"));
+    }
 }

@@ -37,6 +37,7 @@ pub enum Message {
     Open(Ticket, mpsc::UnboundedSender<Answer>),
     Lookup(AttachmentKey, oneshot::Sender<Option<Found>>),
     View(oneshot::Sender<View>),
+    Wanted(oneshot::Sender<Wanted>),
     Forgotten(Vec<IpAddr>),
     KernelFailed(Option<String>),
     Carried(Box<Attempt>),
@@ -146,6 +147,13 @@ impl Handle {
     /// Network cards that pods may have interfaces on, beside the first.
     pub async fn further_cards(&self) -> Option<Vec<u32>> {
         Some(self.view().await?.capacity.cards.into_iter().filter(|card| *card > 0).collect())
+    }
+
+    /// What host and table should carry.
+    pub async fn wanted(&self) -> Option<Wanted> {
+        let (sender, answer) = oneshot::channel();
+        self.sender.send(Message::Wanted(sender)).await.ok()?;
+        answer.await.ok()
     }
 
     /// The state at this moment.

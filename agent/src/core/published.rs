@@ -1,11 +1,17 @@
 //! What the core's task publishes after every step: what it waits for, and whether pods can be served.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use enid_ipamd::{EniId, Kind, Millis};
 use tokio::sync::watch;
 
-use crate::core::readiness::{Readiness, Rule};
+use crate::{
+    core::readiness::{Readiness, Rule},
+    record::{Kind as Recorded, Record},
+};
 
 /// The task's side.
 pub struct Publisher {
@@ -18,6 +24,7 @@ pub struct Publisher {
     rule: Rule,
     /// When readiness may change by itself.
     look_again: Option<Millis>,
+    record: Arc<Record>,
 }
 
 /// What is expected of metadata.
@@ -43,7 +50,7 @@ pub struct Published {
 
 impl Publisher {
     /// Both sides; everything is waited for. `served`: an earlier run of this boot could give an address.
-    pub fn new(served: bool) -> (Self, Published) {
+    pub fn new(served: bool, record: Arc<Record>) -> (Self, Published) {
         let (metadata, awaited) = watch::channel(Awaited { soon: true, ..Awaited::default() });
         let (listing, awaits_listing) = watch::channel(true);
         let (ready, readiness) = watch::channel(Readiness::starting(served));
@@ -54,6 +61,7 @@ impl Publisher {
             readiness: ready,
             rule: Rule::new(served),
             look_again: None,
+            record,
         };
         (publisher, Published { awaited, awaits_listing, readiness })
     }
@@ -80,9 +88,10 @@ impl Publisher {
         self.look_again = look_again;
         let said = said.clone();
         self.readiness.send_if_modified(|known| {
-            let changed = said.log(known);
+            let told = said.log(known);
+            told.iter().for_each(|words| self.record.note(Recorded::State, None, words));
             *known = said;
-            changed
+            !told.is_empty()
         });
     }
 

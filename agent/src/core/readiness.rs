@@ -87,28 +87,40 @@ impl Readiness {
         self.served == other.served && self.causes().map(cause).eq(other.causes().map(cause))
     }
 
-    /// Logs what is different from what was said before; whether anything is.
-    pub fn log(&self, before: &Readiness) -> bool {
+    /// Logs what is different from what was said before: in which words. None where nothing is.
+    pub fn log(&self, before: &Readiness) -> Vec<String> {
         if self.has_causes_of(before) {
-            return false;
+            return Vec::new();
         }
+        let mut told = Vec::new();
         let was = |name: &str| before.causes().find(|(other, _)| *other == name).map(|(_, refusal)| refusal.cause);
         for (name, refusal) in self.causes().filter(|(name, refusal)| was(name) != Some(refusal.cause)) {
             let Refusal { cause, message, .. } = refusal;
-            match name {
-                "obstacle" => info!(%cause, "new pods get no address: {message}"),
-                "source" | "host" | "rights" => warn!(%cause, "{message}"),
-                "risk" => warn!(%cause, "pods may have no network: {message}"),
-                _ => warn!(%cause, "pods are cut off, and STATUS says so: {message}"),
+            let words = match name {
+                "obstacle" => format!("new pods get no address: {message}"),
+                "risk" => format!("pods may have no network: {message}"),
+                "outage" => format!("pods are cut off, and STATUS says so: {message}"),
+                _ => message.clone(),
+            };
+            if name == "obstacle" {
+                info!(%cause, "{words}")
+            } else {
+                warn!(%cause, "{words}")
             }
+            told.push(format!("{cause}: {words}"));
         }
+        let ended = ["risk", "source", "host", "outage", "rights"].into_iter();
+        let ended = ended.filter(|name| self.causes().all(|(other, _)| other != *name));
+        told.extend(ended.filter_map(|name| Some(format!("{} is over", was(name)?))));
         if before.obstacle.is_some() && self.obstacle.is_none() {
             info!("new pods get addresses");
+            told.push("new pods get addresses".to_owned());
         }
         if before.is_ready() != self.is_ready() {
             info!("STATUS says {self}");
+            told.push(format!("STATUS says {self}"));
         }
-        true
+        told
     }
 }
 

@@ -7,15 +7,12 @@
 //! beside it and report back as events; a verdict also waits until connection tracking has forgotten the
 //! address ([`crate::host::conntrack`]).
 
-use std::{
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{sync::Arc, time::Duration};
 
 use enid_ipamd::{Action, AttachmentKey, CallError, Cause, Core, Effect, Event, Fact, Millis, Refusal, Ticket};
 use ipnet::Ipv4Net;
 use tokio::{runtime, sync::mpsc, task::yield_now, time::timeout};
-use tracing::{debug, info, warn};
+use tracing::{debug, warn};
 
 use crate::{
     aws::ec2::Ec2,
@@ -29,6 +26,7 @@ use crate::{
     host::conntrack::{Forgetting, Offered},
     host::kernel::{Kernel, Steering},
     metrics::{self, Counters},
+    record::{self, Record},
     store::Store,
 };
 
@@ -43,6 +41,7 @@ pub struct CoreTask {
     journal: Journal,
     ec2: Ec2,
     counters: Arc<Counters>,
+    record: Arc<Record>,
     carrier: Carrier,
     background: runtime::Handle,
     receiver: mpsc::Receiver<Message>,
@@ -67,6 +66,8 @@ pub struct Parts {
     pub ec2: Ec2,
     /// What `/metrics` counts.
     pub counters: Arc<Counters>,
+    /// What is done.
+    pub record: Arc<Record>,
     /// The VPC's CIDRs.
     pub vpc: Vec<Ipv4Net>,
     /// What the settings say of ENIs and of pods' packets.
@@ -85,7 +86,7 @@ impl CoreTask {
     /// The task, a way to it, and what it publishes.
     pub fn new(parts: Parts) -> (Self, Handle, Published) {
         let (sender, receiver) = mpsc::channel(1024);
-        let Parts { mut core, store, ec2, counters, vpc, steering, kernel, probes, served, background } = parts;
+        let Parts { mut core, store, ec2, counters, record, vpc, steering, kernel, probes, served, background } = parts;
         let families = steering.policy.families().into();
         let handle = Handle::new(sender, families);
         let reports = handle.clone();
@@ -96,12 +97,13 @@ impl CoreTask {
         let unknown = Refusal::new(Cause::Starting, "it is not known yet whether the host forwards");
         let forwarding = Forwarding { dropped: probes.then_some(unknown), ..Forwarding::default() };
         core.set_blocked(forwarding.dropped.clone());
-        let (publisher, published) = Publisher::new(served);
+        let (publisher, published) = Publisher::new(served, record.clone());
         let task = CoreTask {
             core,
             journal: Journal::new(store),
             ec2,
             counters,
+            record,
             carrier: Carrier::new(kernel, steering, vpc),
             background,
             receiver,
@@ -183,6 +185,7 @@ impl CoreTask {
                 view.blocked = self.blocked();
                 drop(reply.send(view));
             }
+            Message::Wanted(reply) => drop(reply.send(self.carrier.carried(&self.core))),
             Message::KernelFailed(failure) => self.carrier.failed(failure),
             Message::Carried(attempt) => {
                 let up = self.carrier.end(*attempt, now());
@@ -291,13 +294,15 @@ impl CoreTask {
             Effect::ForgetConnections { addresses } => self.forgetting.begin(addresses),
             Effect::Call { id, call, .. } => {
                 let (ec2, handle, counters) = (self.ec2.clone(), self.handle.clone(), self.counters.clone());
-                info!(action = call.action(), "EC2 call");
+                let mut begun = self.record.begin(record::Kind::Ec2, None, None);
+                begun.about(call.action());
+                call.eni().into_iter().for_each(|eni| begun.eni(eni));
                 self.background.spawn(async move {
-                    let asked = Instant::now();
                     let answer = ec2.call(&call).await;
-                    counters.ec2(call.action(), asked.elapsed(), answer.as_ref().err());
-                    if let Err(failure) = &answer {
-                        warn!(cause = %failure.cause, request_id = failure.request_id.as_deref(), "{}", failure.message);
+                    counters.ec2(call.action(), begun.took(), answer.as_ref().err());
+                    match &answer {
+                        Ok(_) => begun.done(),
+                        Err(failure) => begun.refused_by_ec2(failure),
                     }
                     handle.tell(Event::Answered { id, answer }).await;
                 });
@@ -379,6 +384,7 @@ fn leaves_work(message: &Message) -> bool {
             | Message::Open(..)
             | Message::Lookup(..)
             | Message::View(_)
+            | Message::Wanted(_)
     )
 }
 

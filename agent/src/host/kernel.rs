@@ -9,6 +9,7 @@ use std::{
     net::IpAddr,
     path::{Path, PathBuf},
     sync::Arc,
+    time::Duration,
 };
 
 use enid_datapath::{
@@ -29,13 +30,19 @@ use enid_datapath::{
 };
 use enid_ipamd::{Core, Eni, own_of_eni};
 use ipnet::{IpNet, Ipv4Net};
-use tokio::sync::{Mutex, watch};
+use tokio::{
+    sync::{Mutex, watch},
+    time::sleep,
+};
 
 use crate::host::{
     netlink::Netlink,
     nft::{self, Table},
     sysctl,
 };
+
+/// What looks wrong with a pod's link is looked at again so soon: what is wrong is what is still wrong then.
+pub const SECOND_LOOK: Duration = Duration::from_millis(100);
 
 /// What the settings say of ENIs and of pods' packets.
 #[derive(Clone, Debug, Default)]
@@ -307,12 +314,13 @@ fn ruleset(wanted: &Wanted, here: &[EniNet], spared: &BTreeSet<u32>, found: &Fou
     })
 }
 
-/// What host and table lack of what is wanted for pods on the ENI of this slot, one sentence each; nothing is changed.
-pub async fn faults(wanted: &Wanted, slot: u32) -> anyhow::Result<Vec<String>> {
+/// What host and table lack of what is wanted for pods on the ENI of this slot, or of any, one sentence each; nothing is
+/// changed.
+pub async fn faults(wanted: &Wanted, slot: Option<u32>) -> anyhow::Result<Vec<String>> {
     let found = read(&mut Netlink::open()?, &wanted.policy.families()).await?;
     let (here, missing): (Vec<EniNet>, Vec<EniNet>) =
         wanted.enis.iter().cloned().partition(|eni| found.ifname_of(eni.mac).is_some());
-    let lacking = missing.iter().filter(|eni| eni.slot == slot || eni.slot == 0);
+    let lacking = missing.iter().filter(|eni| slot.is_none_or(|slot| eni.slot == slot) || eni.slot == 0);
     let mut faults: Vec<String> = lacking.map(|eni| MissingLink(eni.mac).to_string()).collect();
     let requests = changes(&here, &BTreeSet::new(), &wanted.pool(), &wanted.policy, &found)?;
     let needed = requests.iter().filter(|request| !request.is_rule_removal());
@@ -324,9 +332,29 @@ pub async fn faults(wanted: &Wanted, slot: u32) -> anyhow::Result<Vec<String>> {
         }
     }
     let sysctls = sysctl::wanted(&here, &wanted.policy, &found);
-    for (key, value) in sysctls.into_iter().filter(|(key, _)| key.contains("forward")) {
-        if sysctl::read(&key)? != value {
-            faults.push(format!("{} is off", key.replace('/', ".")));
+    for (key, value) in sysctls.into_iter().filter(|(key, _)| slot.is_none() || key.contains("forward")) {
+        let there = sysctl::read(&key)?;
+        if there != value {
+            faults.push(format!("{} is {there}, and has to be {value}", key.replace('/', ".")));
+        }
+    }
+    Ok(faults)
+}
+
+/// What these pods' links lack of what they should be, one sentence each; nothing is changed. It looks twice, since a link may be
+/// on its way in or out.
+pub async fn faults_of_pods(pods: &[PodNet], families: &[Family]) -> anyhow::Result<Vec<String>> {
+    let (mut seen, mut faults) = (BTreeMap::new(), Vec::new());
+    for look in 0..2 {
+        if look > 0 {
+            sleep(SECOND_LOOK).await;
+        }
+        let mut netlink = Netlink::open()?;
+        let found = read(&mut netlink, families).await?.with_neighbours(netlink.list(families).await?);
+        let changes = host_end::changes(pods, &mut seen, &found);
+        faults = changes.requests.iter().map(|request| format!("a pod's link needs: {request}")).collect();
+        if !changes.again {
+            break;
         }
     }
     Ok(faults)

@@ -17,7 +17,7 @@ mod pods;
 mod status_object;
 mod taints;
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use anyhow::Context;
 use enid_ipamd::Placement;
@@ -33,11 +33,13 @@ pub use annotations::Annotations;
 pub use events::Reports;
 pub use follow::Faults;
 pub use node_config::{InForce, Started};
+pub use node_status::{ON_HOST, mismatch};
 pub use status_object::Phase;
 
 use crate::{
     core::{handle::Handle, readiness::Readiness},
     log::Level,
+    record::Record,
     settings::{
         Settings,
         given::{Given, Overrides},
@@ -141,6 +143,7 @@ pub struct Kubernetes {
     /// The instance's id.
     instance: String,
     handle: Handle,
+    record: Arc<Record>,
     readiness: watch::Receiver<Readiness>,
     phase: watch::Receiver<Phase>,
     reports: Reports,
@@ -157,6 +160,7 @@ impl Kubernetes {
         log_level: Level,
         instance: String,
         handle: Handle,
+        record: &Arc<Record>,
         readiness: watch::Receiver<Readiness>,
         phase: watch::Receiver<Phase>,
     ) -> (Self, Tell, Seen) {
@@ -172,6 +176,7 @@ impl Kubernetes {
             in_force,
             instance,
             handle,
+            record: record.clone(),
             readiness,
             phase,
             reports,
@@ -202,6 +207,7 @@ impl Kubernetes {
             in_force,
             instance,
             handle,
+            record,
             readiness,
             phase,
             reports,
@@ -238,7 +244,7 @@ impl Kubernetes {
             node::tell(own, handle.clone(), eni_config, known),
             keeper.keep(Api::all(client.clone()), seen.clone()),
             configs,
-            pods::tell(bound, handle.clone(), uids),
+            pods::tell(bound, handle.clone(), record, uids),
             events::tell(client.clone(), node, reported, seen_uids.clone(), readiness.clone(), faults.clone()),
             status_object::tell(
                 objects,

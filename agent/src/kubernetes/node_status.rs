@@ -29,7 +29,7 @@ const PACE: Duration = Duration::from_secs(60);
 /// What the API server refuses is tried again after so long; while it is away, at the next look.
 const AGAIN: Duration = Duration::from_secs(30);
 /// Pods on the host's network that a node has: this daemon and kube-proxy, as in Amazon's formula for max-pods.
-const ON_HOST: u64 = 2;
+pub const ON_HOST: u64 = 2;
 const MISMATCH: &str = "MaxPodsMismatch";
 
 /// What it is to say.
@@ -45,7 +45,7 @@ fn wanted(readiness: &Readiness, max_pods: Option<u32>, capacity: u64) -> Condit
 }
 
 /// Pods for which the node can have no address, in a sentence.
-fn mismatch(max_pods: Option<u32>, capacity: u64) -> Option<String> {
+pub fn mismatch(max_pods: Option<u32>, capacity: u64) -> Option<String> {
     let max_pods = u64::from(max_pods?);
     (capacity > 0 && max_pods > capacity + ON_HOST).then(|| {
         let fit = capacity + ON_HOST;

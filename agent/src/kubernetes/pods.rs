@@ -1,6 +1,9 @@
 //! Pods that the scheduler has bound to this node and that need an address: the core fetches it before the runtime asks.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use enid_ipamd::{Event as Told, PodRef};
 use k8s_openapi::api::core::v1::Pod;
@@ -8,14 +11,17 @@ use kube::runtime::watcher::Event;
 use tokio::sync::watch;
 
 use super::follow::{Follow, Sink};
-use crate::core::handle::Handle;
+use crate::{
+    core::handle::Handle,
+    record::{Kind, Record},
+};
 
 /// Pods with a network of their own, with their uids: also those that show an address, since a sandbox may be made anew.
 pub type Uids = BTreeMap<PodRef, String>;
 
 /// Tells the core which pods are on their way, and others what their uids are.
-pub async fn tell(bound: Follow<Pod>, handle: Handle, uids: watch::Sender<Uids>) {
-    bound.into(Teller { handle, bound: Bound::default(), told: BTreeSet::new(), uids }).await;
+pub async fn tell(bound: Follow<Pod>, handle: Handle, record: Arc<Record>, uids: watch::Sender<Uids>) {
+    bound.into(Teller { handle, record, bound: Bound::default(), told: BTreeSet::new(), uids }).await;
 }
 
 /// The pods with a network of their own.
@@ -71,6 +77,7 @@ fn entry(pod: Pod) -> (PodRef, (String, bool)) {
 
 struct Teller {
     handle: Handle,
+    record: Arc<Record>,
     bound: Bound,
     /// Those that the core was told of last.
     told: BTreeSet<PodRef>,
@@ -86,6 +93,9 @@ impl Sink<Pod> for Teller {
         self.uids.send_replace(self.bound.uids());
         let pods = self.bound.on_their_way();
         if pods != self.told {
+            for new in pods.difference(&self.told) {
+                self.record.note(Kind::Bound, Some(new), "the scheduler has bound the pod to this node");
+            }
             self.told.clone_from(&pods);
             self.handle.tell(Told::Bound { pods }).await;
         }

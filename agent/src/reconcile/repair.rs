@@ -26,10 +26,11 @@ use tracing::{debug, warn};
 use crate::{
     core::handle::Handle,
     host::{
-        kernel::{Applied, Kernel},
+        kernel::{Applied, Kernel, SECOND_LOOK},
         listener, pod_links,
     },
     metrics::Counters,
+    record::{self, Record},
 };
 
 /// How long notifications are gathered: of changes that no pod makes, and of those that pods make too.
@@ -45,8 +46,6 @@ const SPACING: u32 = 20;
 const LONGEST_SPACING: Duration = Duration::from_millis(400);
 /// How long a kind of repair is not reported again; it is counted all the time.
 const QUIET: Duration = Duration::from_secs(10);
-/// What looks wrong with a pod's link is looked at again so soon: drift is what is still wrong then.
-const SECOND_LOOK: Duration = Duration::from_millis(100);
 /// After a refusal of the kernel.
 const PAUSE: Duration = Duration::from_millis(500);
 
@@ -58,6 +57,8 @@ pub struct Repair {
     pub kernel: Kernel,
     /// What `/metrics` counts.
     pub counters: Arc<Counters>,
+    /// What is done.
+    pub record: Arc<Record>,
     /// Conflicts with others, for whoever asks.
     pub conflicts: watch::Sender<Vec<String>>,
     /// Notified when a chain at a hook has changed.
@@ -161,6 +162,9 @@ impl Repair {
                 debug!(kind = kind_name, number, by, "repaired: {first}");
             } else {
                 warn!(kind = kind_name, number, by, "repaired: {first}");
+                let mut repair = self.record.begin(record::Kind::Repair, None, None);
+                repair.about(kind_name);
+                repair.done_with(format_args!("{number} changed by {by}: {first}"));
                 reported.insert(kind, Instant::now());
             }
         }

@@ -1,7 +1,7 @@
 //! cni.sock: a plugin's conversation, turned into messages to the core's task. Each connection is one conversation, and a
 //! task on the core's own thread.
 
-use std::{collections::BTreeSet, io, net::IpAddr, sync::Arc, time::Duration, time::Instant};
+use std::{collections::BTreeSet, io, net::IpAddr, sync::Arc, time::Duration};
 
 use enid_api::{
     parts,
@@ -24,8 +24,8 @@ use crate::{
     host::deletion::Deletion,
     host::{kernel, pod_links},
     kubernetes::Tell,
-    metrics::Counters,
     reconcile::links,
+    record::{Begun, Kind, Record},
     serve::packets::{Connection, Fault, Plugins},
 };
 
@@ -42,8 +42,8 @@ pub struct CniService {
     pub tell: Tell,
     /// To the core's task.
     pub handle: Handle,
-    /// What `/metrics` counts.
-    pub counters: Arc<Counters>,
+    /// What is done.
+    pub record: Arc<Record>,
     /// Deletes pods' links.
     pub deletion: Deletion,
     /// MTU of pods.
@@ -122,19 +122,16 @@ impl CniService {
         Ok(plugin.send(reply).await?)
     }
 
-    /// ADD gets no address: counted, logged, and told to the cluster and to the plugin.
+    /// ADD gets no address: recorded, and told to the cluster and to the plugin.
     async fn refuse(
         &self,
-        started: Instant,
-        key: &AttachmentKey,
+        mut add: Begun,
         pod: Option<&PodRef>,
         refusal: Refusal,
         plugin: &Connection,
     ) -> Result<(), End> {
-        self.counters.add(started.elapsed(), Some(refusal.cause));
-        let Refusal { cause, request_id, message, .. } = &refusal;
-        let request_id = request_id.as_deref();
-        warn!(pod = of_pod(pod), container = key.container, %cause, request_id, "ADD refused: {message}");
+        add.refused(&refusal);
+        drop(add);
         if let Some(pod) = pod {
             self.tell.reports.refused(pod, &refusal);
         }
@@ -143,25 +140,26 @@ impl CniService {
 
     /// ADD, from its question to its verdict. When it ends early, the request's end gives the address back.
     async fn attach(&self, ask: Ask, plugin: &Connection) -> Result<(), End> {
-        let started = Instant::now();
         let key = key(ask.attachment)?;
         let pod = ask.pod.map(|pod| PodRef { namespace: pod.namespace, name: pod.name });
-        let named = of_pod(pod.as_ref());
-        let refuse = |refusal| self.refuse(started, &key, pod.as_ref(), refusal, plugin);
+        let mut add = self.record.begin(Kind::Add, Some(&key), pod.as_ref());
         if (ask.each_card || ask.card.is_some()) && !self.multi_card {
             let words = "the pod asks for an interface on every network card, and the settings forbid to use \
                          further ones (ENABLE_MULTI_NIC)";
-            return refuse(Refusal::new(Cause::ProvisioningOff, words)).await;
+            let refusal = Refusal::new(Cause::ProvisioningOff, words);
+            return self.refuse(add, pod.as_ref(), refusal, plugin).await;
         }
         let mut request = self.handle.open().await.ok_or(End::Gone)?;
         request.ask(key.clone(), pod.clone(), ask.timeout_ms, ask.card).await;
         let cards = async { if ask.each_card { self.handle.further_cards().await } else { Some(Vec::new()) } };
         let (answer, further) = offered(&mut request, cards, plugin).await?;
+        add.phase("address");
         let lease = match answer {
             Answer::Offer(lease) => lease,
-            Answer::Refused(refusal) => return refuse(refusal).await,
+            Answer::Refused(refusal) => return self.refuse(add, pod.as_ref(), refusal, plugin).await,
             _ => return Err(End::Failed("an answer to another question".to_owned())),
         };
+        add.address(lease.address, &lease.eni);
         let wiring = self.deletion.begin_wiring();
         let offer = Offer { further_cards: further, ..offer(&key, &lease, self.pod_mtu, &self.veth_prefix) };
         plugin.send(Reply::Offer(offer)).await?;
@@ -173,22 +171,22 @@ impl CniService {
         let (host_mac, _) = pod_links::macs(&key, Some(&lease));
         let seen = pod_links::is_wired(host_mac, &wired.host_ifname)
             .map_err(|failure| End::Failed(format!("cannot look for the link: {failure:#}")))?;
+        add.phase("wiring");
         request.wired(key.clone(), seen).await;
         let mine = match request.answer().await {
             Some(Answer::Verdict(mine)) => mine,
             // The lease could not be written down.
-            Some(Answer::Refused(refusal)) => return refuse(refusal).await,
+            Some(Answer::Refused(refusal)) => return self.refuse(add, pod.as_ref(), refusal, plugin).await,
             _ => false,
         };
         plugin.send(Reply::Verdict(Verdict { mine })).await?;
-        self.counters.add(started.elapsed(), (!mine).then_some(Cause::Superseded));
-        let took_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
-        let (container, address, eni) = (&key.container, lease.address, &lease.eni);
+        add.phase("verdict");
         if mine {
-            self.tell.annotations.has(pod.as_ref().filter(|_| key.ifname == identity::FIRST), address);
-            info!(pod = named, container, %address, %eni, took_ms, "ADD");
+            add.done();
+            self.tell.annotations.has(pod.as_ref().filter(|_| key.ifname == identity::FIRST), lease.address);
         } else {
-            info!(pod = named, container, %address, %eni, took_ms, "ADD given up: a newer request or a DEL came");
+            add.superseded();
+            drop(add);
         }
         // Deletions wait for it no longer, however long it takes.
         drop(wiring);
@@ -199,7 +197,6 @@ impl CniService {
 
     async fn release(&self, request: ReleaseRequest) -> Result<ReleaseReply, End> {
         let key = key(request.attachment)?;
-        self.counters.del();
         let mut keys = vec![key.clone()];
         if key.ifname == identity::FIRST {
             let view = self.handle.view().await.ok_or(End::Gone)?;
@@ -218,13 +215,28 @@ impl CniService {
 
     async fn lookup(&self, request: LookupRequest) -> Result<LookupReply, End> {
         let key = key(request.attachment)?;
+        let mut check = self.record.begin(Kind::Check, Some(&key), None);
+        let reply = self.look_up(key, &mut check).await;
+        match &reply {
+            Ok(reply) if reply.address.is_empty() => check.failed("the daemon holds no lease for the attachment"),
+            Ok(reply) if !reply.host_faults.is_empty() => check.failed(reply.host_faults.join("; ")),
+            Ok(_) => check.done(),
+            Err(End::Failed(words)) => check.failed(words),
+            Err(_) => {}
+        }
+        reply
+    }
+
+    async fn look_up(&self, key: AttachmentKey, check: &mut Begun) -> Result<LookupReply, End> {
         let found = self.handle.lookup(key).await.ok_or(End::Gone)?;
         let Some(Found { lease, fault, wanted }) = found else { return Ok(LookupReply::default()) };
+        check.of_pod(lease.pod.as_ref());
+        check.address(lease.address, &lease.eni);
         let of_other_plugin = |mac: fn(Macs) -> [u8; 6]| lease.macs.map(|macs| mac(macs).to_vec()).unwrap_or_default();
         let (host_mac, pod_mac) = (of_other_plugin(|macs| macs.host), of_other_plugin(|macs| macs.pod));
         let failed = |failure: String| End::Failed(format!("cannot look at the host: {failure}"));
         let slot = lease.slot;
-        let host_faults = self.in_background(async move { kernel::faults(&wanted, slot).await }).await?;
+        let host_faults = self.in_background(async move { kernel::faults(&wanted, Some(slot)).await }).await?;
         let mut host_faults = host_faults.map_err(|failure| failed(format!("{failure:#}")))?;
         host_faults.extend(fault);
         Ok(LookupReply {
@@ -250,6 +262,18 @@ impl CniService {
     }
 
     async fn collect(&self, list: CollectRequest) -> Result<CollectReply, End> {
+        let mut gc = self.record.begin(Kind::Gc, None, None);
+        let collected = self.collect_unlisted(list).await;
+        match &collected {
+            Ok(CollectReply { released: 0, .. }) => gc.done(),
+            Ok(CollectReply { released, .. }) => gc.done_with(format_args!("{released} leases ended")),
+            Err(End::Failed(words)) => gc.failed(words),
+            Err(_) => {}
+        }
+        collected
+    }
+
+    async fn collect_unlisted(&self, list: CollectRequest) -> Result<CollectReply, End> {
         let CollectRequest { network, valid, .. } = list;
         let mut alive: Vec<AttachmentKey> = valid
             .into_iter()
@@ -303,11 +327,31 @@ impl CniService {
 
     /// Takes an attachment's link away, and then ends its lease; the address whose cooldown begins.
     async fn end(&self, key: AttachmentKey) -> Result<String, End> {
+        let mut del = self.record.begin(Kind::Del, Some(&key), None);
+        match self.end_recorded(key, &mut del).await {
+            Ok(address) => {
+                del.done();
+                Ok(address)
+            }
+            Err(end) => {
+                if let End::Failed(words) = &end {
+                    del.failed(words);
+                }
+                Err(end)
+            }
+        }
+    }
+
+    async fn end_recorded(&self, key: AttachmentKey, del: &mut Begun) -> Result<String, End> {
         let found = self.handle.lookup(key.clone()).await.ok_or(End::Gone)?;
-        let named = of_pod(found.as_ref().and_then(|found| found.lease.pod.as_ref()));
+        if let Some(Found { lease, .. }) = &found {
+            del.of_pod(lease.pod.as_ref());
+            del.address(lease.address, &lease.eni);
+        }
         let (host_mac, _) = pod_links::macs(&key, found.as_ref().map(|found| &found.lease));
         let name = found.map(|Found { lease, .. }| host_ifname(&key, &lease, &self.veth_prefix));
         self.delete_link(&key, host_mac, name.as_deref()).await?;
+        del.phase("link");
         let mut request = self.handle.open().await.ok_or(End::Gone)?;
         request.release(key.clone()).await;
         let Some(Answer::Released(address)) = request.answer().await else { return Err(End::Gone) };
@@ -316,9 +360,8 @@ impl CniService {
         if late.map_err(|failure| End::Failed(format!("cannot look for the link: {failure:#}")))? {
             self.delete_link(&key, host_mac, name.as_deref()).await?;
         }
-        let address = address.map(|address| address.to_string()).unwrap_or_default();
-        info!(pod = named, container = key.container, ifname = key.ifname, address, "DEL");
-        Ok(address)
+        del.phase("lease");
+        Ok(address.map(|address| address.to_string()).unwrap_or_default())
     }
 
     async fn delete_link(&self, key: &AttachmentKey, mac: Mac, likely_name: Option<&str>) -> Result<(), End> {
@@ -390,11 +433,6 @@ fn offer(key: &AttachmentKey, lease: &Lease, mtu: u32, prefix: &str) -> Offer {
         pod_mac: pod_mac.0.to_vec(),
         device_group: marks::group(lease.slot),
     }
-}
-
-/// A pod as logs name it; empty where the runtime did not.
-fn of_pod(pod: Option<&PodRef>) -> String {
-    pod.map(|pod| format!("{}/{}", pod.namespace, pod.name)).unwrap_or_default()
 }
 
 fn text(address: Option<IpAddr>) -> String {

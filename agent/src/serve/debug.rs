@@ -1,16 +1,22 @@
 //! `enid.v1.Debug` on debug.sock: the state, read from the core at that moment.
 
-use std::net::IpAddr;
+use std::{net::IpAddr, sync::Arc};
 
 use anyhow::Context;
 use enid_api::v1::{
-    Action, Address, Eni, GetPoolRequest, Lease, ListAddressesRequest, ListAddressesResponse, ListEnisRequest,
-    ListEnisResponse, ListLeasesRequest, ListLeasesResponse, NextValue, Plan, Pool, Setting, Wait,
+    Action, Address, Eni, Fault, GetPoolRequest, GetStoryRequest, Lease, ListAddressesRequest, ListAddressesResponse,
+    ListEnisRequest, ListEnisResponse, ListFaultsRequest, ListFaultsResponse, ListLeasesRequest, ListLeasesResponse,
+    ListOperationsRequest, ListOperationsResponse, NextValue, Operation, Plan, Pool, Setting, Story, Trouble, Wait,
+    WatchOperationsRequest, WatchedOperation,
     debug_server::{Debug, DebugServer},
 };
 use enid_datapath::Mac;
-use enid_ipamd::{AddressState, EniState, Refusal, View};
-use tokio::sync::watch;
+use enid_ipamd::{AddressState, AttachmentKey, EniState, Refusal, View};
+use futures_util::stream::{self, BoxStream, Stream, StreamExt};
+use tokio::sync::{
+    broadcast::{self, error::RecvError},
+    watch,
+};
 use tonic::{Request, Response, Status, transport::Server};
 use tonic_health::server::HealthReporter;
 
@@ -19,9 +25,14 @@ use crate::{
     core::handle::Handle,
     core::readiness::Readiness,
     host::sockets::{Listener, Listeners},
-    host::{kernel::route_table, pod_links},
-    kubernetes::{Faults, InForce},
+    host::{
+        kernel::{self, route_table},
+        pod_links,
+    },
+    kubernetes::{Faults, InForce, mismatch},
+    record::{Record, name_of},
     settings::SETTINGS,
+    store::Store,
 };
 
 /// Health's name for what STATUS says.
@@ -31,6 +42,10 @@ pub const CNI_HEALTH: &str = "enid.v1.Cni";
 pub struct DebugService {
     /// To the core's task.
     pub handle: Handle,
+    /// What is done.
+    pub record: Arc<Record>,
+    /// What is on disk.
+    pub store: Arc<Store>,
     /// The node's name.
     pub node: String,
     /// The instance.
@@ -51,6 +66,43 @@ impl DebugService {
     async fn view(&self) -> Result<View, Status> {
         self.handle.view().await.ok_or_else(|| Status::unavailable("the daemon is ending"))
     }
+
+    /// Why new pods get no address, if they do not. What has lasted goes before what a single step shows.
+    fn obstacle(&self, view: &View) -> Option<Refusal> {
+        self.readiness.borrow().obstacle.clone().or_else(|| view.blocked.clone())
+    }
+
+    /// Everybody's leases, and pods that live on without one.
+    async fn leases(&self) -> Result<(View, Vec<Lease>), Status> {
+        let failed = |failure: String| Status::internal(format!("cannot list the links: {failure}"));
+        let names = pod_links::pod_ifnames().await.map_err(|failure| failed(format!("{failure:#}")))?;
+        let view = self.view().await?;
+        let leases = view.leases().map(|(key, lease)| {
+            let (host_mac, _) = pod_links::macs(key, Some(lease));
+            let host_ifname = names.get(&host_mac).cloned().unwrap_or_default();
+            let (pod_namespace, pod_name) = lease.pod.clone().map(|pod| (pod.namespace, pod.name)).unwrap_or_default();
+            Lease {
+                network: key.network.clone(),
+                container: key.container.clone(),
+                ifname: key.ifname.clone(),
+                pod_namespace,
+                pod_name,
+                address: lease.address.to_string(),
+                second_address: lease.second.map(|second| second.to_string()).unwrap_or_default(),
+                eni: lease.eni.to_string(),
+                state: if lease.wired { "wired" } else { "reserved" }.to_owned(),
+                host_ifname,
+            }
+        });
+        // A pod that lives on without a lease: its address is known, and nothing else.
+        let orphaned = |address: &IpAddr| {
+            let block = view.block_of(*address);
+            let eni = block.map(|block| block.eni().to_string()).unwrap_or_default();
+            Lease { address: address.to_string(), eni, state: "orphaned".to_owned(), ..Lease::default() }
+        };
+        let leases = leases.chain(view.orphans.iter().map(orphaned)).collect();
+        Ok((view, leases))
+    }
 }
 
 #[tonic::async_trait]
@@ -58,11 +110,7 @@ impl Debug for DebugService {
     async fn get_pool(&self, _: Request<GetPoolRequest>) -> Result<Response<Pool>, Status> {
         let view = self.view().await?;
         let readiness = self.readiness.borrow().clone();
-        // What has lasted goes before what a single step shows.
-        let (cause, cause_message) = match readiness.obstacle.as_ref().or(view.blocked.as_ref()) {
-            Some(refusal) => (refusal.cause.to_string(), refusal.message.clone()),
-            None => Default::default(),
-        };
+        let (cause, cause_message) = in_two(self.obstacle(&view));
         let in_words =
             |refusal: Option<Refusal>| refusal.map(|Refusal { cause, message, .. }| format!("{cause}: {message}"));
         let pause = view.pauses.iter().filter(|(_, until, _)| *until > view.now).max_by_key(|(_, until, _)| *until);
@@ -90,6 +138,8 @@ impl Debug for DebugService {
             pause: pause.map(|(.., refusal)| refusal.message.clone()).unwrap_or_default(),
             pause_ms: pause.map_or(0, |(_, until, _)| until.since(view.now)),
             version: env!("CARGO_PKG_VERSION").to_owned(),
+            max_pods_mismatch: mismatch(view.capacity.max_pods, view.capacity.for_pods).unwrap_or_default(),
+            troubles: readiness.causes().map(trouble).collect(),
             risk: in_words(readiness.risk).unwrap_or_default(),
             metrics_fault: self.metrics_fault.borrow().clone().unwrap_or_default(),
             source: in_words(readiness.source).unwrap_or_default(),
@@ -143,35 +193,103 @@ impl Debug for DebugService {
     }
 
     async fn list_leases(&self, _: Request<ListLeasesRequest>) -> Result<Response<ListLeasesResponse>, Status> {
-        let failed = |failure: String| Status::internal(format!("cannot list the links: {failure}"));
-        let names = pod_links::pod_ifnames().await.map_err(|failure| failed(format!("{failure:#}")))?;
-        let view = self.view().await?;
-        let leases = view.leases().map(|(key, lease)| {
-            let (host_mac, _) = pod_links::macs(key, Some(lease));
-            let host_ifname = names.get(&host_mac).cloned().unwrap_or_default();
-            let (pod_namespace, pod_name) = lease.pod.clone().map(|pod| (pod.namespace, pod.name)).unwrap_or_default();
-            Lease {
-                network: key.network.clone(),
-                container: key.container.clone(),
-                ifname: key.ifname.clone(),
-                pod_namespace,
-                pod_name,
-                address: lease.address.to_string(),
-                second_address: lease.second.map(|second| second.to_string()).unwrap_or_default(),
-                eni: lease.eni.to_string(),
-                state: if lease.wired { "wired" } else { "reserved" }.to_owned(),
-                host_ifname,
-            }
-        });
-        // A pod that lives on without a lease: its address is known, and nothing else.
-        let orphaned = |address: &IpAddr| {
-            let block = view.block_of(*address);
-            let eni = block.map(|block| block.eni().to_string()).unwrap_or_default();
-            Lease { address: address.to_string(), eni, state: "orphaned".to_owned(), ..Lease::default() }
-        };
-        let leases = leases.chain(view.orphans.iter().map(orphaned)).collect();
+        let (_, leases) = self.leases().await?;
         Ok(Response::new(ListLeasesResponse { leases }))
     }
+
+    async fn list_operations(
+        &self,
+        _: Request<ListOperationsRequest>,
+    ) -> Result<Response<ListOperationsResponse>, Status> {
+        Ok(Response::new(ListOperationsResponse { operations: self.record.operations() }))
+    }
+
+    type WatchOperationsStream = BoxStream<'static, Result<WatchedOperation, Status>>;
+
+    async fn watch_operations(
+        &self,
+        _: Request<WatchOperationsRequest>,
+    ) -> Result<Response<Self::WatchOperationsStream>, Status> {
+        Ok(Response::new(watched(self.record.watch()).boxed()))
+    }
+
+    async fn list_faults(&self, _: Request<ListFaultsRequest>) -> Result<Response<ListFaultsResponse>, Status> {
+        let failed = |failure: anyhow::Error| Status::internal(format!("cannot look at the host: {failure:#}"));
+        let wanted = self.handle.wanted().await.ok_or_else(|| Status::unavailable("the daemon is ending"))?;
+        let view = self.view().await?;
+        let wired = view.leases().filter(|(_, lease)| lease.wired && !lease.is_being_wired());
+        let pods = pod_links::pod_nets(wired);
+        let of_pods = kernel::faults_of_pods(&pods, &self.handle.families);
+        let (of_host, of_pods) = tokio::join!(kernel::faults(&wanted, None), of_pods);
+        let drift = of_host.map_err(failed)?.into_iter().chain(of_pods.map_err(failed)?);
+        let store = self.store.clone();
+        let kept = tokio::task::spawn_blocking(move || store.held()).await;
+        let kept = kept.map_err(|_| Status::unavailable("the daemon is ending"))?;
+        let differs = match kept {
+            Ok(kept) => of_store(&view, &kept),
+            Err(failure) => vec![format!("the store cannot be read: {failure:#}")],
+        };
+        let fault = |name: &str, what| Fault { name: name.to_owned(), what };
+        let drift = drift.map(|what| fault("drift", what));
+        let differs = differs.into_iter().map(|what| fault("store_differs", what));
+        Ok(Response::new(ListFaultsResponse { faults: drift.chain(differs).collect() }))
+    }
+
+    async fn get_story(&self, asked: Request<GetStoryRequest>) -> Result<Response<Story>, Status> {
+        let GetStoryRequest { pod_namespace, pod_name } = asked.into_inner();
+        let operations = self.record.story(&name_of(&pod_namespace, &pod_name));
+        let (view, leases) = self.leases().await?;
+        let is_its = |lease: &Lease| lease.pod_namespace == pod_namespace && lease.pod_name == pod_name;
+        let (cause, cause_message) = in_two(self.obstacle(&view));
+        let leases = leases.into_iter().filter(is_its).collect();
+        Ok(Response::new(Story { operations, leases, cause, cause_message, plan: Some(plan(&view)) }))
+    }
+}
+
+/// Operations as they end.
+fn watched(from: broadcast::Receiver<Arc<Operation>>) -> impl Stream<Item = Result<WatchedOperation, Status>> {
+    stream::unfold(from, |mut from| async {
+        let mut missed = 0;
+        loop {
+            match from.recv().await {
+                Ok(operation) => {
+                    let operation = Some((*operation).clone());
+                    return Some((Ok(WatchedOperation { operation, missed }), from));
+                }
+                Err(RecvError::Lagged(more)) => missed += more,
+                Err(RecvError::Closed) => return None,
+            }
+        }
+    })
+}
+
+/// What the daemon holds and the store does not, the other way round, and who uses addresses without a lease.
+fn of_store(view: &View, kept: &[(AttachmentKey, enid_ipamd::Lease)]) -> Vec<String> {
+    let named = |key: &AttachmentKey, lease: &enid_ipamd::Lease| {
+        let pod = lease.pod.as_ref().map(|pod| name_of(&pod.namespace, &pod.name));
+        format!("{} of {}", lease.address, pod.unwrap_or_else(|| key.container.clone()))
+    };
+    let has = |key: &AttachmentKey, lease: &enid_ipamd::Lease| {
+        kept.iter().any(|(other, stored)| other == key && stored.address == lease.address)
+    };
+    // Its verdict waits for the disk.
+    let unwritten = view.leases().filter(|(key, lease)| lease.wired && !has(key, lease));
+    let unwritten = unwritten.map(|(key, lease)| format!("the store does not have the lease {}", named(key, lease)));
+    let ended = kept.iter().filter(|(key, lease)| view.lease(key).is_none_or(|held| held.address != lease.address));
+    let ended = ended.map(|(key, lease)| format!("the store has the lease {}, which has ended", named(key, lease)));
+    let orphans = view.orphans.iter().map(|address| format!("a link uses {address}, and no lease explains it"));
+    unwritten.chain(ended).chain(orphans).collect()
+}
+
+fn trouble((kind, refusal): (&str, &Refusal)) -> Trouble {
+    let Refusal { cause, message, request_id, .. } = refusal.clone();
+    let (cause, aws_request_id) = (cause.name().to_owned(), request_id.unwrap_or_default());
+    Trouble { kind: kind.to_owned(), cause, message, aws_request_id }
+}
+
+/// Its cause and its sentence; empty where nothing is refused.
+fn in_two(refusal: Option<Refusal>) -> (String, String) {
+    refusal.map(|refusal| (refusal.cause.to_string(), refusal.message)).unwrap_or_default()
 }
 
 fn settings(given: &InForce) -> Vec<Setting> {

@@ -21,7 +21,7 @@ use redb::{Database, ReadableDatabase, ReadableTable, WriteTransaction};
 use serde::{Deserialize, Serialize};
 
 use self::file::{COOLDOWN, INTENTS, LEASES, META, SLOTS, copy, create, instance_of, is_damage, set_aside};
-use crate::{host::inode::Inode, settings::remembered};
+use crate::{host::inode::Inode, record::kept, settings::remembered};
 
 /// What a file without pods of another plugin has.
 const SCHEMA: &str = "1";
@@ -254,6 +254,11 @@ impl Store {
         Ok(txn)
     }
 
+    /// The leases that are on disk.
+    pub fn held(&self) -> anyhow::Result<Vec<(AttachmentKey, Lease)>> {
+        self.with(leases_in)
+    }
+
     /// Whether an address could be given since this boot.
     pub fn has_served(&self) -> anyhow::Result<bool> {
         self.with(|database| {
@@ -329,9 +334,30 @@ impl From<&Lease> for StoredLease {
     }
 }
 
-/// Whether a file of the store's folder is the store, one that was set aside, or what NodeConfigs gave.
+/// The leases as the last run of the daemon has left them, while none runs.
+///
+/// # Errors
+///
+/// There is no store, it cannot be read, or a daemon has it open.
+pub fn leases(dir: &Path) -> anyhow::Result<Vec<(AttachmentKey, Lease)>> {
+    let path = dir.join("enid.redb");
+    let read = || leases_in(&Database::open(&path)?);
+    read().with_context(|| format!("cannot read the store {}", path.display()))
+}
+
+fn leases_in(database: &Database) -> anyhow::Result<Vec<(AttachmentKey, Lease)>> {
+    let mut leases = Vec::new();
+    for entry in database.begin_read()?.open_table(LEASES)?.iter()? {
+        let (key, lease) = entry?;
+        let lease: StoredLease = serde_json::from_str(lease.value())?;
+        leases.push((serde_json::from_str(key.value())?, lease.into()));
+    }
+    Ok(leases)
+}
+
+/// Whether a file of the store's folder is the store, one that was set aside, pods' stories, or what NodeConfigs gave.
 pub fn is_file_of_ours(name: &str) -> bool {
-    name.starts_with("enid.redb") || name.trim_start_matches('.').starts_with(remembered::FILE)
+    name.starts_with("enid.redb") || name == kept::FILE || name.trim_start_matches('.').starts_with(remembered::FILE)
 }
 
 /// The id of this boot (random(4), /proc/sys/kernel/random/boot_id).

@@ -3,7 +3,6 @@
 use std::net::IpAddr;
 
 use anyhow::bail;
-use comfy_table::{Table, presets::NOTHING};
 use enid_datapath::{
     Family, Mac, marks,
     node::{conflict, eni::EniNet, found::Found},
@@ -23,6 +22,7 @@ use super::{
 use crate::{
     aws::imds::Imds,
     host::{nft, xtables},
+    print::{self, Output, column, wide},
     runtime::conflist,
     settings::Settings,
 };
@@ -55,15 +55,14 @@ struct Row {
     withheld: Option<String>,
 }
 
-/// The report, as a table or as JSON.
+/// Prints the report.
 ///
 /// # Errors
 ///
 /// Kernel, file or metadata cannot be read, or something stands against a take-over.
-pub async fn check(settings: &Settings, as_json: bool) -> anyhow::Result<()> {
+pub async fn check(settings: &Settings, output: Output) -> anyhow::Result<()> {
     let report = read(settings).await?;
-    let text = if as_json { serde_json::to_string_pretty(&report)? } else { table(&report) };
-    println!("{}", text.trim_end());
+    print::show(output, &report, || table(&report, output))?;
     match report.against.len() {
         0 => Ok(()),
         1 => bail!("one thing stands against a take-over"),
@@ -159,7 +158,7 @@ impl Report {
     }
 }
 
-fn table(report: &Report) -> String {
+fn table(report: &Report, output: Output) -> String {
     let mut text = String::new();
     let mut say = |line: &str| {
         text.push_str(line);
@@ -172,15 +171,13 @@ fn table(report: &Report) -> String {
     let leased = report.pods.len() - withheld;
     say(&format!("{leased} pods would be taken over, and {withheld} addresses in use given to nobody."));
     if !report.pods.is_empty() {
-        let mut table = Table::new();
-        table.load_style(NOTHING);
-        table.set_header(["POD", "ADDRESS", "ENI", "LINK", "BECOMES"]);
-        for Row { pod, address, eni, link, withheld, .. } in &report.pods {
+        let columns =
+            [column("POD"), column("ADDRESS"), column("ENI"), column("LINK"), column("BECOMES"), wide("CONTAINER")];
+        let rows = report.pods.iter().map(|Row { pod, container, address, eni, link, withheld }| {
             let becomes = withheld.as_ref().map_or("a lease".to_owned(), |why| format!("withheld: {why}"));
-            let pod = if pod.is_empty() { "-" } else { pod };
-            table.add_row([pod, &address.to_string(), eni, link, &becomes]);
-        }
-        say(&table.trim_fmt());
+            [pod.clone(), address.to_string(), eni.clone(), link.clone(), becomes, container.clone()]
+        });
+        say(&print::table(output, columns, rows));
     }
     let cooling = report.cooling.iter().map(|address| format!("{address} cools: no link carries it"));
     for (title, lines) in [
@@ -221,12 +218,12 @@ mod tests {
             against: vec!["the rule 100: from all lookup 99 catches packets of pods before our rules do".to_owned()],
             ..Report::default()
         };
-        let text = table(&report);
+        let text = table(&report, Output::Table);
         let lines: Vec<&str> = text.lines().collect();
         assert_eq!(lines[0], "1 pods would be taken over, and 1 addresses in use given to nobody.");
         assert!(text.contains("default/web-0") && text.contains("withheld: the file does not name it"), "{text}");
         assert!(text.contains("Addresses without a pod:\n  10.0.78.9 cools"), "{text}");
         assert!(text.contains("Stands against it:\n  the rule 100"), "{text}");
-        assert!(table(&Report::default()).ends_with("Nothing stands against it.\n"));
+        assert!(table(&Report::default(), Output::Table).ends_with("Nothing stands against it.\n"));
     }
 }

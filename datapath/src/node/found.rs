@@ -68,6 +68,11 @@ impl Found {
         self.links.iter().find(|link| ifname(link) == name).map(|link| link.header.index)
     }
 
+    /// Whether there is a link of this name.
+    pub fn has_link(&self, name: &str) -> bool {
+        self.index_of(name).is_some()
+    }
+
     /// Name of the link with this MAC that no device group marks as a pod's.
     pub fn ifname_of(&self, mac: Mac) -> Option<&str> {
         self.link_of(mac).map(ifname)

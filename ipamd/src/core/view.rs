@@ -9,7 +9,7 @@ use crate::{
     lease::Lease,
     plan::{self, Plan},
     pool::{BlockState, Eni, EniState},
-    supply::{Counts, Kind, Limits, Provisioning, kind::is_local, per_eni},
+    supply::{Counts, Kind, Limits, Provisioning, kind::is_local},
     view::{Capacity, InFlight, View},
 };
 
@@ -24,12 +24,12 @@ impl Core {
         let is_known = self.node.limits != Limits::UNKNOWN;
         let enis: u32 =
             cards.iter().filter(|_| is_known).map(|card| self.node.policy.eni_max(self.node.limits, *card)).sum();
-        let size = self.node.policy.kind(self.node.limits).size();
-        let addresses = u64::from(enis) * per_eni(self.node.limits) * size;
+        let capacity = |enis| self.node.policy.capacity(self.node.limits, enis);
+        let addresses = capacity(enis);
         let of_first = if is_known { self.node.policy.eni_max(self.node.limits, 0) } else { 0 };
         let of_first = of_first.saturating_sub(self.state().enis_not_for_pods(0));
         let grows = self.node.policy.provisioning == Provisioning::On;
-        let for_pods = if grows { u64::from(of_first) * per_eni(self.node.limits) * size } else { 0 };
+        let for_pods = if grows { capacity(of_first) } else { 0 };
         let in_flight = self.calls.in_flight().map(|flight| InFlight {
             action: flight.call.action(),
             eni: flight.call.eni().cloned(),
@@ -40,7 +40,14 @@ impl Core {
         View {
             now,
             counts: self.counts(),
-            capacity: Capacity { enis, addresses, for_pods, cards, free: self.demand.subnets().free().collect() },
+            capacity: Capacity {
+                enis,
+                addresses,
+                for_pods,
+                max_pods: self.node.policy.max_pods,
+                cards,
+                free: self.demand.subnets().free().collect(),
+            },
             enis: self.pool.enis_by_id().clone(),
             blocks: self.pool.blocks_by_net().clone(),
             groups: self.observed.groups().known().clone(),

@@ -182,6 +182,18 @@ impl Policy {
         if self.kind == Kind::Prefix && !limits.prefixes { Kind::Single } else { self.kind }
     }
 
+    /// What a node without foreign ENIs has for pods whose first interfaces are on the first card: ENIs, and addresses.
+    pub fn for_pods(&self, limits: Limits) -> (u32, u64) {
+        let of_primary = u32::from(self.placement == Placement::EniConfig);
+        let enis = self.eni_max(limits, 0).saturating_sub(of_primary);
+        (enis, self.capacity(limits, enis))
+    }
+
+    /// Addresses for pods on so many ENIs.
+    pub(crate) fn capacity(&self, limits: Limits, enis: u32) -> u64 {
+        u64::from(enis) * per_eni(limits) * self.kind(limits).size()
+    }
+
     /// Whether growth fills whole ENIs (WARM_ENI_TARGET) instead of counting addresses.
     pub fn whole_enis(&self) -> bool {
         matches!(self.target, Target::Warm { enis: 1.., addresses: 0, minimum: 0, .. }) && self.kind == Kind::Single

@@ -1,0 +1,103 @@
+//! What instance metadata and EC2 say, asked by the command itself: so it is known also when the daemon does not answer, and what
+//! the two say can be compared.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
+
+use enid_ipamd::{AuditedEni, Call, Cause, Ec2Answer, EniFacts, EniId, Provisioning, Scope};
+use ipnet::IpNet;
+
+use super::{daemon::OfDaemon, finding::Finding};
+use crate::{
+    aws::{
+        ec2::Ec2,
+        imds::{Imds, Reading},
+    },
+    settings::Settings,
+};
+
+/// Metadata answers within milliseconds, or is not there.
+const METADATA: Duration = Duration::from_secs(2);
+
+/// What they say.
+#[derive(Debug, Default)]
+pub struct OfCloud {
+    /// The ENIs, or why metadata cannot be read.
+    metadata: Option<Result<Vec<EniFacts>, String>>,
+    /// The ENIs, or EC2's cause and sentence; `None` if it was not asked.
+    ec2: Option<Result<Vec<AuditedEni>, (Cause, String)>>,
+}
+
+/// They do not answer in time.
+pub fn late() -> OfCloud {
+    let words = "EC2 does not answer within the time of this command".to_owned();
+    OfCloud { metadata: None, ec2: Some(Err((Cause::Ec2Unreachable, words))) }
+}
+
+/// Asks them.
+pub async fn look(settings: &Settings) -> OfCloud {
+    let imds = Imds::new();
+    let instance = match imds.wait_for_instance(METADATA).await {
+        Ok(instance) => instance,
+        Err(failure) => return OfCloud { metadata: Some(Err(format!("{failure:#}"))), ec2: None },
+    };
+    let metadata = imds.enis(Reading::All).await.map(|enis| enis.read).map_err(|failure| format!("{failure:#}"));
+    let ec2 = match settings.policy.provisioning {
+        Provisioning::ImdsOnly => None,
+        _ => Some(match Ec2::new(instance, settings).await.call(&Call::Audit { scope: Scope::Ours }).await {
+            Ok(Ec2Answer::Audited { attached, .. }) => Ok(attached),
+            Ok(_) => Err((Cause::Ec2Error, "EC2 answers something else than it was asked".to_owned())),
+            Err(failure) => Err((failure.cause, failure.message)),
+        }),
+    };
+    OfCloud { metadata: Some(metadata), ec2 }
+}
+
+/// What is wrong by what they say.
+pub fn findings(cloud: &OfCloud, daemon: Option<&OfDaemon>, settings: &Settings) -> Vec<Finding> {
+    let mut found = Vec::new();
+    if let Some(Err(words)) = &cloud.metadata {
+        found.push(Finding::new(Cause::MetadataUnreadable.name(), words.clone()));
+    }
+    if let Some(Err((cause, words))) = &cloud.ec2 {
+        found.push(Finding::new(cause.name(), words.clone()));
+    }
+    // While something is ordered or given back they differ for a moment.
+    let is_at_rest = daemon.is_some_and(|daemon| {
+        let plan = daemon.pool.plan.clone().unwrap_or_default();
+        daemon.pool.calls.is_empty() && plan.actions.is_empty() && plan.waits.is_empty()
+    });
+    if let (Some(Ok(metadata)), Some(Ok(ec2)), true) = (&cloud.metadata, &cloud.ec2, is_at_rest) {
+        found.extend(differences(metadata, ec2, settings.policy.provisioning));
+    }
+    found
+}
+
+fn differences(metadata: &[EniFacts], ec2: &[AuditedEni], provisioning: Provisioning) -> Vec<Finding> {
+    let shown: BTreeMap<&EniId, BTreeSet<IpNet>> =
+        metadata.iter().map(|eni| (&eni.id, eni.blocks.iter().copied().collect())).collect();
+    let mut found = Vec::new();
+    for eni in ec2.iter().filter(|eni| !eni.no_manage) {
+        let said: BTreeSet<IpNet> = eni.blocks.iter().copied().collect();
+        let Some(shown) = shown.get(&eni.id) else {
+            if !said.is_empty() && provisioning == Provisioning::On {
+                let words = format!("EC2 says that {} is attached, and metadata does not show it", eni.id);
+                found.push(Finding::new("metadata_differs", words));
+            }
+            continue;
+        };
+        let list = |nets: Vec<&IpNet>| nets.into_iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+        let (more, less) = (list(said.difference(shown).collect()), list(shown.difference(&said).collect()));
+        if !more.is_empty() {
+            let words = format!("EC2 says that {} has {more}, which metadata does not show", eni.id);
+            found.push(Finding::new("metadata_differs", words));
+        }
+        if !less.is_empty() {
+            let words = format!("metadata shows {less} on {}, which EC2 does not have there", eni.id);
+            found.push(Finding::new("metadata_differs", words));
+        }
+    }
+    found
+}

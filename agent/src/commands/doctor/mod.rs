@@ -1,0 +1,61 @@
+//! `enid doctor`: everything that the daemon, the kernel, instance metadata and EC2 say, compared, and known trouble; each finding
+//! with its cure. It changes nothing. It asks EC2 once, and metadata as often as a start does.
+
+mod cloud;
+mod daemon;
+mod finding;
+mod node;
+
+use std::time::Duration;
+
+use anyhow::anyhow;
+use tokio::time::{sleep, timeout};
+
+use self::{daemon::OfDaemon, finding::Finding};
+use super::ended::Ended;
+use crate::{
+    print::{Mood, Output, lines, show},
+    settings::Settings,
+};
+
+/// What one source may take: all of it is done within five seconds.
+const BOUND: Duration = Duration::from_millis(3_500);
+/// What differs for a moment only is no finding: it is looked at again after so long.
+const SECOND_LOOK: Duration = Duration::from_millis(1_200);
+
+/// Prints what is found.
+///
+/// # Errors
+///
+/// It cannot be printed.
+pub async fn run(settings: &Settings, output: Output) -> anyhow::Result<Ended> {
+    let findings = found(settings).await;
+    show(output, &findings, || told(&findings))?;
+    Ok(if findings.iter().all(Finding::is_a_note) { Ended::Well } else { Ended::SomethingIsWrong })
+}
+
+async fn found(settings: &Settings) -> Vec<Finding> {
+    let twice = async {
+        let first = daemon::look(settings).await;
+        if !first.as_ref().is_ok_and(OfDaemon::may_be_over) {
+            return (None, first);
+        }
+        sleep(SECOND_LOOK).await;
+        (first.ok(), daemon::look(settings).await)
+    };
+    let (daemon, cloud) = tokio::join!(timeout(BOUND, twice), timeout(BOUND, cloud::look(settings)));
+    let late = |_| (None, Err(anyhow!("the daemon does not answer within {} ms", BOUND.as_millis())));
+    let (before, now) = daemon.unwrap_or_else(late);
+    let cloud = cloud.unwrap_or_else(|_| cloud::late());
+    let of_node = node::findings(settings, now.as_ref().ok()).await;
+    let of_daemon = daemon::findings(before.as_ref(), &now);
+    let of_cloud = cloud::findings(&cloud, now.as_ref().ok(), settings);
+    finding::each_once(of_daemon.into_iter().chain(of_node).chain(of_cloud))
+}
+
+fn told(findings: &[Finding]) -> String {
+    if findings.is_empty() {
+        return lines([(Mood::Good, "healthy".to_owned(), "nothing is wrong".to_owned())]);
+    }
+    findings.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n\n")
+}

@@ -1,0 +1,83 @@
+//! `enid enis` and `enid pods`.
+
+use enid_api::v1::{Eni, Lease, ListEnisRequest, ListLeasesRequest};
+
+use super::connect::{answered, debug, within};
+use crate::{
+    print::{Output, column, show, table, wide},
+    settings::Settings,
+};
+
+/// The ENIs.
+pub async fn enis(settings: &Settings, output: Output) -> anyhow::Result<()> {
+    let mut debug = debug(settings).await?;
+    let enis = within(async { answered(debug.list_enis(ListEnisRequest {}).await) }).await?.enis;
+    let columns = [
+        column("ENI"),
+        column("STATE"),
+        column("DEVICE"),
+        column("PRIMARY ADDRESS"),
+        column("ASSIGNED"),
+        column("SUBNET"),
+        wide("SLOT"),
+        wide("TABLE"),
+        wide("MAC"),
+        wide("BLOCKS"),
+        wide("OWN IPV6"),
+    ];
+    let rows = |eni: &Eni| {
+        [
+            eni.id.clone(),
+            eni.state.clone(),
+            device(eni),
+            eni.primary_address.clone(),
+            format!("{}/{}", eni.assigned, many(eni.addresses)),
+            eni.subnet_id.clone(),
+            eni.slot.to_string(),
+            eni.route_table.to_string(),
+            eni.mac.clone(),
+            eni.blocks.join(" "),
+            eni.own_v6.clone(),
+        ]
+    };
+    show(output, &enis, || table(output, columns, enis.iter().map(rows)))
+}
+
+/// The pods.
+pub async fn pods(settings: &Settings, output: Output) -> anyhow::Result<()> {
+    let mut debug = debug(settings).await?;
+    let leases = within(async { answered(debug.list_leases(ListLeasesRequest {}).await) }).await?.leases;
+    let columns = [
+        column("POD"),
+        column("ADDRESS"),
+        column("ENI"),
+        column("STATE"),
+        column("HOST LINK"),
+        wide("INTERFACE"),
+        wide("CONTAINER"),
+        wide("NETWORK"),
+    ];
+    show(output, &leases, || {
+        let rows = leases.iter().map(|lease| {
+            let name = format!("{}/{}", lease.pod_namespace, lease.pod_name);
+            let pod = if lease.pod_name.is_empty() { String::new() } else { name };
+            let addresses = [&*lease.address, &*lease.second_address].join(" ").trim_end().to_owned();
+            let Lease { eni, state, host_ifname, ifname, container, network, .. } = lease.clone();
+            [pod, addresses, eni, state, host_ifname, ifname, container, network]
+        });
+        table(output, columns, rows)
+    })
+}
+
+/// A number of addresses; a /80 is not counted out.
+pub fn many(addresses: u32) -> String {
+    if addresses > u32::MAX / 2 { "many".to_owned() } else { addresses.to_string() }
+}
+
+/// Its index, behind the network card's if that is not the first.
+fn device(eni: &Eni) -> String {
+    match eni.network_card {
+        0 => eni.device_index.to_string(),
+        card => format!("{card}/{}", eni.device_index),
+    }
+}

@@ -1,0 +1,155 @@
+//! `enid status`: whether all is well, what is wrong, and what is going on; and `enid health`.
+
+use anyhow::bail;
+use enid_api::v1::{GetPoolRequest, Pool, Setting, Trouble};
+use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient};
+
+use super::{
+    connect::{self, NoDaemon, TIMEOUT, answered, channel, within},
+    ended::Ended,
+    lists::many,
+    plan,
+};
+use crate::{
+    host::{pod_links, sockets},
+    print::{Mood, Output, lines, print, show},
+    serve::{debug::CNI_HEALTH, health},
+    settings::{SETTINGS, Settings},
+    store,
+};
+
+/// Prints the node's state. While no daemon answers, what store and kernel say.
+pub async fn run(settings: &Settings, output: Output) -> anyhow::Result<Ended> {
+    let said = async {
+        let mut debug = connect::debug(settings).await?;
+        within(async { answered(debug.get_pool(GetPoolRequest {}).await) }).await
+    };
+    let pool = match said.await {
+        Err(failure) if failure.is::<NoDaemon>() && output.is_for_people() => {
+            print(&without_daemon(settings).await)?;
+            return Err(failure);
+        }
+        said => said?,
+    };
+    show(output, &pool, || lines(rows(&pool)))?;
+    Ok(Ended::Well)
+}
+
+/// What can be seen on the node itself.
+async fn without_daemon(settings: &Settings) -> String {
+    let leases = match store::leases(&settings.store_dir) {
+        Ok(leases) => format!("{} leases, as the daemon has left them", leases.len()),
+        Err(failure) => format!("it cannot be read: {failure:#}"),
+    };
+    let links = match pod_links::pod_ifnames().await {
+        Ok(links) => format!("{} links of pods stand, and keep their network", links.len()),
+        Err(failure) => format!("it cannot be asked: {failure:#}"),
+    };
+    let rows = [
+        (Mood::Bad, "daemon", "no daemon answers: new pods wait".to_owned()),
+        (Mood::Plain, "store", leases),
+        (Mood::Plain, "kernel", links),
+    ];
+    lines(rows.map(|(mood, name, words)| (mood, name.to_owned(), words)))
+}
+
+/// `enid health`.
+pub async fn health(settings: &Settings, ready: bool, output: Output) -> anyhow::Result<()> {
+    health::ask(&sockets::cni(&settings.run_dir), TIMEOUT)?;
+    let mut client = HealthClient::new(channel(settings).await?);
+    let service = if ready { CNI_HEALTH } else { "" }.to_owned();
+    let answer = within(async { answered(client.check(HealthCheckRequest { service }).await) }).await?;
+    if answer.status() != ServingStatus::Serving {
+        bail!("the daemon answers {:?}", answer.status());
+    }
+    show(output, &"serving", || "serving".to_owned())
+}
+
+/// What is wrong, each with what it means for pods.
+pub fn troubles(pool: &Pool) -> Vec<(String, String)> {
+    let meaning = |kind: &str| match kind {
+        "obstacle" => "new pods get no address",
+        "risk" => "pods may have no network",
+        "source" => "metadata",
+        "host" => "the host's own way out",
+        "outage" => "pods are cut off",
+        "rights" => "rights",
+        _ => "",
+    };
+    let with_cause = pool.troubles.iter().map(|Trouble { kind, cause, message, aws_request_id }| {
+        let name = Some(meaning(kind)).filter(|words| !words.is_empty()).unwrap_or(kind);
+        let request = match &**aws_request_id {
+            "" => String::new(),
+            id => format!(" (EC2 request {id})"),
+        };
+        (name.to_owned(), format!("{cause}: {message}{request}"))
+    });
+    let of_metrics = Some(&pool.metrics_fault).filter(|words| !words.is_empty());
+    let of_metrics = of_metrics.map(|words| ("metrics".to_owned(), words.clone()));
+    let of_api_server = pool.api_server.iter().map(|words| ("API server".to_owned(), words.clone()));
+    let conflicts = pool.conflicts.iter().map(|words| ("conflict".to_owned(), words.clone()));
+    with_cause.chain(of_metrics).chain(of_api_server).chain(conflicts).collect()
+}
+
+fn rows(pool: &Pool) -> Vec<(Mood, String, String)> {
+    let troubles = troubles(pool);
+    let health = match (troubles.len(), pool.ready) {
+        (0, true) => (Mood::Good, "healthy: pods get addresses, and have their network".to_owned()),
+        (0, false) => (Mood::Bad, "not ready: no address could be given since this boot".to_owned()),
+        (1, _) => (Mood::Bad, "one thing is wrong; docs/causes.md says what to do".to_owned()),
+        (number, _) => (Mood::Bad, format!("{number} things are wrong; docs/causes.md says what to do")),
+    };
+    let wrong = troubles.into_iter().map(|(name, words)| (Mood::Bad, name, words));
+    let plain = |name: &str, words: String| (Mood::Plain, name.to_owned(), words);
+    let enis = match pool.eni_max {
+        0 => format!("{}; how many the instance type carries is not known", pool.enis),
+        max => format!("{} of {max}", pool.enis),
+    };
+    let addresses = format!(
+        "{}: {} assigned, {} cooling, {} available",
+        many(pool.total),
+        pool.assigned,
+        pool.cooling,
+        many(pool.available)
+    );
+    let ready = match (pool.ready, pool.outage.is_empty()) {
+        (true, _) => "yes",
+        (false, true) => "no: no address could be given since this boot",
+        (false, false) => "no: pods are cut off",
+    };
+    let state = [
+        plain("node", format!("{} ({}, {})", pool.node, pool.instance_id, pool.instance_type)),
+        plain("STATUS", ready.to_owned()),
+        plain("ENIs", enis),
+        plain("addresses", addresses),
+        plain("ADDs that wait", pool.waiting.to_string()),
+        plain("pods on their way", pool.bound.to_string()),
+    ];
+    let plan = pool.plan.as_ref().map(plan::rows).unwrap_or_default();
+    let is_default = |it: &Setting| SETTINGS.iter().any(|known| known.name == it.name && known.default == it.value);
+    let by_config = |it: &Setting| it.origin.starts_with("NodeConfig ");
+    let given = pool.settings.iter().filter(|it| !is_default(it) || by_config(it) || it.next.is_some());
+    let given = given.map(|it| {
+        let next = it.next.as_ref().map(|next| format!("; at the next start {:?} ({})", next.value, next.origin));
+        plain("setting", format!("{} {:?} ({}){}", it.name, it.value, it.origin, next.unwrap_or_default()))
+    });
+    let first = (health.0, "health".to_owned(), health.1);
+    [first].into_iter().chain(wrong).chain(state).chain(plan).chain(given).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_line_says_whether_all_is_well() {
+        let first = |pool: &Pool| rows(pool)[0].clone();
+        let well = Pool { ready: true, ..Pool::default() };
+        assert_eq!(first(&well).0, Mood::Good);
+        let full = Trouble { kind: "obstacle".into(), cause: "subnet_full".into(), ..Trouble::default() };
+        let wrong = Pool { troubles: vec![full], conflicts: vec!["a rule".into()], ..well.clone() };
+        assert_eq!(first(&wrong).2, "2 things are wrong; docs/causes.md says what to do");
+        assert_eq!(rows(&wrong)[1].1, "new pods get no address");
+        assert_eq!(first(&Pool { ready: false, ..well }).0, Mood::Bad);
+    }
+}

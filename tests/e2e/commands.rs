@@ -1,0 +1,134 @@
+//! The operator's commands, on a node of the lab.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+use std::{
+    io::{BufRead, BufReader},
+    process::Stdio,
+    sync::OnceLock,
+    time::Duration,
+};
+
+use enid_tests::{Daemon, Lab, LabConfig, Place, Pod, program, wait_until};
+use serde_json::Value;
+
+const BOUND: Duration = Duration::from_secs(30);
+
+fn lab() -> &'static Lab {
+    static LAB: OnceLock<Lab> = OnceLock::new();
+    LAB.get_or_init(|| Lab::up(&LabConfig { nodes: 3, ..LabConfig::default() }).unwrap())
+}
+
+/// A command's words: what it prints, and how it ended.
+fn ask(place: Place<'_>, arguments: &str) -> (String, i32) {
+    let line = format!("code=0; {} {arguments} 2>&1 || code=$?; echo; echo $code", program("enid").unwrap().display());
+    let said = place.sh(&line).unwrap();
+    let (words, code) = said.trim_end().rsplit_once('\n').unwrap();
+    (words.trim_end().to_owned(), code.parse().unwrap())
+}
+
+fn json(place: Place<'_>, arguments: &str) -> Value {
+    let (said, code) = ask(place, &format!("{arguments} -o json"));
+    assert_eq!(code, 0, "{said}");
+    serde_json::from_str(&said).unwrap_or_else(|_| panic!("{said}"))
+}
+
+#[test]
+fn a_pods_story_outlives_the_pod_and_the_daemon() {
+    let place = Place::node(lab(), 0);
+    let settings = [("WARM_IP_TARGET", "2"), ("IP_COOLDOWN_PERIOD", "0")];
+    let daemon = Daemon::start(place, &settings).unwrap();
+    let pod = Pod::new(0, "told");
+    let (address, _) = pod.add(place).unwrap();
+    let (story, code) = ask(place, "why default/told");
+    assert_eq!(code, 0, "{story}");
+    let lines: Vec<&str> = story.lines().collect();
+    assert!(lines[0].contains("ADD") && lines[0].contains(&address) && lines[0].contains("wiring"), "{story}");
+    assert!(lines[1].starts_with(&format!("now: it has {address} on eni-")), "{story}");
+    pod.del(place).unwrap();
+    let kinds = |story: &Value| -> Vec<String> {
+        let operations = story["operations"].as_array().unwrap();
+        operations
+            .iter()
+            .map(|it| format!("{} {}", it["kind"].as_str().unwrap(), it["outcome"].as_str().unwrap()))
+            .collect()
+    };
+    assert_eq!(kinds(&json(place, "why told")), ["ADD done", "DEL done"]);
+    let phases = json(place, "why told")["operations"][0]["phases"].clone();
+    let names: Vec<&str> = phases.as_array().unwrap().iter().map(|phase| phase["name"].as_str().unwrap()).collect();
+    assert_eq!(names, ["address", "wiring", "verdict"]);
+    // Written down within ten seconds: then it is known without a daemon.
+    wait_until(BOUND, || place.sh("grep -qa default/told /var/lib/enid/stories.redb").is_ok()).unwrap();
+    daemon.kill().unwrap();
+    let (story, code) = ask(place, "why default/told");
+    assert!(code == 0 && story.contains("does not answer") && story.contains("DEL"), "{story}");
+    let (said, code) = ask(place, "status");
+    assert_eq!(code, 3, "{said}");
+    assert!(said.contains("no daemon answers: new pods wait") && said.contains("0 leases"), "{said}");
+    let _daemon = Daemon::start(place, &settings).unwrap();
+    assert_eq!(kinds(&json(place, "why told")), ["ADD done", "DEL done"], "a restart keeps it");
+    let (said, _) = ask(place, "why default/unheard-of");
+    assert!(said.starts_with("nothing is known of a pod default/unheard-of"), "{said}");
+    let (said, code) = ask(place, "why a/b/c");
+    assert!(code == 1 && said.contains("NAMESPACE/POD"), "{said}");
+}
+
+#[test]
+fn what_is_done_is_listed_and_followed() {
+    let place = Place::node(lab(), 1);
+    let _daemon = Daemon::start(place, &[("WARM_IP_TARGET", "2"), ("IP_COOLDOWN_PERIOD", "0")]).unwrap();
+    let mut follower = place.command(program("enid").unwrap()).unwrap();
+    let mut follower = follower.args(["events", "-f", "-o", "json"]).stdout(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(follower.stdout.take().unwrap()).lines();
+    let mut next = |kind: &str| loop {
+        let operation: Value = serde_json::from_str(&lines.next().unwrap().unwrap()).unwrap();
+        if operation["kind"] == kind {
+            return operation;
+        }
+    };
+    // What has been done already comes first.
+    assert_eq!(next("EC2")["outcome"], "done");
+    let pod = Pod::new(1, "followed");
+    pod.add(place).unwrap();
+    assert_eq!(next("ADD")["pod"], "default/followed");
+    pod.del(place).unwrap();
+    assert_eq!(next("DEL")["pod"], "default/followed");
+    place.sh("ip rule del pref 512").unwrap();
+    let repaired = next("REPAIR");
+    assert!(repaired["message"].as_str().unwrap().contains("rule"), "{repaired}");
+    follower.kill().unwrap();
+    follower.wait().unwrap();
+    let (said, _) = ask(place, "events");
+    let listed: Vec<&str> = said.lines().filter(|line| line.contains("default/followed")).collect();
+    assert_eq!(listed.len(), 2, "{said}");
+}
+
+#[test]
+fn every_command_prints_tables_and_values() {
+    let place = Place::node(lab(), 2);
+    let _daemon = Daemon::start(place, &[("WARM_IP_TARGET", "2")]).unwrap();
+    let pod = Pod::new(2, "listed");
+    let (address, _) = pod.add(place).unwrap();
+    let (said, code) = ask(place, "status");
+    assert!(code == 0 && said.contains("healthy: pods get addresses"), "{said}");
+    assert!(!said.contains('\u{1b}'), "no colours in a pipe: {said:?}");
+    let (pods, wide) = (ask(place, "pods").0, ask(place, "pods -o wide").0);
+    assert!(pods.contains(&address) && !pods.contains("CONTAINER") && wide.contains("CONTAINER"), "{pods}{wide}");
+    let yaml = ask(place, "pods -o yaml").0;
+    assert!(yaml.contains(&format!("address: \"{address}\"")), "{yaml}");
+    let config = json(place, "config");
+    let warm = config.as_array().unwrap().iter().find(|it| it["name"] == "WARM_IP_TARGET").unwrap().clone();
+    assert_eq!((&warm["value"], &warm["origin"]), (&"2".into(), &"environment".into()));
+    wait_until(BOUND, || ask(place, "plan").0.contains("nothing is to be done")).unwrap();
+    let top = ask(place, "top --times 2").0;
+    assert!(top.matches("ADDs that wait").count() == 2, "{top}");
+    // What needs no daemon and no settings.
+    assert_eq!(ask(place, "max-pods --instance-type m5.large"), ("29".to_owned(), 0));
+    let (said, code) = ask(place, "max-pods --instance-type m5.huge");
+    assert!(code == 1 && said.contains("m5.large"), "{said}");
+    assert!(ask(place, "completions bash").0.contains("complete"));
+    let man = ask(place, "man").0;
+    assert!(man.contains(".TH enid 1") && man.contains("enid why"), "{man}");
+    let (said, code) = ask(place, "staus");
+    assert!(code == 2 && said.contains("similar"), "{said}");
+}
