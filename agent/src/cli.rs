@@ -54,7 +54,7 @@ fn of_the_node() -> [Command; 3] {
 }
 
 /// What reads from the daemon.
-fn reading() -> [Command; 10] {
+fn reading() -> [Command; 11] {
     let reading = |name: &'static str, about: &'static str| {
         Command::new(name).about(about).args(settings(true)).arg(Output::flag())
     };
@@ -72,6 +72,14 @@ fn reading() -> [Command; 10] {
         reading("events", "The last operations, with what each phase took")
             .arg(switch("follow", "Go on with those that end from now on").short('f')),
         reading("doctor", "What is wrong on this node, and what to do: daemon, kernel, metadata and EC2 compared"),
+        reading("explain", "Which rule, table, ENI and translation a packet takes, and whether the kernel agrees")
+            .arg(Arg::new("source").value_name("SOURCE").required(true).help("A pod of this node, or an address"))
+            .arg(
+                Arg::new("destination")
+                    .value_name("DESTINATION")
+                    .required(true)
+                    .help("An address, or a pod of this node"),
+            ),
         reading("config", "Every setting, its value and what gives it"),
         reading("health", "Exit 0 while the daemon serves").arg(switch("ready", "Exit 0 only while STATUS says yes")),
         reading("top", "The node as it changes: pool, ADDs, EC2 calls").arg(

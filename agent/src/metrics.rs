@@ -140,7 +140,9 @@ impl Counters {
         match &**kind {
             "ADD" => {
                 self.add_requests.inc();
-                if outcome == "refused" && cause != Cause::Internal.name() {
+                if outcome == "refused"
+                    && ![Cause::Internal, Cause::StoreFailed].iter().any(|of_us| of_us.name() == cause)
+                {
                     self.no_address.inc();
                     let waited = phases.first().map_or(*took_us, |phase| phase.took_us);
                     self.add_waited.with_label_values(&[cause]).inc_by(as_seconds(waited));

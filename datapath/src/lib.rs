@@ -10,6 +10,7 @@
 //! - [`netlink`]: messages, requests and the plugin's socket; [`notification`]: changes that the kernel reports.
 //! - [`netfilter`]: connection tracking, and what of nftables is read without `nft`.
 //! - [`ruleset`]: the one nftables table, `ip enid`, as text.
+//! - [`explain`]: which way a packet takes, computed.
 //! - [`forward`]: whether this host forwards packets between pods.
 //! - [`peer`]: what Amazon's VPC CNI has left of its pods on a node that is taken over, and the way back ([`peer::handback`]).
 //! - [`policy`]: how packets are steered and translated, as the operator wants it; [`marks`]: the numbers for it.
@@ -18,6 +19,7 @@
 //!
 //! Not here: `nft` itself (the daemon runs it), sysctl policy beyond names and values.
 
+pub mod explain;
 mod family;
 pub mod forward;
 pub mod identity;

@@ -51,13 +51,15 @@ pub enum Cause {
     HostRoute,
     /// EC2 refuses what is signed with another time than its own.
     Clock,
-    /// A step was refused because it would have broken an invariant, or the store failed.
+    /// The store cannot be written: no lease can be promised.
+    StoreFailed,
+    /// A step was refused because it would have broken an invariant.
     Internal,
 }
 
 impl Cause {
     /// All of them.
-    pub const ALL: [Cause; 24] = [
+    pub const ALL: [Cause; 25] = [
         Cause::Starting,
         Cause::EniLimit,
         Cause::AccountLimit,
@@ -81,6 +83,7 @@ impl Cause {
         Cause::HostFiles,
         Cause::HostRoute,
         Cause::Clock,
+        Cause::StoreFailed,
         Cause::Internal,
     ];
 
@@ -110,6 +113,7 @@ impl Cause {
             Cause::HostFiles => "host_files",
             Cause::HostRoute => "host_route",
             Cause::Clock => "clock",
+            Cause::StoreFailed => "store_failed",
             Cause::Internal => "internal",
         }
     }

@@ -94,7 +94,7 @@ fn a_full_disk_refuses_and_recovers_by_itself() {
     let refusal = refusal.expect("a full disk refuses in the end");
     assert_eq!(refusal["code"], 11, "{refusal}");
     assert!(refusal["msg"].as_str().unwrap().contains("the store cannot be written"), "{refusal}");
-    wait_until(BOUND, || place.enid("status").is_ok_and(|status| status["cause"] == "internal")).unwrap();
+    wait_until(BOUND, || place.enid("status").is_ok_and(|status| status["cause"] == "store_failed")).unwrap();
     place.sh("rm /var/lib/enid/filler").unwrap();
     wait_until(BOUND, || place.serves()).unwrap();
     let pod = Pod::new(2, "after");

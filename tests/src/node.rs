@@ -38,9 +38,10 @@ impl<'a> Place<'a> {
         self.lab.command(self.name, &program.into().to_string_lossy())
     }
 
-    /// One of the operator's commands, as JSON.
+    /// One of the operator's commands, with its arguments, as JSON.
     pub fn enid(&self, name: &str) -> anyhow::Result<Value> {
-        let text = self.lab.run(self.name, &program("enid")?.to_string_lossy(), &[name, "-o", "json"])?;
+        let arguments: Vec<&str> = name.split(' ').chain(["-o", "json"]).collect();
+        let text = self.lab.run(self.name, &program("enid")?.to_string_lossy(), &arguments)?;
         serde_json::from_str(&text).with_context(|| format!("enid {name} prints no JSON: {text}"))
     }
 

@@ -6,6 +6,7 @@ pub mod connect;
 mod doctor;
 mod ended;
 mod events;
+mod explain;
 mod lists;
 mod manual;
 mod max_pods;
@@ -76,6 +77,10 @@ pub fn run(name: &str, matches: &ArgMatches, given: &Given, settings: Settings) 
             "events" => events::run(&settings, matches.get_flag("follow"), output).await.map(done),
             "config" => config::run(given, &settings, output).await.map(done),
             "doctor" => doctor::run(&as_on_node(given, settings), output).await,
+            "explain" => {
+                let end = |name| matches.get_one::<String>(name).map(String::as_str).unwrap_or_default();
+                explain::run(&settings, end("source"), end("destination"), output).await
+            }
             "top" => top::run(&settings, matches.get_one::<u64>("times").copied()).await.map(done),
             other => bail!("there is no command {other:?}"),
         }

@@ -248,7 +248,7 @@ impl CoreTask {
         warn!(failure, "the store cannot be written: requests are refused");
         self.counters.failed(metrics::STORE);
         for ticket in offered {
-            let refusal = Refusal::new(Cause::Internal, format!("the store cannot be written: {failure}"));
+            let refusal = Refusal::new(Cause::StoreFailed, format!("the store cannot be written: {failure}"));
             self.requests.answer(ticket, Answer::Refused(refusal));
             let handle = self.handle.clone();
             tokio::spawn(async move { handle.tell(Event::Closed { ticket }).await });
@@ -260,7 +260,7 @@ impl CoreTask {
             };
             warn!(action = call.action(), "not sent, since it could not be written down");
             let message = format!("{} was not sent: the store cannot be written: {failure}", call.action());
-            let error = CallError { cause: Cause::Internal, message, request_id: None, fact: Fact::None };
+            let error = CallError { cause: Cause::StoreFailed, message, request_id: None, fact: Fact::None };
             let handle = self.handle.clone();
             tokio::spawn(async move { handle.tell(Event::Answered { id, answer: Err(error) }).await });
         }
@@ -336,7 +336,7 @@ impl CoreTask {
 
     /// Why an ADD would fail now.
     fn blocked(&self) -> Option<Refusal> {
-        let of_store = |failure| Refusal::new(Cause::Internal, format!("the store cannot be written: {failure}"));
+        let of_store = |failure| Refusal::new(Cause::StoreFailed, format!("the store cannot be written: {failure}"));
         let of_core = || self.core.blocked(now()).map(|refusal| self.in_full(refusal));
         self.journal.failure().map(of_store).or_else(of_core)
     }

@@ -91,6 +91,15 @@ impl Wanted {
         wanted
     }
 
+    /// What our table should be on a host that is as found, and the ENIs' links by number; `None` without the primary's.
+    pub fn as_found(&self, found: &Found) -> Option<(Ruleset, BTreeMap<u32, Mac>)> {
+        let here: Vec<EniNet> = self.enis.iter().filter(|eni| found.ifname_of(eni.mac).is_some()).cloned().collect();
+        let ruleset = ruleset(self, &here, &self.spared, found)?;
+        let carriers = here.iter().filter_map(|eni| Some((found.carrier_of(eni)?.header.index, eni.mac)));
+        let own = found.indices(&here).into_iter().map(|(mac, index)| (index, mac));
+        Some((ruleset, own.chain(carriers).collect()))
+    }
+
     /// All that the ENIs hold for pods.
     fn pool(&self) -> Vec<IpNet> {
         self.owner.values().flatten().copied().collect()

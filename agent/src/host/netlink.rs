@@ -26,7 +26,7 @@ use netlink_packet_core::{
     NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NetlinkDeserializable, NetlinkHeader, NetlinkMessage,
     NetlinkPayload, NetlinkSerializable,
 };
-use netlink_packet_route::{RouteNetlinkMessage, link::LinkMessage};
+use netlink_packet_route::{RouteNetlinkMessage, link::LinkMessage, route::RouteMessage};
 use netlink_proto::{
     ConnectionHandle, new_connection,
     sys::{SocketAddr, protocols::NETLINK_ROUTE},
@@ -169,16 +169,32 @@ impl Netlink {
     }
 
     async fn one_link(&mut self, what: String, ask: RouteNetlinkMessage) -> Result<Option<LinkMessage>, Error> {
+        match self.one(&what, ask).await {
+            Ok(RouteNetlinkMessage::NewLink(link)) => Ok(Some(link)),
+            Ok(_) => Err(lost(&what)),
+            Err(error) if error.is(Errno::ENODEV) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The route that the kernel gives to a packet (`question`: RTM_GETROUTE).
+    pub async fn route(&mut self, question: RouteMessage) -> Result<RouteMessage, Error> {
+        let what = "ask for a route";
+        match self.one(what, RouteNetlinkMessage::GetRoute(question)).await? {
+            RouteNetlinkMessage::NewRoute(route) => Ok(route),
+            _ => Err(lost(what)),
+        }
+    }
+
+    /// The one message that answers a question.
+    async fn one(&mut self, what: &str, ask: RouteNetlinkMessage) -> Result<RouteNetlinkMessage, Error> {
         let mut ask = NetlinkMessage::from(Incoming::Route(ask));
         ask.header.flags = NLM_F_REQUEST;
-        let mut answers = self.handle.request(ask, SocketAddr::new(0, 0)).map_err(|_| lost(&what))?;
+        let mut answers = self.handle.request(ask, SocketAddr::new(0, 0)).map_err(|_| lost(what))?;
         match timeout(TIMEOUT, answers.next()).await.ok().flatten().map(|answer| answer.payload) {
-            Some(NetlinkPayload::InnerMessage(Incoming::Route(RouteNetlinkMessage::NewLink(link)))) => Ok(Some(link)),
-            Some(NetlinkPayload::Error(answer)) => {
-                let error = Error::new(what, answer.to_io());
-                if error.is(Errno::ENODEV) { Ok(None) } else { Err(error) }
-            }
-            _ => Err(lost(&what)),
+            Some(NetlinkPayload::InnerMessage(Incoming::Route(answer))) => Ok(answer),
+            Some(NetlinkPayload::Error(answer)) => Err(Error::new(what, answer.to_io())),
+            _ => Err(lost(what)),
         }
     }
 

@@ -4,10 +4,10 @@ use std::{net::IpAddr, sync::Arc};
 
 use anyhow::Context;
 use enid_api::v1::{
-    Action, Address, Eni, Fault, GetPoolRequest, GetStoryRequest, Lease, ListAddressesRequest, ListAddressesResponse,
-    ListEnisRequest, ListEnisResponse, ListFaultsRequest, ListFaultsResponse, ListLeasesRequest, ListLeasesResponse,
-    ListOperationsRequest, ListOperationsResponse, NextValue, Operation, Plan, Pool, Setting, Story, Trouble, Wait,
-    WatchOperationsRequest, WatchedOperation,
+    Action, Address, Eni, ExplainRequest, Explanation, Fault, GetPoolRequest, GetStoryRequest, Lease,
+    ListAddressesRequest, ListAddressesResponse, ListEnisRequest, ListEnisResponse, ListFaultsRequest,
+    ListFaultsResponse, ListLeasesRequest, ListLeasesResponse, ListOperationsRequest, ListOperationsResponse,
+    NextValue, Operation, Plan, Pool, Setting, Story, Trouble, Wait, WatchOperationsRequest, WatchedOperation,
     debug_server::{Debug, DebugServer},
 };
 use enid_datapath::Mac;
@@ -31,6 +31,7 @@ use crate::{
     },
     kubernetes::{Faults, InForce, mismatch},
     record::{Record, name_of},
+    serve::explain::explain,
     settings::SETTINGS,
     store::Store,
 };
@@ -211,6 +212,13 @@ impl Debug for DebugService {
         _: Request<WatchOperationsRequest>,
     ) -> Result<Response<Self::WatchOperationsStream>, Status> {
         Ok(Response::new(watched(self.record.watch()).boxed()))
+    }
+
+    async fn explain(&self, asked: Request<ExplainRequest>) -> Result<Response<Explanation>, Status> {
+        let ExplainRequest { source, destination } = asked.into_inner();
+        let wanted = self.handle.wanted().await.ok_or_else(|| Status::unavailable("the daemon is ending"))?;
+        let said = explain(&self.view().await?, &wanted, &source, &destination).await;
+        said.map(Response::new).map_err(|failure| Status::failed_precondition(format!("{failure:#}")))
     }
 
     async fn list_faults(&self, _: Request<ListFaultsRequest>) -> Result<Response<ListFaultsResponse>, Status> {

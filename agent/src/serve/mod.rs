@@ -3,6 +3,7 @@
 
 pub mod cni;
 pub mod debug;
+mod explain;
 pub mod health;
 mod listen;
 pub mod metrics;

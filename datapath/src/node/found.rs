@@ -68,6 +68,16 @@ impl Found {
         self.links.iter().find(|link| ifname(link) == name).map(|link| link.header.index)
     }
 
+    /// Name of the link of this number.
+    pub fn name_of(&self, index: u32) -> Option<&str> {
+        self.links.iter().find(|link| link.header.index == index).map(ifname)
+    }
+
+    /// Number of the link with this MAC, whoever's it is.
+    pub fn index_of_mac(&self, mac: Mac) -> Option<u32> {
+        self.links.iter().find(|link| link::mac(link) == Some(mac)).map(|link| link.header.index)
+    }
+
     /// Whether there is a link of this name.
     pub fn has_link(&self, name: &str) -> bool {
         self.index_of(name).is_some()

@@ -116,6 +116,16 @@ impl Cells {
         self.note(what, ok, || format!("{answer:?}, not {seen_as:?} by {server}"));
     }
 
+    /// What `enid explain` says on this node of a packet that a cell has sent: the kernel agrees, and it leaves with the address
+    /// that the other side saw.
+    fn explained(&mut self, what: &str, node: Place<'_>, from: &str, to: &str, seen_as: &str) {
+        let said = node.enid(&format!("explain {from} {to}"));
+        let ok = said
+            .as_ref()
+            .is_ok_and(|said| said["kernel_agrees"] == true && said["dropped"] == "" && said["leaves_as"] == seen_as);
+        self.note(&format!("explain {what}"), ok, || format!("{said:?}"));
+    }
+
     /// The connection must be refused at once.
     fn refused(&mut self, what: &str, from: Spot<'_>, to: (&str, u16)) {
         let output =
@@ -141,6 +151,9 @@ fn expected() -> usize {
     let of_services = 2 * IN_VPC + 1 + 3 * (CALLERS + 1);
     let on_node = LINK_LOCAL.len() + 1;
     let others = if has_other_links() { OTHER_LINKS.len() } else { 0 };
+    // Callers of a pod's address, on each node that they pass; and the Internet, by a packet and explained.
+    let explained = 8 + 2;
+    let on_node = on_node + explained;
     enis * (proxies.len() * (of_pod + on_node) + with_services * of_services) + others + nodes
 }
 
@@ -149,9 +162,10 @@ fn every_cell_of_the_matrix() {
     let lab = Lab::up(&LabConfig { nodes: 2, ec2: Backend::Model, ..LabConfig::default() }).unwrap();
     let (near, far) = (Node::new(&lab, 0), Node::new(&lab, 1));
     let names: Vec<&str> = far.pods.iter().flatten().map(|(name, _)| name.as_str()).collect();
-    let _servers = [serve(far.place, &names).unwrap(), serve(near.place, &[]).unwrap()];
     let peer = Spot { place: Place { lab: &lab, name: "peer" }, netns: None };
     let inet = Spot { place: Place { lab: &lab, name: "inet" }, netns: None };
+    let _servers =
+        [(far.place, &*names), (near.place, &[]), (inet.place, &[])].map(|(place, of)| serve(place, of).unwrap());
     let endpoints: Vec<String> = far.pods.iter().map(|pods| pods[0].1.clone()).collect();
     let [near_host, far_host] = [0, 1].map(|index| lab.node(index).address.as_str());
     let [near_public, far_public] = [0, 1].map(|index| lab.node(index).public_address.as_str());
@@ -180,8 +194,25 @@ fn every_cell_of_the_matrix() {
             ];
             for (who, from, own) in callers {
                 // A load balancer that targets pods does the same.
-                cells.reaches(&what(&format!("its address from {who}")), from, (address, PORT), &[own], address);
+                let cell = what(&format!("its address from {who}"));
+                cells.reaches(&cell, from, (address, PORT), &[own], address);
             }
+            for (at, (who, _, own)) in callers.into_iter().enumerate() {
+                let cell = what(&format!("its address from {who}"));
+                let by_nodes: &[Place<'_>] = match at {
+                    0 | 1 => &[far.place],
+                    2 | 3 => &[near.place, far.place],
+                    // The node itself sends what no rule for forwarded packets is asked for.
+                    4 => &[],
+                    _ => &[far.place],
+                };
+                by_nodes.iter().for_each(|node| cells.explained(&cell, *node, own, address, own));
+            }
+            let (own, outside) = (near.pods[k][0].1.as_str(), what("the Internet"));
+            cells.explained(&outside, near.place, own, INTERNET_SERVER, near_host);
+            let answer = near.pod(&near.pods[k][0]).ask(INTERNET_SERVER, PORT);
+            let ok = answer.as_ref().is_ok_and(|answer| answer.client == near_public);
+            cells.note(&outside, ok, || format!("{answer:?}"));
             let forwarded = FORWARDED.map(|at| callers[at]);
             if proxy == Proxy::None {
                 for (who, from, own) in forwarded {

@@ -6,6 +6,7 @@ use std::{
     time::Duration,
 };
 
+use enid_api::v1::Eni;
 use enid_ipamd::{AuditedEni, Call, Cause, Ec2Answer, EniFacts, EniId, Provisioning, Scope};
 use ipnet::IpNet;
 
@@ -64,6 +65,9 @@ pub fn findings(cloud: &OfCloud, daemon: Option<&OfDaemon>, settings: &Settings)
     if let Some(Err((cause, words))) = &cloud.ec2 {
         found.push(Finding::new(cause.name(), words.clone()));
     }
+    if let (Some(Ok(metadata)), Some(Ok(ec2)), Some(daemon)) = (&cloud.metadata, &cloud.ec2, daemon) {
+        found.extend(lost(metadata, ec2, daemon));
+    }
     // While something is ordered or given back they differ for a moment.
     let is_at_rest = daemon.is_some_and(|daemon| {
         let plan = daemon.pool.plan.clone().unwrap_or_default();
@@ -73,6 +77,16 @@ pub fn findings(cloud: &OfCloud, daemon: Option<&OfDaemon>, settings: &Settings)
         found.extend(differences(metadata, ec2, settings.policy.provisioning));
     }
     found
+}
+
+/// ENIs with pods that are not attached any more, as both say: EC2 is asked for those that carry our tag.
+fn lost(metadata: &[EniFacts], ec2: &[AuditedEni], daemon: &OfDaemon) -> Vec<Finding> {
+    let shown = metadata.iter().map(|eni| &*eni.id.0);
+    let attached: BTreeSet<&str> = ec2.iter().map(|eni| &*eni.id.0).chain(shown).collect();
+    let lost = daemon.enis.iter().filter(|eni| eni.assigned > 0 && !attached.contains(&*eni.id));
+    let words =
+        |eni: &Eni| format!("{} is not attached any more, and {} pods have addresses on it", eni.id, eni.assigned);
+    lost.map(|eni| Finding::new(Cause::EniLost.name(), words(eni))).collect()
 }
 
 fn differences(metadata: &[EniFacts], ec2: &[AuditedEni], provisioning: Provisioning) -> Vec<Finding> {

@@ -1,0 +1,48 @@
+//! `enid explain SOURCE DESTINATION`: the way of a packet through this host.
+
+use enid_api::v1::{ExplainRequest, Explanation, Lookup};
+
+use super::{
+    connect::{answered, debug, within},
+    ended::Ended,
+};
+use crate::{
+    print::{Mood, Output, lines, show},
+    settings::Settings,
+};
+
+/// Prints the way.
+pub async fn run(settings: &Settings, source: &str, destination: &str, output: Output) -> anyhow::Result<Ended> {
+    let mut debug = debug(settings).await?;
+    let asked = ExplainRequest { source: source.to_owned(), destination: destination.to_owned() };
+    let said = within(async { answered(debug.explain(asked).await) }).await?;
+    show(output, &said, || lines(rows(&said)))?;
+    Ok(if said.kernel_agrees && said.dropped.is_empty() { Ended::Well } else { Ended::SomethingIsWrong })
+}
+
+fn rows(said: &Explanation) -> Vec<(Mood, String, String)> {
+    let end = |address: &str, pod: &str| if pod.is_empty() { address.to_owned() } else { format!("{address} ({pod})") };
+    let plain = |name: &str, words: String| (Mood::Plain, name.to_owned(), words);
+    let mut rows = vec![
+        plain("from", end(&said.source, &said.source_pod)),
+        plain("to", end(&said.destination, &said.destination_pod)),
+        plain("comes in by", format!("{}, of {}", said.in_link, said.in_eni)),
+        plain("mark", format!("{:#x}: {}", said.mark, said.mark_reason)),
+    ];
+    rows.extend(said.lookups.iter().map(|Lookup { rule, answer, .. }| plain("rule", format!("{rule} -> {answer}"))));
+    if !said.route.is_empty() {
+        let eni = if said.out_eni.is_empty() { String::new() } else { format!(", of {}", said.out_eni) };
+        rows.push(plain("goes out by", format!("{}{eni}", said.out_link)));
+        let kept = if said.leaves_as == said.source { "its own address, " } else { "" };
+        rows.push(plain("leaves as", format!("{kept}{}: {}", said.leaves_as, said.translation_reason)));
+    }
+    if !said.dropped.is_empty() {
+        rows.push((Mood::Bad, "does not arrive".to_owned(), said.dropped.clone()));
+    }
+    let (mood, name) = match said.kernel_agrees {
+        true => (Mood::Good, "the kernel agrees"),
+        false => (Mood::Bad, "the kernel differs"),
+    };
+    rows.push((mood, name.to_owned(), said.kernel.clone()));
+    rows
+}
