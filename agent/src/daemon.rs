@@ -1,6 +1,9 @@
 //! The daemon: what it starts, in which order, and what ends it.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context, anyhow, bail};
 use enid_datapath::Family;
@@ -19,6 +22,7 @@ use crate::{
     aws::limits,
     clock,
     core::published::Published,
+    core::readiness::Readiness,
     core::task::{CoreTask, Parts},
     families::{self, Unfit},
     handback::{self, mark},
@@ -37,6 +41,7 @@ use crate::{
     serve::cni::CniService,
     serve::debug::{self, DebugService},
     serve::health,
+    serve::introspection,
     serve::metrics,
     serve::packets::Plugins,
     settings::{
@@ -190,8 +195,10 @@ async fn serve(
 
     let imds = Imds::new();
     let counters = Arc::new(Counters::new()?);
+    let began = Instant::now();
     let Found { given, settings, parts, instance, lacks_v6, kept } =
         discover_or_fall_back(&wanted, &last, announced, &imds, &counters, &background).await?;
+    counters.read_node(began.elapsed());
     let refused = (given != wanted).then(|| wanted.overrides().clone());
     if *given.overrides() != last {
         // The pods have it from now on, whatever is heard.
@@ -260,17 +267,27 @@ async fn serve(
         readiness: readiness.clone(),
         conflicts: seen_conflicts,
         api_server: seen.faults,
-        settings: seen.settings,
+        settings: seen.settings.clone(),
     };
     let (operators_place, operators) = Place::listen(sockets::debug(&settings.run_dir), Type::STREAM)?;
     let (debug, reporter) = debug::serve(debug, operators)?;
     let places = [plugins_place, operators_place];
     let files = Files::new(settings.clone(), handle.clone(), counters.clone(), store.clone(), claim, places);
     let metadata = Metadata { imds, handle: handle.clone(), counters: counters.clone(), lacks_v6 };
-    let metrics = metrics::serve(settings.metrics, handle.clone(), readiness.clone(), counters, metrics_fault);
+    let metrics = metrics::serve(settings.metrics, handle.clone(), readiness.clone(), counters.clone(), metrics_fault);
     let retire = takeover::retire::Retire { kernel: to_retire, settings: Arc::new(settings.clone()), phase };
     let health = health::serve(settings.health, sockets::cni(&settings.run_dir));
 
+    let introspection = introspection::serve(
+        settings.introspection,
+        introspection::Shown {
+            handle: handle.clone(),
+            settings: settings.steering.clone(),
+            given: seen.settings.clone(),
+            eni_config: seen.eni_config,
+        },
+    );
+    background.spawn(once_served(readiness.clone(), counters.clone(), began));
     let keeping = kept.clone().keep(record.clone());
     let ended = tokio::select! {
         ended = background.spawn(keeping) => { ended?; bail!("the record of what is done ended") }
@@ -278,6 +295,7 @@ async fn serve(
         ended = tokio::spawn(cni.run(Plugins::start(plugins).await?)) => { ended?; bail!("the plugins' server ended") }
         ended = background.spawn(debug) => ended?.map(|()| Ended::Stopped),
         ended = background.spawn(metrics) => ended?.map(|()| Ended::Stopped),
+        ended = background.spawn(introspection) => ended?.map(|()| Ended::Stopped),
         ended = background.spawn(health) => ended?.map(|()| Ended::Stopped),
         ended = background.spawn(metadata.run(awaited)) => { ended??; bail!("the metadata reader ended") }
         ended = background.spawn(links.run()) => { ended?; bail!("the listing of links ended") }
@@ -294,6 +312,13 @@ async fn serve(
         warn!("the last stories of pods are lost: {failure:#}");
     }
     ended
+}
+
+/// Counts how long it took until the first address could be given.
+async fn once_served(mut readiness: watch::Receiver<Readiness>, counters: Arc<Counters>, began: Instant) {
+    if readiness.wait_for(|readiness| readiness.served).await.is_ok() {
+        counters.serves(began.elapsed());
+    }
 }
 
 /// Reads store, metadata, limits and kernel, and makes of them what the core's task starts with; and whether IPv6 is off for

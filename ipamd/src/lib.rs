@@ -52,4 +52,4 @@ pub use supply::{
     Counts, EniConfig, Home, Kind, LOCAL, LOCAL_V4, LOCAL_V6, Learned, Limits, Placement, Policy, Provisioning, Second,
     SubnetFacts, Target, is_local,
 };
-pub use view::{AddressState, AddressView, Capacity, InFlight, View};
+pub use view::{AddressState, AddressView, Capacity, InFlight, Pacing, View};

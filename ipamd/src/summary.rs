@@ -42,7 +42,7 @@ impl View {
             let id = &eni.facts.subnet_id;
             let subnet = subnets.entry(id.clone()).or_default();
             subnet.enis += 1;
-            subnet.free = self.capacity.free.get(id).copied();
+            subnet.free = self.capacity.free.get(id).map(|(free, _)| *free);
         }
         Summary {
             enis: (crate::ids::count(self.enis.len()), self.capacity.enis),

@@ -7,6 +7,7 @@ use ipnet::IpNet;
 
 use crate::{
     cause::Refusal,
+    ec2::Class,
     groups::List,
     ids::{AttachmentKey, EniId, Millis, SubnetId},
     lease::Lease,
@@ -40,10 +41,19 @@ pub struct View {
     pub plan: Plan,
     /// Why an ADD would not succeed at once; `None` if it would.
     pub blocked: Option<Refusal>,
-    /// Actions that wait after a refusal, until when, and why.
-    pub pauses: Vec<(&'static str, Millis, Refusal)>,
+    /// What limits the rate of EC2 calls.
+    pub pacing: Pacing,
     /// Invariants that steps would have broken, in words.
     pub broken: Vec<String>,
+}
+
+/// What limits the rate of EC2 calls.
+#[derive(Clone, Debug, Default)]
+pub struct Pacing {
+    /// Actions that wait after a refusal, until when, and why.
+    pub pauses: Vec<(&'static str, Millis, Refusal)>,
+    /// Rate buckets that were used: action, class, calls that may be made now, and calls of a full one.
+    pub buckets: Vec<(&'static str, Class, u32, u32)>,
 }
 
 /// What the node may have.
@@ -60,8 +70,8 @@ pub struct Capacity {
     pub max_pods: Option<u32>,
     /// The network cards that are managed.
     pub cards: Vec<u32>,
-    /// Free addresses of subnets, as EC2 has said last; of others it has said nothing.
-    pub free: BTreeMap<SubnetId, u64>,
+    /// Free addresses of subnets, as EC2 has said last, and when; of others it has said nothing.
+    pub free: BTreeMap<SubnetId, (u64, Millis)>,
 }
 
 /// An EC2 call in flight.

@@ -180,7 +180,7 @@ fn a_restart_writes_nothing(place: Place<'_>, daemon: Daemon) {
     daemon.kill().unwrap();
     let _again = Daemon::start(place, DUAL).unwrap();
     wait_until_reconciled(place).unwrap();
-    assert_eq!(counter(place, "enid_repairs").unwrap(), 0, "a restart with nothing changed repairs");
+    assert_eq!(counter(place, "enid_repairs_total").unwrap(), 0, "a restart with nothing changed repairs");
     assert_eq!(notifications.end().unwrap(), "", "a restart with nothing changed writes");
 }
 

@@ -55,7 +55,7 @@ impl Drop for Image {
 /// How many files were put back.
 fn put_back(place: Place<'_>) -> u64 {
     let page = place.metrics().unwrap();
-    let line = page.lines().find_map(|line| line.strip_prefix("enid_repairs{kind=\"file\"} "));
+    let line = page.lines().find_map(|line| line.strip_prefix("enid_repairs_total{kind=\"file\"} "));
     line.map_or(0, |number| number.parse().unwrap())
 }
 

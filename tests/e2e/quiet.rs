@@ -154,7 +154,7 @@ fn what_growth_costs() {
 fn a_pod_that_goes_makes_no_reading() {
     let (lab, daemon, pods) = quiet_node();
     let place = Place::node(&lab, 0);
-    let readings = || counter(place, "enid_readings").unwrap();
+    let readings = || counter(place, "enid_readings_total").unwrap();
     let before = readings();
     pods.iter().take(10).for_each(|pod| pod.del(place).unwrap());
     // A reading would come within 0.7 s (`wait_until_idle` has waited for those of before); one is due every 30 s anyway.

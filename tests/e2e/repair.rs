@@ -183,7 +183,7 @@ fn each_thing_that_is_taken_away_comes_back_by_itself() {
     assert!(times[times.len() / 2] < Duration::from_secs(1), "{times:?}");
     let metrics = place.metrics().unwrap();
     for kind in ["rule", "route", "neighbour", "address", "link", "sysctl", "table"] {
-        assert!(metrics.contains(&format!("enid_repairs{{kind=\"{kind}\"}}")), "{kind}: {metrics}");
+        assert!(metrics.contains(&format!("enid_repairs_total{{kind=\"{kind}\"}}")), "{kind}: {metrics}");
     }
     // nftables tells whose transaction it was.
     let log = stage.daemon.log();
@@ -255,7 +255,7 @@ fn fifty_restarts_under_traffic_write_nothing_and_lose_nothing() {
         stage.daemon.kill().unwrap();
         stage.daemon = Daemon::start(place, SETTINGS).unwrap();
         wait_until_reconciled(place).unwrap();
-        assert_eq!(counter(place, "enid_repairs").unwrap(), 0, "a restart repairs: {}", stage.daemon.log());
+        assert_eq!(counter(place, "enid_repairs_total").unwrap(), 0, "a restart repairs: {}", stage.daemon.log());
     }
     assert_eq!(notified.end().unwrap(), "", "50 restarts changed the kernel");
     assert_eq!(whole(), before);
@@ -272,7 +272,7 @@ fn when_more_changed_than_can_be_notified_everything_is_read_again() {
     let stage = stage(4);
     let place = stage.place;
     let whole = state(place).unwrap();
-    let overruns = || counter(place, "enid_watch_overruns").unwrap();
+    let overruns = || counter(place, "enid_watch_overruns_total").unwrap();
     wait_until_idle(place).unwrap();
     let before = overruns();
     stage.daemon.hang(true).unwrap();
@@ -329,7 +329,7 @@ fn pods_that_come_and_go_and_slow_plugins_are_nobodys_drift() {
     let place = Place::node(lab(), 6);
     let daemon = Daemon::start(place, &[("MINIMUM_IP_TARGET", "27"), ("IP_COOLDOWN_PERIOD", "0")]).unwrap();
     wait_until(BOUND, || place.number("available").is_ok_and(|available| available == 27)).unwrap();
-    let repairs = || counter(place, "enid_repairs").unwrap();
+    let repairs = || counter(place, "enid_repairs_total").unwrap();
     let before = repairs();
     let pods: Vec<Pod> = (0..20).map(|n| Pod::new(6, &format!("burst-{n}"))).collect();
     for _ in 0..4 {

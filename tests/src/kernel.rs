@@ -62,14 +62,14 @@ pub fn counter(place: Place<'_>, name: &str) -> anyhow::Result<u64> {
 
 /// Waits until this run of the daemon has compared wanted and actual kernel state once, and repaired the drift.
 pub fn wait_until_reconciled(place: Place<'_>) -> anyhow::Result<()> {
-    wait_until(BOUND, || counter(place, "enid_readings").is_ok_and(|readings| readings > 0))
+    wait_until(BOUND, || counter(place, "enid_readings_total").is_ok_and(|readings| readings > 0))
         .context("the daemon does not reconcile")
 }
 
 /// Waits until the daemon has read all that changed, and reads the kernel no more: the next change is found by its own
 /// notification.
 pub fn wait_until_idle(place: Place<'_>) -> anyhow::Result<()> {
-    wait_until_still(BOUND, READ_WITHIN, || counter(place, "enid_readings"))
+    wait_until_still(BOUND, READ_WITHIN, || counter(place, "enid_readings_total"))
         .context("the daemon reads the kernel again and again")
         .map(drop)
 }

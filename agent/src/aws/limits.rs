@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use enid_ipamd::Limits;
+use enid_ipamd::{Class, Limits};
 use tracing::warn;
 
 use crate::{
@@ -22,7 +22,7 @@ pub async fn read(ec2: &Ec2, store: &Store, instance: &Instance, counters: &Coun
     }
     let asked = Instant::now();
     let answer = ec2.limits().await;
-    counters.ec2("DescribeInstanceTypes", asked.elapsed(), answer.as_ref().err());
+    counters.ec2("DescribeInstanceTypes", Class::Background.name(), asked.elapsed(), answer.as_ref().err());
     match (answer, built_in(kind)) {
         (Ok(limits), _) => {
             store.keep_limits(kind, limits)?;

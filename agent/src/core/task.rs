@@ -292,14 +292,14 @@ impl CoreTask {
             Effect::Verdict { ticket, mine } => self.verdict(ticket, mine),
             Effect::Released { ticket, address } => self.requests.answer(ticket, Answer::Released(address)),
             Effect::ForgetConnections { addresses } => self.forgetting.begin(addresses),
-            Effect::Call { id, call, .. } => {
+            Effect::Call { id, call, class } => {
                 let (ec2, handle, counters) = (self.ec2.clone(), self.handle.clone(), self.counters.clone());
                 let mut begun = self.record.begin(record::Kind::Ec2, None, None);
                 begun.about(call.action());
                 call.eni().into_iter().for_each(|eni| begun.eni(eni));
                 self.background.spawn(async move {
                     let answer = ec2.call(&call).await;
-                    counters.ec2(call.action(), begun.took(), answer.as_ref().err());
+                    counters.ec2(call.action(), class.name(), begun.took(), answer.as_ref().err());
                     match &answer {
                         Ok(_) => begun.done(),
                         Err(failure) => begun.refused_by_ec2(failure),

@@ -32,6 +32,7 @@ use tracing::{info, warn};
 pub use annotations::Annotations;
 pub use events::Reports;
 pub use follow::Faults;
+pub use node::Own;
 pub use node_config::{InForce, Started};
 pub use node_status::{ON_HOST, mismatch};
 pub use status_object::Phase;
@@ -71,6 +72,8 @@ pub struct Seen {
     pub faults: watch::Receiver<Faults>,
     /// What is given, and by whom.
     pub settings: watch::Receiver<InForce>,
+    /// The node's ENIConfig, once its object was read.
+    pub eni_config: watch::Receiver<Option<Own>>,
 }
 
 /// Takes our taint off this node, for a container that ends (`enid untaint`).
@@ -150,6 +153,7 @@ pub struct Kubernetes {
     reported: Reported,
     annotated: Annotated,
     faults: watch::Sender<Faults>,
+    own: watch::Sender<Option<Own>>,
 }
 
 impl Kubernetes {
@@ -167,6 +171,7 @@ impl Kubernetes {
         let (faults, seen_faults) = watch::channel(Faults::new());
         let given = InForce { now: started.given.clone(), next: started.given.clone() };
         let (in_force, settings) = watch::channel(given);
+        let (own, eni_config) = watch::channel(None);
         let (reports, reported) = events::channel();
         let (annotations, annotated) = annotations::channel(started.settings.annotate_pods);
         let tell = Tell { reports: reports.clone(), annotations };
@@ -183,8 +188,9 @@ impl Kubernetes {
             reported,
             annotated,
             faults,
+            own,
         };
-        (watches, tell, Seen { faults: seen_faults, settings })
+        (watches, tell, Seen { faults: seen_faults, settings, eni_config })
     }
 
     /// Watches until the task is dropped; never ends by itself.
@@ -214,6 +220,7 @@ impl Kubernetes {
             reported,
             annotated,
             faults,
+            own: known,
         } = self;
         let Settings { node_name: node, policy, eni_config, taints, publish_addresses, .. } = started.settings.clone();
         let nodes = Api::<v1::Node>::all(client.clone());
@@ -231,7 +238,7 @@ impl Kubernetes {
             faults: faults.clone(),
         };
         let (uids, seen_uids) = watch::channel(pods::Uids::new());
-        let (known, seen) = watch::channel(None);
+        let seen = known.subscribe();
         let follows_config = policy.placement == Placement::EniConfig;
         let configs = async {
             if follows_config {

@@ -114,7 +114,8 @@ impl Debug for DebugService {
         let (cause, cause_message) = in_two(self.obstacle(&view));
         let in_words =
             |refusal: Option<Refusal>| refusal.map(|Refusal { cause, message, .. }| format!("{cause}: {message}"));
-        let pause = view.pauses.iter().filter(|(_, until, _)| *until > view.now).max_by_key(|(_, until, _)| *until);
+        let pause =
+            view.pacing.pauses.iter().filter(|(_, until, _)| *until > view.now).max_by_key(|(_, until, _)| *until);
         let number = |value: u64| u32::try_from(value).unwrap_or(u32::MAX);
         let counts = view.counts;
         Ok(Response::new(Pool {

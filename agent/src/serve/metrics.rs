@@ -5,7 +5,7 @@ use std::{net::SocketAddr, sync::Arc};
 use anyhow::Context;
 use axum::{Router, http::StatusCode, routing::get};
 use enid_ipamd::View;
-use prometheus::{Encoder, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder};
+use prometheus::{Encoder, GaugeVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder};
 use tokio::sync::watch;
 
 use crate::{
@@ -57,6 +57,26 @@ const WORK: [(&str, &[&str]); 4] = [
     ("nodeIPPoolReconcile", &["DescribeNetworkInterfaces"]),
 ];
 
+/// Rate buckets, and what subnets have left.
+fn of_ec2(gauges: &Registry, view: &View) -> anyhow::Result<()> {
+    let help = "EC2 calls that may be made at once, as part of a full bucket, by action and by who waits for them";
+    let buckets = GaugeVec::new(Opts::new("enid_ec2_bucket_ratio", help), &["action", "class"])?;
+    for (action, class, now, full) in &view.pacing.buckets {
+        buckets.with_label_values(&[*action, class.name()]).set(f64::from(*now) / f64::from((*full).max(1)));
+    }
+    gauges.register(Box::new(buckets))?;
+    let help = "Free addresses of a subnet, as EC2 has said last";
+    let free = IntGaugeVec::new(Opts::new("enid_subnet_free_addresses", help), &["subnet"])?;
+    let help = "How long ago EC2 said so";
+    let age = IntGaugeVec::new(Opts::new("enid_subnet_free_addresses_age_seconds", help), &["subnet"])?;
+    for (subnet, (number, since)) in &view.capacity.free {
+        free.with_label_values(&[&*subnet.0]).set(i64::try_from(*number)?);
+        age.with_label_values(&[&*subnet.0]).set(i64::try_from(view.now.since(*since) / 1_000)?);
+    }
+    gauges.register(Box::new(free))?;
+    Ok(gauges.register(Box::new(age))?)
+}
+
 /// All of it as text.
 fn text(counters: &Counters, view: &View, readiness: &Readiness) -> anyhow::Result<String> {
     let gauges = Registry::new();
@@ -73,6 +93,24 @@ fn text(counters: &Counters, view: &View, readiness: &Readiness) -> anyhow::Resu
     gauge("awscni_total_ip_addresses", "Addresses on the node for pods", counts.total)?;
     gauge("awscni_assigned_ip_addresses", "Addresses assigned to pods", counts.assigned)?;
     gauge("awscni_total_ipv4_prefixes", "IPv4 prefixes on the node", counts.prefixes)?;
+    let by_state = IntGaugeVec::new(Opts::new("enid_addresses", "Addresses for pods, by state"), &["state"])?;
+    let withheld = counts.total.saturating_sub(counts.assigned + counts.cooling + counts.available);
+    let states = [
+        ("assigned", counts.assigned),
+        ("cooling", counts.cooling),
+        ("available", counts.available),
+        ("withheld", withheld),
+    ];
+    for (state, number) in states {
+        by_state.with_label_values(&[state]).set(i64::try_from(number)?);
+    }
+    gauges.register(Box::new(by_state))?;
+    of_ec2(&gauges, view)?;
+    gauge(
+        "enid_orphaned_addresses",
+        "Addresses that pods' links use and no lease explains",
+        length(view.orphans.len()),
+    )?;
     gauge("enid_cooling_ip_addresses", "Addresses in their cooldown after use", counts.cooling)?;
     gauge("enid_ready", "1 if STATUS says yes", u64::from(readiness.is_ready()))?;
     let help = "1 for what is wrong: obstacle: new pods get no address; risk: pods may have no network; source: \

@@ -5,6 +5,7 @@ pub mod cni;
 pub mod debug;
 mod explain;
 pub mod health;
+pub mod introspection;
 mod listen;
 pub mod metrics;
 pub mod packets;

@@ -106,6 +106,8 @@ pub struct Settings {
     pub metrics: Option<SocketAddr>,
     /// ENID_HEALTH_ADDRESS.
     pub health: SocketAddr,
+    /// `None`: no introspection.
+    pub introspection: Option<SocketAddr>,
     /// Variables of Amazon's daemon that are set and have no effect, and why.
     pub ignored: Vec<String>,
 }
@@ -187,6 +189,8 @@ impl Settings {
                 .flatten()
                 .filter(|_| !read.switch("DISABLE_METRICS")),
             health: read.loopback("ENID_HEALTH_ADDRESS"),
+            introspection: Some(read.loopback("INTROSPECTION_BIND_ADDRESS"))
+                .filter(|_| !read.switch("DISABLE_INTROSPECTION")),
             ignored: Vec::new(),
         };
         if settings.pod_mtu > eni_mtu {

@@ -27,7 +27,6 @@ const fn row(name: &'static str, idle: &'static [&'static str], treated: Treated
 }
 
 const OFF: &[&str] = &["false", "f", "0"];
-const ON: &[&str] = &["true", "t", "1"];
 
 /// All of them.
 pub const FOREIGN: &[Foreign] = &[
@@ -44,8 +43,6 @@ pub const FOREIGN: &[Foreign] = &[
     row("AWS_VPC_K8S_PLUGIN_LOG_LEVEL", &[], Ignored("the plugin has no log")),
     row("AWS_VPC_K8S_EGRESS_V4_PLUGIN_LOG_FILE", &[], Ignored("there is no such plugin")),
     row("AWS_VPC_K8S_EGRESS_V6_PLUGIN_LOG_FILE", &[], Ignored("there is no such plugin")),
-    row("INTROSPECTION_BIND_ADDRESS", &[], Ignored("enid status, enid enis and enid pods show the same")),
-    row("DISABLE_INTROSPECTION", ON, Ignored("there is no introspection server")),
     row("HTTP_TIMEOUT", &[], Ignored("an EC2 call has ten seconds")),
     row("VPC_CNI_VERSION", &[], Ignored("it was part of a user agent")),
     row("ENABLE_NFTABLES", &[], Ignored("Enid uses nftables, and Amazon's daemon does not read it either")),
@@ -95,7 +92,6 @@ mod tests {
             ("ENABLE_POD_ENI", "true"),
             ("NETWORK_POLICY_ENFORCING_MODE", "Strict"),
             ("POD_SECURITY_GROUP_ENFORCING_MODE", "standard"),
-            ("DISABLE_INTROSPECTION", "true"),
             ("ENABLE_NFTABLES", ""),
             ("HTTP_TIMEOUT", ""),
         ]);
@@ -185,6 +181,7 @@ mod tests {
         ("AWS_VPC_K8S_CNI_LOGLEVEL", "info if not set; fatal is error"),
         ("AWS_VPC_K8S_CNI_CONNMARK", "must share no bit with ENID_ENI_MARK_MASK"),
         ("AWS_EC2_ENDPOINT", "reaches the EC2 client"),
+        ("INTROSPECTION_BIND_ADDRESS", "a loopback address, and no Unix socket"),
         ("HOST_CNI_BIN_PATH", "has another default"),
         ("HOST_CNI_CONFDIR_PATH", "has another default"),
     ];

@@ -10,7 +10,7 @@ use crate::{
     plan::{self, Plan},
     pool::{BlockState, Eni, EniState},
     supply::{Counts, Kind, Limits, Provisioning, kind::is_local},
-    view::{Capacity, InFlight, View},
+    view::{Capacity, InFlight, Pacing, View},
 };
 
 /// An action that was denied, and that nobody has wanted since, is taken to be denied for so long.
@@ -58,7 +58,7 @@ impl Core {
             in_flight: in_flight.collect(),
             blocked: self.blocked_by(now, &plan),
             plan,
-            pauses: pauses.collect(),
+            pacing: Pacing { pauses: pauses.collect(), buckets: self.calls.buckets(now).collect() },
             broken: self.integrity.broken().map(ToString::to_string).collect(),
         }
     }

@@ -81,6 +81,17 @@ pub enum Class {
     Background,
 }
 
+impl Class {
+    /// The name in metrics.
+    pub fn name(self) -> &'static str {
+        match self {
+            Class::PodWaits => "pod_waits",
+            Class::PoolShort => "pool_short",
+            Class::Background => "background",
+        }
+    }
+}
+
 /// Which ENIs an audit asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Scope {

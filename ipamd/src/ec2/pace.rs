@@ -121,6 +121,13 @@ impl Pace {
         self.crowded.is_some_and(|until| now < until)
     }
 
+    /// Of each bucket that was used: the calls that may be made now, and those that it has when it is full.
+    pub(crate) fn fill(&self, now: Millis) -> impl Iterator<Item = (&'static str, Class, u32, u32)> {
+        self.buckets.iter().map(move |((action, class), bucket)| {
+            (*action, *class, bucket.permits(*class, now), Bucket::lane(*class).burst)
+        })
+    }
+
     /// When the next slot is, if calls have to wait for one.
     fn next_slot(&self, now: Millis) -> Option<Millis> {
         let into = now.0.wrapping_add(self.to_wall) % SLOT_MS;

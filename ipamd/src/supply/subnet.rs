@@ -88,9 +88,9 @@ impl Subnet {
         }
     }
 
-    /// Its free addresses, as EC2 has said last.
-    pub(crate) fn free(&self) -> Option<u64> {
-        self.free.map(|(free, _)| free)
+    /// Its free addresses, as EC2 has said last, and when.
+    pub(crate) fn free(&self) -> Option<(u64, Millis)> {
+        self.free
     }
 
     /// What it has left, in words, while it is short.

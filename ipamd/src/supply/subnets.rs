@@ -53,7 +53,7 @@ impl Subnets {
     }
 
     /// Free addresses of those that EC2 has said something of.
-    pub(crate) fn free(&self) -> impl Iterator<Item = (SubnetId, u64)> {
+    pub(crate) fn free(&self) -> impl Iterator<Item = (SubnetId, (u64, Millis))> {
         self.by_id.iter().filter_map(|(id, subnet)| Some((id.clone(), subnet.free()?)))
     }
 

@@ -83,7 +83,7 @@ fn a_refusal_is_told_and_not_repeated_for_five_minutes_and_growth_goes_on() {
     assert!((1..=2 * (world.enis.len() - 1)).contains(&tries()), "{:?}", world.sent);
     let wait = world.core.plan(world.now).waits.into_iter().find(|wait| matches!(wait.awaited, Awaited::Groups { .. }));
     assert_eq!(wait.map(|wait| (wait.cause, wait.message)), Some((Some(Cause::Denied), "no".to_owned())));
-    assert!(world.core.view(world.now).pauses.is_empty(), "the pool grows whatever is said of groups");
+    assert!(world.core.view(world.now).pacing.pauses.is_empty(), "the pool grows whatever is said of groups");
     world.refuse = None;
     read_for(&mut world, 6 * MINUTE_MS);
     assert!(follow(&world, &["sg-b"]), "{:?}", world.enis);

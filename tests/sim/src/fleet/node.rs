@@ -185,7 +185,7 @@ impl Node {
         let waiting = self.pods.values().filter(|pod| !pod.runs).count();
         let view = self.core.as_ref().map(|core| core.view(now));
         let counts = self.core.as_ref().map(Core::counts);
-        let pauses = view.map(|view| view.pauses);
+        let pauses = view.map(|view| view.pacing.pauses);
         format!("{waiting} pods wait on {}: {counts:?}, pauses {pauses:?}", self.instance)
     }
 }
