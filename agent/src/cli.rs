@@ -20,7 +20,7 @@ pub fn cli() -> Command {
 
 const EXIT_CODES: &str = "\
 Exit codes:
-  0  done; for status, health and doctor: nothing is wrong
+  0  done; for health and doctor: nothing is wrong
   1  it failed, or something is wrong, and what is printed says what
   2  the command line is not understood
   3  no daemon answers";
@@ -54,7 +54,7 @@ fn of_the_node() -> [Command; 3] {
 }
 
 /// What reads from the daemon.
-fn reading() -> [Command; 11] {
+fn reading() -> [Command; 10] {
     let reading = |name: &'static str, about: &'static str| {
         Command::new(name).about(about).args(settings(true)).arg(Output::flag())
     };
@@ -82,15 +82,15 @@ fn reading() -> [Command; 11] {
             ),
         reading("config", "Every setting, its value and what gives it"),
         reading("health", "Exit 0 while the daemon serves").arg(switch("ready", "Exit 0 only while STATUS says yes")),
-        reading("top", "The node as it changes: pool, ADDs, EC2 calls").arg(
-            Arg::new("times").long("times").value_parser(clap::value_parser!(u64)).help("End after so many looks"),
-        ),
     ]
 }
 
-/// What needs no daemon, and no node.
-fn elsewhere() -> [Command; 3] {
+/// What draws, and what needs no daemon and no node.
+fn elsewhere() -> [Command; 4] {
     [
+        Command::new("top").about("The node as it changes: pool, ADDs, EC2 calls").args(settings(true)).arg(
+            Arg::new("times").long("times").value_parser(clap::value_parser!(u64)).help("End after so many looks"),
+        ),
         Command::new("max-pods")
             .about("How many pods an instance type can have addresses for, as the kubelet's max-pods; needs no network")
             .args(settings(true))

@@ -270,7 +270,7 @@ async fn serve(
         settings: seen.settings.clone(),
     };
     let (operators_place, operators) = Place::listen(sockets::debug(&settings.run_dir), Type::STREAM)?;
-    let (debug, reporter) = debug::serve(debug, operators)?;
+    let (debug, reporter) = debug::serve(debug, operators, settings.debug)?;
     let places = [plugins_place, operators_place];
     let files = Files::new(settings.clone(), handle.clone(), counters.clone(), store.clone(), claim, places);
     let metadata = Metadata { imds, handle: handle.clone(), counters: counters.clone(), lacks_v6 };

@@ -38,6 +38,8 @@ fn main() -> ExitCode {
     match run(&cli::cli().get_matches()) {
         Ok(Ended::Well) => ExitCode::SUCCESS,
         Ok(Ended::SomethingIsWrong) => ExitCode::FAILURE,
+        // Who reads has seen enough.
+        Err(error) if error.is::<print::ReaderGone>() => ExitCode::SUCCESS,
         Err(error) => {
             // The whole chain, outermost first: every cause once.
             eprintln!("enid: {error:#}");
@@ -64,11 +66,12 @@ fn run(matches: &ArgMatches) -> anyhow::Result<Ended> {
         }
     };
     let done = |()| Ended::Well;
+    // Who asks metadata, for credentials too, or the API server.
+    if ["agent", "doctor", "takeover", "uninstall", "untaint"].contains(&name) {
+        proxy::keep_off()?;
+    }
     match name {
-        "agent" => {
-            proxy::keep_off()?;
-            daemon::run(given, settings).map(done)
-        }
+        "agent" => daemon::run(given, settings).map(done),
         "init" => runtime::install::plugins(&settings).map(done),
         "uninstall" => uninstall::run(&as_on_node(&given, settings), matches.get_flag("enis")).map(done),
         _ => commands::run(name, matches, &given, settings),

@@ -1,6 +1,9 @@
 //! What commands print: tables for people, JSON and YAML for programs.
 
-use std::io::{self, IsTerminal, Write};
+use std::{
+    fmt,
+    io::{self, IsTerminal, Write},
+};
 
 use anyhow::Context;
 use clap::{Arg, ArgMatches};
@@ -55,12 +58,28 @@ pub fn show<T: Serialize>(output: Output, value: &T, text: impl FnOnce() -> Stri
     })
 }
 
-/// Prints a text and ends its last line. A reader that has seen enough is no fault.
+/// Nobody reads any more, as behind `| head`: no fault, and nothing is left to do.
+#[derive(Debug)]
+pub struct ReaderGone;
+
+impl fmt::Display for ReaderGone {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("nobody reads what is printed")
+    }
+}
+
+impl std::error::Error for ReaderGone {}
+
+/// Prints a text and ends its last line.
+///
+/// # Errors
+///
+/// It cannot; [`ReaderGone`] if nobody reads.
 pub fn print(text: &str) -> anyhow::Result<()> {
     let text = text.strip_suffix('\n').unwrap_or(text);
     match writeln!(io::stdout(), "{text}") {
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(error).context("cannot print"),
-        _ => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Err(ReaderGone.into()),
+        printed => printed.context("cannot print"),
     }
 }
 
@@ -95,7 +114,7 @@ pub fn table<const N: usize>(
         let cells = row.into_iter().enumerate().filter(|(at, _)| is_shown(*at));
         table.add_row(cells.map(|(_, cell)| if cell.is_empty() { "-".to_owned() } else { cell }));
     }
-    table.trim_fmt()
+    text(&table)
 }
 
 /// How a line is meant.
@@ -121,7 +140,13 @@ pub fn lines(rows: impl IntoIterator<Item = (Mood, String, String)>) -> String {
         };
         table.add_row([Cell::new(name), words]);
     }
-    table.trim_fmt()
+    text(&table)
+}
+
+/// Without the space before the first column.
+fn text(table: &Table) -> String {
+    let text = table.trim_fmt();
+    text.lines().map(|line| line.strip_prefix(' ').unwrap_or(line)).collect::<Vec<_>>().join("\n")
 }
 
 fn empty() -> Table {

@@ -7,7 +7,7 @@ use ipnet::IpNet;
 
 use crate::{
     cause::Refusal,
-    ec2::Class,
+    ec2::{Class, Pace},
     groups::List,
     ids::{AttachmentKey, EniId, Millis, SubnetId},
     lease::Lease,
@@ -52,8 +52,15 @@ pub struct View {
 pub struct Pacing {
     /// Actions that wait after a refusal, until when, and why.
     pub pauses: Vec<(&'static str, Millis, Refusal)>,
+    /// The buckets: what they have is computed when somebody asks.
+    pub(crate) pace: Pace,
+}
+
+impl View {
     /// Rate buckets that were used: action, class, calls that may be made now, and calls of a full one.
-    pub buckets: Vec<(&'static str, Class, u32, u32)>,
+    pub fn buckets(&self) -> impl Iterator<Item = (&'static str, Class, u32, u32)> {
+        self.pacing.pace.fill(self.now)
+    }
 }
 
 /// What the node may have.

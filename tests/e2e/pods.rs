@@ -148,7 +148,11 @@ fn every_version_adds_checks_and_deletes() {
 #[test]
 fn operators_read_the_daemon_with_plain_tools() {
     let place = Place::node(lab(), 3);
-    let _daemon = Daemon::start(place, &[("WARM_IP_TARGET", "2"), ("IP_COOLDOWN_PERIOD", "0")]).unwrap();
+    let _daemon = Daemon::start(
+        place,
+        &[("WARM_IP_TARGET", "2"), ("IP_COOLDOWN_PERIOD", "0"), ("ENID_DEBUG_ADDRESS", "127.0.0.1:61681")],
+    )
+    .unwrap();
     let pod = Pod::new(3, "seen");
     let (address, _) = pod.add(place).unwrap();
     let grpcurl = concat!(env!("CARGO_MANIFEST_DIR"), "/../.tools/bin/grpcurl");
@@ -162,6 +166,9 @@ fn operators_read_the_daemon_with_plain_tools() {
     assert!(ask("enid.v1.Debug/GetPool").contains("\"assigned\": 1"));
     let addresses: Value = serde_json::from_str(&ask("enid.v1.Debug/ListAddresses")).unwrap();
     assert!(addresses["addresses"].as_array().unwrap().iter().any(|seen| seen["state"] == "assigned"));
+    // On the address, too, where that is asked for; with reflection.
+    let by_address = place.sh(&format!("{grpcurl} -plaintext 127.0.0.1:61681 enid.v1.Debug/GetPool")).unwrap();
+    assert!(by_address.contains("\"assigned\": 1"), "{by_address}");
     let metrics = place.metrics().unwrap();
     // Those that dashboards of Amazon's daemon read (docs/differences.md names the ones that are not there).
     for name in [

@@ -81,7 +81,8 @@ impl<'a> Place<'a> {
             ip rule flush; ip rule add pref 32766 lookup main; ip rule add pref 32767 lookup default
             nft flush ruleset
             for link in $(ls /sys/class/net | grep -v -e lo -e '^eth0$'); do
-                ip addr flush dev $link; ip link set $link down
+                # Links of namespaces that are gone go a little later.
+                { ip addr flush dev $link && ip link set $link down; } || test ! -e /sys/class/net/$link
             done
             rm -rf /run/enid
             boot=/run/boot-$(cat /proc/sys/kernel/random/uuid)

@@ -83,7 +83,7 @@ pub fn line(operation: &Operation) -> String {
     }
     let words = [&**cause, &**message].into_iter().filter(|word| !word.is_empty()).collect::<Vec<_>>().join(": ");
     if !words.is_empty() {
-        text.push_str(&format!(": {words}"));
+        text.push_str(&format!("{}{words}", if named.is_empty() && phases.is_empty() { " " } else { ": " }));
     }
     if !aws_request_id.is_empty() {
         text.push_str(&format!(" (EC2 request {aws_request_id})"));

@@ -3,7 +3,7 @@
 
 use anyhow::{Context, bail};
 use clap::ArgMatches;
-use enid_ipamd::{Limits, Policy};
+use enid_ipamd::{Kind, Limits, Policy};
 use serde::Serialize;
 
 use crate::{
@@ -40,7 +40,13 @@ pub fn run(matches: &ArgMatches, settings: &Settings, output: Output) -> anyhow:
             if known.is_empty() { String::new() } else { format!("; of its family these are: {}", known.join(", ")) };
         bail!("the instance type {kind:?} is not known to this version{hint}");
     };
-    let found = max_pods(kind, limits, &settings.policy, matches.get_one::<u64>("cap").copied());
+    let cap = matches.get_one::<u64>("cap").copied();
+    if cap.is_none() && settings.policy.kind == Kind::V6Prefix {
+        bail!(
+            "with IPv6 addresses are no limit: --cap says how many pods the kubelet may have (Kubernetes recommends 110)"
+        );
+    }
+    let found = max_pods(kind, limits, &settings.policy, cap);
     if output == Output::Table {
         return print(&found.max_pods.to_string());
     }

@@ -52,7 +52,7 @@ pub fn without_settings(name: &str, matches: &ArgMatches) -> Option<anyhow::Resu
 pub fn run(name: &str, matches: &ArgMatches, given: &Given, settings: Settings) -> anyhow::Result<Ended> {
     let output = Output::of(matches);
     if name == "max-pods" {
-        return max_pods::run(matches, &settings, output).map(|()| Ended::Well);
+        return max_pods::run(matches, &as_on_node(given, settings), output).map(|()| Ended::Well);
     }
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start the runtime")?;

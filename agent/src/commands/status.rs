@@ -2,6 +2,7 @@
 
 use anyhow::bail;
 use enid_api::v1::{GetPoolRequest, Pool, Setting, Trouble};
+use enid_ipamd::Cause;
 use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient};
 
 use super::{
@@ -37,7 +38,7 @@ pub async fn run(settings: &Settings, output: Output) -> anyhow::Result<Ended> {
 
 /// What can be seen on the node itself.
 async fn without_daemon(settings: &Settings) -> String {
-    let leases = match store::leases(&settings.store_dir) {
+    let leases = match store::leases(&settings.store_dir, &settings.run_dir) {
         Ok(leases) => format!("{} leases, as the daemon has left them", leases.len()),
         Err(failure) => format!("it cannot be read: {failure:#}"),
     };
@@ -55,7 +56,7 @@ async fn without_daemon(settings: &Settings) -> String {
 
 /// `enid health`.
 pub async fn health(settings: &Settings, ready: bool, output: Output) -> anyhow::Result<()> {
-    health::ask(&sockets::cni(&settings.run_dir), TIMEOUT)?;
+    health::ask(&sockets::cni(&settings.run_dir), TIMEOUT).map_err(|failure| NoDaemon(format!("{failure:#}")))?;
     let mut client = HealthClient::new(channel(settings).await?);
     let service = if ready { CNI_HEALTH } else { "" }.to_owned();
     let answer = within(async { answered(client.check(HealthCheckRequest { service }).await) }).await?;
@@ -63,6 +64,13 @@ pub async fn health(settings: &Settings, ready: bool, output: Output) -> anyhow:
         bail!("the daemon answers {:?}", answer.status());
     }
     show(output, &"serving", || "serving".to_owned())
+}
+
+/// Whether it is the ordinary state of a node that has as many pods as fit on it: nobody wants an address that it cannot have.
+pub fn concerns_nobody(pool: &Pool, trouble: &Trouble) -> bool {
+    let of_full = [Cause::EniLimit, Cause::ProvisioningOff, Cause::Cooldown].map(Cause::name);
+    let is_of_full = trouble.kind == "obstacle" && of_full.contains(&&*trouble.cause);
+    is_of_full && pool.waiting == 0 && pool.bound == 0 && pool.refused_adds == 0
 }
 
 /// What is wrong, each with what it means for pods.
@@ -76,7 +84,8 @@ pub fn troubles(pool: &Pool) -> Vec<(String, String)> {
         "rights" => "rights",
         _ => "",
     };
-    let with_cause = pool.troubles.iter().map(|Trouble { kind, cause, message, aws_request_id }| {
+    let wrong = pool.troubles.iter().filter(|trouble| !concerns_nobody(pool, trouble));
+    let with_cause = wrong.map(|Trouble { kind, cause, message, aws_request_id }| {
         let name = Some(meaning(kind)).filter(|words| !words.is_empty()).unwrap_or(kind);
         let request = match &**aws_request_id {
             "" => String::new(),
@@ -94,6 +103,9 @@ pub fn troubles(pool: &Pool) -> Vec<(String, String)> {
 fn rows(pool: &Pool) -> Vec<(Mood, String, String)> {
     let troubles = troubles(pool);
     let health = match (troubles.len(), pool.ready) {
+        (0, true) if !pool.troubles.is_empty() => {
+            (Mood::Good, "healthy: every address is in use, and nobody waits for another".to_owned())
+        }
         (0, true) => (Mood::Good, "healthy: pods get addresses, and have their network".to_owned()),
         (0, false) => (Mood::Bad, "not ready: no address could be given since this boot".to_owned()),
         (1, _) => (Mood::Bad, "one thing is wrong; docs/causes.md says what to do".to_owned()),
@@ -150,6 +162,11 @@ mod tests {
         let wrong = Pool { troubles: vec![full], conflicts: vec!["a rule".into()], ..well.clone() };
         assert_eq!(first(&wrong).2, "2 things are wrong; docs/causes.md says what to do");
         assert_eq!(rows(&wrong)[1].1, "new pods get no address");
+        let limit = Trouble { kind: "obstacle".into(), cause: "eni_limit".into(), ..Trouble::default() };
+        let full = Pool { troubles: vec![limit], ..well.clone() };
+        assert_eq!(first(&full).0, Mood::Good, "a node that is full is well");
+        assert_eq!(first(&Pool { refused_adds: 1, ..full.clone() }).0, Mood::Bad);
+        assert_eq!(first(&Pool { bound: 1, ..full }).0, Mood::Bad);
         assert_eq!(first(&Pool { ready: false, ..well }).0, Mood::Bad);
     }
 }

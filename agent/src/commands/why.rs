@@ -26,7 +26,8 @@ pub async fn run(settings: &Settings, pod: &str, output: Output) -> anyhow::Resu
     let story = match said.await {
         Err(failure) if failure.is::<NoDaemon>() => {
             eprintln!("enid: {failure:#}");
-            let operations = kept::story(&settings.store_dir, &name).context("no story can be read")?;
+            let operations =
+                kept::story(&settings.store_dir, &settings.run_dir, &name).context("no story can be read")?;
             Story { operations, ..Story::default() }
         }
         said => said?,

@@ -9,6 +9,7 @@
 //! - [`inode`]: whether a file is still the one that was put there; [`sockets`]: where plugins and operators connect.
 
 pub mod conntrack;
+pub mod database;
 pub mod deletion;
 pub mod file;
 pub mod inode;

@@ -136,6 +136,11 @@ impl Counters {
         Ok(counters)
     }
 
+    /// A DEL has come.
+    pub fn del(&self) {
+        self.operations.del();
+    }
+
     /// An operation of CNI has ended.
     pub fn ended(&self, operation: &Operation) {
         self.operations.ended(operation);

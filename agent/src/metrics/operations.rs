@@ -54,6 +54,11 @@ impl Operations {
         registry.register(Box::new(self.add_waited.clone()))
     }
 
+    /// A DEL has come.
+    pub(super) fn del(&self) {
+        self.del_requests.with_label_values(&["PodDeleted"]).inc();
+    }
+
     /// An operation of CNI has ended.
     pub(super) fn ended(&self, operation: &Operation) {
         let Operation { kind, outcome, cause, took_us, phases, .. } = operation;
@@ -76,7 +81,6 @@ impl Operations {
                 self.add_seconds.with_label_values(&[ended]).observe(as_seconds(*took_us));
             }
             "DEL" => {
-                self.del_requests.with_label_values(&["PodDeleted"]).inc();
                 self.del_seconds.with_label_values(&[outcome]).observe(as_seconds(*took_us));
             }
             _ => return,

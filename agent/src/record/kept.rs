@@ -1,19 +1,17 @@
 //! The stories of pods on disk: a file beside the store, and not in it, since a lease does not wait for a story to be written.
 
-use std::{
-    path::{Path, PathBuf},
-    sync::Arc,
-    time::Duration,
-};
+use std::{path::Path, sync::Arc, time::Duration};
 
-use anyhow::Context;
 use enid_api::v1::Operation;
-use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition, TableError};
+use redb::{Database, DatabaseError, ReadableDatabase, ReadableTable, TableDefinition, TableError};
 use tokio::{task::spawn_blocking, time::sleep};
 use tracing::warn;
 
 use super::{Record, Stories, stories};
-use crate::clock;
+use crate::{
+    clock,
+    host::database::{Copied, is_damage},
+};
 
 /// The file's name, in the store's folder.
 pub const FILE: &str = "stories.redb";
@@ -34,17 +32,21 @@ impl Kept {
     /// on it.
     pub fn open(store_dir: &Path) -> (Self, Stories) {
         let path = store_dir.join(FILE);
-        let opened = open(&path).or_else(|failure| {
-            warn!("the stories of pods are lost: {failure:#}");
-            std::fs::remove_file(&path).with_context(|| format!("cannot remove {}", path.display()))?;
-            open(&path)
-        });
-        match opened {
-            Ok((database, kept)) => {
+        let opened = match create(&path) {
+            Err(failure) if is_damage(&failure) => {
+                warn!("the stories of pods are lost: {} is damaged: {failure}", path.display());
+                let removed = std::fs::remove_file(&path).map_err(anyhow::Error::from);
+                removed.and_then(|()| Ok(create(&path)?))
+            }
+            created => created.map_err(Into::into),
+        };
+        let read = opened.and_then(|database| Ok((all(&database)?, database)));
+        match read {
+            Ok((kept, database)) => {
                 (Kept { database: Some(Arc::new(database)) }, Stories::of_kept(kept, clock::wall_ms()))
             }
             Err(failure) => {
-                warn!("the stories of pods are not kept over a restart: {failure:#}");
+                warn!("the stories of pods are not kept over a restart: {}: {failure:#}", path.display());
                 (Kept { database: None }, Stories::default())
             }
         }
@@ -71,34 +73,36 @@ impl Kept {
     ///
     /// # Errors
     ///
-    /// The disk refuses; what was to be written is lost for a later run, and known to this one.
+    /// The disk refuses; it is written with what changes next.
     pub fn write(&self, record: &Record) -> anyhow::Result<()> {
-        let Some(database) = &self.database else { return Ok(()) };
         let changed = record.state().stories.take_changed(clock::wall_ms());
-        if changed.is_empty() {
-            return Ok(());
+        let Some(database) = self.database.as_ref().filter(|_| !changed.is_empty()) else { return Ok(()) };
+        let written = written(database, &changed);
+        if written.is_err() {
+            record.state().stories.put_back(changed.into_iter().map(|(pod, _)| pod));
         }
-        let txn = database.begin_write()?;
-        {
-            let mut table = txn.open_table(STORIES)?;
-            for (pod, encoded) in changed {
-                match encoded {
-                    Some(encoded) => drop(table.insert(&*pod, &*encoded)?),
-                    None => drop(table.remove(&*pod)?),
-                }
+        written
+    }
+}
+
+fn written(database: &Database, changed: &[(String, Option<Vec<u8>>)]) -> anyhow::Result<()> {
+    let txn = database.begin_write()?;
+    {
+        let mut table = txn.open_table(STORIES)?;
+        for (pod, encoded) in changed {
+            match encoded {
+                Some(encoded) => drop(table.insert(&**pod, &**encoded)?),
+                None => drop(table.remove(&**pod)?),
             }
         }
-        Ok(txn.commit()?)
     }
+    Ok(txn.commit()?)
 }
 
 type AsKept = Vec<(String, Vec<u8>)>;
 
-fn open(path: &PathBuf) -> anyhow::Result<(Database, AsKept)> {
-    let doing = || format!("cannot read {}", path.display());
-    let database = Database::builder().set_cache_size(CACHE_BYTES).create(path).with_context(doing)?;
-    let kept = all(&database).with_context(doing)?;
-    Ok((database, kept))
+fn create(path: &Path) -> Result<Database, DatabaseError> {
+    Database::builder().set_cache_size(CACHE_BYTES).create(path)
 }
 
 fn all(database: &Database) -> anyhow::Result<AsKept> {
@@ -118,12 +122,9 @@ fn all(database: &Database) -> anyhow::Result<AsKept> {
 ///
 /// # Errors
 ///
-/// There is no file, it cannot be read, or a daemon has it open.
-pub fn story(store_dir: &Path, pod: &str) -> anyhow::Result<Vec<Operation>> {
-    let path = store_dir.join(FILE);
-    let doing = || format!("cannot read {}", path.display());
-    let database = Database::builder().set_cache_size(CACHE_BYTES).open(&path).with_context(doing)?;
-    let kept = all(&database).with_context(doing)?;
+/// There is no file, or it cannot be read. `folder`: where a copy may be for a moment.
+pub fn story(store_dir: &Path, folder: &Path, pod: &str) -> anyhow::Result<Vec<Operation>> {
+    let kept = all(&Copied::open(&store_dir.join(FILE), folder)?.database)?;
     Ok(kept.iter().find(|(name, _)| name == pod).map(|(_, encoded)| stories::decode(encoded)).unwrap_or_default())
 }
 
@@ -145,8 +146,8 @@ mod tests {
         record.note(Kind::Bound, Some(&pod), "bound");
         kept.write(&record).unwrap();
         drop(kept);
-        assert_eq!(story(&dir, "default/web").unwrap()[0].kind, "BOUND");
-        assert!(story(&dir, "default/other").unwrap().is_empty());
+        assert_eq!(story(&dir, &dir, "default/web").unwrap()[0].kind, "BOUND");
+        assert!(story(&dir, &dir, "default/other").unwrap().is_empty());
         let (kept, stories) = Kept::open(&dir);
         assert_eq!(Record::new(counters.clone(), stories).story("default/web").len(), 1);
         drop(kept);

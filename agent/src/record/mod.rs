@@ -29,6 +29,8 @@ pub use stories::name_of;
 
 /// Operations that are kept.
 const LAST: usize = 1_000;
+/// What "lately" is for refused ADDs: runtimes ask again within seconds, and later and later.
+const LATELY_MS: u64 = 120_000;
 /// Operations that a reader of the stream may be behind.
 const BEHIND: usize = 256;
 
@@ -44,6 +46,8 @@ struct State {
     open: BTreeMap<u64, Operation>,
     /// Encoded: hardly any is ever read, and as a value one is four times as large.
     ended: VecDeque<Vec<u8>>,
+    /// When ADDs were refused lately, milliseconds since 1970.
+    refused: VecDeque<u64>,
     stories: Stories,
     repeats: Repeats,
 }
@@ -55,6 +59,7 @@ impl Record {
             next: 1,
             open: BTreeMap::new(),
             ended: VecDeque::with_capacity(LAST),
+            refused: VecDeque::new(),
             stories,
             repeats: Repeats::default(),
         };
@@ -89,9 +94,12 @@ impl Record {
 
     /// The last operations, the oldest first, and then those that go on.
     pub fn operations(&self) -> Vec<Operation> {
-        let state = self.state();
-        let ended = state.ended.iter().filter_map(|ended| Operation::decode(&**ended).ok());
-        ended.chain(state.open.values().cloned()).collect()
+        let (ended, open): (Vec<Vec<u8>>, Vec<Operation>) = {
+            let state = self.state();
+            (state.ended.iter().cloned().collect(), state.open.values().cloned().collect())
+        };
+        // Not while an ADD may wait for the lock.
+        ended.iter().filter_map(|ended| Operation::decode(&**ended).ok()).chain(open).collect()
     }
 
     /// A pod's story: what has ended, and what goes on.
@@ -100,6 +108,19 @@ impl Record {
         let open = state.open.values().filter(|open| open.pod == pod && stories::is_told(open)).cloned();
         let open: Vec<Operation> = open.collect();
         state.stories.of(pod, clock::wall_ms()).into_iter().chain(open).collect()
+    }
+
+    /// A DEL has come, whatever number of attachments it ends.
+    pub fn del_requested(&self) {
+        self.counters.del();
+    }
+
+    /// ADDs that were refused within the last two minutes.
+    pub fn refused_lately(&self) -> usize {
+        let since = clock::wall_ms().saturating_sub(LATELY_MS);
+        let mut state = self.state();
+        state.refused.retain(|at| *at >= since);
+        state.refused.len()
     }
 
     /// Operations that end from now on.
@@ -117,6 +138,11 @@ impl Record {
         }
         state.ended.push_back(operation.encode_to_vec());
         state.stories.take(&operation);
+        if kind == Kind::Add && operation.outcome == outcome::REFUSED {
+            let since = operation.began_unix_ms.saturating_sub(LATELY_MS);
+            state.refused.retain(|at| *at >= since);
+            state.refused.push_back(operation.began_unix_ms);
+        }
         let line = state.repeats.take(&operation, Instant::now());
         drop(state);
         if let Some(line) = line {
@@ -188,6 +214,26 @@ impl Begun {
         self.operation.outcome = outcome::DONE.to_owned();
     }
 
+    /// It has ended as it should; it is recorded at once, though its value lives on.
+    pub fn done_now(&mut self) {
+        self.operation.outcome = outcome::DONE.to_owned();
+        self.record_now();
+    }
+
+    /// It is recorded now, with what was said of its end.
+    pub fn record_now(&mut self) {
+        let mut operation = std::mem::take(&mut self.operation);
+        // It has been recorded.
+        if operation.number == 0 {
+            return;
+        }
+        if operation.outcome.is_empty() {
+            operation.outcome = outcome::GONE.to_owned();
+        }
+        operation.took_us = micros(self.began.elapsed());
+        self.record.ended(self.kind, operation);
+    }
+
     /// It has ended as it should, and there is something to say.
     pub fn done_with(mut self, message: impl fmt::Display) {
         self.operation.message = message.to_string();
@@ -226,12 +272,7 @@ impl Begun {
 
 impl Drop for Begun {
     fn drop(&mut self) {
-        let mut operation = std::mem::take(&mut self.operation);
-        if operation.outcome.is_empty() {
-            operation.outcome = outcome::GONE.to_owned();
-        }
-        operation.took_us = micros(self.began.elapsed());
-        self.record.ended(self.kind, operation);
+        self.record_now();
     }
 }
 

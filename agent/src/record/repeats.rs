@@ -85,8 +85,10 @@ impl Repeats {
 impl Repeated {
     pub(super) fn log(&self) {
         let ((kind, subject, outcome, cause), more, message) = (&self.what, self.more, &self.message);
-        let seconds = QUIET.as_secs();
-        warn!(cause, more, "{kind} {subject} {outcome} again, {more} times in {seconds} s; the last: {message}");
+        let what = [&**kind, &**subject, &**outcome].into_iter().filter(|word| !word.is_empty());
+        let what = what.collect::<Vec<_>>().join(" ");
+        let last = if message.is_empty() { String::new() } else { format!("; the last: {message}") };
+        warn!(cause, more, "{what}, {more} times more in about a minute{last}");
     }
 }
 
@@ -110,7 +112,9 @@ impl Line {
             (_, outcome::GONE) => {
                 info!(pod, container, took_ms, phases, more, "{kind_name} ended: the plugin has gone")
             }
-            (_, outcome::SUPERSEDED) => info!(pod, container, address, eni, took_ms, "{kind_name} given up: {message}"),
+            (_, outcome::SUPERSEDED) => {
+                info!(pod, container, address, eni, took_ms, more, "{kind_name} given up: {message}");
+            }
             _ => warn!(pod, container, cause, request_id, took_ms, more, "{kind_name} {outcome}: {message}"),
         }
     }

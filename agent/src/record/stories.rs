@@ -106,6 +106,11 @@ impl Stories {
         changed.into_iter().map(with_words).collect()
     }
 
+    /// Those could not be written down.
+    pub(super) fn put_back(&mut self, pods: impl Iterator<Item = String>) {
+        self.changed.extend(pods);
+    }
+
     fn forget(&mut self, now: u64) {
         let old = self.of_pods.iter().filter(|(_, story)| is_old(story, now)).map(|(pod, _)| pod.clone());
         old.collect::<Vec<_>>().iter().for_each(|pod| self.remove(pod));

@@ -12,7 +12,7 @@ use enid_api::{
 };
 use enid_datapath::{Mac, identity, marks};
 use enid_ipamd::{AttachmentKey, Cause, Event, Lease, Macs, PodRef, Refusal};
-use futures_util::future::try_join_all;
+use futures_util::future::join_all;
 use prost::Message;
 use tokio::{runtime, sync::watch};
 use tracing::{info, warn};
@@ -125,13 +125,13 @@ impl CniService {
     /// ADD gets no address: recorded, and told to the cluster and to the plugin.
     async fn refuse(
         &self,
-        mut add: Begun,
+        add: &mut Begun,
         pod: Option<&PodRef>,
         refusal: Refusal,
         plugin: &Connection,
     ) -> Result<(), End> {
         add.refused(&refusal);
-        drop(add);
+        add.record_now();
         if let Some(pod) = pod {
             self.tell.reports.refused(pod, &refusal);
         }
@@ -143,15 +143,32 @@ impl CniService {
         let key = key(ask.attachment)?;
         let pod = ask.pod.map(|pod| PodRef { namespace: pod.namespace, name: pod.name });
         let mut add = self.record.begin(Kind::Add, Some(&key), pod.as_ref());
-        if (ask.each_card || ask.card.is_some()) && !self.multi_card {
+        let attached =
+            self.attach_recorded(ask.timeout_ms, (ask.card, ask.each_card), key, pod, &mut add, plugin).await;
+        if let Err(End::Failed(words) | End::NotUnderstood(words)) = &attached {
+            add.failed(words);
+        }
+        attached
+    }
+
+    async fn attach_recorded(
+        &self,
+        timeout_ms: u64,
+        (card, each_card): (Option<u32>, bool),
+        key: AttachmentKey,
+        pod: Option<PodRef>,
+        add: &mut Begun,
+        plugin: &Connection,
+    ) -> Result<(), End> {
+        if (each_card || card.is_some()) && !self.multi_card {
             let words = "the pod asks for an interface on every network card, and the settings forbid to use \
                          further ones (ENABLE_MULTI_NIC)";
             let refusal = Refusal::new(Cause::ProvisioningOff, words);
             return self.refuse(add, pod.as_ref(), refusal, plugin).await;
         }
         let mut request = self.handle.open().await.ok_or(End::Gone)?;
-        request.ask(key.clone(), pod.clone(), ask.timeout_ms, ask.card).await;
-        let cards = async { if ask.each_card { self.handle.further_cards().await } else { Some(Vec::new()) } };
+        request.ask(key.clone(), pod.clone(), timeout_ms, card).await;
+        let cards = async { if each_card { self.handle.further_cards().await } else { Some(Vec::new()) } };
         let (answer, further) = offered(&mut request, cards, plugin).await?;
         add.phase("address");
         let lease = match answer {
@@ -182,11 +199,11 @@ impl CniService {
         plugin.send(Reply::Verdict(Verdict { mine })).await?;
         add.phase("verdict");
         if mine {
-            add.done();
+            add.done_now();
             self.tell.annotations.has(pod.as_ref().filter(|_| key.ifname == identity::FIRST), lease.address);
         } else {
             add.superseded();
-            drop(add);
+            add.record_now();
         }
         // Deletions wait for it no longer, however long it takes.
         drop(wiring);
@@ -197,6 +214,7 @@ impl CniService {
 
     async fn release(&self, request: ReleaseRequest) -> Result<ReleaseReply, End> {
         let key = key(request.attachment)?;
+        self.record.del_requested();
         let mut keys = vec![key.clone()];
         if key.ifname == identity::FIRST {
             let view = self.handle.view().await.ok_or(End::Gone)?;
@@ -208,7 +226,8 @@ impl CniService {
             keys.extend(view.of_container(&key).filter(|other| identity::is_on_card(&other.ifname)).cloned());
         }
         // At once, so that their links are deleted together.
-        let addresses = try_join_all(keys.into_iter().map(|key| self.end(key))).await?;
+        let ended = join_all(keys.into_iter().map(|key| self.end(key))).await;
+        let addresses = ended.into_iter().collect::<Result<Vec<_>, End>>()?;
         let address = addresses.into_iter().next().unwrap_or_default();
         Ok(ReleaseReply { address, link_deleted: true })
     }

@@ -1,6 +1,9 @@
 //! `enid.v1.Debug` on debug.sock: the state, read from the core at that moment.
 
-use std::{net::IpAddr, sync::Arc};
+use std::{
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+};
 
 use anyhow::Context;
 use enid_api::v1::{
@@ -17,7 +20,10 @@ use tokio::sync::{
     broadcast::{self, error::RecvError},
     watch,
 };
-use tonic::{Request, Response, Status, transport::Server};
+use tonic::{
+    Request, Response, Status,
+    transport::{Server, server::TcpIncoming},
+};
 use tonic_health::server::HealthReporter;
 
 use crate::{
@@ -31,7 +37,7 @@ use crate::{
     },
     kubernetes::{Faults, InForce, mismatch},
     record::{Record, name_of},
-    serve::explain::explain,
+    serve::{explain::explain, listen::Listen},
     settings::SETTINGS,
     store::Store,
 };
@@ -141,6 +147,7 @@ impl Debug for DebugService {
             pause_ms: pause.map_or(0, |(_, until, _)| until.since(view.now)),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             max_pods_mismatch: mismatch(view.capacity.max_pods, view.capacity.for_pods).unwrap_or_default(),
+            refused_adds: u32::try_from(self.record.refused_lately()).unwrap_or(u32::MAX),
             troubles: readiness.causes().map(trouble).collect(),
             risk: in_words(readiness.risk).unwrap_or_default(),
             metrics_fault: self.metrics_fault.borrow().clone().unwrap_or_default(),
@@ -350,10 +357,12 @@ fn plan(view: &View) -> Plan {
     Plan { actions: in_flight.chain(next).collect(), waits: waits.collect() }
 }
 
-/// Serves operators until the task is dropped, with reflection and health; a way to set health.
+/// Serves operators until the task is dropped, with reflection and health, on the socket and, if there is one, on an address; a way
+/// to set health.
 pub fn serve(
     service: DebugService,
     listeners: Listeners,
+    address: Option<SocketAddr>,
 ) -> anyhow::Result<(impl Future<Output = anyhow::Result<()>>, HealthReporter)> {
     let (health, health_service) = tonic_health::server::health_reporter();
     let reflection = tonic_reflection::server::Builder::configure()
@@ -362,12 +371,26 @@ pub fn serve(
         .build_v1()
         .context("cannot describe the services")?;
     let reporter = health.clone();
-    let server =
-        Server::builder().add_service(DebugServer::new(service)).add_service(health_service).add_service(reflection);
+    let service = DebugServer::new(service);
+    let server = Server::builder().add_service(service).add_service(health_service).add_service(reflection);
     let server = async move {
         health.set_serving::<DebugServer<DebugService>>().await;
+        let on_address = {
+            let server = server.clone();
+            async move {
+                let Some(address) = address else { return std::future::pending().await };
+                let listen = Listen { what: "enid.v1.Debug", setting: "ENID_DEBUG_ADDRESS", address };
+                let listener = listen.bind(|_| {}).await;
+                let incoming = TcpIncoming::from(listener);
+                server.serve_with_incoming(incoming).await.context("the debug server ended")
+            }
+        };
         let incoming = Listener::start(listeners).await?.incoming();
-        server.serve_with_incoming(incoming).await.context("the debug server ended")
+        let on_socket = async { server.serve_with_incoming(incoming).await.context("the debug server ended") };
+        tokio::select! {
+            ended = on_socket => ended,
+            ended = on_address => ended,
+        }
     };
     Ok((server, reporter))
 }

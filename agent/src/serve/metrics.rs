@@ -61,8 +61,8 @@ const WORK: [(&str, &[&str]); 4] = [
 fn of_ec2(gauges: &Registry, view: &View) -> anyhow::Result<()> {
     let help = "EC2 calls that may be made at once, as part of a full bucket, by action and by who waits for them";
     let buckets = GaugeVec::new(Opts::new("enid_ec2_bucket_ratio", help), &["action", "class"])?;
-    for (action, class, now, full) in &view.pacing.buckets {
-        buckets.with_label_values(&[*action, class.name()]).set(f64::from(*now) / f64::from((*full).max(1)));
+    for (action, class, now, full) in view.buckets() {
+        buckets.with_label_values(&[action, class.name()]).set(f64::from(now) / f64::from(full.max(1)));
     }
     gauges.register(Box::new(buckets))?;
     let help = "Free addresses of a subnet, as EC2 has said last";

@@ -106,6 +106,8 @@ pub struct Settings {
     pub metrics: Option<SocketAddr>,
     /// ENID_HEALTH_ADDRESS.
     pub health: SocketAddr,
+    /// ENID_DEBUG_ADDRESS, if set.
+    pub debug: Option<SocketAddr>,
     /// `None`: no introspection.
     pub introspection: Option<SocketAddr>,
     /// Variables of Amazon's daemon that are set and have no effect, and why.
@@ -189,6 +191,7 @@ impl Settings {
                 .flatten()
                 .filter(|_| !read.switch("DISABLE_METRICS")),
             health: read.loopback("ENID_HEALTH_ADDRESS"),
+            debug: read.loopback_if_set("ENID_DEBUG_ADDRESS"),
             introspection: Some(read.loopback("INTROSPECTION_BIND_ADDRESS"))
                 .filter(|_| !read.switch("DISABLE_INTROSPECTION")),
             ignored: Vec::new(),

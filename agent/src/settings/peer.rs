@@ -147,7 +147,8 @@ mod tests {
         }
     }
 
-    const OURS: [&str; 16] = [
+    const OURS: [&str; 17] = [
+        "ENID_DEBUG_ADDRESS",
         "ENID_TAKE_OVER",
         "MAX_PODS",
         "ENID_NO_ADDRESSES_TAINT",

@@ -137,6 +137,11 @@ impl<'a> Reader<'a> {
         }
     }
 
+    /// The same; `None` if it is not set.
+    pub(super) fn loopback_if_set(&mut self, name: &str) -> Option<SocketAddr> {
+        self.text(name).map(|_| self.loopback(name))
+    }
+
     /// Where new ENIs are created.
     pub(super) fn placement(&mut self, stack: Stack) -> Placement {
         let (custom, discovery) =

@@ -4,8 +4,8 @@ use std::{fs, path::Path};
 
 use anyhow::Context;
 use redb::{
-    Database, DatabaseError, Key, ReadTransaction, ReadableDatabase, ReadableTable, StorageError, TableDefinition,
-    TableError, Value, WriteTransaction,
+    Database, DatabaseError, Key, ReadTransaction, ReadableDatabase, ReadableTable, TableDefinition, TableError, Value,
+    WriteTransaction,
 };
 use tracing::error;
 
@@ -45,16 +45,6 @@ fn copy_table<K: Key + 'static, V: Value + 'static>(
         copied.insert(key.value(), value.value())?;
     }
     Ok(())
-}
-
-/// What cannot be mended by trying again.
-pub(super) fn is_damage(failure: &DatabaseError) -> bool {
-    match failure {
-        DatabaseError::Storage(StorageError::Corrupted(_)) | DatabaseError::RepairAborted => true,
-        // redb says so of a file that is not one of its own.
-        DatabaseError::Storage(StorageError::Io(error)) => error.kind() == std::io::ErrorKind::InvalidData,
-        _ => false,
-    }
 }
 
 /// The instance that a file is of; a new one is of none.

@@ -20,8 +20,15 @@ use enid_ipamd::{AttachmentKey, EniId, Lease, Ledger, Limits, Macs, Millis, PodR
 use redb::{Database, ReadableDatabase, ReadableTable, WriteTransaction};
 use serde::{Deserialize, Serialize};
 
-use self::file::{COOLDOWN, INTENTS, LEASES, META, SLOTS, copy, create, instance_of, is_damage, set_aside};
-use crate::{host::inode::Inode, record::kept, settings::remembered};
+use self::file::{COOLDOWN, INTENTS, LEASES, META, SLOTS, copy, create, instance_of, set_aside};
+use crate::{
+    host::{
+        database::{Copied, is_damage},
+        inode::Inode,
+    },
+    record::kept,
+    settings::remembered,
+};
 
 /// What a file without pods of another plugin has.
 const SCHEMA: &str = "1";
@@ -338,11 +345,9 @@ impl From<&Lease> for StoredLease {
 ///
 /// # Errors
 ///
-/// There is no store, it cannot be read, or a daemon has it open.
-pub fn leases(dir: &Path) -> anyhow::Result<Vec<(AttachmentKey, Lease)>> {
-    let path = dir.join("enid.redb");
-    let read = || leases_in(&Database::open(&path)?);
-    read().with_context(|| format!("cannot read the store {}", path.display()))
+/// There is no store, or it cannot be read. `folder`: where a copy may be for a moment.
+pub fn leases(dir: &Path, folder: &Path) -> anyhow::Result<Vec<(AttachmentKey, Lease)>> {
+    leases_in(&Copied::open(&dir.join("enid.redb"), folder)?.database)
 }
 
 fn leases_in(database: &Database) -> anyhow::Result<Vec<(AttachmentKey, Lease)>> {

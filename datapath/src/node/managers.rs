@@ -15,6 +15,8 @@ pub struct Manager {
     pub name: &'static str,
     /// What was seen of it, one sentence.
     pub why: String,
+    /// It concerns an ENI that nobody but Enid is to configure; else it may be the host's own business.
+    pub is_ours: bool,
 }
 
 /// Those whose rules or routes are there. `secondaries`: the ENIs that nobody but Enid is to configure.
@@ -25,11 +27,16 @@ pub struct Manager {
 pub fn seen(found: &Found, secondaries: &[Mac]) -> Vec<Manager> {
     let asked =
         |from: u32, to: u32| found.rules.iter().filter_map(asked_table).find(|table| (from..to).contains(table));
-    let by_rule = |name, from, to| {
-        let why = |table| format!("a rule asks table {table}, which is one of its");
-        asked(from, to).map(|table| Manager { name, why: why(table) })
-    };
     let links: Vec<u32> = secondaries.iter().filter_map(|mac| Some(found.link_of(*mac)?.header.index)).collect();
+    let leads_over = |asked: u32| {
+        let over = |route: &RouteMessage| oif(route).is_some_and(|index| links.contains(&index));
+        found.routes.iter().any(|route| table(route) == asked && over(route))
+    };
+    let by_rule = |name, from, to| {
+        let seen = asked(from, to)?;
+        let why = format!("a rule asks table {seen}, which is one of its");
+        Some(Manager { name, why, is_ours: leads_over(seen) })
+    };
     let is_of_dhcp = |route: &&RouteMessage| {
         route.header.protocol == RouteProtocol::Dhcp && oif(route).is_some_and(|index| links.contains(&index))
     };
@@ -40,6 +47,7 @@ pub fn seen(found: &Found, secondaries: &[Mac]) -> Vec<Manager> {
             destination(route).map_or("default".to_owned(), |to| to.to_string()),
             table(route)
         ),
+        is_ours: true,
     });
     [by_rule("amazon-ec2-net-utils", 10_001, 10_100), by_rule("NetworkManager-cloud-setup", 30_200, 30_600), by_dhcp]
         .into_iter()
@@ -49,8 +57,13 @@ pub fn seen(found: &Found, secondaries: &[Mac]) -> Vec<Manager> {
 
 #[cfg(test)]
 mod tests {
+    use netlink_packet_route::link::{LinkAttribute, LinkMessage};
+
     use super::*;
-    use crate::{family::Family, netlink::message::rule};
+    use crate::{
+        family::Family,
+        netlink::message::{default_route, rule},
+    };
 
     #[test]
     fn their_tables_betray_them() {
@@ -59,5 +72,12 @@ mod tests {
         assert_eq!(names(10_001), ["amazon-ec2-net-utils"]);
         assert_eq!(names(30_400), ["NetworkManager-cloud-setup"]);
         assert!(names(2).is_empty() && names(10_101).is_empty(), "those are Enid's");
+        assert!(!seen(&with(10_001), &[])[0].is_ours, "it may be the primary's");
+        let mac = Mac([2, 0, 0, 0, 0, 1]);
+        let mut link = LinkMessage::default();
+        (link.header.index, link.attributes) = (3, vec![LinkAttribute::Address(mac.0.to_vec())]);
+        let routes = vec![default_route(10_001, "10.0.1.1".parse().unwrap(), 3)];
+        let of_secondary = Found { links: vec![link], routes, ..with(10_001) };
+        assert!(seen(&of_secondary, &[mac])[0].is_ours);
     }
 }

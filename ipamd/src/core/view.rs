@@ -58,7 +58,7 @@ impl Core {
             in_flight: in_flight.collect(),
             blocked: self.blocked_by(now, &plan),
             plan,
-            pacing: Pacing { pauses: pauses.collect(), buckets: self.calls.buckets(now).collect() },
+            pacing: Pacing { pauses: pauses.collect(), pace: self.calls.pace().clone() },
             broken: self.integrity.broken().map(ToString::to_string).collect(),
         }
     }

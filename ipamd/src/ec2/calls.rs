@@ -116,8 +116,8 @@ impl Calls {
         self.pace.is_crowded(now)
     }
 
-    pub(crate) fn buckets(&self, now: Millis) -> impl Iterator<Item = (&'static str, Class, u32, u32)> {
-        self.pace.fill(now)
+    pub(crate) fn pace(&self) -> &Pace {
+        &self.pace
     }
 
     pub(crate) fn pauses(&self) -> impl Iterator<Item = (&'static str, &Pause)> {

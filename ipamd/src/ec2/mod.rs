@@ -17,3 +17,4 @@ pub(crate) use calls::{Calls, Flight};
 pub(crate) use creation::{CreationStage, Creations};
 pub(crate) use deletion::{DeletionStage, Deletions};
 pub(crate) use leaked::{LeakSearch, PERIOD_MS as LEAK_PERIOD_MS};
+pub(crate) use pace::Pace;

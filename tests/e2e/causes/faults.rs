@@ -271,8 +271,12 @@ pub const FAULTS: &[Fault] = &[
     Fault {
         name: "amazon-ec2-net-utils works on the ENIs",
         finding: "network_manager",
-        begins: Change::Sh("ip rule add pref 10001 to 192.0.2.1 lookup 10001"),
-        ends: Change::Sh("ip rule del pref 10001"),
+        settings: &[("MINIMUM_IP_TARGET", "12"), ("WARM_IP_TARGET", "1")],
+        begins: Change::Sh(
+            "for n in $(seq 100); do ip link show eth1 2>/dev/null | grep -q ',UP' && break; sleep 0.1; done
+             ip route add default via 10.0.1.1 dev eth1 onlink table 10001; ip rule add pref 10001 to 192.0.2.1 lookup 10001",
+        ),
+        ends: Change::Sh("ip rule del pref 10001; ip route flush table 10001"),
         ..PLAIN
     },
     Fault {
@@ -306,6 +310,37 @@ pub const FAULTS: &[Fault] = &[
         before: Change::Sh("mkdir -p /var/lib/enid; mount -t tmpfs -o size=32m tmpfs /var/lib/enid"),
         begins: Change::Sh("head -c 24m /dev/zero > /var/lib/enid/filler"),
         ends: Change::Sh("rm /var/lib/enid/filler"),
+        ..PLAIN
+    },
+    Fault {
+        name: "a chained plugin sets MACs",
+        finding: "chained_mac",
+        begins: Change::Sh(
+            "python3 - <<'END'
+import json
+path = '/etc/cni/net.d/05-enid.conflist'
+with open(path) as file: held = json.load(file)
+held['plugins'].append({'type': 'tuning', 'mac': '0e:00:00:00:00:01'})
+with open(path, 'w') as file: json.dump(held, file)
+END",
+        ),
+        ends: Change::Sh(
+            "python3 - <<'END'
+import json
+path = '/etc/cni/net.d/05-enid.conflist'
+with open(path) as file: held = json.load(file)
+held['plugins'].pop()
+with open(path, 'w') as file: json.dump(held, file)
+END",
+        ),
+        ..PLAIN
+    },
+    Fault {
+        name: "metadata does not show an ENI",
+        finding: "metadata_differs",
+        settings: &[("MINIMUM_IP_TARGET", "12"), ("WARM_IP_TARGET", "1")],
+        begins: Change::Imds(|| vpclab::Faults { only_primary: true, ..vpclab::Faults::default() }),
+        ends: Change::Imds(vpclab::Faults::default),
         ..PLAIN
     },
     Fault {

@@ -20,7 +20,9 @@ const AT_ONCE: usize = 4;
 fn each_fault_has_its_own_cause_everywhere() {
     let chosen = std::env::var("ENID_TEST_FAULT").ok();
     let wanted = FAULTS.iter().filter(|fault| chosen.as_ref().is_none_or(|name| fault.name == name));
-    let waiting = Mutex::new(wanted.collect::<Vec<_>>());
+    let wanted: Vec<_> = wanted.collect();
+    assert!(!wanted.is_empty(), "there is no fault {chosen:?}");
+    let waiting = Mutex::new(wanted);
     let failed = Mutex::new(Vec::new());
     std::thread::scope(|scope| {
         for _ in 0..AT_ONCE {

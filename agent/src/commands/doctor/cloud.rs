@@ -9,6 +9,7 @@ use std::{
 use enid_api::v1::Eni;
 use enid_ipamd::{AuditedEni, Call, Cause, Ec2Answer, EniFacts, EniId, Provisioning, Scope};
 use ipnet::IpNet;
+use tokio::time::timeout;
 
 use super::{daemon::OfDaemon, finding::Finding};
 use crate::{
@@ -20,7 +21,15 @@ use crate::{
 };
 
 /// Metadata answers within milliseconds, or is not there.
-const METADATA: Duration = Duration::from_secs(2);
+const METADATA: Duration = Duration::from_millis(1_500);
+/// An answer of EC2 takes some hundred milliseconds.
+const EC2: Duration = Duration::from_millis(2_500);
+
+/// Whether the daemon has nothing to do with EC2.
+pub fn is_at_rest(daemon: &OfDaemon) -> bool {
+    let plan = daemon.pool.plan.clone().unwrap_or_default();
+    daemon.pool.calls.is_empty() && plan.actions.is_empty()
+}
 
 /// What they say.
 #[derive(Debug, Default)]
@@ -29,12 +38,6 @@ pub struct OfCloud {
     metadata: Option<Result<Vec<EniFacts>, String>>,
     /// The ENIs, or EC2's cause and sentence; `None` if it was not asked.
     ec2: Option<Result<Vec<AuditedEni>, (Cause, String)>>,
-}
-
-/// They do not answer in time.
-pub fn late() -> OfCloud {
-    let words = "EC2 does not answer within the time of this command".to_owned();
-    OfCloud { metadata: None, ec2: Some(Err((Cause::Ec2Unreachable, words))) }
 }
 
 /// Asks them.
@@ -47,17 +50,27 @@ pub async fn look(settings: &Settings) -> OfCloud {
     let metadata = imds.enis(Reading::All).await.map(|enis| enis.read).map_err(|failure| format!("{failure:#}"));
     let ec2 = match settings.policy.provisioning {
         Provisioning::ImdsOnly => None,
-        _ => Some(match Ec2::new(instance, settings).await.call(&Call::Audit { scope: Scope::Ours }).await {
-            Ok(Ec2Answer::Audited { attached, .. }) => Ok(attached),
-            Ok(_) => Err((Cause::Ec2Error, "EC2 answers something else than it was asked".to_owned())),
-            Err(failure) => Err((failure.cause, failure.message)),
-        }),
+        _ => {
+            let asked = async { Ec2::new(instance, settings).await.call(&Call::Audit { scope: Scope::Ours }).await };
+            let late = || format!("EC2 does not answer within {} ms", EC2.as_millis());
+            Some(match timeout(EC2, asked).await {
+                Ok(Ok(Ec2Answer::Audited { attached, .. })) => Ok(attached),
+                Ok(Ok(_)) => Err((Cause::Ec2Error, "EC2 answers something else than it was asked".to_owned())),
+                Ok(Err(failure)) => Err((failure.cause, failure.message)),
+                Err(_) => Err((Cause::Ec2Unreachable, late())),
+            })
+        }
     };
     OfCloud { metadata: Some(metadata), ec2 }
 }
 
-/// What is wrong by what they say.
-pub fn findings(cloud: &OfCloud, daemon: Option<&OfDaemon>, settings: &Settings) -> Vec<Finding> {
+/// What is wrong by what they say; `before`: what they said a moment ago, if anything differed.
+pub fn findings(
+    cloud: &OfCloud,
+    before: Option<&OfCloud>,
+    daemon: Option<&OfDaemon>,
+    settings: &Settings,
+) -> Vec<Finding> {
     let mut found = Vec::new();
     if let Some(Err(words)) = &cloud.metadata {
         found.push(Finding::new(Cause::MetadataUnreadable.name(), words.clone()));
@@ -68,14 +81,8 @@ pub fn findings(cloud: &OfCloud, daemon: Option<&OfDaemon>, settings: &Settings)
     if let (Some(Ok(metadata)), Some(Ok(ec2)), Some(daemon)) = (&cloud.metadata, &cloud.ec2, daemon) {
         found.extend(lost(metadata, ec2, daemon));
     }
-    // While something is ordered or given back they differ for a moment.
-    let is_at_rest = daemon.is_some_and(|daemon| {
-        let plan = daemon.pool.plan.clone().unwrap_or_default();
-        daemon.pool.calls.is_empty() && plan.actions.is_empty() && plan.waits.is_empty()
-    });
-    if let (Some(Ok(metadata)), Some(Ok(ec2)), true) = (&cloud.metadata, &cloud.ec2, is_at_rest) {
-        found.extend(differences(metadata, ec2, settings.policy.provisioning));
-    }
+    let earlier = before.map(|before| differences(before, settings)).unwrap_or_default();
+    found.extend(differences(cloud, settings).into_iter().filter(|difference| earlier.contains(difference)));
     found
 }
 
@@ -89,7 +96,10 @@ fn lost(metadata: &[EniFacts], ec2: &[AuditedEni], daemon: &OfDaemon) -> Vec<Fin
     lost.map(|eni| Finding::new(Cause::EniLost.name(), words(eni))).collect()
 }
 
-fn differences(metadata: &[EniFacts], ec2: &[AuditedEni], provisioning: Provisioning) -> Vec<Finding> {
+/// What only one of the two says. While something is ordered or given back, or a moment later, that is nothing.
+pub fn differences(cloud: &OfCloud, settings: &Settings) -> Vec<Finding> {
+    let (Some(Ok(metadata)), Some(Ok(ec2))) = (&cloud.metadata, &cloud.ec2) else { return Vec::new() };
+    let provisioning = settings.policy.provisioning;
     let shown: BTreeMap<&EniId, BTreeSet<IpNet>> =
         metadata.iter().map(|eni| (&eni.id, eni.blocks.iter().copied().collect())).collect();
     let mut found = Vec::new();

@@ -7,7 +7,10 @@ use enid_api::v1::{
 };
 
 use super::{
-    super::connect::{answered, debug},
+    super::{
+        connect::{answered, debug},
+        status::concerns_nobody,
+    },
     finding::Finding,
 };
 use crate::{clock, settings::Settings};
@@ -52,7 +55,14 @@ pub fn findings(before: Option<&OfDaemon>, now: &anyhow::Result<OfDaemon>) -> Ve
         Err(failure) => return vec![Finding::new("daemon_away", format!("{failure:#}"))],
     };
     let OfDaemon { pool, faults, repairs, .. } = now;
-    let troubles = pool.troubles.iter().map(|Trouble { cause, message, .. }| Finding::new(cause, message.clone()));
+    let troubles = pool.troubles.iter().map(|trouble| {
+        let Trouble { cause, message, .. } = trouble;
+        if concerns_nobody(pool, trouble) {
+            Finding::note(cause, message.clone())
+        } else {
+            Finding::new(cause, message.clone())
+        }
+    });
     let not_ready = "STATUS says no: no address could be given since this boot";
     let not_ready = (!pool.ready && pool.outage.is_empty()).then(|| Finding::new("not_ready", not_ready));
     let conflicts = pool.conflicts.iter().map(|words| Finding::new("conflict", words.clone()));

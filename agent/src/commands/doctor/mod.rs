@@ -1,5 +1,6 @@
 //! `enid doctor`: everything that the daemon, the kernel, instance metadata and EC2 say, compared, and known trouble; each finding
-//! with its cure. It changes nothing. It asks EC2 once, and metadata as often as a start does.
+//! with its cure. It changes nothing. It asks EC2 once, or twice if that differs from what
+//! metadata shows.
 
 mod cloud;
 mod daemon;
@@ -43,13 +44,22 @@ async fn found(settings: &Settings) -> Vec<Finding> {
         sleep(SECOND_LOOK).await;
         (first.ok(), daemon::look(settings).await)
     };
-    let (daemon, cloud) = tokio::join!(timeout(BOUND, twice), timeout(BOUND, cloud::look(settings)));
+    let (daemon, first) = tokio::join!(timeout(BOUND, twice), cloud::look(settings));
     let late = |_| (None, Err(anyhow!("the daemon does not answer within {} ms", BOUND.as_millis())));
     let (before, now) = daemon.unwrap_or_else(late);
-    let cloud = cloud.unwrap_or_else(|_| cloud::late());
+    // What differs at two moments between which the daemon had nothing to do with EC2 lasts.
+    let at_rest = now.as_ref().is_ok_and(cloud::is_at_rest);
+    let (earlier, cloud) = if at_rest && !cloud::differences(&first, settings).is_empty() {
+        sleep(SECOND_LOOK).await;
+        let again = cloud::look(settings).await;
+        let rests = daemon::look(settings).await.as_ref().is_ok_and(cloud::is_at_rest);
+        (Some(first).filter(|_| rests), again)
+    } else {
+        (None, first)
+    };
     let of_node = node::findings(settings, now.as_ref().ok()).await;
     let of_daemon = daemon::findings(before.as_ref(), &now);
-    let of_cloud = cloud::findings(&cloud, now.as_ref().ok(), settings);
+    let of_cloud = cloud::findings(&cloud, earlier.as_ref(), now.as_ref().ok(), settings);
     finding::each_once(of_daemon.into_iter().chain(of_node).chain(of_cloud))
 }
 

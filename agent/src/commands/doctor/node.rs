@@ -36,8 +36,9 @@ async fn of_kernel(settings: &Settings, daemon: Option<&OfDaemon>) -> anyhow::Re
     let secondaries = daemon.map(|daemon| daemon.enis.iter().filter(|eni| eni.slot != 0)).into_iter().flatten();
     let secondaries: Vec<Mac> = secondaries.filter_map(|eni| eni.mac.parse().ok()).collect();
     let managers = managers::seen(&there, &secondaries);
-    let managers = managers.into_iter().map(|Manager { name, why }| {
-        Finding::new("network_manager", format!("{name} works on the node's ENIs: {why}"))
+    let managers = managers.into_iter().map(|Manager { name, why, is_ours }| {
+        let words = format!("{name} works on the node's ENIs: {why}");
+        if is_ours { Finding::new("network_manager", words) } else { Finding::note("network_manager", words) }
     });
     let mut found: Vec<Finding> = managers.collect();
     let marks = settings.steering.policy.marks;
@@ -68,7 +69,14 @@ fn of_files(settings: &Settings) -> Vec<Finding> {
     files.sort();
     if let Some(first) = files.first().filter(|first| **first != ours) {
         let words = if ours.exists() { "comes before" } else { "is there, and not" };
-        found.push(Finding::new("configuration_order", format!("{} {words} {}", first.display(), ours.display())));
+        let words = format!("{} {words} {}", first.display(), ours.display());
+        // Multus, and plugins that chain ours, come first on purpose.
+        let text = fs::read_to_string(first).unwrap_or_default();
+        let is_meant = ["enid-cni", "multus"].iter().any(|name| text.contains(name));
+        found.push(match is_meant {
+            true => Finding::note("configuration_order", words),
+            false => Finding::new("configuration_order", words),
+        });
     }
     let list = conflist::read(&ours).ok().flatten();
     if list.as_ref().is_some_and(sets_macs) {
