@@ -35,6 +35,9 @@ fn a_node_with_pods(place: Place<'_>) -> Daemon {
 fn promtool_finds_nothing_wrong_with_metrics_and_alerts() {
     let place = Place::node(lab(), 0);
     let _daemon = a_node_with_pods(place);
+    // A counter by label has a series once something was counted.
+    place.sh("ip rule del pref 512").unwrap();
+    wait_until(BOUND, || place.metrics().is_ok_and(|page| page.contains("enid_repairs_total{"))).unwrap();
     let page = place.metrics().unwrap();
     let checked = place.sh("curl -sSf http://127.0.0.1:61678/metrics | promtool check metrics 2>&1 || true").unwrap();
     // Amazon's names are kept as they are.
