@@ -80,6 +80,7 @@ chart:
 	tools/chart
 
 test: root build
+	tools/packages
 	localstack/install
 	tools/grpcurl
 	tools/cnitool
