@@ -6,17 +6,17 @@ use crate::CLUSTER;
 
 const CHART: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../charts/enid");
 
-/// The Prometheus operator's, as far as the API server has to know it.
-fn pod_monitors() -> String {
+/// A kind of the Prometheus operator, as far as the API server has to know it.
+fn of_operator(kind: &str, plural: &str) -> String {
     let anything = json!({ "openAPIV3Schema": { "type": "object", "x-kubernetes-preserve-unknown-fields": true } });
     json!({
         "apiVersion": "apiextensions.k8s.io/v1",
         "kind": "CustomResourceDefinition",
-        "metadata": { "name": "podmonitors.monitoring.coreos.com" },
+        "metadata": { "name": format!("{plural}.monitoring.coreos.com") },
         "spec": {
             "group": "monitoring.coreos.com",
             "scope": "Namespaced",
-            "names": { "kind": "PodMonitor", "plural": "podmonitors" },
+            "names": { "kind": kind, "plural": plural },
             "versions": [{ "name": "v1", "served": true, "storage": true, "schema": anything }],
         },
     })
@@ -26,9 +26,12 @@ fn pod_monitors() -> String {
 #[test]
 fn the_api_server_takes_what_every_file_of_values_makes() {
     let cluster = &*CLUSTER;
-    cluster.apply(&pod_monitors()).unwrap();
-    let crd = "crd/podmonitors.monitoring.coreos.com";
-    cluster.kubectl(&["wait", "--for=condition=Established", crd, "--timeout=30s"]).unwrap();
+    let kinds = [("PodMonitor", "podmonitors"), ("PrometheusRule", "prometheusrules")];
+    let crds = kinds.map(|(_, plural)| format!("crd/{plural}.monitoring.coreos.com"));
+    for ((kind, plural), crd) in kinds.into_iter().zip(&crds) {
+        cluster.apply(&of_operator(kind, plural)).unwrap();
+        cluster.kubectl(&["wait", "--for=condition=Established", crd, "--timeout=30s"]).unwrap();
+    }
     let mut files = 0;
     for entry in std::fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/chart")).unwrap() {
         let path = entry.unwrap().path();
@@ -46,5 +49,5 @@ fn the_api_server_takes_what_every_file_of_values_makes() {
         files += 1;
     }
     assert!(files >= 5, "{files}");
-    cluster.kubectl(&["delete", crd]).unwrap();
+    crds.iter().for_each(|crd| drop(cluster.kubectl(&["delete", crd]).unwrap()));
 }
