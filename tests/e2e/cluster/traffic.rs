@@ -35,6 +35,13 @@ impl Ends {
         let no_cooldown = "curl -s http://127.0.0.1:61678/metrics | grep -q '^enid_cooling_ip_addresses 0$'";
         let is_over = || nodes.iter().all(|node| node.sh(no_cooldown).is_ok());
         wait_until(BOUND, is_over).context("addresses stay in their cooldown")?;
+        // A node that was not ready a moment ago gets no pods as long as the node controller's taint is on it.
+        let taints = "jsonpath={.items[*].spec.taints[*].key}";
+        let takes_pods = || {
+            let tainted = cluster.kubectl(&["get", "nodes", "-o", taints]);
+            tainted.is_ok_and(|keys| !keys.contains("node.kubernetes.io/"))
+        };
+        wait_until(BOUND, takes_pods).context("a node takes no pods")?;
         kube::idle(cluster, name, 32)?;
         let all = kube::devices(cluster, &kube::pods(cluster, Some(&format!("app={name}")))?)?;
         let mut pods = Vec::new();
