@@ -5,7 +5,7 @@ use enid_api::v1::{ListOperationsRequest, Operation, WatchOperationsRequest, Wat
 
 use super::{
     connect::{answered, debug, within},
-    moment::{moment, took},
+    words::{moment, request, took},
 };
 use crate::{
     print::{Output, print, show},
@@ -27,7 +27,6 @@ pub async fn run(settings: &Settings, follow: bool, output: Output) -> anyhow::R
         let text = || operations.iter().map(line).collect::<Vec<_>>().join("\n");
         return show(output, &operations, text);
     };
-    let last = operations.iter().map(|operation| operation.number).max().unwrap_or_default();
     let ended: Vec<&Operation> = operations.iter().filter(|operation| !operation.outcome.is_empty()).collect();
     let known: Vec<u64> = ended.iter().map(|operation| operation.number).collect();
     for operation in ended {
@@ -37,7 +36,7 @@ pub async fn run(settings: &Settings, follow: bool, output: Output) -> anyhow::R
         if missed > 0 {
             eprintln!("enid: {missed} operations were missed here, since this was read too slowly");
         }
-        if let Some(operation) = operation.filter(|it| it.number > last || !known.contains(&it.number)) {
+        if let Some(operation) = operation.filter(|it| !known.contains(&it.number)) {
             each(output, &operation)?;
         }
     }
@@ -85,9 +84,7 @@ pub fn line(operation: &Operation) -> String {
     if !words.is_empty() {
         text.push_str(&format!("{}{words}", if named.is_empty() && phases.is_empty() { " " } else { ": " }));
     }
-    if !aws_request_id.is_empty() {
-        text.push_str(&format!(" (EC2 request {aws_request_id})"));
-    }
+    text.push_str(&request(aws_request_id));
     text
 }
 

@@ -5,6 +5,7 @@ use enid_api::v1::{Eni, Lease, ListEnisRequest, ListLeasesRequest};
 use super::connect::{answered, debug, within};
 use crate::{
     print::{Output, column, show, table, wide},
+    record::name_of,
     settings::Settings,
 };
 
@@ -59,14 +60,19 @@ pub async fn pods(settings: &Settings, output: Output) -> anyhow::Result<()> {
     ];
     show(output, &leases, || {
         let rows = leases.iter().map(|lease| {
-            let name = format!("{}/{}", lease.pod_namespace, lease.pod_name);
+            let name = name_of(&lease.pod_namespace, &lease.pod_name);
             let pod = if lease.pod_name.is_empty() { String::new() } else { name };
-            let addresses = [&*lease.address, &*lease.second_address].join(" ").trim_end().to_owned();
+            let addresses = addresses(lease);
             let Lease { eni, state, host_ifname, ifname, container, network, .. } = lease.clone();
             [pod, addresses, eni, state, host_ifname, ifname, container, network]
         });
         table(output, columns, rows)
     })
+}
+
+/// A lease's address, or both.
+pub fn addresses(lease: &Lease) -> String {
+    [&*lease.address, &*lease.second_address].join(" ").trim_end().to_owned()
 }
 
 /// A number of addresses; a /80 is not counted out.

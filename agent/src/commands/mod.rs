@@ -10,11 +10,11 @@ mod explain;
 mod lists;
 mod manual;
 mod max_pods;
-mod moment;
 mod plan;
 mod status;
 mod top;
 mod why;
+mod words;
 
 use std::time::Duration;
 

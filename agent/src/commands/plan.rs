@@ -4,7 +4,7 @@ use enid_api::v1::{Action, GetPoolRequest, Plan, Wait};
 
 use super::{
     connect::{answered, debug, within},
-    moment::took,
+    words::{request, took},
 };
 use crate::{
     print::{Mood, Output, lines, show},
@@ -34,10 +34,7 @@ pub fn rows(plan: &Plan) -> Vec<(Mood, String, String)> {
     let waits = plan.waits.iter().map(|Wait { awaited, cause, message, aws_request_id, until_ms }| {
         let until = if *until_ms > 0 { format!(", for {} more", took(until_ms * 1_000)) } else { String::new() };
         let cause = if cause.is_empty() { String::new() } else { format!("{cause}: ") };
-        let request = match &**aws_request_id {
-            "" => String::new(),
-            id => format!(" (EC2 request {id})"),
-        };
+        let request = request(aws_request_id);
         (Mood::Plain, "waits for".to_owned(), format!("{awaited}{until}: {cause}{message}{request}"))
     });
     actions.chain(waits).collect()

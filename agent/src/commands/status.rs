@@ -10,6 +10,7 @@ use super::{
     ended::Ended,
     lists::many,
     plan,
+    words::request,
 };
 use crate::{
     host::{pod_links, sockets},
@@ -87,10 +88,7 @@ pub fn troubles(pool: &Pool) -> Vec<(String, String)> {
     let wrong = pool.troubles.iter().filter(|trouble| !concerns_nobody(pool, trouble));
     let with_cause = wrong.map(|Trouble { kind, cause, message, aws_request_id }| {
         let name = Some(meaning(kind)).filter(|words| !words.is_empty()).unwrap_or(kind);
-        let request = match &**aws_request_id {
-            "" => String::new(),
-            id => format!(" (EC2 request {id})"),
-        };
+        let request = request(aws_request_id);
         (name.to_owned(), format!("{cause}: {message}{request}"))
     });
     let of_metrics = Some(&pool.metrics_fault).filter(|words| !words.is_empty());

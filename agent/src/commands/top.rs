@@ -20,8 +20,8 @@ use super::{
     connect::{answered, debug, within},
     events::line,
     lists::many,
-    moment::took,
     plan, status,
+    words::took,
 };
 use crate::{
     clock,

@@ -6,11 +6,12 @@ use enid_api::v1::{GetStoryRequest, Lease, Story};
 use super::{
     connect::{NoDaemon, answered, debug, within},
     events::line,
+    lists::addresses,
     plan,
 };
 use crate::{
     print::{Mood, Output, lines, show},
-    record::{kept, name_of},
+    record::{kept, name_of, pod_of},
     settings::Settings,
 };
 
@@ -36,18 +37,15 @@ pub async fn run(settings: &Settings, pod: &str, output: Output) -> anyhow::Resu
 }
 
 fn named(pod: &str) -> anyhow::Result<(String, String)> {
-    let (namespace, name) = pod.split_once('/').unwrap_or(("default", pod));
-    if namespace.is_empty() || name.is_empty() || name.contains('/') {
-        bail!("{pod:?} is no pod: it is written NAMESPACE/POD");
-    }
+    let Some((namespace, name)) = pod_of(pod) else { bail!("{pod:?} is no pod: it is written NAMESPACE/POD") };
     Ok((namespace.to_owned(), name.to_owned()))
 }
 
 fn told(name: &str, story: &Story) -> String {
     let mut text: Vec<String> = story.operations.iter().map(line).collect();
-    for Lease { address, second_address, eni, state, host_ifname, .. } in &story.leases {
-        let addresses = [&**address, &**second_address].join(" ");
-        text.push(format!("now: it has {} on {eni} ({state}, link {host_ifname})", addresses.trim_end()));
+    for lease in &story.leases {
+        let Lease { eni, state, host_ifname, .. } = lease;
+        text.push(format!("now: it has {} on {eni} ({state}, link {host_ifname})", addresses(lease)));
     }
     let last = story.operations.last();
     let waits = last.is_some_and(|last| last.kind != "DEL" && !(last.kind == "ADD" && last.outcome == "done"));

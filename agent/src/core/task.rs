@@ -248,8 +248,7 @@ impl CoreTask {
         warn!(failure, "the store cannot be written: requests are refused");
         self.counters.failed(metrics::STORE);
         for ticket in offered {
-            let refusal = Refusal::new(Cause::StoreFailed, format!("the store cannot be written: {failure}"));
-            self.requests.answer(ticket, Answer::Refused(refusal));
+            self.requests.answer(ticket, Answer::Refused(store_failed(failure)));
             let handle = self.handle.clone();
             tokio::spawn(async move { handle.tell(Event::Closed { ticket }).await });
         }
@@ -336,9 +335,8 @@ impl CoreTask {
 
     /// Why an ADD would fail now.
     fn blocked(&self) -> Option<Refusal> {
-        let of_store = |failure| Refusal::new(Cause::StoreFailed, format!("the store cannot be written: {failure}"));
         let of_core = || self.core.blocked(now()).map(|refusal| self.in_full(refusal));
-        self.journal.failure().map(of_store).or_else(of_core)
+        self.journal.failure().map(store_failed).or_else(of_core)
     }
 
     /// What is on its way for the core is so because the kernel refuses it, if it does.
@@ -386,6 +384,10 @@ fn leaves_work(message: &Message) -> bool {
             | Message::View(_)
             | Message::Wanted(_)
     )
+}
+
+fn store_failed(words: &str) -> Refusal {
+    Refusal::new(Cause::StoreFailed, format!("the store cannot be written: {words}"))
 }
 
 fn refused_by_kernel(words: &str) -> Refusal {

@@ -1,9 +1,6 @@
 //! What our files of redb have in common.
 
-use std::{
-    fs, io,
-    path::{Path, PathBuf},
-};
+use std::{fs, io, path::Path};
 
 use anyhow::Context;
 use redb::{Database, DatabaseError, StorageError};
@@ -18,35 +15,17 @@ pub fn is_damage(failure: &DatabaseError) -> bool {
     }
 }
 
-/// A copy of a file, opened: who only reads takes no lock that a daemon which starts would meet, and repairs nothing.
-pub struct Copied {
-    /// The copy.
-    pub database: Database,
-    path: PathBuf,
-}
-
-impl Copied {
-    /// Copies a file into `folder`, and opens the copy.
-    ///
-    /// # Errors
-    ///
-    /// There is no such file, or it cannot be copied or read.
-    pub fn open(path: &Path, folder: &Path) -> anyhow::Result<Self> {
-        let doing = || format!("cannot read {}", path.display());
-        let copy = folder.join(format!("copy-{}.redb", std::process::id()));
-        fs::copy(path, &copy).with_context(doing)?;
-        match Database::open(&copy) {
-            Ok(database) => Ok(Copied { database, path: copy }),
-            Err(failure) => {
-                let _ = fs::remove_file(&copy);
-                Err(failure).with_context(doing)
-            }
-        }
-    }
-}
-
-impl Drop for Copied {
-    fn drop(&mut self) {
-        let _ = fs::remove_file(&self.path);
-    }
+/// Opens a copy of a file, which has no name any more: who only reads takes no lock that a daemon which starts would meet, repairs
+/// nothing, and leaves nothing behind. `folder`: where the copy is for a moment.
+///
+/// # Errors
+///
+/// There is no such file, or it cannot be copied or read.
+pub fn open_copy(path: &Path, folder: &Path) -> anyhow::Result<Database> {
+    let doing = || format!("cannot read {}", path.display());
+    let copy = folder.join(format!("copy-{}.redb", std::process::id()));
+    fs::copy(path, &copy).with_context(doing)?;
+    let opened = Database::open(&copy);
+    fs::remove_file(&copy).with_context(doing)?;
+    opened.with_context(doing)
 }

@@ -10,7 +10,7 @@ use tracing::warn;
 use super::{Record, Stories, stories};
 use crate::{
     clock,
-    host::database::{Copied, is_damage},
+    host::database::{is_damage, open_copy},
 };
 
 /// The file's name, in the store's folder.
@@ -124,7 +124,7 @@ fn all(database: &Database) -> anyhow::Result<AsKept> {
 ///
 /// There is no file, or it cannot be read. `folder`: where a copy may be for a moment.
 pub fn story(store_dir: &Path, folder: &Path, pod: &str) -> anyhow::Result<Vec<Operation>> {
-    let kept = all(&Copied::open(&store_dir.join(FILE), folder)?.database)?;
+    let kept = all(&open_copy(&store_dir.join(FILE), folder)?)?;
     Ok(kept.iter().find(|(name, _)| name == pod).map(|(_, encoded)| stories::decode(encoded)).unwrap_or_default())
 }
 

@@ -25,7 +25,7 @@ use self::{repeats::Repeats, stories::Stories};
 use crate::{clock, metrics::Counters};
 
 pub use kind::{Kind, outcome};
-pub use stories::name_of;
+pub use stories::{name_of, pod_of};
 
 /// Operations that are kept.
 const LAST: usize = 1_000;

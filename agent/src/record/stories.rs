@@ -34,6 +34,13 @@ pub fn name_of(namespace: &str, name: &str) -> String {
     format!("{namespace}/{name}")
 }
 
+/// Namespace and name of a pod as people write it: NAMESPACE/POD, the namespace default where it is left out. `None` if it is no
+/// name of a pod.
+pub fn pod_of(written: &str) -> Option<(&str, &str)> {
+    let (namespace, name) = written.split_once('/').unwrap_or(("default", written));
+    (!namespace.is_empty() && !name.is_empty() && !name.contains('/')).then_some((namespace, name))
+}
+
 /// Whether a pod's story tells of it.
 pub(super) fn is_told(operation: &Operation) -> bool {
     let kinds = [Kind::Add, Kind::Del, Kind::Bound].map(Kind::name);

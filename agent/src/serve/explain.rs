@@ -20,7 +20,7 @@ use crate::{
         netlink::Netlink,
         pod_links,
     },
-    record::name_of,
+    record::{name_of, pod_of},
 };
 
 /// One end of the way.
@@ -157,8 +157,8 @@ fn candidates<'a>(view: &'a View, end: &str) -> anyhow::Result<Vec<Candidate<'a>
         let pod = view.leases().find(|(_, lease)| lease.addresses().any(|held| held == address));
         return Ok(vec![(address, pod)]);
     }
-    let (namespace, name) = end.split_once('/').unwrap_or(("default", end));
-    let is_it = |lease: &&Lease| lease.pod.as_ref().is_some_and(|pod| pod.namespace == namespace && pod.name == name);
+    let named = pod_of(end);
+    let is_it = |lease: &Lease| lease.pod.as_ref().is_some_and(|pod| Some((&*pod.namespace, &*pod.name)) == named);
     let pod = view.leases().find(|(_, lease)| is_it(lease));
     let (key, lease) = pod.ok_or_else(|| {
         anyhow::anyhow!("{end:?} is neither an address nor a pod of this node with an address (NAMESPACE/POD)")

@@ -17,13 +17,13 @@ use std::{
 
 use anyhow::{Context, bail};
 use enid_ipamd::{AttachmentKey, EniId, Lease, Ledger, Limits, Macs, Millis, PodRef, Write};
-use redb::{Database, ReadableDatabase, ReadableTable, WriteTransaction};
+use redb::{Database, ReadTransaction, ReadableDatabase, ReadableTable, WriteTransaction};
 use serde::{Deserialize, Serialize};
 
 use self::file::{COOLDOWN, INTENTS, LEASES, META, SLOTS, copy, create, instance_of, set_aside};
 use crate::{
     host::{
-        database::{Copied, is_damage},
+        database::{is_damage, open_copy},
         inode::Inode,
     },
     record::kept,
@@ -261,9 +261,9 @@ impl Store {
         Ok(txn)
     }
 
-    /// The leases that are on disk.
+    /// The leases that are on disk. They are read beside what is written: no ADD waits for it.
     pub fn held(&self) -> anyhow::Result<Vec<(AttachmentKey, Lease)>> {
-        self.with(leases_in)
+        leases_in(&self.with(|database| Ok(database.begin_read()?))?)
     }
 
     /// Whether an address could be given since this boot.
@@ -347,12 +347,12 @@ impl From<&Lease> for StoredLease {
 ///
 /// There is no store, or it cannot be read. `folder`: where a copy may be for a moment.
 pub fn leases(dir: &Path, folder: &Path) -> anyhow::Result<Vec<(AttachmentKey, Lease)>> {
-    leases_in(&Copied::open(&dir.join("enid.redb"), folder)?.database)
+    leases_in(&open_copy(&dir.join("enid.redb"), folder)?.begin_read()?)
 }
 
-fn leases_in(database: &Database) -> anyhow::Result<Vec<(AttachmentKey, Lease)>> {
+fn leases_in(txn: &ReadTransaction) -> anyhow::Result<Vec<(AttachmentKey, Lease)>> {
     let mut leases = Vec::new();
-    for entry in database.begin_read()?.open_table(LEASES)?.iter()? {
+    for entry in txn.open_table(LEASES)?.iter()? {
         let (key, lease) = entry?;
         let lease: StoredLease = serde_json::from_str(lease.value())?;
         leases.push((serde_json::from_str(key.value())?, lease.into()));

@@ -25,12 +25,6 @@ const METADATA: Duration = Duration::from_millis(1_500);
 /// An answer of EC2 takes some hundred milliseconds.
 const EC2: Duration = Duration::from_millis(2_500);
 
-/// Whether the daemon has nothing to do with EC2.
-pub fn is_at_rest(daemon: &OfDaemon) -> bool {
-    let plan = daemon.pool.plan.clone().unwrap_or_default();
-    daemon.pool.calls.is_empty() && plan.actions.is_empty()
-}
-
 /// What they say.
 #[derive(Debug, Default)]
 pub struct OfCloud {
@@ -47,7 +41,10 @@ pub async fn look(settings: &Settings) -> OfCloud {
         Ok(instance) => instance,
         Err(failure) => return OfCloud { metadata: Some(Err(format!("{failure:#}"))), ec2: None },
     };
-    let metadata = imds.enis(Reading::All).await.map(|enis| enis.read).map_err(|failure| format!("{failure:#}"));
+    let metadata = match timeout(METADATA, imds.enis(Reading::All)).await {
+        Ok(read) => read.map(|enis| enis.read).map_err(|failure| format!("{failure:#}")),
+        Err(_) => Err(format!("metadata of the ENIs cannot be read within {} ms", METADATA.as_millis())),
+    };
     let ec2 = match settings.policy.provisioning {
         Provisioning::ImdsOnly => None,
         _ => {
@@ -64,13 +61,8 @@ pub async fn look(settings: &Settings) -> OfCloud {
     OfCloud { metadata: Some(metadata), ec2 }
 }
 
-/// What is wrong by what they say; `before`: what they said a moment ago, if anything differed.
-pub fn findings(
-    cloud: &OfCloud,
-    before: Option<&OfCloud>,
-    daemon: Option<&OfDaemon>,
-    settings: &Settings,
-) -> Vec<Finding> {
+/// What is wrong by what they say, but for [`differences`].
+pub fn findings(cloud: &OfCloud, daemon: Option<&OfDaemon>) -> Vec<Finding> {
     let mut found = Vec::new();
     if let Some(Err(words)) = &cloud.metadata {
         found.push(Finding::new(Cause::MetadataUnreadable.name(), words.clone()));
@@ -81,8 +73,6 @@ pub fn findings(
     if let (Some(Ok(metadata)), Some(Ok(ec2)), Some(daemon)) = (&cloud.metadata, &cloud.ec2, daemon) {
         found.extend(lost(metadata, ec2, daemon));
     }
-    let earlier = before.map(|before| differences(before, settings)).unwrap_or_default();
-    found.extend(differences(cloud, settings).into_iter().filter(|difference| earlier.contains(difference)));
     found
 }
 
@@ -96,7 +86,7 @@ fn lost(metadata: &[EniFacts], ec2: &[AuditedEni], daemon: &OfDaemon) -> Vec<Fin
     lost.map(|eni| Finding::new(Cause::EniLost.name(), words(eni))).collect()
 }
 
-/// What only one of the two says. While something is ordered or given back, or a moment later, that is nothing.
+/// What only one of the two says: while something is ordered or given back, and for a moment after it, that is as it should be.
 pub fn differences(cloud: &OfCloud, settings: &Settings) -> Vec<Finding> {
     let (Some(Ok(metadata)), Some(Ok(ec2))) = (&cloud.metadata, &cloud.ec2) else { return Vec::new() };
     let provisioning = settings.policy.provisioning;

@@ -33,6 +33,11 @@ impl OfDaemon {
     pub fn may_be_over(&self) -> bool {
         !self.faults.is_empty()
     }
+
+    /// Whether it has nothing to do with EC2.
+    pub fn is_idle(&self) -> bool {
+        self.pool.calls.is_empty() && self.pool.plan.as_ref().is_none_or(|plan| plan.actions.is_empty())
+    }
 }
 
 /// Asks it.
@@ -74,17 +79,13 @@ pub fn findings(before: Option<&OfDaemon>, now: &anyhow::Result<OfDaemon>) -> Ve
     let lasts = |fault: &&Fault| before.is_some_and(|before| before.faults.contains(fault));
     let lasting = faults.iter().filter(lasts).map(|fault| Finding::new(&fault.name, fault.what.clone()));
     let mut by_kind: BTreeMap<&str, Vec<&Operation>> = BTreeMap::new();
-    repairs.iter().for_each(|repair| by_kind.entry(kind_of(repair)).or_default().push(repair));
+    repairs.iter().for_each(|repair| by_kind.entry(&repair.subject).or_default().push(repair));
     let again = by_kind.values().filter(|repairs| repairs.len() >= OFTEN).filter_map(|repairs| {
         let last = repairs.last()?;
         Some(Finding::new("drift", format!("repaired {} times in a minute: {}", repairs.len(), last.message)))
     });
     let all = troubles.chain(not_ready).chain(conflicts).chain(metrics).chain(api_server);
     all.chain(max_pods).chain(lasting).chain(again).collect()
-}
-
-fn kind_of(repair: &Operation) -> &str {
-    &repair.subject
 }
 
 #[cfg(test)]

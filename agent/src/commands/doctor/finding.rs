@@ -31,11 +31,6 @@ impl Finding {
     pub fn note(name: &str, what: impl Into<String>) -> Self {
         Finding { note: true, ..Finding::new(name, what) }
     }
-
-    /// Whether it may be harmless.
-    pub fn is_a_note(&self) -> bool {
-        self.note
-    }
 }
 
 impl fmt::Display for Finding {

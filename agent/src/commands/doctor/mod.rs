@@ -1,6 +1,5 @@
 //! `enid doctor`: everything that the daemon, the kernel, instance metadata and EC2 say, compared, and known trouble; each finding
-//! with its cure. It changes nothing. It asks EC2 once, or twice if that differs from what
-//! metadata shows.
+//! with its cure. It changes nothing. It asks EC2 once, or twice if that differs from what metadata shows.
 
 mod cloud;
 mod daemon;
@@ -19,7 +18,7 @@ use crate::{
     settings::Settings,
 };
 
-/// What one source may take: all of it is done within five seconds.
+/// What the daemon may take.
 const BOUND: Duration = Duration::from_millis(3_500);
 /// What differs for a moment only is no finding: it is looked at again after so long.
 const SECOND_LOOK: Duration = Duration::from_millis(1_200);
@@ -32,7 +31,7 @@ const SECOND_LOOK: Duration = Duration::from_millis(1_200);
 pub async fn run(settings: &Settings, output: Output) -> anyhow::Result<Ended> {
     let findings = found(settings).await;
     show(output, &findings, || told(&findings))?;
-    Ok(if findings.iter().all(Finding::is_a_note) { Ended::Well } else { Ended::SomethingIsWrong })
+    Ok(if findings.iter().all(|finding| finding.note) { Ended::Well } else { Ended::SomethingIsWrong })
 }
 
 async fn found(settings: &Settings) -> Vec<Finding> {
@@ -44,23 +43,22 @@ async fn found(settings: &Settings) -> Vec<Finding> {
         sleep(SECOND_LOOK).await;
         (first.ok(), daemon::look(settings).await)
     };
-    let (daemon, first) = tokio::join!(timeout(BOUND, twice), cloud::look(settings));
+    let (daemon, cloud) = tokio::join!(timeout(BOUND, twice), cloud::look(settings));
     let late = |_| (None, Err(anyhow!("the daemon does not answer within {} ms", BOUND.as_millis())));
     let (before, now) = daemon.unwrap_or_else(late);
-    // What differs at two moments between which the daemon had nothing to do with EC2 lasts.
-    let at_rest = now.as_ref().is_ok_and(cloud::is_at_rest);
-    let (earlier, cloud) = if at_rest && !cloud::differences(&first, settings).is_empty() {
+    // What differs at two moments at which the daemon is idle lasts.
+    let is_idle = |daemon: &anyhow::Result<OfDaemon>| daemon.as_ref().is_ok_and(OfDaemon::is_idle);
+    let mut differences = if is_idle(&now) { cloud::differences(&cloud, settings) } else { Vec::new() };
+    if !differences.is_empty() {
         sleep(SECOND_LOOK).await;
-        let again = cloud::look(settings).await;
-        let rests = daemon::look(settings).await.as_ref().is_ok_and(cloud::is_at_rest);
-        (Some(first).filter(|_| rests), again)
-    } else {
-        (None, first)
-    };
+        let again = cloud::differences(&cloud::look(settings).await, settings);
+        let idle = is_idle(&daemon::look(settings).await);
+        differences.retain(|difference| idle && again.contains(difference));
+    }
     let of_node = node::findings(settings, now.as_ref().ok()).await;
     let of_daemon = daemon::findings(before.as_ref(), &now);
-    let of_cloud = cloud::findings(&cloud, earlier.as_ref(), now.as_ref().ok(), settings);
-    finding::each_once(of_daemon.into_iter().chain(of_node).chain(of_cloud))
+    let of_cloud = cloud::findings(&cloud, now.as_ref().ok());
+    finding::each_once(of_daemon.into_iter().chain(of_node).chain(of_cloud).chain(differences))
 }
 
 fn told(findings: &[Finding]) -> String {

@@ -1,4 +1,4 @@
-//! Moments and durations as people read them.
+//! Moments, durations and the like as people read them.
 
 use aws_smithy_types::date_time::{DateTime, Format};
 
@@ -20,6 +20,11 @@ pub fn took(us: u64) -> String {
             format!("{} min {} s", seconds / 60, seconds % 60)
         }
     }
+}
+
+/// The EC2 request behind something, to be added to a sentence; empty if there is none.
+pub fn request(id: &str) -> String {
+    if id.is_empty() { String::new() } else { format!(" (EC2 request {id})") }
 }
 
 #[cfg(test)]
