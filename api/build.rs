@@ -4,7 +4,7 @@ use std::{env, error::Error, fs, path::PathBuf};
 
 use prost::Message;
 
-const PROTOS: [&str; 2] = ["proto/enid/v1/cni.proto", "proto/enid/v1/debug.proto"];
+const PROTOS: [&str; 3] = ["proto/enid/v1/cni.proto", "proto/enid/v1/debug.proto", "proto/enid/v1/admin.proto"];
 
 fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo:rerun-if-changed=proto");

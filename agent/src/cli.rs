@@ -35,7 +35,7 @@ fn of_the_pod() -> [Command; 3] {
 }
 
 /// What changes a node.
-fn of_the_node() -> [Command; 3] {
+fn of_the_node() -> [Command; 4] {
     [
         Command::new("uninstall")
             .about("Remove every trace from a node that has no pods any more; no daemon may run")
@@ -50,7 +50,31 @@ fn of_the_node() -> [Command; 3] {
             .about("Give this node back to Amazon's VPC CNI under running pods; the daemon waits from then on")
             .args(settings(true))
             .arg(switch("cancel", "Let the daemon serve a node that was given back, once Amazon's has gone from it")),
+        admin(),
     ]
+}
+
+/// What an operator can have the daemon do.
+fn admin() -> Command {
+    let order = |name: &'static str, about: &'static str| {
+        Command::new(name).about(about).args(settings(true)).arg(Output::flag())
+    };
+    let what = |name: &'static str| Arg::new("what").value_name(name).required(true);
+    let frozen = || what("WHAT").value_parser(["releases", "writes"]).help("What goes to EC2");
+    let eni = || what("ENI").help("Such as eni-0123456789abcdef0");
+    Command::new("admin")
+        .about("Have the daemon do something, or keep it from it; it takes orders where ENID_ADMIN is true")
+        .subcommand_required(true)
+        .subcommands([
+            order("freeze", "Give nothing back to EC2 (releases), or change nothing there at all (writes)")
+                .arg(frozen()),
+            order("unfreeze", "Lift that").arg(frozen()),
+            order("exclude", "Give new pods no address of an ENI; a secondary one is given back after its last pod")
+                .arg(eni()),
+            order("include", "Lift that").arg(eni()),
+            order("release", "Release what the pool could do without now, not after a minute"),
+            order("reconcile", "Compare kernel, metadata and EC2 with the daemon's state now"),
+        ])
 }
 
 /// What reads from the daemon.
@@ -85,12 +109,16 @@ fn reading() -> [Command; 10] {
     ]
 }
 
-/// What draws, and what needs no daemon and no node.
-fn elsewhere() -> [Command; 4] {
+/// What draws, what makes a file, and what needs no daemon and no node.
+fn elsewhere() -> [Command; 5] {
     [
         Command::new("top").about("The node as it changes: pool, ADDs, EC2 calls").args(settings(true)).arg(
             Arg::new("times").long("times").value_parser(clap::value_parser!(u64)).help("End after so many looks"),
         ),
+        Command::new("bundle")
+            .about("A support archive without secrets (tar, gzip): daemon, kernel, stories, and what the simulator replays")
+            .args(settings(true))
+            .arg(Arg::new("file").long("file").value_name("FILE").default_value("-").help("Where to; - is stdout")),
         Command::new("max-pods")
             .about("How many pods an instance type can have addresses for, as the kubelet's max-pods; needs no network")
             .args(settings(true))

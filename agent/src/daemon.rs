@@ -7,12 +7,12 @@ use std::{
 
 use anyhow::{Context, anyhow, bail};
 use enid_datapath::Family;
-use enid_ipamd::{Core, Ledger, Node, Provisioning};
+use enid_ipamd::{Core, Ledger, Node, Provisioning, Restrictions};
 use socket2::Type;
 use tokio::{
     runtime,
     signal::unix::{SignalKind, signal},
-    sync::{Notify, watch},
+    sync::{Mutex, Notify, watch},
 };
 use tracing::{info, warn};
 
@@ -23,6 +23,7 @@ use crate::{
     clock,
     core::published::Published,
     core::readiness::Readiness,
+    core::restrictions,
     core::task::{CoreTask, Parts},
     families::{self, Unfit},
     handback::{self, mark},
@@ -38,6 +39,7 @@ use crate::{
     reconcile::{forward::Forward, links::Links, metadata::Metadata},
     record::{Record, kept::Kept},
     runtime::{announce, conflist, files::Files},
+    serve::admin::{AdminService, Looks},
     serve::cni::CniService,
     serve::debug::{self, DebugService},
     serve::health,
@@ -213,7 +215,8 @@ async fn serve(
     let (task, handle, published) = CoreTask::new(parts);
     let Published { awaited, awaits_listing, readiness } = published;
 
-    let (hooks, link_changes) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
+    let (hooks, looks) = (Arc::new(Notify::new()), Looks::default());
+    let link_changes = looks.links.clone();
     let (conflicts, seen_conflicts) = watch::channel(Vec::new());
     let links = Links { handle: handle.clone(), changed: link_changes.clone(), awaited: awaits_listing };
     let forward = Forward {
@@ -232,6 +235,7 @@ async fn serve(
         conflicts,
         hooks,
         links: link_changes,
+        asked: looks.kernel.clone(),
         v6: settings.steering.policy.knows(Family::V6),
     };
     let (plugins_place, plugins) = Place::listen(sockets::cni(&settings.run_dir), Type::SEQPACKET)?;
@@ -270,10 +274,18 @@ async fn serve(
         settings: seen.settings.clone(),
     };
     let (operators_place, operators) = Place::listen(sockets::debug(&settings.run_dir), Type::STREAM)?;
-    let (debug, reporter) = debug::serve(debug, operators, settings.debug)?;
+    let admin = settings.admin.then(|| AdminService {
+        handle: handle.clone(),
+        record: record.clone(),
+        run_dir: settings.run_dir.clone(),
+        looks: looks.clone(),
+        changing: Mutex::default(),
+    });
+    let (debug, reporter) = debug::serve(debug, admin, operators, settings.debug)?;
     let places = [plugins_place, operators_place];
     let files = Files::new(settings.clone(), handle.clone(), counters.clone(), store.clone(), claim, places);
-    let metadata = Metadata { imds, handle: handle.clone(), counters: counters.clone(), lacks_v6 };
+    let metadata =
+        Metadata { imds, handle: handle.clone(), counters: counters.clone(), asked: looks.metadata, lacks_v6 };
     let metrics = metrics::serve(settings.metrics, handle.clone(), readiness.clone(), counters.clone(), metrics_fault);
     let retire = takeover::retire::Retire { kernel: to_retire, settings: Arc::new(settings.clone()), phase };
     let health = health::serve(settings.health, sockets::cni(&settings.run_dir));
@@ -321,6 +333,21 @@ async fn once_served(mut readiness: watch::Receiver<Readiness>, counters: Arc<Co
     }
 }
 
+/// What an operator has restricted in this boot. Without ENID_ADMIN nobody could lift it.
+fn restricted(settings: &Settings) -> anyhow::Result<Restrictions> {
+    if settings.admin {
+        let restrictions = restrictions::read(&settings.run_dir)?;
+        if restrictions.is_any() {
+            warn!("an operator has restricted what the daemon does: {restrictions:?}");
+        }
+        return Ok(restrictions);
+    }
+    if restrictions::remove(&settings.run_dir)? {
+        warn!("what an operator had restricted is lifted, since ENID_ADMIN is off");
+    }
+    Ok(Restrictions::default())
+}
+
 /// Reads store, metadata, limits and kernel, and makes of them what the core's task starts with; and whether IPv6 is off for
 /// want of an address, and where pods' stories go. `announced`: the network configuration of this boot is there.
 async fn discover(
@@ -350,7 +377,8 @@ async fn discover(
     let ec2 = ec2.within(&limits);
     // Two runs of the daemon must not share a client token: the boot and the moment tell them apart.
     let token_seed = format!("{}-{}", boot.split('-').next().unwrap_or_default(), clock::now().0);
-    let node = Node { instance_id: id.clone(), limits, policy: settings.policy.clone(), token_seed };
+    let restrictions = restricted(settings)?;
+    let node = Node { instance_id: id.clone(), limits, policy: settings.policy.clone(), restrictions, token_seed };
     let (kept, stories) = Kept::open(&settings.store_dir);
     let parts = Parts {
         core: Core::new(node, ledger),

@@ -67,7 +67,7 @@ fn run(matches: &ArgMatches) -> anyhow::Result<Ended> {
     };
     let done = |()| Ended::Well;
     // Who asks metadata, for credentials too, or the API server.
-    if ["agent", "doctor", "takeover", "uninstall", "untaint"].contains(&name) {
+    if ["agent", "bundle", "doctor", "takeover", "uninstall", "untaint"].contains(&name) {
         proxy::keep_off()?;
     }
     match name {

@@ -2,8 +2,10 @@
 
 use std::fmt;
 
+use serde::{Deserialize, Serialize};
+
 /// The causes. Their names travel on the wire and into metrics, so they only ever grow in number.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Cause {
     /// The daemon has not read its node yet.
     Starting,
@@ -23,6 +25,8 @@ pub enum Cause {
     Cooldown,
     /// The settings forbid to ask EC2 for addresses.
     ProvisioningOff,
+    /// An operator has frozen what changes something at EC2, and no address is available.
+    WritesFrozen,
     /// EC2 refused for lack of rights.
     Denied,
     /// EC2 throttles this account.
@@ -59,7 +63,7 @@ pub enum Cause {
 
 impl Cause {
     /// All of them.
-    pub const ALL: [Cause; 25] = [
+    pub const ALL: [Cause; 26] = [
         Cause::Starting,
         Cause::EniLimit,
         Cause::AccountLimit,
@@ -69,6 +73,7 @@ impl Cause {
         Cause::NoEniConfig,
         Cause::Cooldown,
         Cause::ProvisioningOff,
+        Cause::WritesFrozen,
         Cause::Denied,
         Cause::Throttled,
         Cause::NoCredentials,
@@ -99,6 +104,7 @@ impl Cause {
             Cause::NoEniConfig => "no_eni_config",
             Cause::Cooldown => "cooldown",
             Cause::ProvisioningOff => "provisioning_off",
+            Cause::WritesFrozen => "writes_frozen",
             Cause::Denied => "denied",
             Cause::Throttled => "throttled",
             Cause::NoCredentials => "no_credentials",
@@ -140,7 +146,7 @@ impl fmt::Display for Cause {
 }
 
 /// A refused ADD: one cause, one sentence, and what EC2 said.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Refusal {
     /// Out of the closed list.
     pub cause: Cause,

@@ -5,17 +5,20 @@ use std::{
     net::IpAddr,
 };
 
+use serde::{Deserialize, Serialize};
+
 use crate::{
     cause::Refusal,
     ec2::{Call, CallError, Class, Ec2Answer, Intent},
     ids::{AttachmentKey, CallId, EniId, Millis, PodRef, Ticket},
     lease::Lease,
     pool::{AddresslessEni, EniFacts},
+    restrictions::Restrictions,
     supply::{EniConfig, Policy},
 };
 
 /// Something happened.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 #[expect(missing_docs, reason = "the variants say what their fields are")]
 pub enum Event {
     /// ADD: a plugin asks for an address and waits this many milliseconds at most; `card`: it has to be on an ENI of that
@@ -49,6 +52,15 @@ pub enum Event {
     EniConfig { config: Result<EniConfig, String> },
     /// The settings changed.
     Settings { policy: Policy },
+    /// No pod is given an address while this stands in the way of what it would send; ADDs wait for it to end, as long as it
+    /// may end by itself.
+    Blocked { blocked: Option<Refusal> },
+    /// What an operator restricts from now on.
+    Restricted { restrictions: Restrictions },
+    /// An operator wants what the pool could do without to be released now, not after a minute.
+    ReleaseNow,
+    /// An operator wants EC2 to be asked about the ENIs now.
+    AuditNow,
     /// Whether the node takes no new pods (the taint node.kubernetes.io/unschedulable).
     Cordoned { cordoned: bool },
     /// What the wall clock shows, in milliseconds since 1970: nodes call at common moments when EC2 has too much to do.
@@ -92,7 +104,7 @@ pub enum Write {
 }
 
 /// What the store remembers.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Ledger {
     /// Leases by attachment.
     pub leases: BTreeMap<AttachmentKey, Lease>,

@@ -7,6 +7,7 @@
 use std::{collections::BTreeSet, sync::Arc};
 
 use imbl::OrdMap;
+use serde::{Deserialize, Serialize};
 
 use crate::{
     cause::Refusal,
@@ -24,7 +25,7 @@ const AGAIN_MS: u64 = 5 * 60_000;
 pub(crate) type List = Arc<BTreeSet<String>>;
 
 /// What is known of them.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Groups {
     /// The primary ENI's, read twice; empty before that.
     known: List,
@@ -40,7 +41,7 @@ pub(crate) struct Groups {
     told: OrdMap<EniId, Told>,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 struct Told {
     groups: List,
     /// It is not told again before.

@@ -1,15 +1,17 @@
 //! Invariants that steps would have broken, and the guards that a test has taken away.
 
 use imbl::Vector;
+use serde::{Deserialize, Serialize};
 
 use crate::{invariant::Broken, mutation::Mutation};
 
 /// What is known of the core's own faults.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Integrity {
     /// The state was kept as it was before each of them.
     broken: Vector<Broken>,
     #[cfg(feature = "mutations")]
+    #[serde(skip)]
     mutation: Option<Mutation>,
 }
 

@@ -3,11 +3,12 @@
 use std::{fmt, net::IpAddr};
 
 use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
 
 use crate::ids::{AttachmentKey, EniId};
 
 /// An invariant that a step would have broken.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Broken {
     /// Two attachments would hold one address.
     TwoOwners(IpAddr),
@@ -23,6 +24,8 @@ pub enum Broken {
     BlockInUse(IpNet),
     /// An ENI would be detached or deleted while somebody uses it.
     EniInUse(EniId),
+    /// EC2 would be called with an action that an operator has frozen.
+    Frozen(String),
     /// Two ENIs would share a slot.
     SharedSlot(u32),
 }
@@ -37,6 +40,7 @@ impl fmt::Display for Broken {
             Broken::NotOurs(eni) => write!(f, "{eni} would be changed, though it is not ours"),
             Broken::BlockInUse(net) => write!(f, "{net} would be unassigned, though it is in use"),
             Broken::EniInUse(eni) => write!(f, "{eni} would be detached or deleted, though it is in use"),
+            Broken::Frozen(action) => write!(f, "{action} would be called, though an operator has frozen it"),
             Broken::SharedSlot(slot) => write!(f, "two ENIs would share slot {slot}"),
         }
     }

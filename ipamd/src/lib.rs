@@ -29,6 +29,9 @@ mod node;
 mod observations;
 mod plan;
 mod pool;
+mod recording;
+mod restrictions;
+mod serial;
 mod summary;
 mod supply;
 mod view;
@@ -47,6 +50,8 @@ pub use mutation::Mutation;
 pub use node::Node;
 pub use plan::{Action, Awaited, Plan, Reason, Step, Wait};
 pub use pool::{AddresslessEni, Block, BlockState, Eni, EniFacts, EniState, Sums, own_of_eni};
+pub use recording::Recording;
+pub use restrictions::Restrictions;
 pub use summary::{SubnetSummary, Summary, Told};
 pub use supply::{
     Counts, EniConfig, Home, Kind, LOCAL, LOCAL_V4, LOCAL_V6, Learned, Limits, Placement, Policy, Provisioning, Second,

@@ -27,6 +27,8 @@ pub enum Mutation {
     ChangeUnmanaged,
     /// ENIs are created in the primary's subnet, whatever tags and ENIConfigs say.
     IgnorePlaces,
+    /// What an operator has frozen is sent to EC2.
+    IgnoreRestrictions,
     /// ENIs serve before they are set to be deleted with the instance.
     ServeUnprotected,
 }

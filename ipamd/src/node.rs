@@ -1,9 +1,14 @@
-//! What does not change while the process runs, and the settings.
+//! What does not change while the process runs, the settings, and what an operator restricts.
 
-use crate::supply::{Limits, Policy, Provisioning};
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    restrictions::Restrictions,
+    supply::{Limits, Policy, Provisioning},
+};
 
 /// This node.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Node {
     /// EC2's id of this instance.
     pub instance_id: String,
@@ -11,6 +16,8 @@ pub struct Node {
     pub limits: Limits,
     /// The settings.
     pub policy: Policy,
+    /// What an operator restricts.
+    pub restrictions: Restrictions,
     /// Mixed into client tokens and jitter, so that two runs of the daemon never share them.
     pub token_seed: String,
 }

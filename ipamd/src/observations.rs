@@ -1,12 +1,14 @@
 //! What has been looked at, and when.
 
+use serde::{Deserialize, Serialize};
+
 use crate::{cause::Refusal, groups::Groups, ids::Millis, plan::Observed};
 
 /// How long a node without memory waits for EC2's word before it believes metadata.
 pub(crate) const SETTLED_MS: u64 = 30_000;
 
 /// When the node's surroundings were looked at, and what stands in the way of pods' packets.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Observations {
     /// When metadata was first read in this run.
     imds_read: Option<Millis>,

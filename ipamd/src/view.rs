@@ -13,6 +13,7 @@ use crate::{
     lease::Lease,
     plan::Plan,
     pool::{Block, BlockState, Eni},
+    restrictions::Restrictions,
     supply::{Counts, kind},
 };
 
@@ -41,15 +42,17 @@ pub struct View {
     pub plan: Plan,
     /// Why an ADD would not succeed at once; `None` if it would.
     pub blocked: Option<Refusal>,
-    /// What limits the rate of EC2 calls.
+    /// What limits EC2 calls.
     pub pacing: Pacing,
     /// Invariants that steps would have broken, in words.
     pub broken: Vec<String>,
 }
 
-/// What limits the rate of EC2 calls.
+/// What limits EC2 calls.
 #[derive(Clone, Debug, Default)]
 pub struct Pacing {
+    /// What an operator restricts.
+    pub restrictions: Restrictions,
     /// Actions that wait after a refusal, until when, and why.
     pub pauses: Vec<(&'static str, Millis, Refusal)>,
     /// The buckets: what they have is computed when somebody asks.

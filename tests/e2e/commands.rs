@@ -9,14 +9,14 @@ use std::{
     time::Duration,
 };
 
-use enid_tests::{Daemon, Lab, LabConfig, Place, Pod, program, wait_until};
+use enid_tests::{Daemon, Lab, LabConfig, Place, Pod, pod, program, wait_until};
 use serde_json::Value;
 
 const BOUND: Duration = Duration::from_secs(30);
 
 fn lab() -> &'static Lab {
     static LAB: OnceLock<Lab> = OnceLock::new();
-    LAB.get_or_init(|| Lab::up(&LabConfig { nodes: 3, ..LabConfig::default() }).unwrap())
+    LAB.get_or_init(|| Lab::up(&LabConfig { nodes: 4, ..LabConfig::default() }).unwrap())
 }
 
 /// A command's words: what it prints, and how it ended.
@@ -135,4 +135,89 @@ fn every_command_prints_tables_and_values() {
     assert!(man.contains(".TH enid 1") && man.contains("enid why"), "{man}");
     let (said, code) = ask(place, "staus");
     assert!(code == 2 && said.contains("similar"), "{said}");
+}
+
+#[test]
+fn an_operator_freezes_excludes_and_releases() {
+    let place = Place::node(lab(), 3);
+    let settings = [
+        ("ENID_ADMIN", "true"),
+        ("WARM_IP_TARGET", "2"),
+        ("IP_COOLDOWN_PERIOD", "0"),
+        ("ENID_DEBUG_ADDRESS", "127.0.0.1:61681"),
+    ];
+    let daemon = Daemon::start(place, &settings).unwrap();
+    wait_until(BOUND, || json(place, "status")["available"] == 2).unwrap();
+    let (said, code) = ask(place, "admin freeze writes");
+    assert!(code == 0 && said.contains("frozen writes"), "{said}");
+    let pods: Vec<Pod> = (0..3)
+        .map(|number| Pod { config: pod::config("1.0.0", 1), ..Pod::new(3, &format!("ordered-{number}")) })
+        .collect();
+    pods.iter().for_each(|pod| pod.make_namespace(place).unwrap());
+    pods[..2].iter().for_each(|pod| drop(pod.call(place, "ADD").unwrap()));
+    let refused = |pod: &Pod| pod.try_call(place, "ADD").unwrap().1.to_string();
+    assert!(refused(&pods[2]).contains("writes_frozen"), "{}", refused(&pods[2]));
+    // A restart of the daemon lifts nothing, and who reads over TCP cannot either.
+    daemon.kill().unwrap();
+    let daemon = Daemon::spawn(place, &settings).unwrap();
+    wait_until(BOUND, || ask(place, "status").0.contains("enid admin unfreeze writes")).unwrap();
+    assert!(refused(&pods[2]).contains("writes_frozen"), "{}", refused(&pods[2]));
+    let grpcurl = concat!(env!("CARGO_MANIFEST_DIR"), "/../.tools/bin/grpcurl");
+    let order = r#"-d '{"what":"writes","lift":true}'"#;
+    let proto = concat!("-import-path ", env!("CARGO_MANIFEST_DIR"), "/../api/proto -proto enid/v1/admin.proto");
+    let by_address =
+        format!("{grpcurl} -plaintext {proto} {order} 127.0.0.1:61681 enid.v1.Admin/Restrict 2>&1 || true");
+    let by_address = place.sh(&by_address).unwrap();
+    assert!(by_address.contains("Unimplemented"), "{by_address}");
+    assert!(!place.sh(&format!("{grpcurl} -plaintext 127.0.0.1:61681 list")).unwrap().contains("Admin"));
+    let (said, code) = ask(place, "admin unfreeze writes");
+    assert_eq!((&*said, code), ("nothing is restricted", 0));
+    wait_until(BOUND, || pods[2].call(place, "ADD").is_ok()).unwrap();
+    // New pods get no address of an excluded ENI.
+    let primary = json(place, "enis").as_array().unwrap().iter().find(|eni| eni["slot"] == 0).unwrap()["id"].clone();
+    let primary = primary.as_str().unwrap().to_owned();
+    assert_eq!(ask(place, &format!("admin exclude {primary}")).1, 0);
+    let (said, code) = ask(place, "admin exclude eni-none");
+    assert!(code == 1 && said.contains(&primary), "{said}");
+    let elsewhere = Pod::new(3, "elsewhere");
+    elsewhere.add(place).unwrap();
+    let leases = json(place, "pods");
+    let lease = leases.as_array().unwrap().iter().find(|lease| lease["pod_name"] == "elsewhere");
+    assert_ne!(lease.unwrap()["eni"], *primary);
+    assert_eq!(ask(place, &format!("admin include {primary}")).1, 0);
+    // What is too much goes at once, and not after a minute; unless releases are frozen.
+    pods.iter().chain([&elsewhere]).for_each(|pod| pod.del(place).unwrap());
+    assert_eq!(ask(place, "admin freeze releases").1, 0);
+    let (said, code) = ask(place, "admin release");
+    assert!(code == 1 && said.contains("frozen"), "{said}");
+    assert_eq!(ask(place, "admin unfreeze releases").1, 0);
+    wait_until(BOUND, || {
+        // An ENI that is younger than a minute stays.
+        ask(place, "admin release");
+        let status = json(place, "status");
+        status["assigned"] == 0 && status["available"].as_u64().is_some_and(|available| available <= 4)
+    })
+    .unwrap();
+    assert_eq!(ask(place, "admin reconcile").1, 0);
+    let operations = json(place, "events");
+    let operations: Vec<String> = operations
+        .as_array()
+        .unwrap()
+        .iter()
+        .filter(|operation| operation["kind"] == "ADMIN")
+        .map(|operation| {
+            format!("{} {}", operation["subject"].as_str().unwrap(), operation["outcome"].as_str().unwrap())
+        })
+        .collect();
+    for order in ["unfreeze writes done", "exclude eni-none failed", "release failed", "release done", "reconcile done"]
+    {
+        assert!(operations.iter().any(|operation| operation == order), "{order}: {operations:?}");
+    }
+    // Without the switch nobody gives orders, and none holds.
+    assert_eq!(ask(place, "admin freeze releases").1, 0);
+    daemon.kill().unwrap();
+    let _daemon = Daemon::start(place, &[("WARM_IP_TARGET", "2"), ("IP_COOLDOWN_PERIOD", "0")]).unwrap();
+    let (said, code) = ask(place, "admin release");
+    assert!(code == 1 && said.contains("ENID_ADMIN is not true"), "{said}");
+    assert!(!ask(place, "status").0.contains("frozen"));
 }

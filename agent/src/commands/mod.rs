@@ -1,6 +1,8 @@
 //! What an operator asks at the command line, mostly read through debug.sock. A command is a file here; which there are, and
 //! their flags, is in `cli.rs`.
 
+mod admin;
+mod bundle;
 mod config;
 pub mod connect;
 mod doctor;
@@ -65,6 +67,7 @@ pub fn run(name: &str, matches: &ArgMatches, given: &Given, settings: Settings) 
                 handback::command::cancel(&as_on_node(given, settings)).map(done)
             }
             "handback" => handback::command::run(&as_on_node(given, settings)).await.map(done),
+            "admin" => admin::run(&settings, matches, output).await.map(done),
             "status" => status::run(&settings, output).await,
             "health" => status::health(&settings, matches.get_flag("ready"), output).await.map(done),
             "enis" => lists::enis(&settings, output).await.map(done),
@@ -75,6 +78,10 @@ pub fn run(name: &str, matches: &ArgMatches, given: &Given, settings: Settings) 
                 why::run(&settings, pod, output).await.map(done)
             }
             "events" => events::run(&settings, matches.get_flag("follow"), output).await.map(done),
+            "bundle" => {
+                let file = matches.get_one::<String>("file").map_or("-", String::as_str);
+                bundle::run(&as_on_node(given, settings), file).await.map(done)
+            }
             "config" => config::run(given, &settings, output).await.map(done),
             "doctor" => doctor::run(&as_on_node(given, settings), output).await,
             "explain" => {

@@ -6,6 +6,7 @@ use enid_ipamd::Cause;
 use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient};
 
 use super::{
+    admin::in_words,
     connect::{self, NoDaemon, TIMEOUT, answered, channel, within},
     ended::Ended,
     lists::many,
@@ -95,7 +96,8 @@ pub fn troubles(pool: &Pool) -> Vec<(String, String)> {
     let of_metrics = of_metrics.map(|words| ("metrics".to_owned(), words.clone()));
     let of_api_server = pool.api_server.iter().map(|words| ("API server".to_owned(), words.clone()));
     let conflicts = pool.conflicts.iter().map(|words| ("conflict".to_owned(), words.clone()));
-    with_cause.chain(of_metrics).chain(of_api_server).chain(conflicts).collect()
+    let restricted = pool.restrictions.iter().flat_map(in_words).map(|words| ("restricted".to_owned(), words));
+    with_cause.chain(of_metrics).chain(of_api_server).chain(conflicts).chain(restricted).collect()
 }
 
 fn rows(pool: &Pool) -> Vec<(Mood, String, String)> {

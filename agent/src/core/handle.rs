@@ -16,7 +16,10 @@ use tokio::sync::{
     oneshot,
 };
 
-use crate::{core::carry::Attempt, host::kernel::Wanted};
+use crate::{
+    core::{carry::Attempt, recorded::Taken},
+    host::kernel::Wanted,
+};
 
 /// What a request hears.
 #[derive(Debug)]
@@ -38,6 +41,7 @@ pub enum Message {
     Lookup(AttachmentKey, oneshot::Sender<Option<Found>>),
     View(oneshot::Sender<View>),
     Wanted(oneshot::Sender<Wanted>),
+    Recording(oneshot::Sender<Taken>),
     Forgotten(Vec<IpAddr>),
     KernelFailed(Option<String>),
     Carried(Box<Attempt>),
@@ -153,6 +157,13 @@ impl Handle {
     pub async fn wanted(&self) -> Option<Wanted> {
         let (sender, answer) = oneshot::channel();
         self.sender.send(Message::Wanted(sender)).await.ok()?;
+        answer.await.ok()
+    }
+
+    /// What the core has taken lately.
+    pub async fn recording(&self) -> Option<Taken> {
+        let (sender, answer) = oneshot::channel();
+        self.sender.send(Message::Recording(sender)).await.ok()?;
         answer.await.ok()
     }
 

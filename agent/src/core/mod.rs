@@ -5,5 +5,7 @@ pub mod handle;
 mod journal;
 pub mod published;
 pub mod readiness;
+mod recorded;
 mod requests;
+pub mod restrictions;
 pub mod task;

@@ -22,6 +22,7 @@ use crate::{
     core::journal::Journal,
     core::published::{Awaited, Published, Publisher},
     core::readiness::Readiness,
+    core::recorded::RecordedCore,
     core::requests::Requests,
     host::conntrack::{Forgetting, Offered},
     host::kernel::{Kernel, Steering},
@@ -37,7 +38,7 @@ const PERIOD: Duration = Duration::from_secs(5);
 
 /// The task, before it runs.
 pub struct CoreTask {
-    core: Core,
+    core: RecordedCore,
     journal: Journal,
     ec2: Ec2,
     counters: Arc<Counters>,
@@ -86,7 +87,7 @@ impl CoreTask {
     /// The task, a way to it, and what it publishes.
     pub fn new(parts: Parts) -> (Self, Handle, Published) {
         let (sender, receiver) = mpsc::channel(1024);
-        let Parts { mut core, store, ec2, counters, record, vpc, steering, kernel, probes, served, background } = parts;
+        let Parts { core, store, ec2, counters, record, vpc, steering, kernel, probes, served, background } = parts;
         let families = steering.policy.families().into();
         let handle = Handle::new(sender, families);
         let reports = handle.clone();
@@ -96,7 +97,8 @@ impl CoreTask {
         });
         let unknown = Refusal::new(Cause::Starting, "it is not known yet whether the host forwards");
         let forwarding = Forwarding { dropped: probes.then_some(unknown), ..Forwarding::default() };
-        core.set_blocked(forwarding.dropped.clone());
+        let mut core = RecordedCore::new(core);
+        core.step_and_plan(now(), Event::Blocked { blocked: forwarding.dropped.clone() });
         let (publisher, published) = Publisher::new(served, record.clone());
         let task = CoreTask {
             core,
@@ -185,6 +187,7 @@ impl CoreTask {
                 view.blocked = self.blocked();
                 drop(reply.send(view));
             }
+            Message::Recording(reply) => drop(reply.send(self.core.taken(now()))),
             Message::Wanted(reply) => drop(reply.send(self.carrier.carried(&self.core))),
             Message::KernelFailed(failure) => self.carrier.failed(failure),
             Message::Carried(attempt) => {
@@ -195,11 +198,11 @@ impl CoreTask {
             Message::Vpc(cidrs) => self.carrier.set_vpc(cidrs),
             Message::Forwarding(seen) => {
                 self.forwarding = seen;
-                self.set_blocked();
+                self.set_blocked(effects);
             }
             Message::Files(missing) => {
                 self.files = missing;
-                self.set_blocked();
+                self.set_blocked(effects);
             }
             Message::Host(fault) => self.host = fault,
             Message::Forgotten(addresses) => {
@@ -213,8 +216,9 @@ impl CoreTask {
     }
 
     /// What keeps new pods out, whatever the core has to give.
-    fn set_blocked(&mut self) {
-        self.core.set_blocked(self.forwarding.dropped.clone().or(self.files.clone()));
+    fn set_blocked(&mut self, effects: &mut Vec<Effect>) {
+        let blocked = self.forwarding.dropped.clone().or(self.files.clone());
+        self.step(Event::Blocked { blocked }, effects);
     }
 
     /// Carries a batch of effects out: offers, then the disk, then all the rest.

@@ -97,6 +97,18 @@ impl Table {
     }
 }
 
+/// Everybody's tables as the kernel lists them.
+///
+/// # Errors
+///
+/// nft cannot be run, or refuses.
+pub async fn everything() -> anyhow::Result<String> {
+    let Output { status, stdout, stderr } =
+        program::run(("nft", "nftables"), &["list", "ruleset"], "", TIMEOUT).await?;
+    ensure!(status.success(), "nft cannot list the tables: {}", String::from_utf8_lossy(&stderr).trim());
+    Ok(String::from_utf8_lossy(&stdout).into_owned())
+}
+
 /// A table as the kernel lists it; empty if there is none.
 pub async fn listing(family: Family, name: &str) -> anyhow::Result<String> {
     let listed = listed(&[], family, name).await?.unwrap_or_default();

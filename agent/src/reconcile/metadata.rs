@@ -10,7 +10,7 @@ use anyhow::bail;
 use enid_ipamd::{EniFacts, EniId, Event, Place};
 use ipnet::IpNet;
 use tokio::{
-    sync::watch,
+    sync::{Notify, watch},
     time::{Instant, timeout_at},
 };
 use tracing::warn;
@@ -58,6 +58,8 @@ pub struct Metadata {
     pub handle: Handle,
     /// What `/metrics` counts.
     pub counters: Arc<Counters>,
+    /// Notified when somebody wants all to be read now.
+    pub asked: Arc<Notify>,
     /// ENABLE_V6_EGRESS is off here as long as the instance has no IPv6 address.
     pub lacks_v6: bool,
 }
@@ -69,7 +71,7 @@ impl Metadata {
     ///
     /// The instance has got what the daemon found missing at its start, and only a new start takes into account.
     pub async fn run(self, mut awaited: watch::Receiver<Awaited>) -> anyhow::Result<()> {
-        let Metadata { imds, handle, counters, lacks_v6 } = self;
+        let Metadata { imds, handle, counters, asked, lacks_v6 } = self;
         let (mut pause, mut shown, mut of_primary) = (SOON, Shown::new(), None);
         let (mut next, mut next_whole) = (Instant::now(), Instant::now());
         loop {
@@ -125,8 +127,15 @@ impl Metadata {
                 }
             }
             let until = if expects.soon { next.min(Instant::now() + pause) } else { next };
-            match timeout_at(until, awaited.changed()).await {
-                Ok(Ok(())) => pause = SOON,
+            let changed = async {
+                tokio::select! {
+                    changed = awaited.changed() => changed.map(|()| false),
+                    () = asked.notified() => Ok(true),
+                }
+            };
+            match timeout_at(until, changed).await {
+                Ok(Ok(false)) => pause = SOON,
+                Ok(Ok(true)) => (next, next_whole) = (Instant::now(), Instant::now()),
                 Ok(Err(_)) => return Ok(()), // the core's task has ended
                 Err(_) => pause = (pause * 2).min(LATER),
             }

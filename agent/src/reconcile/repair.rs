@@ -65,6 +65,8 @@ pub struct Repair {
     pub hooks: Arc<Notify>,
     /// Notified when a link has changed, come or gone.
     pub links: Arc<Notify>,
+    /// Notified when somebody wants all to be read now.
+    pub asked: Arc<Notify>,
     /// IPv6 concerns us too.
     pub v6: bool,
 }
@@ -82,6 +84,7 @@ impl Repair {
             hooks,
             links,
             counters,
+            asked: self.asked.clone(),
             authors: Authors::new(),
             urgency: None,
             of_pods: BTreeSet::new(),
@@ -185,6 +188,7 @@ struct Changes {
     hooks: Arc<Notify>,
     links: Arc<Notify>,
     counters: Arc<Counters>,
+    asked: Arc<Notify>,
     authors: Authors,
     urgency: Option<Urgency>,
     /// Pods' links of which something has changed. One that has gone since needs no reading.
@@ -217,8 +221,14 @@ impl Changes {
     }
 
     async fn receive(&mut self) -> anyhow::Result<()> {
-        let notifications =
-            self.received.recv().await.context("the kernel's notifications are not received any more")?;
+        let received = tokio::select! {
+            received = self.received.recv() => received,
+            () = self.asked.notified() => {
+                (self.urgency, self.of_table) = (Some(Urgency::Soon), true);
+                return Ok(());
+            }
+        };
+        let notifications = received.context("the kernel's notifications are not received any more")?;
         for notification in notifications {
             match notification {
                 Notification::Changed(kind, urgency, author) => {

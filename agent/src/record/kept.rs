@@ -118,6 +118,16 @@ fn all(database: &Database) -> anyhow::Result<AsKept> {
     Ok(kept)
 }
 
+/// All stories as the last run of the daemon has left them, or as the one that runs has written them down.
+///
+/// # Errors
+///
+/// As of [`story`].
+pub fn all_stories(store_dir: &Path, folder: &Path) -> anyhow::Result<Vec<(String, Vec<Operation>)>> {
+    let kept = all(&open_copy(&store_dir.join(FILE), folder)?)?;
+    Ok(kept.into_iter().map(|(pod, encoded)| (pod, stories::decode(&encoded))).collect())
+}
+
 /// A pod's story as the last run of the daemon has left it, while none runs.
 ///
 /// # Errors

@@ -17,6 +17,8 @@ pub enum Kind {
     Bound,
     /// Drift was found, and repaired or not.
     Repair,
+    /// An operator has the daemon do something.
+    Admin,
     /// What the node says of itself is another.
     State,
 }
@@ -32,6 +34,7 @@ impl Kind {
             Kind::Ec2 => "EC2",
             Kind::Bound => "BOUND",
             Kind::Repair => "REPAIR",
+            Kind::Admin => "ADMIN",
             Kind::State => "STATE",
         }
     }

@@ -108,6 +108,7 @@ impl Line {
             (Kind::Gc, outcome::DONE) if !message.is_empty() => info!(took_ms, "GC: {message}"),
             // What they say is logged where it is found, or is nothing to say.
             (Kind::Check | Kind::Gc | Kind::Bound | Kind::Repair | Kind::State, outcome::DONE) => {}
+            (Kind::Admin, _) => warn!(took_ms, "an operator's order, {subject}: {outcome}: {message}"),
             (Kind::Ec2, _) => warn!(cause, request_id, took_ms, more, "{message}"),
             (_, outcome::GONE) => {
                 info!(pod, container, took_ms, phases, more, "{kind_name} ended: the plugin has gone")

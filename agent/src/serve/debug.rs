@@ -7,10 +7,11 @@ use std::{
 
 use anyhow::Context;
 use enid_api::v1::{
-    Action, Address, Eni, ExplainRequest, Explanation, Fault, GetPoolRequest, GetStoryRequest, Lease,
+    Address, Eni, ExplainRequest, Explanation, Fault, GetPoolRequest, GetRecordingRequest, GetStoryRequest, Lease,
     ListAddressesRequest, ListAddressesResponse, ListEnisRequest, ListEnisResponse, ListFaultsRequest,
     ListFaultsResponse, ListLeasesRequest, ListLeasesResponse, ListOperationsRequest, ListOperationsResponse,
-    NextValue, Operation, Plan, Pool, Setting, Story, Trouble, Wait, WatchOperationsRequest, WatchedOperation,
+    NextValue, Operation, Pool, Recording, Setting, Story, Trouble, WatchOperationsRequest, WatchedOperation,
+    admin_server::AdminServer,
     debug_server::{Debug, DebugServer},
 };
 use enid_datapath::Mac;
@@ -25,6 +26,7 @@ use tonic::{
     transport::{Server, server::TcpIncoming},
 };
 use tonic_health::server::HealthReporter;
+use tonic_reflection::server::v1::{ServerReflection, ServerReflectionServer};
 
 use crate::{
     aws::imds::Instance,
@@ -37,7 +39,12 @@ use crate::{
     },
     kubernetes::{Faults, InForce, mismatch},
     record::{Record, name_of},
-    serve::{explain::explain, listen::Listen},
+    serve::{
+        admin::AdminService,
+        contract::{plan, restricted},
+        explain::explain,
+        listen::Listen,
+    },
     settings::SETTINGS,
     store::Store,
 };
@@ -148,6 +155,7 @@ impl Debug for DebugService {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             max_pods_mismatch: mismatch(view.capacity.max_pods, view.capacity.for_pods).unwrap_or_default(),
             refused_adds: u32::try_from(self.record.refused_lately()).unwrap_or(u32::MAX),
+            restrictions: Some(restricted(&view.pacing.restrictions)).filter(|_| view.pacing.restrictions.is_any()),
             troubles: readiness.causes().map(trouble).collect(),
             risk: in_words(readiness.risk).unwrap_or_default(),
             metrics_fault: self.metrics_fault.borrow().clone().unwrap_or_default(),
@@ -251,6 +259,14 @@ impl Debug for DebugService {
         Ok(Response::new(ListFaultsResponse { faults: drift.chain(differs).collect() }))
     }
 
+    async fn get_recording(&self, _: Request<GetRecordingRequest>) -> Result<Response<Recording>, Status> {
+        let taken = self.handle.recording().await.ok_or_else(|| Status::unavailable("the daemon is ending"))?;
+        let json = tokio::task::spawn_blocking(|| taken.json()).await;
+        let json = json.map_err(|_| Status::unavailable("the daemon is ending"))?;
+        let json = json.map_err(|failure| Status::internal(format!("{failure:#}")))?;
+        Ok(Response::new(Recording { json }))
+    }
+
     async fn get_story(&self, asked: Request<GetStoryRequest>) -> Result<Response<Story>, Status> {
         let GetStoryRequest { pod_namespace, pod_name } = asked.into_inner();
         let operations = self.record.story(&name_of(&pod_namespace, &pod_name));
@@ -329,54 +345,34 @@ fn state(eni: &enid_ipamd::Eni) -> &'static str {
     }
 }
 
-/// The calls in flight and what comes next, and what is waited for.
-fn plan(view: &View) -> Plan {
-    let in_flight = view.in_flight.iter().map(|call| Action {
-        step: [Some(call.action), call.eni.as_ref().map(|eni| &*eni.0)]
-            .into_iter()
-            .flatten()
-            .collect::<Vec<_>>()
-            .join(" "),
-        reason: call.reason.clone(),
-        in_flight: true,
-        since_ms: view.now.since(call.since),
-    });
-    let next = view.plan.actions.iter().map(|action| Action {
-        step: action.step.to_string(),
-        reason: action.reason.to_string(),
-        in_flight: false,
-        since_ms: 0,
-    });
-    let waits = view.plan.waits.iter().map(|wait| Wait {
-        awaited: wait.awaited.to_string(),
-        cause: wait.cause.map(|cause| cause.name().to_owned()).unwrap_or_default(),
-        message: wait.message.clone(),
-        aws_request_id: wait.request_id.clone().unwrap_or_default(),
-        until_ms: wait.until.map_or(0, |until| until.since(view.now)),
-    });
-    Plan { actions: in_flight.chain(next).collect(), waits: waits.collect() }
+/// What reflection names of these services.
+fn reflection(services: &[&str]) -> anyhow::Result<ServerReflectionServer<impl ServerReflection + use<>>> {
+    let described = tonic_reflection::server::Builder::configure()
+        .register_encoded_file_descriptor_set(enid_api::DESCRIPTORS)
+        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET);
+    let described = services.iter().fold(described, |described, name| described.with_service_name(*name));
+    described.build_v1().context("cannot describe the services")
 }
 
 /// Serves operators until the task is dropped, with reflection and health, on the socket and, if there is one, on an address; a way
-/// to set health.
+/// to set health. Orders are taken on the socket only.
 pub fn serve(
     service: DebugService,
+    admin: Option<AdminService>,
     listeners: Listeners,
     address: Option<SocketAddr>,
 ) -> anyhow::Result<(impl Future<Output = anyhow::Result<()>>, HealthReporter)> {
     let (health, health_service) = tonic_health::server::health_reporter();
-    let reflection = tonic_reflection::server::Builder::configure()
-        .register_encoded_file_descriptor_set(enid_api::DESCRIPTORS)
-        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
-        .build_v1()
-        .context("cannot describe the services")?;
+    let read = ["enid.v1.Debug", "grpc.health.v1.Health", "grpc.reflection.v1.ServerReflection"];
+    let ordered: Vec<&str> = read.into_iter().chain(admin.is_some().then_some("enid.v1.Admin")).collect();
+    let (of_address, of_socket) = (reflection(&read)?, reflection(&ordered)?);
     let reporter = health.clone();
     let service = DebugServer::new(service);
-    let server = Server::builder().add_service(service).add_service(health_service).add_service(reflection);
+    let server = Server::builder().add_service(service).add_service(health_service);
     let server = async move {
         health.set_serving::<DebugServer<DebugService>>().await;
         let on_address = {
-            let server = server.clone();
+            let server = server.clone().add_service(of_address);
             async move {
                 let Some(address) = address else { return std::future::pending().await };
                 let listen = Listen { what: "enid.v1.Debug", setting: "ENID_DEBUG_ADDRESS", address };
@@ -386,6 +382,7 @@ pub fn serve(
             }
         };
         let incoming = Listener::start(listeners).await?.incoming();
+        let server = server.add_service(of_socket).add_optional_service(admin.map(AdminServer::new));
         let on_socket = async { server.serve_with_incoming(incoming).await.context("the debug server ended") };
         tokio::select! {
             ended = on_socket => ended,

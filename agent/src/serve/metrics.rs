@@ -4,7 +4,7 @@ use std::{net::SocketAddr, sync::Arc};
 
 use anyhow::Context;
 use axum::{Router, http::StatusCode, routing::get};
-use enid_ipamd::View;
+use enid_ipamd::{Restrictions, View};
 use prometheus::{Encoder, GaugeVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder};
 use tokio::sync::watch;
 
@@ -119,6 +119,16 @@ fn text(counters: &Counters, view: &View, readiness: &Readiness) -> anyhow::Resu
     let causes = IntGaugeVec::new(Opts::new("enid_cause", help), &["kind", "cause"])?;
     readiness.causes().for_each(|(kind, refusal)| causes.with_label_values(&[kind, refusal.cause.name()]).set(1));
     gauges.register(Box::new(causes))?;
+    let help = "1 for releases or writes that an operator has frozen, and how many ENIs an operator has excluded";
+    let restricted = IntGaugeVec::new(Opts::new("enid_restricted", help), &["what"])?;
+    let Restrictions { releases_frozen, writes_frozen, excluded_enis } = &view.pacing.restrictions;
+    let excluded = i64::try_from(excluded_enis.len())?;
+    for (what, value) in
+        [("releases", (*releases_frozen).into()), ("writes", (*writes_frozen).into()), ("enis", excluded)]
+    {
+        restricted.with_label_values(&[what]).set(value);
+    }
+    gauges.register(Box::new(restricted))?;
     gauge("enid_waiting_adds", "ADD requests that wait for an address", counts.waiting)?;
     gauge(
         "enid_invariants_broken",

@@ -108,6 +108,8 @@ pub struct Settings {
     pub health: SocketAddr,
     /// ENID_DEBUG_ADDRESS, if set.
     pub debug: Option<SocketAddr>,
+    /// ENID_ADMIN.
+    pub admin: bool,
     /// `None`: no introspection.
     pub introspection: Option<SocketAddr>,
     /// Variables of Amazon's daemon that are set and have no effect, and why.
@@ -192,6 +194,7 @@ impl Settings {
                 .filter(|_| !read.switch("DISABLE_METRICS")),
             health: read.loopback("ENID_HEALTH_ADDRESS"),
             debug: read.loopback_if_set("ENID_DEBUG_ADDRESS"),
+            admin: read.switch("ENID_ADMIN"),
             introspection: Some(read.loopback("INTROSPECTION_BIND_ADDRESS"))
                 .filter(|_| !read.switch("DISABLE_INTROSPECTION")),
             ignored: Vec::new(),

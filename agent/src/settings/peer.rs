@@ -147,7 +147,8 @@ mod tests {
         }
     }
 
-    const OURS: [&str; 17] = [
+    const OURS: [&str; 18] = [
+        "ENID_ADMIN",
         "ENID_DEBUG_ADDRESS",
         "ENID_TAKE_OVER",
         "MAX_PODS",

@@ -216,7 +216,7 @@ fn best(found: &Found, family: Family, asked: u32, to: IpAddr) -> Option<&RouteM
     routes.min_by_key(|route| (std::cmp::Reverse(route.header.destination_prefix_length), metric(route)))
 }
 
-fn way(found: &Found, route: &RouteMessage, to: IpAddr) -> Way {
+pub(super) fn way(found: &Found, route: &RouteMessage, to: IpAddr) -> Way {
     let length = route.header.destination_prefix_length;
     let whole = Family::of(to).host_len();
     let link = oif(route);
@@ -252,7 +252,8 @@ fn is_suppressed(rule: &RuleMessage, route: &RouteMessage, way: &Way, found: &Fo
     })
 }
 
-fn words(rule: &RuleMessage, table: u32) -> String {
+/// A rule as ip-rule(8) writes it.
+pub(super) fn words(rule: &RuleMessage, table: u32) -> String {
     let mut text = format!("{}:", priority(rule).unwrap_or(0));
     if rule.header.flags.contains(RuleFlags::Invert) {
         text.push_str(" not");

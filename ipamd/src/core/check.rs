@@ -54,6 +54,9 @@ impl Core {
     }
 
     fn check_call(&self, before: &Core, call: &Call, intents: &BTreeSet<&String>) -> Option<Broken> {
+        if self.node.restrictions.forbids(call.action()).is_some() {
+            return Some(Broken::Frozen(call.action().to_owned()));
+        }
         let changed = match call {
             Call::Create { token, .. } if !intents.contains(token) && !before.creations.contains(token) => {
                 return Some(Broken::NoIntent(token.clone()));

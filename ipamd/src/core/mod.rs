@@ -18,6 +18,8 @@ mod observe;
 mod serve;
 mod view;
 
+use serde::{Deserialize, Serialize};
+
 use crate::{
     cause::{Cause, Refusal},
     ec2::{Audits, Calls, Creations, Deletions, LeakSearch},
@@ -37,7 +39,7 @@ use ipnet::IpNet;
 const ROUNDS: usize = 256;
 
 /// The state machine.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Core {
     node: Node,
     leases: Leases,
@@ -175,12 +177,6 @@ impl Core {
         times.filter(|at| *at > now).min()
     }
 
-    /// No pod is given an address while this stands in the way of what it would send; ADDs wait for it to end, as long as
-    /// it may end by itself.
-    pub fn set_blocked(&mut self, blocked: Option<Refusal>) {
-        self.observed.set_blocked(blocked);
-    }
-
     fn state(&self) -> State<'_> {
         State {
             node: &self.node,
@@ -206,6 +202,7 @@ impl Core {
             detaches_in_use: self.integrity.is_mutated(Mutation::DetachInUse),
             ignores_kernel: self.integrity.is_mutated(Mutation::IgnoreKernel),
             changes_unmanaged: self.integrity.is_mutated(Mutation::ChangeUnmanaged),
+            ignores_restrictions: self.integrity.is_mutated(Mutation::IgnoreRestrictions),
             ignores_places: self.integrity.is_mutated(Mutation::IgnorePlaces),
         }
     }

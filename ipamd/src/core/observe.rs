@@ -64,6 +64,10 @@ impl Core {
             Event::Bound { pods } => self.demand.set_pods(pods),
             Event::EniConfig { config } => self.demand.places_mut().configure(config),
             Event::Settings { policy } => self.node.policy = policy,
+            Event::Blocked { blocked } => self.observed.set_blocked(blocked),
+            Event::Restricted { restrictions } => self.node.restrictions = restrictions,
+            Event::ReleaseNow => self.demand.has_had_surplus_since(Millis(now.0.saturating_sub(plan::SURPLUS_MS))),
+            Event::AuditNow => self.audits.want_now(Scope::Ours),
             Event::Cordoned { cordoned } => self.demand.set_cordoned(cordoned),
             Event::Wall { ms } => self.calls.wall(now, ms),
             Event::Tick => {}
@@ -145,8 +149,9 @@ impl Core {
     /// Notes which ENIs serve new pods, by what is known now of where new ones would be.
     pub(super) fn exclude(&mut self) {
         let (primary, groups) = (self.pool.primary_subnet(), self.observed.groups().of_new());
-        let policy = &self.node.policy;
-        let is_excluded = |eni: &Eni| self.demand.places().excludes(policy, eni.placed(), &primary, &groups);
+        let (policy, by_operator) = (&self.node.policy, &self.node.restrictions.excluded_enis);
+        let by_place = |eni: &Eni| self.demand.places().excludes(policy, eni.placed(), &primary, &groups);
+        let is_excluded = |eni: &Eni| by_operator.contains(eni.id()) || by_place(eni);
         let changed: Vec<(EniId, bool)> = self
             .pool
             .enis()

@@ -58,7 +58,11 @@ impl Core {
             in_flight: in_flight.collect(),
             blocked: self.blocked_by(now, &plan),
             plan,
-            pacing: Pacing { pauses: pauses.collect(), pace: self.calls.pace().clone() },
+            pacing: Pacing {
+                restrictions: self.node.restrictions.clone(),
+                pauses: pauses.collect(),
+                pace: self.calls.pace().clone(),
+            },
             broken: self.integrity.broken().map(ToString::to_string).collect(),
         }
     }

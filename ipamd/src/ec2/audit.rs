@@ -2,6 +2,7 @@
 //! settled without it, and once in a long while.
 
 use imbl::{OrdMap, OrdSet};
+use serde::{Deserialize, Serialize};
 
 use super::call::{Call, Scope};
 use crate::ids::{EniId, Millis};
@@ -13,7 +14,7 @@ const SLOW_MS: u64 = 2 * 3_600_000;
 const CONSISTENT_MS: u64 = 60_000;
 
 /// The audits.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Audits {
     /// When EC2 last answered one in this run.
     last: Option<Millis>,

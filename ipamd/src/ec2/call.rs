@@ -71,7 +71,7 @@ pub struct Recorded {
 }
 
 /// Who waits for a call; the first class goes first.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Class {
     /// A pod waits.
     PodWaits,
@@ -93,7 +93,7 @@ impl Class {
 }
 
 /// Which ENIs an audit asks for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Scope {
     /// Those that carry our tag for this instance, attached or not.
     Ours,
@@ -102,7 +102,7 @@ pub enum Scope {
 }
 
 /// A call to EC2.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[expect(missing_docs, reason = "the variants say what their fields are")]
 pub enum Call {
     /// DescribeNetworkInterfaces: what EC2 knows of our ENIs.
@@ -131,8 +131,24 @@ pub enum Call {
     FindLeaked,
 }
 
+/// EC2's names of all actions that calls have.
+pub(super) const ACTIONS: [&str; 12] = [
+    "AssignIpv6Addresses",
+    "AssignPrivateIpAddresses",
+    "AttachNetworkInterface",
+    "CreateNetworkInterface",
+    "CreateTags",
+    "DeleteNetworkInterface",
+    "DescribeNetworkInterfaces",
+    "DescribeSubnets",
+    "DetachNetworkInterface",
+    "ModifyNetworkInterfaceAttribute",
+    "UnassignIpv6Addresses",
+    "UnassignPrivateIpAddresses",
+];
+
 impl Call {
-    /// EC2's name of the action.
+    /// EC2's name of the action, one of [`ACTIONS`].
     pub fn action(&self) -> &'static str {
         let v6 = |kind: Kind| kind == Kind::V6Prefix;
         match self {
@@ -170,7 +186,7 @@ impl Call {
 }
 
 /// What EC2 answered.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[expect(missing_docs, reason = "the variants say what their fields are")]
 pub enum Ec2Answer {
     /// The ENIs of this instance, and (scope `Ours`) unattached ones that carry our tag.
@@ -190,7 +206,7 @@ pub enum Ec2Answer {
 }
 
 /// One attached ENI as EC2 knows it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AuditedEni {
     /// Its id.
     pub id: EniId,
@@ -211,7 +227,7 @@ pub struct AuditedEni {
 }
 
 /// An ENI of ours that is attached to nothing.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UnattachedEni {
     /// Its id.
     pub id: EniId,
@@ -220,7 +236,7 @@ pub struct UnattachedEni {
 }
 
 /// A call that failed, classified by the adapter that knows EC2's codes.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CallError {
     /// Out of the closed list.
     pub cause: Cause,
@@ -252,7 +268,7 @@ impl CallError {
 }
 
 /// What a refusal tells of EC2's state.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Fact {
     /// Nothing that could be worked with.
     #[default]

@@ -1,6 +1,7 @@
 //! EC2 calls in flight, and when an action may be called: the one place where it is decided when something is tried again.
 
 use imbl::OrdMap;
+use serde::{Deserialize, Serialize};
 
 use super::{
     call::{Call, CallError, Class},
@@ -25,7 +26,7 @@ const GROWTH: [&str; 7] = [
 ];
 
 /// A call in flight.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Flight {
     pub(crate) call: Call,
     pub(crate) since: Millis,
@@ -34,7 +35,7 @@ pub(crate) struct Flight {
 }
 
 /// The calls.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Calls {
     in_flight: OrdMap<CallId, Flight>,
     /// The next number, for calls, tokens and jitter.

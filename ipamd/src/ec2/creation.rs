@@ -6,6 +6,7 @@
 //! for again under the same token, which EC2 answers with the same ENI if there is one after all.
 
 use imbl::OrdMap;
+use serde::{Deserialize, Serialize};
 
 use super::call::{Creation, Recorded};
 use crate::{
@@ -14,7 +15,7 @@ use crate::{
 };
 
 /// An ENI that is being created.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Pending {
     pub(crate) creation: Creation,
     /// Where it is asked for, each time.
@@ -27,7 +28,7 @@ pub(crate) struct Pending {
 }
 
 /// How far it has come.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum CreationStage {
     /// It is not known whether the ENI exists, or where it is attached: an audit will tell.
     Unclear(Option<EniId>),
@@ -59,7 +60,7 @@ impl CreationStage {
 }
 
 /// The creations, by client token.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Creations {
     by_token: OrdMap<String, Pending>,
 }

@@ -1,6 +1,7 @@
 //! ENIs that are detached and deleted, and how far each is.
 
 use imbl::OrdMap;
+use serde::{Deserialize, Serialize};
 
 use crate::ids::{EniId, Millis, Place};
 
@@ -8,7 +9,7 @@ use crate::ids::{EniId, Millis, Place};
 const DETACHING_MS: u64 = 5_000;
 
 /// An ENI that is being detached or deleted.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Deletion {
     pub(crate) stage: DeletionStage,
     /// The intent that is closed when it is gone.
@@ -20,7 +21,7 @@ pub(crate) struct Deletion {
 }
 
 /// How far it is.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum DeletionStage {
     /// An earlier run had decided it, or an answer never came: an audit will tell where it is.
     Unclear,
@@ -35,7 +36,7 @@ pub(crate) enum DeletionStage {
 }
 
 /// The deletions.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Deletions {
     by_eni: OrdMap<EniId, Deletion>,
 }

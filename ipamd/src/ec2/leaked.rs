@@ -2,6 +2,7 @@
 //! again, a few at a time.
 
 use imbl::OrdSet;
+use serde::{Deserialize, Serialize};
 
 use crate::ids::{EniId, Millis};
 
@@ -13,7 +14,7 @@ const AGAIN_MS: u64 = 10 * 60_000;
 const MOST: usize = 10;
 
 /// What the search remembers.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub(crate) struct LeakSearch {
     next: Option<Millis>,
     suspects: OrdSet<EniId>,

@@ -12,12 +12,13 @@
 //!
 //! Lower classes step back much further than calls that a pod waits for.
 
-use std::{cell::Cell, num::NonZeroU32, rc::Rc, time::Duration};
+use std::{borrow::Borrow, cell::Cell, num::NonZeroU32, rc::Rc, time::Duration};
 
 use governor::{Quota, RateLimiter, clock::Clock};
 use imbl::{OrdMap, Vector};
+use serde::{Deserialize, Deserializer, Serialize, de::Error};
 
-use super::call::Class;
+use super::call::{ACTIONS, Class};
 use crate::{
     cause::{Cause, Refusal},
     ids::Millis,
@@ -59,7 +60,7 @@ struct Lane {
 ///
 /// `governor`'s own state is shared by its copies, and the core copies itself to plan ahead; so the calls that still
 /// count are kept here, and a limiter is made of them when a question is asked.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 struct Bucket {
     /// When calls were made that still count.
     made: Vector<Millis>,
@@ -68,7 +69,7 @@ struct Bucket {
 }
 
 /// What an action waits for after a refusal.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Pause {
     /// Until when, for calls that a pod waits for.
     pub(crate) until: Millis,
@@ -80,14 +81,33 @@ pub(crate) struct Pause {
 }
 
 /// The buckets and pauses of all actions.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Pace {
     /// What has to be added to the core's time for the wall clock's.
     to_wall: u64,
     /// Until when EC2 is taken to be crowded.
     crowded: Option<Millis>,
-    buckets: OrdMap<(&'static str, Class), Bucket>,
-    pauses: OrdMap<&'static str, Pause>,
+    #[serde(with = "crate::serial")]
+    buckets: OrdMap<(Action, Class), Bucket>,
+    pauses: OrdMap<Action, Pause>,
+}
+
+/// The name of an action. What reads one takes it out of the list of those that there are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+struct Action(&'static str);
+
+impl Borrow<str> for Action {
+    fn borrow(&self) -> &str {
+        self.0
+    }
+}
+
+impl<'de> Deserialize<'de> for Action {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let read = String::deserialize(deserializer)?;
+        let known = ACTIONS.iter().find(|action| **action == read);
+        known.map(|action| Action(action)).ok_or_else(|| Error::custom(format!("there is no action {read:?}")))
+    }
 }
 
 impl Pace {
@@ -113,7 +133,7 @@ impl Pace {
     }
 
     fn bucket(&self, action: &'static str, class: Class) -> Bucket {
-        self.buckets.get(&(action, class)).cloned().unwrap_or_default()
+        self.buckets.get(&(Action(action), class)).cloned().unwrap_or_default()
     }
 
     /// Whether EC2 is taken to have too much to do.
@@ -124,7 +144,7 @@ impl Pace {
     /// Of each bucket that was used: the calls that may be made now, and those that it has when it is full.
     pub(crate) fn fill(&self, now: Millis) -> impl Iterator<Item = (&'static str, Class, u32, u32)> {
         self.buckets.iter().map(move |((action, class), bucket)| {
-            (*action, *class, bucket.permits(*class, now), Bucket::lane(*class).burst)
+            (action.0, *class, bucket.permits(*class, now), Bucket::lane(*class).burst)
         })
     }
 
@@ -137,14 +157,14 @@ impl Pace {
 
     /// A call is made.
     pub(crate) fn take(&mut self, now: Millis, action: &'static str, class: Class) {
-        self.buckets.entry((action, class)).or_default().take(class, now);
+        self.buckets.entry((Action(action), class)).or_default().take(class, now);
     }
 
     /// A call was answered.
     pub(crate) fn answered(&mut self, action: &'static str) {
         self.pauses.remove(action);
         for (class, _) in LANES {
-            if let Some(bucket) = self.buckets.get_mut(&(action, class))
+            if let Some(bucket) = self.buckets.get_mut(&(Action(action), class))
                 && bucket.slowdown > 0
             {
                 *bucket = Bucket { slowdown: bucket.slowdown - 1, made: Vector::new() };
@@ -167,7 +187,7 @@ impl Pace {
                 let slowdown = (self.bucket(action, class).slowdown + 1).min(slowest);
                 let bucket = Bucket { slowdown, made: Vector::unit(now) };
                 let ready = bucket.opens_at(class, now).unwrap_or(now);
-                self.buckets.insert((action, class), bucket);
+                self.buckets.insert((Action(action), class), bucket);
                 self.slot(now, ready, now.since(first), failures, chance)
             } else {
                 let longest = (FIRST_PAUSE_MS << failures.min(10)).min(LONGEST_PAUSE_MS);
@@ -178,7 +198,7 @@ impl Pace {
             untils.insert(class, until);
         }
         let until = untils.get(&Class::PodWaits).copied().unwrap_or(now);
-        self.pauses.insert(action, Pause { until, refusal, failures: failures + 1, first, untils });
+        self.pauses.insert(Action(action), Pause { until, refusal, failures: failures + 1, first, untils });
     }
 
     /// The slot of the next try.
@@ -191,7 +211,7 @@ impl Pace {
 
     /// Actions that were refused and have not succeeded since.
     pub(crate) fn pauses(&self) -> impl Iterator<Item = (&'static str, &Pause)> {
-        self.pauses.iter().map(|(action, pause)| (*action, pause))
+        self.pauses.iter().map(|(action, pause)| (action.0, pause))
     }
 
     /// What an action waits for.

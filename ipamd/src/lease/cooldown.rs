@@ -3,11 +3,12 @@
 use std::net::IpAddr;
 
 use imbl::{OrdMap, OrdSet};
+use serde::{Deserialize, Serialize};
 
 use crate::ids::Millis;
 
 /// The addresses in their cooldown.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Cooldown {
     until: OrdMap<IpAddr, Millis>,
     ends: OrdSet<(Millis, IpAddr)>,

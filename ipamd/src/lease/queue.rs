@@ -1,11 +1,12 @@
 //! ADDs that wait for an address, in the order in which they came.
 
 use imbl::{OrdMap, OrdSet};
+use serde::{Deserialize, Serialize};
 
 use crate::ids::{AttachmentKey, Millis, PodRef, Ticket};
 
 /// One request without an address yet.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Waiter {
     pub(crate) ticket: Ticket,
     pub(crate) key: AttachmentKey,
@@ -23,12 +24,14 @@ impl Waiter {
 }
 
 /// The queue.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Queue {
     next: u64,
     line: OrdMap<u64, Waiter>,
     /// Places in the line, by the card that is asked for.
+    #[serde(with = "crate::serial")]
     by_card: OrdMap<Option<u32>, OrdSet<u64>>,
+    #[serde(with = "crate::serial")]
     by_key: OrdMap<AttachmentKey, u64>,
     by_ticket: OrdMap<Ticket, u64>,
     deadlines: OrdSet<(Millis, u64)>,

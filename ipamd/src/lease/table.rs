@@ -10,6 +10,7 @@ use std::{
 };
 
 use imbl::{OrdMap, OrdSet};
+use serde::{Deserialize, Serialize};
 
 use super::value::Lease;
 use crate::ids::{AttachmentKey, EniId, Millis, PodRef, Ticket, count};
@@ -18,8 +19,9 @@ use crate::ids::{AttachmentKey, EniId, Millis, PodRef, Ticket, count};
 const MISSING_MS: u64 = 5_000;
 
 /// The table.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Leases {
+    #[serde(with = "crate::serial")]
     leases: OrdMap<Arc<AttachmentKey>, Arc<Lease>>,
     /// Which attachment holds an address.
     holders: OrdMap<IpAddr, Arc<AttachmentKey>>,

@@ -19,7 +19,7 @@ pub struct Macs {
 }
 
 /// An address assigned to an attachment.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Lease {
     /// The pod's address.
     pub address: IpAddr,

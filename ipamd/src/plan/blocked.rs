@@ -45,6 +45,12 @@ fn would_serve(state: &State<'_>, card: u32) -> bool {
         && state.pool.pick(state.node, wanted).is_some()
 }
 
+/// Whether nothing is on its way that no further call is needed for.
+fn is_still(state: &State<'_>) -> bool {
+    let configuring = |eni: &crate::pool::Eni| eni.state == EniState::Configuring;
+    state.calls.is_quiet() && state.pool.expected().next().is_none() && !state.pool.enis().any(configuring)
+}
+
 /// Why an ADD for this card waits.
 fn addresses(state: &State<'_>, now: Millis, card: u32) -> Wait {
     let awaited = Awaited::Addresses { card };
@@ -68,6 +74,11 @@ fn addresses(state: &State<'_>, now: Millis, card: u32) -> Wait {
         let message = "no address is available, and the settings forbid to ask EC2 for more \
                        (DISABLE_NETWORK_RESOURCE_PROVISIONING or ENABLE_IMDS_ONLY_MODE)";
         return wait(Cause::ProvisioningOff, message.to_owned());
+    }
+    if state.node.restrictions.writes_frozen && is_still(state) {
+        let message = "no address is available, and an operator has frozen all that changes something at EC2 \
+                       (enid admin unfreeze writes)";
+        return wait(Cause::WritesFrozen, message.to_owned());
     }
     let coming = state.coming() > 0;
     // An old refusal that the next try may lift is no reason to give up while that try is in flight.

@@ -182,7 +182,7 @@ fn order(state: &State<'_>, now: Millis, short: &Shortage, waits: &mut Vec<Wait>
         let action = call.action();
         let sent = u32::try_from(calls.len()).unwrap_or(u32::MAX);
         let all = u64::from(room) * kind.size();
-        let met = if !state.may_call(now, action, class, waits) || sent >= state.calls.permits(now, action, class) {
+        let met = if !state.may_call(now, action, class, waits) || sent >= state.permits(now, action, class) {
             // It has room; a new ENI for the same would be too many in the end.
             put_off += all;
             all
@@ -211,7 +211,7 @@ fn order(state: &State<'_>, now: Millis, short: &Shortage, waits: &mut Vec<Wait>
     };
     let room = u32::try_from(per_eni(state.node.limits)).unwrap_or(u32::MAX);
     let mut enis_left = state.enis_left(card);
-    let mut permits = CREATION.iter().map(|action| state.calls.permits(now, action, class)).min().unwrap_or(0);
+    let mut permits = CREATION.iter().map(|action| state.permits(now, action, class)).min().unwrap_or(0);
     while need > 0 && have < wanted && room > 0 && enis_left > 0 {
         if state.demand.places().is_stale(now, &state.node.policy) {
             let list = list_subnets(state, now, class, waits);

@@ -42,6 +42,9 @@ pub(super) fn deletions(state: &State<'_>, now: Millis, waits: &mut Vec<Wait>) -
 
 /// What was withheld is released, or kept if somebody uses it.
 pub(super) fn releases(state: &State<'_>, now: Millis, waits: &mut Vec<Wait>) -> Vec<Action> {
+    if !lets_release(state) {
+        return keep_withheld(state);
+    }
     if !may_release(state) {
         return Vec::new();
     }
@@ -58,9 +61,26 @@ pub(super) fn releases(state: &State<'_>, now: Millis, waits: &mut Vec<Wait>) ->
     unassign(state, now, waits)
 }
 
+/// Whether an operator lets anything be released.
+fn lets_release(state: &State<'_>) -> bool {
+    state.node.restrictions.lets_release() || state.guards.ignores_restrictions
+}
+
+/// What was withheld and is not given back yet serves pods again while an operator has frozen what gives back.
+fn keep_withheld(state: &State<'_>) -> Vec<Action> {
+    let is_detaching = |eni: &&Eni| matches!(eni.state, EniState::Detaching(_));
+    let enis = state.pool.enis().filter(is_detaching).map(|eni| Step::KeepEni(eni.id().clone()));
+    // EC2 may have taken away what it was asked to.
+    let is_open = state.calls.any(|call| matches!(call, Call::Unassign { .. }))
+        || state.calls.is_auditing()
+        || state.audits.is_wanted(Scope::Attached);
+    let blocks = state.pool.unassigning().filter(|_| !is_open).map(|(block, _)| Step::KeepBlock(block.net()));
+    enis.chain(blocks).map(|step| Action::new(step, Reason::Frozen)).collect()
+}
+
 /// Whether surplus may be released at all.
 fn may_release(state: &State<'_>) -> bool {
-    state.node.provisions() && !state.observed.is_broken && state.observed.links_listed.is_some()
+    state.node.provisions() && lets_release(state) && !state.observed.is_broken && state.observed.links_listed.is_some()
 }
 
 fn detach(state: &State<'_>, now: Millis, eni: &Eni, since: Millis, waits: &mut Vec<Wait>) -> Vec<Action> {

@@ -68,6 +68,7 @@ pub(crate) struct Guards {
     pub(crate) ignores_kernel: bool,
     pub(crate) changes_unmanaged: bool,
     pub(crate) ignores_places: bool,
+    pub(crate) ignores_restrictions: bool,
 }
 
 impl State<'_> {
@@ -107,6 +108,13 @@ impl State<'_> {
 
     /// Whether a call may be made now; if not, that is waited for.
     pub(crate) fn may_call(&self, now: Millis, action: &'static str, class: Class, waits: &mut Vec<Wait>) -> bool {
+        if let Some(why) = self.forbidden(action) {
+            let wait = Wait::new(Awaited::Permission { action }, None, why);
+            if !waits.contains(&wait) {
+                waits.push(wait);
+            }
+            return false;
+        }
         let Some(until) = self.calls.opens_at(now, action, class) else { return true };
         let pause = self.calls.pause(action);
         let message = pause.map_or_else(
@@ -122,6 +130,16 @@ impl State<'_> {
             waits.push(wait);
         }
         false
+    }
+
+    /// How many calls of this class may be made now.
+    pub(crate) fn permits(&self, now: Millis, action: &'static str, class: Class) -> u32 {
+        if self.forbidden(action).is_some() { 0 } else { self.calls.permits(now, action, class) }
+    }
+
+    /// Why an operator does not want EC2 to be called with this action.
+    fn forbidden(&self, action: &str) -> Option<&'static str> {
+        self.node.restrictions.forbids(action).filter(|_| !self.guards.ignores_restrictions)
     }
 
     /// Whether the node's surroundings have been looked at: before that nothing is decided.

@@ -91,6 +91,8 @@ pub enum Reason {
     Unused,
     /// A lease or a link uses it.
     InUse,
+    /// An operator has frozen what gives back to EC2.
+    Frozen,
     /// The primary ENI has other security groups.
     Groups,
     /// The subnet was short of addresses.
@@ -118,8 +120,9 @@ impl fmt::Display for Reason {
             Reason::NextStep => f.write_str("the next step of an ENI's creation"),
             Reason::Deletion => f.write_str("the next step of an ENI's deletion"),
             Reason::Excluded => {
-                f.write_str("it is excluded by its subnet's tags or the node's ENIConfig, and has no pod")
+                f.write_str("it is excluded by its subnet's tags, the node's ENIConfig or an operator, and has no pod")
             }
+            Reason::Frozen => f.write_str("an operator has frozen what gives back to EC2"),
             Reason::Surplus => f.write_str("the pool has been too large for a minute"),
             Reason::Unused => f.write_str("surplus, and the kernel shows no link that uses it"),
             Reason::Groups => f.write_str("the primary ENI has other security groups"),

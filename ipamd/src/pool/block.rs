@@ -8,6 +8,7 @@ use std::{
 
 use imbl::OrdSet;
 use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
 
 use crate::{
     ids::{EniId, Millis},
@@ -15,7 +16,7 @@ use crate::{
 };
 
 /// What a block may be used for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum BlockState {
     /// Its available addresses may be assigned.
     Usable,
@@ -26,7 +27,7 @@ pub enum BlockState {
 }
 
 /// How many addresses of a block are in use.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct InUse {
     /// By leases and orphaned links.
     pub(crate) assigned: u64,
@@ -35,7 +36,7 @@ pub(crate) struct InUse {
 }
 
 /// One block on an ENI, or the range that only the node knows.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Block {
     net: IpNet,
     eni: EniId,

@@ -8,6 +8,7 @@ use std::{
 
 use imbl::OrdSet;
 use ipnet::{IpNet, Ipv4Net};
+use serde::{Deserialize, Serialize};
 
 use super::block::{Block, BlockState, InUse, Rank};
 use crate::{
@@ -16,7 +17,7 @@ use crate::{
 };
 
 /// One ENI as instance metadata shows it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EniFacts {
     /// EC2's id.
     pub id: EniId,
@@ -37,7 +38,7 @@ pub struct EniFacts {
 }
 
 /// An ENI without any address: one that is EFA-only, or one of which metadata does not show all yet.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AddresslessEni {
     /// EC2's id.
     pub id: EniId,
@@ -46,7 +47,7 @@ pub struct AddresslessEni {
 }
 
 /// How far an ENI has come.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum EniState {
     /// Attached; whether it is ours is not known yet.
     Unknown,
@@ -61,7 +62,7 @@ pub enum EniState {
 }
 
 /// Addresses of an ENI, counted.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Sums {
     /// All of them.
     pub total: u64,
@@ -78,7 +79,7 @@ pub struct Sums {
 }
 
 /// One ENI of this node.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Eni {
     /// What IMDS shows.
     pub facts: EniFacts,

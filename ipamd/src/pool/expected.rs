@@ -3,6 +3,7 @@
 
 use imbl::{OrdMap, OrdSet};
 use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
 
 use crate::ids::{EniId, Millis, Place};
 
@@ -13,7 +14,7 @@ pub(crate) const STALE_MS: u64 = 60_000;
 pub(crate) const IMDS_LAG_MS: u64 = 10_000;
 
 /// Blocks that EC2 confirmed for an ENI, until metadata shows them, or EC2's confirmation alone is enough.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Expected {
     pub(crate) blocks: OrdSet<IpNet>,
     /// Since when they should be seen; `None` while the ENI is not attached yet.
@@ -33,7 +34,7 @@ pub(crate) enum Met {
 }
 
 /// What is expected, by ENI.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Expectations {
     by_eni: OrdMap<EniId, Expected>,
 }
@@ -102,7 +103,7 @@ impl Expectations {
 }
 
 /// Blocks that were unassigned: since when, and under which intent.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Unassigned {
     blocks: OrdMap<IpNet, (Millis, String)>,
 }

@@ -8,6 +8,7 @@ use std::{cmp::Reverse, collections::BTreeSet, net::IpAddr, sync::Arc};
 
 use imbl::{OrdMap, OrdSet};
 use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
 
 use super::{
     block::{Block, BlockState, InUse, Rank},
@@ -29,7 +30,7 @@ pub(crate) struct Taken {
 }
 
 /// The inventory.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Pool {
     enis: OrdMap<EniId, Arc<Eni>>,
     blocks: OrdMap<IpNet, Arc<Block>>,

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use imbl::OrdMap;
+use serde::{Deserialize, Serialize};
 
 use crate::ids::EniId;
 
@@ -10,7 +11,7 @@ use crate::ids::EniId;
 const SLOT_MAX: u32 = 63;
 
 /// The slots of ENIs, on record and in the kernel.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Slots {
     recorded: OrdMap<EniId, u32>,
     /// Slots that the kernel gives to links, by MAC: running pods depend on them, whatever has become of the record.

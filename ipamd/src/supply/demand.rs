@@ -2,11 +2,13 @@
 
 use std::{collections::BTreeSet, sync::Arc};
 
+use serde::{Deserialize, Serialize};
+
 use super::{history::History, places::Places, subnets::Subnets, target::Learned};
 use crate::ids::{Millis, PodRef};
 
 /// Demand, and what limits how it can be met.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Demand {
     history: History,
     /// Pods bound to this node, as the API server shows them: those without an address.
@@ -117,6 +119,11 @@ impl Demand {
     /// Whether the pool is too large at this moment.
     pub(crate) fn set_surplus(&mut self, now: Millis, there_is: bool) {
         self.surplus_since = there_is.then(|| self.surplus_since.unwrap_or(now));
+    }
+
+    /// The pool is taken to have been too large since then.
+    pub(crate) fn has_had_surplus_since(&mut self, since: Millis) {
+        self.surplus_since = Some(since);
     }
 
     /// Whether an order waits for more to order at this moment.

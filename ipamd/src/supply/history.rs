@@ -2,6 +2,7 @@
 //! many addresses were in use at once lately.
 
 use imbl::Vector;
+use serde::{Deserialize, Serialize};
 
 use super::target::Learned;
 use crate::ids::Millis;
@@ -25,7 +26,7 @@ const MOST: u64 = 16;
 const FIRST_DELAY_MS: u64 = 2_000;
 
 /// The greatest value of the last while.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 struct Greatest {
     window_ms: u64,
     pieces: Vector<(u64, u64)>,
@@ -49,7 +50,7 @@ impl Greatest {
 }
 
 /// What has been seen.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct History {
     /// When pods asked, for the last minute or as long as an address takes to come.
     asked: Vector<Millis>,

@@ -35,7 +35,7 @@ const EXCLUDED: &str = "0";
 const TAG_CLUSTER: &str = "cni.networking.k8s.aws/cluster/";
 
 /// A subnet as EC2 lists it.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SubnetFacts {
     /// Its free addresses.
     pub free: u64,
@@ -63,7 +63,7 @@ impl SubnetFacts {
 }
 
 /// What a node's ENIConfig asks for.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EniConfig {
     /// Its name.
     pub name: String,
@@ -98,7 +98,7 @@ pub(crate) struct Placed<'a> {
 }
 
 /// What is known of it.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Places {
     /// The subnets of the node's zone, and when EC2 listed them.
     listed: Option<(Arc<BTreeMap<SubnetId, SubnetFacts>>, Millis)>,

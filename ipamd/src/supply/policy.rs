@@ -1,11 +1,12 @@
 //! What the instance type can carry, and the settings that decide about supply.
 
 use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
 
 use super::kind::{self, Kind, LOCAL_V4, LOCAL_V6};
 
 /// What the instance type can carry (DescribeInstanceTypes, NetworkInfo and Hypervisor).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Limits {
     /// ENIs on the first network card.
     pub enis: u32,
@@ -39,7 +40,7 @@ impl Limits {
 }
 
 /// The second address of a pod.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Second {
     /// It has none.
     #[default]
@@ -51,7 +52,7 @@ pub enum Second {
 }
 
 /// How far ahead of need the pool is filled.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Target {
     /// As the node's own past asks for.
     Auto,
@@ -69,7 +70,7 @@ pub enum Target {
 }
 
 /// What may be asked of EC2.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Provisioning {
     /// All that is needed.
     On,
@@ -80,7 +81,7 @@ pub enum Provisioning {
 }
 
 /// How the subnet of a new ENI is chosen.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Placement {
     /// It is the primary ENI's (ENABLE_SUBNET_DISCOVERY is false).
     #[default]
@@ -95,7 +96,7 @@ pub enum Placement {
 }
 
 /// The settings that decide about supply.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Policy {
     /// How far ahead.
     pub target: Target,

@@ -1,5 +1,7 @@
 //! One subnet: whether it is short of addresses, and what it has left.
 
+use serde::{Deserialize, Serialize};
+
 use crate::ids::{Millis, SubnetId};
 
 /// How long it is taken to have no /28 after EC2 said so.
@@ -13,7 +15,7 @@ const TOLD_MS: u64 = 120_000;
 const COUNTED: u64 = 16;
 
 /// What EC2 has said of it.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Subnet {
     /// Until when it is taken to have no /28.
     no_prefix_until: Option<Millis>,

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use imbl::OrdMap;
+use serde::{Deserialize, Serialize};
 
 use super::subnet::Subnet;
 use crate::ids::{Millis, SubnetId};
@@ -11,7 +12,7 @@ use crate::ids::{Millis, SubnetId};
 const ASK_MS: u64 = 60_000;
 
 /// What EC2 has said of them.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Subnets {
     by_id: OrdMap<SubnetId, Subnet>,
     /// When EC2 was asked what they have left.

@@ -272,14 +272,14 @@ fn what_metadata_says_of_a_known_eni_is_news_for_the_kernel() {
 fn nobody_is_given_an_address_while_the_host_cannot_forward() {
     let mut world = World::new();
     world.settle();
-    world.core.set_blocked(Some(Refusal::new(Cause::Starting, "it is not known yet")));
+    let blocked = |refusal| Event::Blocked { blocked: refusal };
+    world.step(blocked(Some(Refusal::new(Cause::Starting, "it is not known yet"))));
     world.ask(1);
     world.listing();
     assert!(world.ledger.leases.is_empty() && world.refused.is_empty(), "it waits");
-    world.core.set_blocked(None);
-    world.step(Event::Tick);
+    world.step(blocked(None));
     assert_eq!(world.ledger.leases.len(), 1);
-    world.core.set_blocked(Some(Refusal::new(Cause::ForwardDropped, "a firewall drops")));
+    world.step(blocked(Some(Refusal::new(Cause::ForwardDropped, "a firewall drops"))));
     world.ask(2);
     assert_eq!(world.refused.last().map(|(_, cause)| *cause), Some(Cause::ForwardDropped));
 }

@@ -8,7 +8,7 @@ use std::{
 use enid_ipamd::{
     AddresslessEni, AttachmentKey, Call, CallId, Cause, Core, Effect, EniConfig, EniFacts, EniId, EniState, Event,
     Intent, Kind, LOCAL_V4, LOCAL_V6, Lease, Ledger, Limits, Millis, Node, Place, Placement, PodRef, Policy,
-    Provisioning, Second, SubnetId, Target, Ticket, Write,
+    Provisioning, Restrictions, Second, SubnetId, Target, Ticket, Write,
 };
 use ipnet::IpNet;
 use proptest::prelude::*;
@@ -132,7 +132,13 @@ impl World {
 
     pub fn beside(policy: Policy, limits: Limits, bare: Vec<AddresslessEni>) -> Self {
         let primary = Cloud { place: Some(Place::default()), protected: true, ..Cloud::new() };
-        let node = Node { instance_id: "i-1".into(), limits, policy, token_seed: "t".into() };
+        let node = Node {
+            instance_id: "i-1".into(),
+            limits,
+            policy,
+            restrictions: Restrictions::default(),
+            token_seed: "t".into(),
+        };
         let mut world = World {
             core: Core::new(node.clone(), Ledger::default()),
             node,

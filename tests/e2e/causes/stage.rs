@@ -70,6 +70,19 @@ impl Stage {
         Ok(wrong)
     }
 
+    /// A bundle that is taken now ends in the same state and plan when the simulator takes it again.
+    fn is_replayed(&self) -> anyhow::Result<()> {
+        let (enid, sim) = (program("enid")?, program("enid-sim")?);
+        let (environment, enid, sim) = (&self.environment, enid.display(), sim.display());
+        let file = format!("/tmp/{}.tar.gz", self.lab.state().name);
+        let line = format!(
+            "env {environment} {enid} bundle >{file} && {sim} replay {file}; code=$?; rm -f {file}; exit $code"
+        );
+        let said = self.place().sh(&line).context("the bundle is not replayed")?;
+        ensure!(said.contains("state and plan are the recorded ones"), "{said}");
+        Ok(())
+    }
+
     fn status(&self) -> anyhow::Result<Value> {
         self.place().enid("status")
     }
@@ -146,6 +159,9 @@ fn acts(fault: &Fault, stage: &mut Stage) -> anyhow::Result<()> {
     ensure!(others.iter().all(|name| fault.beside.contains(&&**name)), "the doctor says {others:?}, too");
     if fault.is_told {
         is_told(stage, fault)?;
+    }
+    if stage.status().is_ok() {
+        stage.is_replayed()?;
     }
     stage.end_loops();
     stage.make(&fault.ends)?;

@@ -3,6 +3,7 @@
 //!     sim seeds [COUNT [FIRST]]   random histories; one that fails is shrunk and written to tests/sim/stories
 //!     sim stories                 every history that once failed, and the peer's known bugs, replayed
 //!     sim story FILE              one of them; SIM_TRACE=1 prints every event and effect
+//!     sim replay BUNDLE           what a daemon has recorded (`enid bundle`), taken again: the same state and plan
 //!     sim mutations               each guard taken away once: somebody must notice
 //!     sim counts                  how many EC2 calls the usual situations cost
 //!     sim fleet                   thousands of nodes under one account's buckets
@@ -16,6 +17,7 @@ mod cloud;
 mod counts;
 mod fleet;
 mod mutations;
+mod replay;
 mod run;
 mod stories;
 mod story;
@@ -61,6 +63,7 @@ fn run(args: &[String]) -> anyhow::Result<()> {
         Some("seeds") => seeds(number(2, 1)?, number(1, 500)?),
         Some("story") => stories::one(args.get(1).context("which file?")?),
         Some("stories") => stories::replay(),
+        Some("replay") => replay::run(args.get(1).context("which bundle?")?),
         Some("mutations") => mutations::run(),
         Some("counts") => counts::run(),
         Some("fleet") => {
@@ -75,7 +78,7 @@ fn run(args: &[String]) -> anyhow::Result<()> {
         Some("plot") => fleet::plot::draw(Path::new(args.get(1).context("which file?")?), fleet::waste::SEEDS),
         Some(other) => {
             anyhow::bail!(
-                "there is no {other:?}; sim seeds | story | stories | mutations | counts | fleet | groups | waste | plot"
+                "there is no {other:?}; sim seeds | story | stories | replay | mutations | counts | fleet | groups | waste | plot"
             )
         }
     }

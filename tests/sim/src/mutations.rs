@@ -10,7 +10,7 @@ use crate::{
 };
 
 /// Every guard, and the invariant (design) that it stands for.
-const GUARDS: [(Mutation, &str); 12] = [
+const GUARDS: [(Mutation, &str); 13] = [
     (Mutation::AssignTwice, "1: an address has one owner"),
     (Mutation::IgnoreOrphans, "1: an orphaned link owns its address"),
     (Mutation::UnassignInUse, "2: nothing that a live pod uses is unassigned"),
@@ -22,6 +22,7 @@ const GUARDS: [(Mutation, &str); 12] = [
     (Mutation::ChangeUnmanaged, "5: an ENI is changed only if it is ours"),
     (Mutation::IgnorePlaces, "an ENI is created only where tags and ENIConfigs say"),
     (Mutation::ServeUnprotected, "an ENI serves only after delete-on-termination"),
+    (Mutation::IgnoreRestrictions, "what an operator has frozen is not sent"),
     (Mutation::NoCooldown, "an address is not assigned again during its cooldown"),
 ];
 

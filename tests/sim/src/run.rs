@@ -11,6 +11,9 @@ use crate::{
 /// Moves of one run.
 pub const MOVES: usize = 400;
 
+/// In one run of so many, what the core took is taken again.
+const RECORDED_IN: u64 = 10;
+
 /// How EC2 behaves in a run of this seed.
 fn options(seed: u64) -> Options {
     let slow = seed.is_multiple_of(3);
@@ -32,11 +35,18 @@ pub fn play(seed: u64, story: &[Move], mutation: Option<Mutation>) -> (Option<St
     let Ok(mut world) = World::new(options(seed), first, mutation) else {
         return (Some("the instance does not start".to_owned()), Tally::default());
     };
+    let is_recorded = seed.is_multiple_of(RECORDED_IN);
+    if is_recorded {
+        world.record();
+    }
     for step in story {
         world.play(step);
         if world.broken.is_some() {
             break;
         }
+    }
+    if world.broken.is_none() && is_recorded {
+        world.check_replay();
     }
     if world.broken.is_none() {
         world.settle();

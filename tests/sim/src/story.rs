@@ -77,6 +77,10 @@ pub enum Move {
     EniConfig(u8, u8),
     /// The node's ENIConfig is gone.
     NoEniConfig,
+    /// An operator restricts: bit 0 freezes releases, bit 1 writes, bit 2 excludes an ENI; 0 lifts all.
+    Restrict(u8),
+    /// An operator wants surplus released now, or EC2 asked about the ENIs.
+    Order(bool),
     /// Metadata refuses to answer (401, for one) until it does again.
     Unreadable(bool),
 }
@@ -127,7 +131,8 @@ pub fn draw(seed: u64, moves: usize) -> Vec<Move> {
             2 => Move::Unreadable(rng.bool()),
             3 if faults > 0 => Move::ForeignStore,
             3 => Move::Foreign,
-            _ => continue,
+            _ if rng.u8(0..4) == 0 => Move::Order(rng.bool()),
+            _ => Move::Restrict(rng.u8(0..8)),
         };
         story.insert(rng.usize(0..story.len().max(1)), rare);
     }

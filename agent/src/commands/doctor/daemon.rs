@@ -8,6 +8,7 @@ use enid_api::v1::{
 
 use super::{
     super::{
+        admin::in_words,
         connect::{answered, debug},
         status::concerns_nobody,
     },
@@ -84,7 +85,8 @@ pub fn findings(before: Option<&OfDaemon>, now: &anyhow::Result<OfDaemon>) -> Ve
         let last = repairs.last()?;
         Some(Finding::new("drift", format!("repaired {} times in a minute: {}", repairs.len(), last.message)))
     });
-    let all = troubles.chain(not_ready).chain(conflicts).chain(metrics).chain(api_server);
+    let restricted = pool.restrictions.iter().flat_map(in_words).map(|words| Finding::note("restricted", words));
+    let all = troubles.chain(restricted).chain(not_ready).chain(conflicts).chain(metrics).chain(api_server);
     all.chain(max_pods).chain(lasting).chain(again).collect()
 }
 

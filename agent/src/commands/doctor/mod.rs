@@ -11,7 +11,8 @@ use std::time::Duration;
 use anyhow::anyhow;
 use tokio::time::{sleep, timeout};
 
-use self::{daemon::OfDaemon, finding::Finding};
+use self::daemon::OfDaemon;
+pub use self::finding::Finding;
 use super::ended::Ended;
 use crate::{
     print::{Mood, Output, lines, show},
@@ -34,7 +35,8 @@ pub async fn run(settings: &Settings, output: Output) -> anyhow::Result<Ended> {
     Ok(if findings.iter().all(|finding| finding.note) { Ended::Well } else { Ended::SomethingIsWrong })
 }
 
-async fn found(settings: &Settings) -> Vec<Finding> {
+/// What is found.
+pub async fn found(settings: &Settings) -> Vec<Finding> {
     let twice = async {
         let first = daemon::look(settings).await;
         if !first.as_ref().is_ok_and(OfDaemon::may_be_over) {

@@ -6,8 +6,8 @@ use std::{
 };
 
 use enid_ipamd::{
-    AttachmentKey, Core, Effect, EniId, EniState, Event, Ledger, Limits, Millis, Node as Facts, PodRef, Policy, Ticket,
-    Told,
+    AttachmentKey, Core, Effect, EniId, EniState, Event, Ledger, Limits, Millis, Node as Facts, PodRef, Policy,
+    Restrictions, Ticket, Told,
 };
 
 /// A pod from its creation to its deletion.
@@ -70,8 +70,13 @@ impl Node {
     }
 
     pub fn boot(&mut self, now: u64, limits: Limits, policy: Policy) {
-        let facts =
-            Facts { instance_id: self.instance.clone(), limits, policy, token_seed: format!("n{}-{now}", self.number) };
+        let facts = Facts {
+            instance_id: self.instance.clone(),
+            limits,
+            policy,
+            restrictions: Restrictions::default(),
+            token_seed: format!("n{}-{now}", self.number),
+        };
         self.core = Some(Core::new(facts, Ledger::default()));
         self.accounted = now;
     }

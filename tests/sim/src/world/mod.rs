@@ -15,7 +15,7 @@ use std::{
 
 use enid_ipamd::{
     Action, AttachmentKey, Call, CallId, Core, Effect, EniId, Event, Lease, Ledger, Limits, Millis, Mutation, Node,
-    Policy, Write,
+    Policy, Recording, Restrictions, Write,
 };
 use vpclab::model::Options;
 
@@ -64,6 +64,8 @@ pub struct World {
     pub instance: String,
     limits: Limits,
     policy: Policy,
+    /// What an operator restricts; it outlives the daemon, and not the machine.
+    restrictions: Restrictions,
     runs: u64,
     disk: Ledger,
     mutation: Option<Mutation>,
@@ -96,6 +98,8 @@ pub struct World {
     unrecorded: BTreeSet<IpAddr>,
     /// Pods without a lease that no listing has shown yet.
     orphans: BTreeSet<AttachmentKey>,
+    /// What the core has taken since its start, if it is to be taken again.
+    recorded: Option<(Core, Vec<(Millis, Event)>)>,
     pub tally: Tally,
     /// The first thing that must not be.
     pub broken: Option<String>,
@@ -113,7 +117,9 @@ impl World {
         let now = 1_000;
         let instance = cloud.run(now, kind)?;
         let limits = cloud.limits(now, kind).unwrap_or(Limits::of_one_card(3, 10, true));
-        let node = Node { instance_id: instance.clone(), limits, policy: policy.clone(), token_seed: "0".into() };
+        let restrictions = Restrictions::default();
+        let (instance_id, token_seed) = (instance.clone(), "0".to_owned());
+        let node = Node { instance_id, limits, policy: policy.clone(), restrictions: restrictions.clone(), token_seed };
         let mut world = World {
             now,
             boot: 0,
@@ -123,6 +129,7 @@ impl World {
             instance,
             limits,
             policy,
+            restrictions,
             runs: 0,
             disk: Ledger::default(),
             mutation,
@@ -147,12 +154,32 @@ impl World {
             traces: std::env::var_os("SIM_TRACE").is_some(),
             unrecorded: BTreeSet::new(),
             orphans: BTreeSet::new(),
+            recorded: None,
             tally: Tally::default(),
             broken: None,
         };
         world.places.set_up(&mut world.cloud, &world.policy.placement);
         world.start();
         Ok(world)
+    }
+
+    /// From now on what the core takes is recorded, anew in each run of the daemon.
+    pub fn record(&mut self) {
+        self.recorded = Some((self.core.clone(), Vec::new()));
+    }
+
+    /// What was recorded, taken again from the file that it would be, ends as it did.
+    pub fn check_replay(&mut self) {
+        let Some((start, events)) = self.recorded.take() else { return };
+        let recording = Recording::new(start, events, self.clock(), self.core.clone());
+        let read = serde_json::to_string(&recording).and_then(|text| serde_json::from_str::<Recording>(&text));
+        let replayed = match &read {
+            Ok(read) => read.replay(|_, _, _, _| ()).map(drop),
+            Err(error) => Err(format!("it cannot be read: {error}")),
+        };
+        if let Err(what) = replayed {
+            self.wrong(format!("a recording is not replayed: {what}"));
+        }
     }
 
     fn fault(&mut self, kind: &'static str) {
@@ -174,11 +201,15 @@ impl World {
             instance_id: self.instance.clone(),
             limits: self.limits,
             policy: self.policy.clone(),
+            restrictions: self.restrictions.clone(),
             token_seed: format!("{}-{}", self.runs, self.now),
         };
         self.core = Core::new(node, self.disk.clone());
         if let Some(mutation) = self.mutation {
             self.core.mutate(mutation);
+        }
+        if let Some(recorded) = &mut self.recorded {
+            *recorded = (self.core.clone(), Vec::new());
         }
         // The kernel's part of a start: links that no lease knows and no route leads to are half-made.
         self.links.retain(|key, link| link.routed || self.core.lease(key).is_some());
@@ -198,6 +229,9 @@ impl World {
         let now = self.clock();
         let is_in_batch = matches!(event, Event::Ask { .. });
         let event_text = if self.traces { format!("{event:?}") } else { String::new() };
+        if let Some(recorded) = &mut self.recorded {
+            recorded.1.push((now, event.clone()));
+        }
         let (effects, plan) = self.core.step_and_plan(now, event);
         if self.traces && (!effects.is_empty() || !event_text.starts_with("Tick")) {
             eprintln!("{:>9} {event_text:.9000}", self.now);

@@ -5,7 +5,7 @@ use std::{
     net::IpAddr,
 };
 
-use enid_ipamd::{AttachmentKey, EniId, Event, Intent, PodRef, Policy};
+use enid_ipamd::{AttachmentKey, EniId, Event, Intent, PodRef, Policy, Restrictions};
 use vpclab::model::Request;
 
 use super::{COOLDOWN_MS, World, settings};
@@ -203,6 +203,22 @@ impl World {
                 self.fault("store of another instance");
                 self.foreign_store();
             }
+            Move::Restrict(bits) => {
+                self.fault("operator restricts");
+                let any = self.core.view(self.clock()).enis.keys().next_back().cloned();
+                let excluded = any.filter(|_| bits & 4 != 0);
+                self.restrictions = Restrictions {
+                    releases_frozen: bits & 1 != 0,
+                    writes_frozen: bits & 2 != 0,
+                    excluded_enis: excluded.into_iter().collect(),
+                };
+                let restrictions = self.restrictions.clone();
+                self.tell(Event::Restricted { restrictions });
+            }
+            Move::Order(releases) => {
+                self.fault("operator orders");
+                self.tell(if *releases { Event::ReleaseNow } else { Event::AuditNow });
+            }
             Move::Unreadable(unreadable) => {
                 self.fault("metadata refuses");
                 self.unreadable = *unreadable;
@@ -232,6 +248,7 @@ impl World {
         let all: Vec<AttachmentKey> = self.pods.keys().cloned().collect();
         all.iter().for_each(|key| self.release(key));
         self.boot = self.now;
+        self.restrictions = Restrictions::default();
         self.disk = std::mem::take(&mut self.disk).at_another_boot(COOLDOWN_MS);
         self.start();
     }

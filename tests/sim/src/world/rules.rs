@@ -2,7 +2,9 @@
 
 use std::{collections::BTreeSet, net::IpAddr};
 
-use enid_ipamd::{AttachmentKey, Call, Effect, EniId, Event, Intent, Lease, Placement, Plan, Second, Ticket};
+use enid_ipamd::{
+    AttachmentKey, Call, Effect, EniId, Event, Intent, Lease, Placement, Plan, Restrictions, Second, Ticket,
+};
 
 use super::{
     COOLDOWN_MS, World,
@@ -30,7 +32,11 @@ impl World {
         let enis = self.cloud.enis(self.now);
         let uses = |pod: &Pod, net: &ipnet::IpNet| pod.addresses.iter().any(|address| net.contains(address));
         let used = |net: &ipnet::IpNet| self.pods.values().any(|pod| uses(pod, net));
+        let is_release = matches!(call, Call::Unassign { .. } | Call::Detach { .. } | Call::Delete { .. });
+        let is_read = matches!(call, Call::Audit { .. } | Call::Subnets { .. } | Call::FindLeaked);
+        let frozen = self.restrictions.writes_frozen && !is_read || self.restrictions.releases_frozen && is_release;
         let wrong = match call {
+            _ if frozen => Some(format!("{} is sent, and an operator has frozen it", call.action())),
             Call::Create { token, .. } if !self.disk.intents.contains_key(token) => {
                 Some(format!("a creation without a record: {token}"))
             }
@@ -149,6 +155,8 @@ impl World {
         self.cloud.defragment();
         (0..3).for_each(|number| self.cloud.fill(number, None));
         self.kill = None;
+        self.restrictions = Restrictions::default();
+        self.tell(Event::Restricted { restrictions: Restrictions::default() });
         self.tell(Event::Cordoned { cordoned: false });
         self.tell(Event::Bound { pods: BTreeSet::new() });
         self.unreadable = false;
