@@ -103,6 +103,14 @@ fn reading() -> [Command; 10] {
                     .value_name("DESTINATION")
                     .required(true)
                     .help("An address, or a pod of this node"),
+            )
+            .arg(switch("probe", "Send a UDP packet as the source would, and follow it through the host's tables"))
+            .arg(
+                Arg::new("port")
+                    .long("port")
+                    .value_name("PORT")
+                    .value_parser(clap::value_parser!(u16).range(1..))
+                    .help("The same with a TCP connection to this port"),
             ),
         reading("config", "Every setting, its value and what gives it"),
         reading("health", "Exit 0 while the daemon serves").arg(switch("ready", "Exit 0 only while STATUS says yes")),

@@ -37,7 +37,7 @@ use crate::{
     metrics::Counters,
     reconcile::repair::Repair,
     reconcile::{forward::Forward, links::Links, metadata::Metadata},
-    record::{Record, kept::Kept},
+    record::{Record, kept::Kept, spans::Spans},
     runtime::{announce, conflist, files::Files},
     serve::admin::{AdminService, Looks},
     serve::cni::CniService,
@@ -320,6 +320,8 @@ async fn serve(
         _ = terminate.recv() => { info!("asked to stop; pods keep their links"); Ok(Ended::Stopped) }
         _ = interrupt.recv() => { info!("interrupted; pods keep their links"); Ok(Ended::Stopped) }
     };
+    let traced = record.clone();
+    tokio::task::spawn_blocking(move || traced.end_traces()).await?;
     if let Err(failure) = kept.write(&record) {
         warn!("the last stories of pods are lost: {failure:#}");
     }
@@ -380,13 +382,18 @@ async fn discover(
     let restrictions = restricted(settings)?;
     let node = Node { instance_id: id.clone(), limits, policy: settings.policy.clone(), restrictions, token_seed };
     let (kept, stories) = Kept::open(&settings.store_dir);
+    let spans = {
+        let _there = background.enter(); // no pod waits for it
+        let start = |endpoint: &String| Spans::start(endpoint, &settings.node_name, id);
+        settings.traces.as_ref().map(start).transpose()?
+    };
     let parts = Parts {
         core: Core::new(node, ledger),
         served: announced || store.has_served()?,
         store: Arc::new(store),
         ec2,
         counters: counters.clone(),
-        record: Record::new(counters.clone(), stories),
+        record: Record::new(counters.clone(), stories, spans),
         vpc: instance.vpc_cidrs.clone(),
         steering: settings.steering.clone(),
         kernel: Kernel::new(&settings.run_dir, &settings.sys_net_dir),

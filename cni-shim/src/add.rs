@@ -15,7 +15,7 @@ use enid_datapath::{
 
 use crate::{
     config::Config,
-    daemon::{Ask, Attachment, Daemon, Offer, Pod, Session},
+    daemon::{Ask, Attachment, Daemon, Offer, Pod, Report, Session},
     env::Env,
     error::Error,
     result::{self, Wired},
@@ -35,22 +35,24 @@ pub fn add(env: &Env, config: &Config) -> Result<String, Error> {
     let each_card = config.each_card && env.ifname == identity::FIRST;
     let ask = |ifname: &str, card| Ask {
         attachment: Some(attachment_of(env, config, ifname)),
-        pod: env.pod.clone().map(|(namespace, name)| Pod { namespace, name, uid: env.pod_uid.clone() }),
+        pod: pod_of(env),
         timeout_ms: millis(wait.saturating_sub(begun.elapsed())),
         card,
         each_card: each_card && card.is_none(),
+        traceparent: env.traceparent.clone(),
     };
-    let (first, cards) = wire(&mut kernel, &daemon, ask(&env.ifname, None))?;
+    let remarks = &config.remarks;
+    let (first, cards) = wire(&mut kernel, &daemon, ask(&env.ifname, None), remarks)?;
     let mut wired = vec![first];
     for (number, card) in (1..).zip(cards) {
         let ifname = identity::ifname_on_card(number);
         let further = kernel
             .check_free(config, &env.container, &ifname)
-            .and_then(|()| wire(&mut kernel, &daemon, ask(&ifname, Some(card))));
+            .and_then(|()| wire(&mut kernel, &daemon, ask(&ifname, Some(card)), &[]));
         let (further, _) = further.inspect_err(|_| {
             // All or nothing. If the daemon does not hear it, it finds the links missing.
             wired.iter().for_each(|wired| pod::undo(&wired.link, &mut kernel.host));
-            let _ = daemon.release(attachment(env, config));
+            let _ = daemon.release(attachment(env, config), &env.traceparent);
         })?;
         wired.push(further);
     }
@@ -62,23 +64,39 @@ fn millis(time: Duration) -> u64 {
 }
 
 /// One attachment, from question to route; and the network cards that its pod wants more of.
-fn wire(kernel: &mut Kernel, daemon: &Daemon, ask: Ask) -> Result<(Wired, Vec<u32>), Error> {
+fn wire(kernel: &mut Kernel, daemon: &Daemon, ask: Ask, remarks: &[String]) -> Result<(Wired, Vec<u32>), Error> {
     let attachment = ask.attachment.clone().unwrap_or_default();
+    let (pod, traceparent) = (ask.pod.clone(), ask.traceparent.clone());
+    let report = |message: &str, failed| Report {
+        attachment: Some(attachment.clone()),
+        pod: pod.clone(),
+        verb: "ADD".to_owned(),
+        message: message.to_owned(),
+        failed,
+    };
     let session = daemon.connect()?;
     let offer = session.ask(ask)?;
     let cards = offer.further_cards.clone();
+    remarks.iter().for_each(|remark| session.report(report(remark, false)));
     let link = link_for(offer, &attachment.ifname)?;
-    let (pair, routes) = kernel.confirm(&link, &session).inspect_err(|_| pod::undo(&link, &mut kernel.host))?;
+    let (pair, routes) = kernel.confirm(&link, &session, &|remark| report(remark, false)).map_err(|mut error| {
+        pod::undo(&link, &mut kernel.host);
+        if !error.is_told {
+            session.report(report(&error.msg, true));
+            error.is_told = true;
+        }
+        error
+    })?;
     if link.families().contains(&Family::V6) {
         // A hardened host switches it off for links to come.
         netns::allow_ipv6(Path::new(netns::SYS_NET), &link.host_ifname).map_err(kernel_refused).inspect_err(|_| {
             pod::undo(&link, &mut kernel.host);
-            let _ = daemon.release(attachment.clone());
+            let _ = daemon.release(attachment.clone(), &traceparent);
         })?;
     }
     pod::configure_outside(&link, &pair, &mut kernel.host).map_err(kernel_refused).inspect_err(|_| {
         // The daemon has confirmed: it has to be notified. If that fails it finds the link missing.
-        let _ = daemon.release(attachment);
+        let _ = daemon.release(attachment.clone(), &traceparent);
     })?;
     Ok((Wired { link, routes }, cards))
 }
@@ -119,10 +137,17 @@ impl Kernel {
 
     /// Makes the link up to the daemon's verdict. The daemon looks at it while the pod's end is configured.
     /// The host's end comes later: an address that is not ours any more is never made reachable.
-    fn confirm(&mut self, link: &PodLink, session: &Session) -> Result<(Pair, Routes), Error> {
+    fn confirm(
+        &mut self,
+        link: &PodLink,
+        session: &Session,
+        remark: &dyn Fn(&str) -> Report,
+    ) -> Result<(Pair, Routes), Error> {
         let pair = pod::create(link, &mut self.host, &self.host_ns, &mut self.inside).map_err(kernel_refused)?;
         if let Some(aside) = &pair.moved_aside {
-            note!("{} belonged to another attachment and is now {aside}", link.host_ifname);
+            let words = format!("{} belonged to another attachment and is now {aside}", link.host_ifname);
+            note!("{words}");
+            session.report(remark(&words));
         }
         session.say_wired(&link.host_ifname)?;
         if link.families().contains(&Family::V6) {
@@ -163,6 +188,11 @@ pub fn namespaces(path: &Path, own_allowed: bool) -> Result<(Netns, Netns), Erro
 /// The key of this call.
 pub fn attachment(env: &Env, config: &Config) -> Attachment {
     attachment_of(env, config, &env.ifname)
+}
+
+/// What the runtime says of the pod.
+pub fn pod_of(env: &Env) -> Option<Pod> {
+    env.pod.clone().map(|(namespace, name)| Pod { namespace, name, uid: env.pod_uid.clone() })
 }
 
 /// The key of an interface of this call's container.

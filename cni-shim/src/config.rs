@@ -33,6 +33,8 @@ pub struct Config {
     pub each_card: bool,
     /// The boot in which the daemon wrote this, once an address could be given.
     pub boot_id: Option<String>,
+    /// What is remarkable about it, one sentence each.
+    pub remarks: Vec<String>,
     valid: [Option<Value>; 2],
 }
 
@@ -91,6 +93,7 @@ impl Config {
         if reading == Reading::All {
             no_delegate(raw.ipam.as_ref())?;
         }
+        let mut remarks = Vec::new();
         Ok(Config {
             cni_version,
             name: network_name(raw.name)?,
@@ -98,8 +101,9 @@ impl Config {
             add_wait_seconds: or_usual(reading, wait(raw.add_wait_seconds), WAIT_DEFAULT_SECONDS)?,
             prev_result: or_usual(reading, previous(raw.prev_result), None)?,
             dns: raw.dns.filter(|value| !value.is_null()),
-            each_card: each_card(raw.runtime_config.as_ref()),
+            each_card: each_card(raw.runtime_config.as_ref(), &mut remarks),
             boot_id: raw.boot_id.as_ref().and_then(Value::as_str).map(str::to_owned),
+            remarks,
             valid: [raw.valid, raw.attachments],
         })
     }
@@ -133,12 +137,14 @@ impl Config {
 }
 
 /// The pod's annotation, by way of the runtime: the peer's name and its one value.
-fn each_card(runtime: Option<&Value>) -> bool {
+fn each_card(runtime: Option<&Value>, remarks: &mut Vec<String>) -> bool {
     const KEY: &str = "k8s.amazonaws.com/nicConfig";
     const VALUE: &str = "multi-nic-attachment";
     let found = runtime.and_then(|runtime| runtime.get("io.kubernetes.cri.pod-annotations")?.get(KEY));
     if let Some(other) = found.filter(|value| *value != VALUE) {
-        note!("the pod's annotation {KEY} is {other}, which says nothing to this plugin; {VALUE:?} does");
+        let words = format!("the pod's annotation {KEY} is {other}, which says nothing to this plugin; {VALUE:?} does");
+        note!("{words}");
+        remarks.push(words);
     }
     found.is_some_and(|value| value == VALUE)
 }

@@ -28,6 +28,8 @@ use crate::{
 
 /// How long the daemon may take for anything but growth, connection included.
 const ANSWER: Duration = Duration::from_secs(2);
+/// How long a report may take: its call is over.
+const REPORT: Duration = Duration::from_millis(500);
 /// How long STATUS may take, connection included: runtimes ask every few seconds.
 const STATUS: Duration = Duration::from_millis(900);
 /// How long a listing of all links may take, with thousands of them.
@@ -37,7 +39,7 @@ const COLLECT: Duration = Duration::from_secs(10);
 const VERDICT: Duration = Duration::from_secs(10);
 
 /// The message types of a request.
-pub use enid_api::v1::{Ask, Attachment, Offer, Pod};
+pub use enid_api::v1::{Ask, Attachment, Offer, Pod, Report};
 
 /// Where the daemon is.
 pub struct Daemon {
@@ -68,12 +70,20 @@ impl Daemon {
     }
 
     /// Lets the daemon end an attachment: whether its link is gone as well.
-    pub fn release(&self, attachment: Attachment) -> Result<bool, Error> {
+    pub fn release(&self, attachment: Attachment, traceparent: &str) -> Result<bool, Error> {
         let question = Question { doing: "release the address", limit: ANSWER, room: Room::Usual };
-        let request = ReleaseRequest { attachment: Some(attachment) };
+        let request = ReleaseRequest { attachment: Some(attachment), traceparent: traceparent.to_owned() };
         match self.ask(&question, [Kind::Release(request)])? {
             Answer::Released(reply) => Ok(reply.link_deleted),
             other => Err(unexpected(&other)),
+        }
+    }
+
+    /// Says what only the plugin can say. Nothing depends on it.
+    pub fn report(&self, report: Report) {
+        let deadline = Deadline::within(REPORT);
+        if let Ok(packets) = Packets::connect(&self.socket, deadline) {
+            let _ = packets.send(Kind::Report(report), deadline);
         }
     }
 
@@ -149,6 +159,11 @@ impl Session {
             Answer::Refusal(refusal) => Err(refused(refusal)),
             other => Err(unexpected(&other)),
         }
+    }
+
+    /// Says what only the plugin can say, in the middle of an ADD. Nothing depends on it.
+    pub fn report(&self, report: Report) {
+        let _ = self.packets.send(Kind::Report(report), Deadline::within(REPORT));
     }
 
     /// Says that the link stands.

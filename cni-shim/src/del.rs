@@ -12,7 +12,7 @@ const USUAL_PREFIX: &str = "eni";
 
 /// Removes what this attachment has on the host. Repeats, and attachments never seen, succeed.
 pub fn del(env: &Env, config: &Config) -> Result<(), Error> {
-    let released = Daemon::at(&config.socket).release(attachment(env, config));
+    let released = Daemon::at(&config.socket).release(attachment(env, config), &env.traceparent);
     if let Ok(true) = released {
         return Ok(());
     }

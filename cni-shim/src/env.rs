@@ -20,6 +20,8 @@ pub struct Env {
     pub pod: Option<(String, String)>,
     /// K8S_POD_UID.
     pub pod_uid: String,
+    /// TRACEPARENT, if it is one of version 00 (W3C Trace Context, "traceparent Header Field Values"); otherwise empty.
+    pub traceparent: String,
     /// CNI_NETNS_OVERRIDE: the namespace may be the plugin's own.
     pub own_netns_allowed: bool,
 }
@@ -60,9 +62,17 @@ impl Env {
                 .zip(arg("K8S_POD_NAME"))
                 .filter(|(ns, name)| !ns.is_empty() && !name.is_empty()),
             pod_uid: arg("K8S_POD_UID").unwrap_or_default(),
+            traceparent: Some(text("TRACEPARENT")).filter(|text| is_traceparent(text)).unwrap_or_default(),
             own_netns_allowed: matches!(text("CNI_NETNS_OVERRIDE").as_str(), "1" | "true"),
         })
     }
+}
+
+fn is_traceparent(text: &str) -> bool {
+    let digits =
+        |part: &str, length| part.len() == length && part.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
+    let parts: Vec<&str> = text.split('-').collect();
+    matches!(&*parts, ["00", trace, span, flags] if digits(trace, 32) && digits(span, 16) && digits(flags, 2))
 }
 
 fn valid_container(id: &str) -> Result<(), Error> {

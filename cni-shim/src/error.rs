@@ -12,16 +12,18 @@ pub struct Error {
     pub msg: String,
     /// `key=value` pairs.
     pub details: String,
+    /// The daemon knows it.
+    pub is_told: bool,
 }
 
 impl Error {
     fn new(code: u32, msg: impl Into<String>) -> Self {
-        Error { code, msg: msg.into(), details: String::new() }
+        Error { code, msg: msg.into(), details: String::new(), is_told: false }
     }
 
     /// Code 1: the version of the configuration is not one of ours.
     pub fn version(msg: impl Into<String>, details: impl Into<String>) -> Self {
-        Error { code: 1, msg: msg.into(), details: details.into() }
+        Error { code: 1, msg: msg.into(), details: details.into(), is_told: false }
     }
 
     /// Code 2: a key holds what we cannot honour.
@@ -54,19 +56,19 @@ impl Error {
         Self::new(8, msg)
     }
 
-    /// Code 11: try again later.
+    /// Code 11: try again later. The daemon has said so, or does not answer: it is not told of it.
     pub fn later(msg: impl Into<String>, details: impl Into<String>) -> Self {
-        Error { code: 11, msg: msg.into(), details: details.into() }
+        Error { code: 11, msg: msg.into(), details: details.into(), is_told: true }
     }
 
     /// Code 50: no address could be given yet.
     pub fn unavailable(msg: impl Into<String>, details: impl Into<String>) -> Self {
-        Error { code: 50, msg: msg.into(), details: details.into() }
+        Error { code: 50, msg: msg.into(), details: details.into(), is_told: true }
     }
 
     /// Code 51: pods that run are cut off.
     pub fn limited(msg: impl Into<String>, details: impl Into<String>) -> Self {
-        Error { code: 51, msg: msg.into(), details: details.into() }
+        Error { code: 51, msg: msg.into(), details: details.into(), is_told: true }
     }
 
     /// Code 100: the kernel refused a step.

@@ -28,6 +28,7 @@ use std::{
 
 use crate::{
     config::{Config, STDIN_MAX},
+    daemon::{Daemon, Report},
     env::Env,
     error::Error,
 };
@@ -78,17 +79,18 @@ fn answer(command: &str, var: env::Lookup<'_>, input: &[u8]) -> Result<String, E
     match command {
         "VERSION" => version::answer(input),
         "ADD" => {
-            let config = Config::parse(input)?;
-            add::add(&Env::for_add(var)?, &config)
+            let (config, env) = (Config::parse(input)?, Env::for_add(var)?);
+            add::add(&env, &config).inspect_err(|error| tell(command, &env, &config, error))
         }
         "CHECK" => {
             let config = Config::parse(input)?;
             version::needs(config.cni_version, "CHECK", "0.4.0")?;
-            check::check(&Env::for_add(var)?, &config).map(|()| String::new())
+            let env = Env::for_add(var)?;
+            check::check(&env, &config).map(|()| String::new()).inspect_err(|error| tell(command, &env, &config, error))
         }
         "DEL" => {
-            let config = Config::for_del(input)?;
-            del::del(&Env::for_del(var)?, &config).map(|()| String::new())
+            let (config, env) = (Config::for_del(input)?, Env::for_del(var)?);
+            del::del(&env, &config).map(|()| String::new()).inspect_err(|error| tell(command, &env, &config, error))
         }
         "STATUS" => {
             let config = Config::parse(input)?;
@@ -103,6 +105,20 @@ fn answer(command: &str, var: env::Lookup<'_>, input: &[u8]) -> Result<String, E
         other => Err(Error::environment(format!(
             "CNI_COMMAND is {other:?}; this plugin knows ADD, DEL, CHECK, STATUS, GC and VERSION"
         ))),
+    }
+}
+
+/// Tells the daemon of an error that only the plugin knows: the runtime shows it of the pod, and the daemon's log and the pod's
+/// story have it, too.
+fn tell(command: &str, env: &Env, config: &Config, error: &Error) {
+    if !error.is_told {
+        Daemon::at(&config.socket).report(Report {
+            attachment: Some(add::attachment(env, config)),
+            pod: add::pod_of(env),
+            verb: command.to_owned(),
+            message: error.msg.clone(),
+            failed: true,
+        });
     }
 }
 

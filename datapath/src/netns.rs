@@ -68,7 +68,11 @@ impl Netns {
     }
 
     /// The same for whatever is opened there.
-    pub(crate) fn within<T: Send>(&self, open: impl FnOnce() -> Result<T, Error> + Send) -> Result<T, Error> {
+    ///
+    /// # Errors
+    ///
+    /// The namespace cannot be entered, or what `open` says.
+    pub fn within<T: Send>(&self, open: impl FnOnce() -> Result<T, Error> + Send) -> Result<T, Error> {
         let failed = |source| Error::new(format!("enter namespace {}", self.path.display()), source);
         aside(|| self.enter().and_then(|()| open())).map_err(failed)?
     }

@@ -221,3 +221,38 @@ fn an_operator_freezes_excludes_and_releases() {
     assert!(code == 1 && said.contains("ENID_ADMIN is not true"), "{said}");
     assert!(!ask(place, "status").0.contains("frozen"));
 }
+
+#[test]
+fn a_probe_is_followed_to_its_destination() {
+    let place = Place::node(lab(), 2);
+    let _daemon = Daemon::start(place, &[("WARM_IP_TARGET", "3"), ("IP_COOLDOWN_PERIOD", "0")]).unwrap();
+    let pods = ["asks", "answers"].map(|name| Pod::new(2, name));
+    let [_, (to, _)] = pods.each_ref().map(|pod| pod.add(place).unwrap());
+    let probe = |more: &str| {
+        let (said, code) = ask(place, &format!("explain asks {to} {more} -o json"));
+        (serde_json::from_str::<Value>(&said).unwrap_or_else(|_| panic!("{said}")), code)
+    };
+    // Nothing of it is there unless it is asked for.
+    assert!(probe("").0.get("probe").is_none());
+    let (said, code) = probe("--probe");
+    assert_eq!((code, &said["probe"]["arrived"]), (0, &true.into()), "{said}");
+    let trace = said["probe"]["trace"].to_string();
+    assert!(trace.contains("ip enid"), "{trace}");
+    let (said, code) = probe("--port 8080");
+    assert!(code == 0 && said["probe"]["answer"].as_str().unwrap().contains("refuses the connection"), "{said}");
+    // A firewall between them shows where.
+    place
+        .sh("nft add table ip other; nft add chain ip other forward '{ type filter hook forward priority 0; }'")
+        .unwrap();
+    place.sh(&format!("nft add rule ip other forward ip daddr {to} drop")).unwrap();
+    let (said, code) = probe("--probe");
+    assert_eq!((code, &said["probe"]["arrived"]), (1, &false.into()), "{said}");
+    let trace = said["probe"]["trace"].to_string();
+    assert!(trace.contains("ip other forward rule") && trace.contains("verdict drop"), "{trace}");
+    place.sh("nft delete table ip other").unwrap();
+    let tables = place.sh("nft list tables").unwrap();
+    assert!(!tables.contains("probe"), "{tables}");
+    let (said, code) = ask(place, &format!("explain 10.9.9.9 {to} --probe"));
+    assert!(code == 1 && said.contains("a probe is sent by its source"), "{said}");
+    pods.iter().for_each(|pod| pod.del(place).unwrap());
+}

@@ -86,7 +86,9 @@ pub fn run(name: &str, matches: &ArgMatches, given: &Given, settings: Settings) 
             "doctor" => doctor::run(&as_on_node(given, settings), output).await,
             "explain" => {
                 let end = |name| matches.get_one::<String>(name).map(String::as_str).unwrap_or_default();
-                explain::run(&settings, end("source"), end("destination"), output).await
+                let port = matches.get_one::<u16>("port").copied().map(explain::Port::Tcp);
+                let probe = port.or(matches.get_flag("probe").then_some(explain::Port::Any));
+                explain::run(&settings, (end("source"), end("destination")), probe, output).await
             }
             "top" => top::run(&settings, matches.get_one::<u64>("times").copied()).await.map(done),
             other => bail!("there is no command {other:?}"),

@@ -9,7 +9,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use enid_ipamd::{Action, AttachmentKey, CallError, Cause, Core, Effect, Event, Fact, Millis, Refusal, Ticket};
+use enid_ipamd::{Action, AttachmentKey, CallError, Cause, Class, Core, Effect, Event, Fact, Millis, Refusal, Ticket};
 use ipnet::Ipv4Net;
 use tokio::{runtime, sync::mpsc, task::yield_now, time::timeout};
 use tracing::{debug, warn};
@@ -299,6 +299,9 @@ impl CoreTask {
                 let (ec2, handle, counters) = (self.ec2.clone(), self.handle.clone(), self.counters.clone());
                 let mut begun = self.record.begin(record::Kind::Ec2, None, None);
                 begun.about(call.action());
+                if class == Class::PodWaits {
+                    begun.for_who_waits();
+                }
                 call.eni().into_iter().for_each(|eni| begun.eni(eni));
                 self.background.spawn(async move {
                     let answer = ec2.call(&call).await;

@@ -151,7 +151,7 @@ mod tests {
         std::fs::create_dir_all(&dir).unwrap();
         let counters = Arc::new(Counters::new().unwrap());
         let (kept, stories) = Kept::open(&dir);
-        let record = Record::new(counters.clone(), stories);
+        let record = Record::new(counters.clone(), stories, None);
         let pod = PodRef { namespace: "default".into(), name: "web".into() };
         record.note(Kind::Bound, Some(&pod), "bound");
         kept.write(&record).unwrap();
@@ -159,12 +159,12 @@ mod tests {
         assert_eq!(story(&dir, &dir, "default/web").unwrap()[0].kind, "BOUND");
         assert!(story(&dir, &dir, "default/other").unwrap().is_empty());
         let (kept, stories) = Kept::open(&dir);
-        assert_eq!(Record::new(counters.clone(), stories).story("default/web").len(), 1);
+        assert_eq!(Record::new(counters.clone(), stories, None).story("default/web").len(), 1);
         drop(kept);
         std::fs::write(dir.join(FILE), "no database").unwrap();
         let (kept, stories) = Kept::open(&dir);
         assert!(kept.database.is_some());
-        assert!(Record::new(counters, stories).story("default/web").is_empty());
+        assert!(Record::new(counters, stories, None).story("default/web").is_empty());
         std::fs::remove_dir_all(dir).unwrap();
     }
 }

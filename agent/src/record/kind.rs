@@ -19,6 +19,8 @@ pub enum Kind {
     Repair,
     /// An operator has the daemon do something.
     Admin,
+    /// The plugin says something that only it can.
+    Plugin,
     /// What the node says of itself is another.
     State,
 }
@@ -35,6 +37,7 @@ impl Kind {
             Kind::Bound => "BOUND",
             Kind::Repair => "REPAIR",
             Kind::Admin => "ADMIN",
+            Kind::Plugin => "PLUGIN",
             Kind::State => "STATE",
         }
     }

@@ -7,6 +7,7 @@
 pub mod kept;
 mod kind;
 mod repeats;
+pub mod spans;
 mod stories;
 
 use std::{
@@ -21,7 +22,7 @@ use enid_ipamd::{AttachmentKey, CallError, PodRef, Refusal};
 use prost::Message;
 use tokio::sync::broadcast;
 
-use self::{repeats::Repeats, stories::Stories};
+use self::{repeats::Repeats, spans::Spans, stories::Stories};
 use crate::{clock, metrics::Counters};
 
 pub use kind::{Kind, outcome};
@@ -39,6 +40,8 @@ pub struct Record {
     state: Mutex<State>,
     stream: broadcast::Sender<Arc<Operation>>,
     counters: Arc<Counters>,
+    /// Where traces go, if they go anywhere.
+    spans: Option<Spans>,
 }
 
 struct State {
@@ -54,7 +57,7 @@ struct State {
 
 impl Record {
     /// Nothing has been done; stories go on where an earlier run has left them.
-    pub fn new(counters: Arc<Counters>, stories: Stories) -> Arc<Self> {
+    pub fn new(counters: Arc<Counters>, stories: Stories, spans: Option<Spans>) -> Arc<Self> {
         let state = State {
             next: 1,
             open: BTreeMap::new(),
@@ -63,7 +66,7 @@ impl Record {
             stories,
             repeats: Repeats::default(),
         };
-        Arc::new(Record { state: Mutex::new(state), stream: broadcast::channel(BEHIND).0, counters })
+        Arc::new(Record { state: Mutex::new(state), stream: broadcast::channel(BEHIND).0, counters, spans })
     }
 
     /// An operation begins. It ends when what is returned is dropped; without an outcome, whoever asked has gone.
@@ -76,6 +79,9 @@ impl Record {
             began_unix_ms: clock::wall_ms(),
             ..Operation::default()
         };
+        if let Some(spans) = &self.spans {
+            spans.begin(kind, &mut operation);
+        }
         let mut state = self.state();
         operation.number = state.next;
         state.next += 1;
@@ -123,6 +129,11 @@ impl Record {
         state.refused.len()
     }
 
+    /// Sends what is left of traces; it may take a while.
+    pub fn end_traces(&self) {
+        self.spans.iter().for_each(Spans::end);
+    }
+
     /// Operations that end from now on.
     pub fn watch(&self) -> broadcast::Receiver<Arc<Operation>> {
         self.stream.subscribe()
@@ -130,6 +141,9 @@ impl Record {
 
     fn ended(&self, kind: Kind, operation: Operation) {
         self.counters.ended(&operation);
+        if let Some(spans) = &self.spans {
+            spans.ended(kind, &operation);
+        }
         let operation = Arc::new(operation);
         let mut state = self.state();
         state.open.remove(&operation.number);
@@ -177,8 +191,12 @@ impl Begun {
     /// A phase has ended, and the next one begins.
     pub fn phase(&mut self, name: &'static str) {
         let now = Instant::now();
-        self.operation.phases.push(Phase { name: name.to_owned(), took_us: micros(now - self.since) });
+        let phase = Phase { name: name.to_owned(), took_us: micros(now - self.since) };
+        self.operation.phases.push(phase);
         self.since = now;
+        if !self.operation.trace_id.is_empty() {
+            self.open(|open, ended| open.phases.clone_from(&ended.phases));
+        }
     }
 
     /// The pod that it is about, once that is known.
@@ -189,8 +207,40 @@ impl Begun {
     /// What it is about beyond a pod.
     pub fn about(&mut self, subject: impl fmt::Display) {
         self.operation.subject = subject.to_string();
+        self.open(|open, now| open.subject.clone_from(&now.subject));
+    }
+
+    /// What others see of it while it goes on.
+    fn open(&self, change: impl FnOnce(&mut Operation, &Operation)) {
         if let Some(open) = self.record.state().open.get_mut(&self.operation.number) {
-            open.subject.clone_from(&self.operation.subject);
+            change(open, &self.operation);
+        }
+    }
+
+    /// It is part of the trace that the runtime names; of none, if the runtime does not record that one.
+    pub fn follows(&mut self, traceparent: &str) {
+        let Some((trace, parent, sampled)) = spans::named(traceparent).filter(|_| self.record.spans.is_some()) else {
+            return;
+        };
+        let Operation { trace_id, parent_span_id, .. } = &mut self.operation;
+        (*trace_id, *parent_span_id) =
+            if sampled { (trace.to_string(), parent.to_string()) } else { Default::default() };
+        self.open(|open, now| {
+            open.trace_id.clone_from(&now.trace_id);
+            open.parent_span_id.clone_from(&now.parent_span_id);
+        });
+    }
+
+    /// It is part of the trace of the ADD that has waited longest for an address, if one waits.
+    pub fn for_who_waits(&mut self) {
+        if self.record.spans.is_none() {
+            return;
+        }
+        let waits = |open: &&Operation| open.kind == Kind::Add.name() && open.phases.is_empty();
+        let first = self.record.state().open.values().find(waits).cloned();
+        if let Some(Operation { trace_id, span_id, .. }) = first {
+            self.operation.parent_span_id = if trace_id.is_empty() { String::new() } else { span_id };
+            self.operation.trace_id = trace_id;
         }
     }
 
@@ -287,7 +337,7 @@ mod tests {
     use super::*;
 
     fn record() -> Arc<Record> {
-        Record::new(Arc::new(Counters::new().unwrap()), Stories::default())
+        Record::new(Arc::new(Counters::new().unwrap()), Stories::default(), None)
     }
 
     fn pod(name: &str) -> PodRef {

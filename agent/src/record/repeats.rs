@@ -109,6 +109,8 @@ impl Line {
             // What they say is logged where it is found, or is nothing to say.
             (Kind::Check | Kind::Gc | Kind::Bound | Kind::Repair | Kind::State, outcome::DONE) => {}
             (Kind::Admin, _) => warn!(took_ms, "an operator's order, {subject}: {outcome}: {message}"),
+            (Kind::Plugin, outcome::DONE) => info!(pod, container, "the plugin, {subject}: {message}"),
+            (Kind::Plugin, _) => warn!(pod, container, more, "the plugin, {subject} {outcome}: {message}"),
             (Kind::Ec2, _) => warn!(cause, request_id, took_ms, more, "{message}"),
             (_, outcome::GONE) => {
                 info!(pod, container, took_ms, phases, more, "{kind_name} ended: the plugin has gone")

@@ -43,7 +43,7 @@ pub fn pod_of(written: &str) -> Option<(&str, &str)> {
 
 /// Whether a pod's story tells of it.
 pub(super) fn is_told(operation: &Operation) -> bool {
-    let kinds = [Kind::Add, Kind::Del, Kind::Bound].map(Kind::name);
+    let kinds = [Kind::Add, Kind::Del, Kind::Bound, Kind::Plugin].map(Kind::name);
     !operation.pod.is_empty() && kinds.contains(&&*operation.kind)
 }
 

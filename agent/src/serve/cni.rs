@@ -7,7 +7,8 @@ use enid_api::{
     parts,
     v1::{
         Ask, Attachment, CollectReply, CollectRequest, Failure, LookupReply, LookupRequest, Offer, Pending,
-        ReleaseReply, ReleaseRequest, StatusReply, Verdict, from_daemon::Kind as Reply, from_plugin::Kind as Said,
+        ReleaseReply, ReleaseRequest, Report, StatusReply, Verdict, from_daemon::Kind as Reply,
+        from_plugin::Kind as Said,
     },
 };
 use enid_datapath::{Mac, identity, marks};
@@ -113,6 +114,10 @@ impl CniService {
         let Some(first) = plugin.receive().await? else { return Ok(()) };
         let reply = match first {
             Said::Ask(ask) => return self.attach(ask, plugin).await,
+            Said::Report(report) => {
+                self.reported(report)?;
+                return Ok(());
+            }
             Said::Wired(_) => return Err(End::NotUnderstood("\"wired\" comes before \"ask\"".to_owned())),
             Said::Release(request) => Reply::Released(self.release(request).await?),
             Said::Lookup(request) => Reply::Found(self.lookup(request).await?),
@@ -120,6 +125,22 @@ impl CniService {
             Said::Collect(first) => Reply::Collected(self.collect(whole_list(first, plugin).await?).await?),
         };
         Ok(plugin.send(reply).await?)
+    }
+
+    /// What only the plugin can say is recorded; whether its call failed with that.
+    fn reported(&self, report: Report) -> Result<bool, End> {
+        let Report { attachment, pod, verb, message, failed } = report;
+        let key = key(attachment)?;
+        let pod = pod.map(|pod| PodRef { namespace: pod.namespace, name: pod.name });
+        let mut said = self.record.begin(Kind::Plugin, Some(&key), pod.as_ref());
+        said.about(Some(&*verb).filter(|verb| ["ADD", "DEL", "CHECK"].contains(verb)).unwrap_or("call"));
+        let message = sentence(message);
+        if failed {
+            said.failed(message)
+        } else {
+            said.done_with(message)
+        }
+        Ok(failed)
     }
 
     /// ADD gets no address: recorded, and told to the cluster and to the plugin.
@@ -143,6 +164,7 @@ impl CniService {
         let key = key(ask.attachment)?;
         let pod = ask.pod.map(|pod| PodRef { namespace: pod.namespace, name: pod.name });
         let mut add = self.record.begin(Kind::Add, Some(&key), pod.as_ref());
+        add.follows(&ask.traceparent);
         let attached =
             self.attach_recorded(ask.timeout_ms, (ask.card, ask.each_card), key, pod, &mut add, plugin).await;
         if let Err(End::Failed(words) | End::NotUnderstood(words)) = &attached {
@@ -180,10 +202,17 @@ impl CniService {
         let wiring = self.deletion.begin_wiring();
         let offer = Offer { further_cards: further, ..offer(&key, &lease, self.pod_mtu, &self.veth_prefix) };
         plugin.send(Reply::Offer(offer)).await?;
-        let wired = match plugin.receive().await? {
-            Some(Said::Wired(wired)) => wired,
-            Some(_) => return Err(End::NotUnderstood("after an offer comes \"wired\"".to_owned())),
-            None => return Err(End::Gone),
+        let wired = loop {
+            match plugin.receive().await? {
+                Some(Said::Wired(wired)) => break wired,
+                Some(Said::Report(report)) if report.failed => {
+                    add.failed(format_args!("the plugin gave up: {}", sentence(report.message)));
+                    return Err(End::Gone);
+                }
+                Some(Said::Report(report)) => drop(self.reported(report)?),
+                Some(_) => return Err(End::NotUnderstood("after an offer comes \"wired\"".to_owned())),
+                None => return Err(End::Gone),
+            }
         };
         let (host_mac, _) = pod_links::macs(&key, Some(&lease));
         let seen = pod_links::is_wired(host_mac, &wired.host_ifname)
@@ -208,12 +237,14 @@ impl CniService {
         // Deletions wait for it no longer, however long it takes.
         drop(wiring);
         // Until the plugin has gone it configures the host's end, which is nobody's drift.
-        let _ = plugin.receive().await;
+        if let Ok(Some(Said::Report(report))) = plugin.receive().await {
+            self.reported(report)?;
+        }
         Ok(())
     }
 
     async fn release(&self, request: ReleaseRequest) -> Result<ReleaseReply, End> {
-        let key = key(request.attachment)?;
+        let key = key(request.attachment.clone())?;
         self.record.del_requested();
         let mut keys = vec![key.clone()];
         if key.ifname == identity::FIRST {
@@ -226,7 +257,7 @@ impl CniService {
             keys.extend(view.of_container(&key).filter(|other| identity::is_on_card(&other.ifname)).cloned());
         }
         // At once, so that their links are deleted together.
-        let ended = join_all(keys.into_iter().map(|key| self.end(key))).await;
+        let ended = join_all(keys.into_iter().map(|key| self.end(key, &request.traceparent))).await;
         let addresses = ended.into_iter().collect::<Result<Vec<_>, End>>()?;
         let address = addresses.into_iter().next().unwrap_or_default();
         Ok(ReleaseReply { address, link_deleted: true })
@@ -345,8 +376,9 @@ impl CniService {
     }
 
     /// Takes an attachment's link away, and then ends its lease; the address whose cooldown begins.
-    async fn end(&self, key: AttachmentKey) -> Result<String, End> {
+    async fn end(&self, key: AttachmentKey, traceparent: &str) -> Result<String, End> {
         let mut del = self.record.begin(Kind::Del, Some(&key), None);
+        del.follows(traceparent);
         match self.end_recorded(key, &mut del).await {
             Ok(address) => {
                 del.done();

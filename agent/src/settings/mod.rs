@@ -108,6 +108,8 @@ pub struct Settings {
     pub health: SocketAddr,
     /// ENID_DEBUG_ADDRESS, if set.
     pub debug: Option<SocketAddr>,
+    /// OTEL_EXPORTER_OTLP_ENDPOINT, if set.
+    pub traces: Option<String>,
     /// ENID_ADMIN.
     pub admin: bool,
     /// `None`: no introspection.
@@ -194,6 +196,7 @@ impl Settings {
                 .filter(|_| !read.switch("DISABLE_METRICS")),
             health: read.loopback("ENID_HEALTH_ADDRESS"),
             debug: read.loopback_if_set("ENID_DEBUG_ADDRESS"),
+            traces: read.url("OTEL_EXPORTER_OTLP_ENDPOINT"),
             admin: read.switch("ENID_ADMIN"),
             introspection: Some(read.loopback("INTROSPECTION_BIND_ADDRESS"))
                 .filter(|_| !read.switch("DISABLE_INTROSPECTION")),

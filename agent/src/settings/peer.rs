@@ -147,7 +147,8 @@ mod tests {
         }
     }
 
-    const OURS: [&str; 18] = [
+    const OURS: [&str; 19] = [
+        "OTEL_EXPORTER_OTLP_ENDPOINT",
         "ENID_ADMIN",
         "ENID_DEBUG_ADDRESS",
         "ENID_TAKE_OVER",

@@ -96,6 +96,7 @@ settings! {
     "ENID_HEALTH_ADDRESS" Given "health-address" "127.0.0.1:61680" "Where /healthz and /readyz are served, for the kubelet's probes: a loopback address";
     "ENID_DEBUG_ADDRESS" Given "debug-address" "" "Where enid.v1.Debug is served besides debug.sock: a loopback address, which every pod on the host's network can reach; not at all if not set";
     "ENID_ADMIN" AtStart "admin" "false" "Let root freeze releases or all that changes something at EC2, exclude ENIs, and have surplus released at once (`enid admin`), over debug.sock";
+    "OTEL_EXPORTER_OTLP_ENDPOINT" AtStart "otlp-endpoint" "" "Where traces of ADDs, DELs and EC2 calls are sent (OTLP over gRPC), such as http://collector:4317; nowhere if not set";
     "INTROSPECTION_BIND_ADDRESS" Given "introspection-address" "127.0.0.1:61679" "Where the state is served as JSON under the paths of Amazon's daemon: a loopback address";
     "DISABLE_INTROSPECTION" AtStart "disable-introspection" "false" "Serve no introspection";
     "DISABLE_METRICS" AtStart "disable-metrics" "false" "Serve no metrics";

@@ -16,10 +16,11 @@ use enid_tests::{
 };
 use serde_json::{Value, json};
 
-use super::{BOUND, add, del, has_lease, node, pod_of, with};
+use super::{BOUND, has_lease, node, pod_of, with};
 
 /// The pod of the recordings.
 const POD: &str = "skew";
+const TRACEPARENT: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
 const SOCKET: &str = "/run/skew.sock";
 
 /// Each as it was said, and as a later version might say it.
@@ -27,6 +28,7 @@ fn recordings() -> Vec<(&'static str, Recording)> {
     let kept = [
         ("DEL deletes the link itself", include_str!("recordings/plugin-deletes.txt")),
         ("the daemon deletes the link", include_str!("recordings/daemon-deletes.txt")),
+        ("the runtime names a trace", include_str!("recordings/traced.txt")),
     ];
     let both = |(name, text): (&'static str, &str)| {
         let recording: Recording = text.parse().unwrap();
@@ -219,10 +221,13 @@ fn a_conversation_is_recorded() {
     let (socket, daemon) = (seen_from_outside(node(), SOCKET), seen_from_outside(node(), "/run/enid/cni.sock"));
     let stage = Stage::relay(&socket, &daemon).unwrap();
     let call = |verb, keys: &[(&str, Value)]| Call::new(&pod, verb).stdin(&with(&pod, keys)).make(node()).unwrap();
-    let result = add(&pod);
+    // A runtime that names a trace: the plugin says more then.
+    let traced = |verb| Call::new(&pod, verb).env("TRACEPARENT", TRACEPARENT).make(node()).unwrap();
+    let result = traced("ADD").fine().unwrap();
     call("CHECK", &[("prevResult", result)]).silent().unwrap();
     call("STATUS", &[]).silent().unwrap();
     call("GC", &[("cni.dev/valid-attachments", json!([]))]).silent().unwrap();
-    del(&pod);
+    traced("DEL").silent().unwrap();
+    pod.remove_namespace(node()).unwrap();
     std::fs::write(path, stage.recording().to_string()).unwrap();
 }

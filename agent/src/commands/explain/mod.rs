@@ -1,7 +1,14 @@
-//! `enid explain SOURCE DESTINATION`: the way of a packet through this host.
+//! `enid explain SOURCE DESTINATION`: the way of a packet through this host. With `--probe` a packet is sent, and followed.
+
+mod probe;
+mod trace;
 
 use enid_api::v1::{ExplainRequest, Explanation, Lookup};
 
+use serde::Serialize;
+
+pub use self::probe::Port;
+use self::probe::Probed;
 use super::{
     connect::{answered, debug, within},
     ended::Ended,
@@ -11,13 +18,43 @@ use crate::{
     settings::Settings,
 };
 
-/// Prints the way.
-pub async fn run(settings: &Settings, source: &str, destination: &str, output: Output) -> anyhow::Result<Ended> {
+/// Prints the way; `probe`: and what becomes of a packet.
+pub async fn run(
+    settings: &Settings,
+    (source, destination): (&str, &str),
+    probe: Option<Port>,
+    output: Output,
+) -> anyhow::Result<Ended> {
     let mut debug = debug(settings).await?;
     let asked = ExplainRequest { source: source.to_owned(), destination: destination.to_owned() };
     let said = within(async { answered(debug.explain(asked).await) }).await?;
-    show(output, &said, || lines(rows(&said)))?;
-    Ok(if said.kernel_agrees && said.dropped.is_empty() { Ended::Well } else { Ended::SomethingIsWrong })
+    let is_well = said.kernel_agrees && said.dropped.is_empty();
+    let Some(port) = probe else {
+        show(output, &said, || lines(rows(&said)))?;
+        return Ok(if is_well { Ended::Well } else { Ended::SomethingIsWrong });
+    };
+    let probed = probe::send(&said, port).await?;
+    let all = Both { explanation: &said, probe: &probed };
+    show(output, &all, || lines(rows(&said).into_iter().chain(of_probe(&probed))))?;
+    Ok(if is_well && probed.arrived { Ended::Well } else { Ended::SomethingIsWrong })
+}
+
+/// What a program reads where a packet was sent.
+#[derive(Serialize)]
+struct Both<'a> {
+    explanation: &'a Explanation,
+    probe: &'a Probed,
+}
+
+fn of_probe(probed: &Probed) -> Vec<(Mood, String, String)> {
+    let plain = |name: &str, words: &str| (Mood::Plain, name.to_owned(), words.to_owned());
+    let mut rows = vec![plain("probe", &probed.sent)];
+    rows.extend(probed.trace.iter().map(|line| plain("seen in", line)));
+    rows.push(match probed.arrived {
+        true => (Mood::Good, "arrived".to_owned(), probed.answer.clone()),
+        false => (Mood::Bad, "no answer".to_owned(), probed.answer.clone()),
+    });
+    rows
 }
 
 fn rows(said: &Explanation) -> Vec<(Mood, String, String)> {
