@@ -12,6 +12,7 @@ use tokio::time::{Instant, sleep};
 
 use crate::{
     aws::{ec2::Ec2, imds::Imds},
+    core::restrictions,
     handback::mark,
     host::{file, kernel, netlink::Netlink, nft, pod_links, sockets},
     runtime::{conflist, install},
@@ -63,7 +64,7 @@ pub fn run(settings: &Settings, enis: bool) -> anyhow::Result<()> {
         }
         clear(&settings.store_dir, |name| store::is_file_of_ours(name) || mark::is_one(name))?;
         claim.give_up();
-        clear(&settings.run_dir, |name| ["cni.sock", "debug.sock", "table"].contains(&name))
+        clear(&settings.run_dir, |name| ["cni.sock", "debug.sock", "table", restrictions::FILE].contains(&name))
     })
 }
 

@@ -73,7 +73,7 @@ impl Error {
 
     /// Code 100: the kernel refused a step.
     pub fn kernel(doing: &str, source: impl fmt::Display) -> Self {
-        Self::new(100, format!("{doing}: {source}"))
+        Error { details: "cause=wiring_failed".to_owned(), ..Self::new(100, format!("{doing}: {source}")) }
     }
 
     /// Code 101: what CHECK found.

@@ -55,6 +55,8 @@ pub enum Cause {
     HostRoute,
     /// EC2 refuses what is signed with another time than its own.
     Clock,
+    /// The plugin, or the daemon with it, could not wire the pod.
+    WiringFailed,
     /// The store cannot be written: no lease can be promised.
     StoreFailed,
     /// A step was refused because it would have broken an invariant.
@@ -63,7 +65,7 @@ pub enum Cause {
 
 impl Cause {
     /// All of them.
-    pub const ALL: [Cause; 26] = [
+    pub const ALL: [Cause; 27] = [
         Cause::Starting,
         Cause::EniLimit,
         Cause::AccountLimit,
@@ -88,6 +90,7 @@ impl Cause {
         Cause::HostFiles,
         Cause::HostRoute,
         Cause::Clock,
+        Cause::WiringFailed,
         Cause::StoreFailed,
         Cause::Internal,
     ];
@@ -119,6 +122,7 @@ impl Cause {
             Cause::HostFiles => "host_files",
             Cause::HostRoute => "host_route",
             Cause::Clock => "clock",
+            Cause::WiringFailed => "wiring_failed",
             Cause::StoreFailed => "store_failed",
             Cause::Internal => "internal",
         }

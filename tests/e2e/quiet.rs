@@ -68,11 +68,15 @@ fn a_quiet_daemon_runs_no_program() {
     let pid = daemon.pid().unwrap();
     let place = Place::node(&lab, 0);
     let (before, requests) = (of_ended_children(pid), place.metadata_requests().unwrap());
+    let lines = daemon.log().lines().count();
     let until = Instant::now() + SHORT;
     let started = wait_until(SHORT, || Instant::now() >= until || !children(pid).is_empty());
     assert!(children(pid).is_empty(), "it runs {:?}: {started:?}", children(pid));
     // A program that has ended leaves its page faults here.
     assert_eq!(of_ended_children(pid), before, "a program was run: {}", daemon.log());
+    // What is done in hours has a line each; what is done in minutes has none.
+    let log = daemon.log();
+    assert_eq!(log.lines().count(), lines, "a quiet daemon logs: {log}");
     // Twice at most, the list of ENIs, the VPC's CIDRs, the primary's security groups and one list of one ENI.
     let requests = place.metadata_requests().unwrap() - requests;
     assert!(requests <= 8, "{requests} requests of metadata {}", daemon.log());

@@ -125,6 +125,7 @@ fn what_only_the_plugin_can_say_is_in_the_daemons_log() {
     wait_until(BOUND, || daemon.log().contains(&words)).unwrap_or_else(|_| panic!("{words}: {}", daemon.log()));
     let story = place.enid("why default/spoken").unwrap();
     let last = story["operations"].as_array().unwrap().last().unwrap().clone();
-    assert_eq!((&last["kind"], &last["outcome"]), (&"PLUGIN".into(), &"failed".into()), "{last}");
-    assert_eq!(last["message"], *words, "{last}");
+    assert_eq!((&last["kind"], &last["outcome"]), (&"ADD".into(), &"failed".into()), "{last}");
+    assert_eq!((&last["message"], &last["cause"]), (&words.into(), &"wiring_failed".into()), "{last}");
+    assert!(error["details"].as_str().unwrap().contains("cause=wiring_failed"), "{error}");
 }

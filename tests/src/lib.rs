@@ -1,6 +1,7 @@
 //! What end-to-end tests, the demo and the benchmark share: a lab whose nodes run the real daemon and the real
 //! plugin, pods as namespaces, and traffic between them.
 
+pub mod api_server;
 pub mod call;
 pub mod consistency;
 pub mod kernel;

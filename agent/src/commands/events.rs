@@ -80,11 +80,17 @@ pub fn line(operation: &Operation) -> String {
     if !phases.is_empty() {
         text.push_str(&format!(" ({phases})"));
     }
+    if !operation.awaited.is_empty() && outcome != "refused" {
+        text.push_str(&format!("; it waited for {}: {}", operation.awaited_cause, operation.awaited));
+    }
     let words = [&**cause, &**message].into_iter().filter(|word| !word.is_empty()).collect::<Vec<_>>().join(": ");
     if !words.is_empty() {
         text.push_str(&format!("{}{words}", if named.is_empty() && phases.is_empty() { " " } else { ": " }));
     }
     text.push_str(&request(aws_request_id));
+    if operation.retry_unix_ms > 0 {
+        text.push_str(&format!("; the daemon tries again at {}", moment(operation.retry_unix_ms)));
+    }
     text
 }
 

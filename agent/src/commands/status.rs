@@ -97,7 +97,9 @@ pub fn troubles(pool: &Pool) -> Vec<(String, String)> {
     let of_api_server = pool.api_server.iter().map(|words| ("API server".to_owned(), words.clone()));
     let conflicts = pool.conflicts.iter().map(|words| ("conflict".to_owned(), words.clone()));
     let restricted = pool.restrictions.iter().flat_map(in_words).map(|words| ("restricted".to_owned(), words));
-    with_cause.chain(of_metrics).chain(of_api_server).chain(conflicts).chain(restricted).collect()
+    let max_pods = Some(&pool.max_pods_mismatch).filter(|words| !words.is_empty());
+    let max_pods = max_pods.map(|words| ("max-pods".to_owned(), words.clone()));
+    with_cause.chain(of_metrics).chain(of_api_server).chain(conflicts).chain(max_pods).chain(restricted).collect()
 }
 
 fn rows(pool: &Pool) -> Vec<(Mood, String, String)> {

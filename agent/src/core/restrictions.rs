@@ -11,7 +11,7 @@ use enid_ipamd::Restrictions;
 use crate::host::file::put;
 
 /// In ENID_RUN_DIR.
-const FILE: &str = "restrictions.json";
+pub const FILE: &str = "restrictions.json";
 
 fn path(run_dir: &Path) -> PathBuf {
     run_dir.join(FILE)

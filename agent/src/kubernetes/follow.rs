@@ -30,6 +30,10 @@ const CALM: Duration = Duration::from_secs(60);
 /// What the API server refuses (no right, no such kind) is asked for after so long, then after twice as long each time.
 const REFUSED: Duration = Duration::from_secs(1);
 const REFUSED_LONGEST: Duration = Duration::from_secs(60);
+/// A watch that goes on where it was says nothing until something changes. As every try that fails says so, all is well again if
+/// none does for so long: the longest delay, and what a connection may take.
+const HEALED: Duration = Duration::from_secs(15);
+const _: () = assert!(LONGEST.as_secs() * 2 + 5 < HEALED.as_secs(), "a try that fails says so in time");
 /// HTTP's 410.
 const GONE: u16 = 410;
 /// What comes within so long is told at once: the scheduler binds the pods of a Deployment one after the other.
@@ -74,13 +78,13 @@ where
         // Listed out of the API server's memory: a fleet that starts at once costs etcd nothing.
         let config = watcher::Config::default().fields(&self.fields).any_semantic();
         let mut events = pin!(watcher(self.api.clone(), config).backoff(delays));
-        let (mut due, mut refused) = (None, REFUSED);
+        let (mut due, mut refused, mut healed) = (None, REFUSED, None);
         loop {
             tokio::select! {
                 event = events.next() => match event {
                     Some(Ok(event)) => {
                         if !matches!(event, Event::Init | Event::InitApply(_)) {
-                            refused = REFUSED;
+                            (refused, healed) = (REFUSED, None);
                             note(&self.faults, self.what, None);
                             due.get_or_insert(Instant::now() + TOGETHER);
                         }
@@ -96,10 +100,15 @@ where
                             sleep(refused).await;
                             refused = (refused * 2).min(REFUSED_LONGEST);
                         }
+                        healed = Some(Instant::now() + HEALED);
                     }
                     // It does not end by itself.
                     None => std::future::pending().await,
                 },
+                () = sleep_until(healed.unwrap_or_else(Instant::now)), if healed.is_some() => {
+                    healed = None;
+                    note(&self.faults, self.what, None);
+                }
                 () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => {
                     due = None;
                     sink.tell().await;

@@ -61,7 +61,7 @@ impl Operations {
 
     /// An operation of CNI has ended.
     pub(super) fn ended(&self, operation: &Operation) {
-        let Operation { kind, outcome, cause, took_us, phases, .. } = operation;
+        let Operation { kind, outcome, cause, awaited_cause, took_us, phases, .. } = operation;
         // Done is what the histogram has always called wired.
         let ended = match (&**outcome, &**cause) {
             ("done", _) => "wired",
@@ -75,8 +75,12 @@ impl Operations {
                     && ![Cause::Internal, Cause::StoreFailed].iter().any(|of_us| of_us.name() == cause)
                 {
                     self.no_address.inc();
+                }
+                // Who got its address in the end has waited, too.
+                let awaited = if outcome == "refused" { cause } else { awaited_cause };
+                if !awaited.is_empty() {
                     let waited = phases.first().map_or(*took_us, |phase| phase.took_us);
-                    self.add_waited.with_label_values(&[cause]).inc_by(as_seconds(waited));
+                    self.add_waited.with_label_values(&[awaited]).inc_by(as_seconds(waited));
                 }
                 self.add_seconds.with_label_values(&[ended]).observe(as_seconds(*took_us));
             }

@@ -18,7 +18,7 @@ use std::{
 };
 
 use enid_api::v1::{Operation, Phase};
-use enid_ipamd::{AttachmentKey, CallError, PodRef, Refusal};
+use enid_ipamd::{AttachmentKey, CallError, Cause, PodRef, Refusal};
 use prost::Message;
 use tokio::sync::broadcast;
 
@@ -194,14 +194,23 @@ impl Begun {
         let phase = Phase { name: name.to_owned(), took_us: micros(now - self.since) };
         self.operation.phases.push(phase);
         self.since = now;
-        if !self.operation.trace_id.is_empty() {
-            self.open(|open, ended| open.phases.clone_from(&ended.phases));
-        }
+        self.open(|open, now| open.phases.clone_from(&now.phases));
     }
 
     /// The pod that it is about, once that is known.
     pub fn of_pod(&mut self, pod: Option<&PodRef>) {
         self.operation.pod = pod.map(|pod| name_of(&pod.namespace, &pod.name)).unwrap_or_default();
+        self.open(|open, now| open.pod.clone_from(&now.pod));
+    }
+
+    /// What it waits for: why it would be refused now. Once it has ended, what it has waited for.
+    pub fn waits_for(&mut self, refusal: &Refusal) {
+        let Operation { awaited_cause, awaited, .. } = &mut self.operation;
+        (*awaited_cause, *awaited) = (refusal.cause.name().to_owned(), refusal.message.clone());
+        self.open(|open, now| {
+            open.awaited_cause.clone_from(&now.awaited_cause);
+            open.awaited.clone_from(&now.awaited);
+        });
     }
 
     /// What it is about beyond a pod.
@@ -247,6 +256,10 @@ impl Begun {
     /// The address that it is about, and its ENI.
     pub fn address(&mut self, address: impl fmt::Display, eni: impl fmt::Display) {
         (self.operation.address, self.operation.eni) = (address.to_string(), eni.to_string());
+        self.open(|open, now| {
+            open.address.clone_from(&now.address);
+            open.eni.clone_from(&now.eni);
+        });
     }
 
     /// The ENI that it is about.
@@ -294,6 +307,8 @@ impl Begun {
     pub fn refused(&mut self, refusal: &Refusal) {
         let cause = refusal.cause.name();
         self.ended(outcome::REFUSED, cause, refusal.message.clone(), refusal.request_id.as_ref());
+        // The next try, as far as it is the daemon's own.
+        self.operation.retry_unix_ms = refusal.retry_after.map_or(0, |after| clock::wall_ms() + after);
     }
 
     /// EC2 has refused.
@@ -302,14 +317,19 @@ impl Begun {
         self.ended(outcome::REFUSED, cause, failure.message.clone(), failure.request_id.as_ref());
     }
 
-    /// It could not be done.
+    /// It could not be done, for this cause.
+    pub fn failed_for(&mut self, cause: Cause, message: impl fmt::Display) {
+        self.ended(outcome::FAILED, cause.name(), message.to_string(), None);
+    }
+
+    /// It could not be done, and that is no cause of a refused ADD.
     pub fn failed(&mut self, message: impl fmt::Display) {
         self.ended(outcome::FAILED, "", message.to_string(), None);
     }
 
     /// A newer request, or a DEL, has taken its place.
     pub fn superseded(&mut self) {
-        let cause = enid_ipamd::Cause::Superseded.name();
+        let cause = Cause::Superseded.name();
         self.ended(outcome::SUPERSEDED, cause, "a newer request for the pod, or its DEL, came in between".into(), None);
     }
 
@@ -332,8 +352,6 @@ fn micros(took: Duration) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use enid_ipamd::Cause;
-
     use super::*;
 
     fn record() -> Arc<Record> {

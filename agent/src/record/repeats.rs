@@ -45,11 +45,14 @@ pub(super) struct Repeated {
 impl Repeats {
     /// An operation has ended; its line, if it is to be written.
     pub(super) fn take(&mut self, operation: &Operation, now: Instant) -> Option<Line> {
-        if operation.outcome == outcome::DONE {
+        // An order is told each time.
+        if operation.outcome == outcome::DONE || operation.kind == Kind::Admin.name() {
             return Some(Line { untold: 0 });
         }
         let Operation { kind, subject, outcome, cause, message, .. } = operation;
-        let what = (kind.clone(), subject.clone(), outcome.clone(), cause.clone());
+        // Where a cause says little, the words tell failures apart.
+        let words = if outcome == outcome::FAILED { without_names(message) } else { cause.clone() };
+        let what = (kind.clone(), subject.clone(), outcome.clone(), words);
         match self.told.get_mut(&what) {
             Some(told) if now - told.at < QUIET => {
                 told.more += 1;
@@ -109,8 +112,7 @@ impl Line {
             // What they say is logged where it is found, or is nothing to say.
             (Kind::Check | Kind::Gc | Kind::Bound | Kind::Repair | Kind::State, outcome::DONE) => {}
             (Kind::Admin, _) => warn!(took_ms, "an operator's order, {subject}: {outcome}: {message}"),
-            (Kind::Plugin, outcome::DONE) => info!(pod, container, "the plugin, {subject}: {message}"),
-            (Kind::Plugin, _) => warn!(pod, container, more, "the plugin, {subject} {outcome}: {message}"),
+            (Kind::Plugin, _) => info!(pod, container, "the plugin, {subject}: {message}"),
             (Kind::Ec2, _) => warn!(cause, request_id, took_ms, more, "{message}"),
             (_, outcome::GONE) => {
                 info!(pod, container, took_ms, phases, more, "{kind_name} ended: the plugin has gone")
@@ -121,6 +123,12 @@ impl Line {
             _ => warn!(pod, container, cause, request_id, took_ms, more, "{kind_name} {outcome}: {message}"),
         }
     }
+}
+
+/// A sentence without what is of one pod: paths, numbers, quoted names.
+fn without_names(message: &str) -> String {
+    let is_name = |word: &&str| word.contains(|c: char| matches!(c, '/' | '"') || c.is_ascii_digit());
+    message.split_whitespace().filter(|word| !is_name(word)).collect::<Vec<_>>().join(" ")
 }
 
 /// Milliseconds, three decimals.
@@ -154,6 +162,18 @@ mod tests {
         assert!(repeats.due(at(121)).is_empty(), "nothing happened since");
         assert!(repeats.told.is_empty());
         assert_eq!(repeats.take(&refused("subnet_full"), at(122)).unwrap().untold, 0);
+        let failed = |message: &str| Operation {
+            kind: "ADD".into(),
+            outcome: outcome::FAILED.into(),
+            message: message.into(),
+            ..Operation::default()
+        };
+        assert!(repeats.take(&failed("the namespace /run/netns/a is gone"), at(123)).is_some());
+        assert!(
+            repeats.take(&failed("the namespace /run/netns/b is gone"), at(123)).is_none(),
+            "the same of another pod"
+        );
+        assert!(repeats.take(&failed("the interface exists"), at(123)).is_some(), "another failure");
         let done = Operation { outcome: outcome::DONE.into(), ..Operation::default() };
         assert!(repeats.take(&done, at(122)).is_some() && repeats.take(&done, at(122)).is_some());
     }

@@ -132,13 +132,19 @@ impl CniService {
         let Report { attachment, pod, verb, message, failed } = report;
         let key = key(attachment)?;
         let pod = pod.map(|pod| PodRef { namespace: pod.namespace, name: pod.name });
-        let mut said = self.record.begin(Kind::Plugin, Some(&key), pod.as_ref());
-        said.about(Some(&*verb).filter(|verb| ["ADD", "DEL", "CHECK"].contains(verb)).unwrap_or("call"));
         let message = sentence(message);
+        let kind = match &*verb {
+            "ADD" => Kind::Add,
+            "DEL" => Kind::Del,
+            _ => Kind::Check,
+        };
         if failed {
-            said.failed(message)
+            // A call that failed before it had a question, or after its answer.
+            self.record.begin(kind, Some(&key), pod.as_ref()).failed_for(Cause::WiringFailed, message);
         } else {
-            said.done_with(message)
+            let mut said = self.record.begin(Kind::Plugin, Some(&key), pod.as_ref());
+            said.about(kind.name());
+            said.done_with(message);
         }
         Ok(failed)
     }
@@ -168,7 +174,7 @@ impl CniService {
         let attached =
             self.attach_recorded(ask.timeout_ms, (ask.card, ask.each_card), key, pod, &mut add, plugin).await;
         if let Err(End::Failed(words) | End::NotUnderstood(words)) = &attached {
-            add.failed(words);
+            add.failed_for(Cause::WiringFailed, words);
         }
         attached
     }
@@ -191,7 +197,12 @@ impl CniService {
         let mut request = self.handle.open().await.ok_or(End::Gone)?;
         request.ask(key.clone(), pod.clone(), timeout_ms, card).await;
         let cards = async { if each_card { self.handle.further_cards().await } else { Some(Vec::new()) } };
-        let (answer, further) = offered(&mut request, cards, plugin).await?;
+        let waits = async || {
+            if let Some(refusal) = self.handle.view().await.and_then(|view| view.blocked) {
+                add.waits_for(&refusal);
+            }
+        };
+        let (answer, further) = offered(&mut request, cards, plugin, waits).await?;
         add.phase("address");
         let lease = match answer {
             Answer::Offer(lease) => lease,
@@ -206,7 +217,10 @@ impl CniService {
             match plugin.receive().await? {
                 Some(Said::Wired(wired)) => break wired,
                 Some(Said::Report(report)) if report.failed => {
-                    add.failed(format_args!("the plugin gave up: {}", sentence(report.message)));
+                    add.failed_for(
+                        Cause::WiringFailed,
+                        format_args!("the plugin gave up: {}", sentence(report.message)),
+                    );
                     return Err(End::Gone);
                 }
                 Some(Said::Report(report)) => drop(self.reported(report)?),
@@ -430,6 +444,7 @@ async fn offered(
     request: &mut handle::Request,
     cards: impl Future<Output = Option<Vec<u32>>>,
     plugin: &Connection,
+    waits: impl AsyncFnOnce(),
 ) -> Result<(Answer, Vec<u32>), End> {
     let mut answer = std::pin::pin!(async {
         let cards = cards.await?;
@@ -437,7 +452,7 @@ async fn offered(
     });
     // The packet has to leave after so long, and only then: it is a deadline, not a wait for something.
     let mut pending = std::pin::pin!(tokio::time::sleep(PENDING));
-    let mut said = false;
+    let (mut said, mut waits) = (false, Some(waits));
     loop {
         tokio::select! {
             biased;
@@ -449,6 +464,9 @@ async fn offered(
             () = &mut pending, if !said => {
                 plugin.send(Reply::Pending(Pending {})).await?;
                 said = true;
+                if let Some(waits) = waits.take() {
+                    waits().await;
+                }
             }
         }
     }

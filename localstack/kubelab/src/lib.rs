@@ -10,7 +10,7 @@ mod cluster;
 mod config;
 mod control_plane;
 mod families;
-mod kubeconfig;
+pub mod kubeconfig;
 mod node;
 mod parts;
 mod pki;
@@ -24,3 +24,4 @@ pub use node::{
     boot::{boot, tell_boot_id},
 };
 pub use parts::Parts;
+pub use pki::{Pki, Use};

@@ -1,6 +1,6 @@
 //! What a fault is made of.
 
-use enid_tests::{Lab, Place};
+use enid_tests::{Lab, Place, Pod};
 use vpclab::model::Faults as Ec2;
 
 /// Where a fault happens.
@@ -10,6 +10,11 @@ pub struct Where<'a> {
     pub lab: &'a Lab,
     /// Its node.
     pub place: Place<'a>,
+}
+
+/// A pod of a fault, by its number: of several labs at once no two have the same name.
+pub fn pod(lab: &Lab, number: usize) -> Pod {
+    Pod::new(0, &format!("{}-pod-{number}", lab.state().name))
 }
 
 /// A change of the node or of what is around it.

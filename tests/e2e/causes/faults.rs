@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, net::Ipv4Addr};
 use anyhow::Context;
 use vpclab::model::Faults as Ec2;
 
-use crate::fault::{Change, Fault, Pods, Where};
+use crate::fault::{Change, Fault, Pods, Where, pod};
 
 const PLAIN: Fault = Fault {
     name: "",
@@ -384,5 +384,5 @@ fn assigned(on: Where<'_>, count: &str) -> anyhow::Result<()> {
 
 /// So many pods go.
 fn deleted(on: Where<'_>, pods: usize) -> anyhow::Result<()> {
-    (0..pods).try_for_each(|number| enid_tests::Pod::new(0, &format!("pod-{number}")).del(on.place))
+    (0..pods).try_for_each(|number| pod(on.lab, number).del(on.place))
 }

@@ -1,12 +1,20 @@
 //! A fault is played: a node is well, the fault begins, what is said is read, the fault ends, the node is well.
 
-use std::{collections::BTreeSet, process::Child, sync::atomic::AtomicUsize, time::Duration};
+use std::{
+    collections::BTreeSet,
+    process::Child,
+    sync::{Arc, atomic::AtomicUsize},
+    time::Duration,
+};
 
 use anyhow::{Context, bail, ensure};
-use enid_tests::{Backend, Daemon, Lab, LabConfig, Place, Pod, pod, program, wait_until};
+use enid_tests::{Backend, Daemon, Lab, LabConfig, Place, Pod, api_server::ApiServer, pod, program, wait_until};
 use serde_json::Value;
 
-use crate::fault::{Change, Fault, Pods, Where};
+use crate::{
+    cluster::Told,
+    fault::{self, Change, Fault, Pods, Where},
+};
 
 /// What is looked for shows within this.
 const BOUND: Duration = Duration::from_secs(30);
@@ -22,12 +30,19 @@ pub struct Stage {
     daemon: Option<Daemon>,
     /// The environment of the daemon's container, in which an operator runs commands.
     environment: String,
+    /// What the cluster is told, if there is one.
+    told: Option<Told>,
 }
 
 impl Stage {
     /// The node.
     pub fn place(&self) -> Place<'_> {
         Place::node(&self.lab, 0)
+    }
+
+    /// A pod that the cluster knows of, if there is one.
+    fn bind(&self, pod: &Pod) -> anyhow::Result<()> {
+        self.told.as_ref().map_or(Ok(()), |told| told.bind(pod))
     }
 
     fn make(&mut self, change: &Change) -> anyhow::Result<()> {
@@ -94,17 +109,20 @@ impl Drop for Stage {
     }
 }
 
-/// Plays it.
-pub fn play(fault: &Fault) -> anyhow::Result<()> {
+/// Plays it; on a node of a cluster, if there is an API server.
+pub fn play(fault: &Fault, api_server: Option<&Arc<ApiServer>>) -> anyhow::Result<()> {
     static NEXT: AtomicUsize = AtomicUsize::new(0);
     let number = NEXT.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
     let name = format!("c{}x{number}", std::process::id());
     let lab = Lab::up(&LabConfig { name, nodes: 1, ec2: Backend::Model, ..LabConfig::default() })?;
-    let mut stage = Stage { lab, loops: Vec::new(), daemon: None, environment: String::new() };
+    let told = api_server.map(|api| Told::new(api, Place::node(&lab, 0), &lab.state().name)).transpose()?;
+    let mut stage = Stage { lab, loops: Vec::new(), daemon: None, environment: String::new(), told };
     stage.make(&fault.before)?;
     let common = [("IP_COOLDOWN_PERIOD", "0"), ("WARM_IP_TARGET", "1"), ("MAX_PODS", "29")];
     let common = common.iter().filter(|(name, _)| fault.settings.iter().all(|(other, _)| other != name));
-    let settings: Vec<(&str, &str)> = common.chain(fault.settings).copied().collect();
+    let of_cluster = stage.told.as_ref().map(Told::settings).unwrap_or_default();
+    let of_cluster: Vec<(&str, &str)> = of_cluster.iter().map(|(name, value)| (*name, &**value)).collect();
+    let settings: Vec<(&str, &str)> = common.chain(fault.settings).chain(&of_cluster).copied().collect();
     let endpoint = stage.lab.state().ec2_endpoint.clone();
     let more = [("AWS_ACCESS_KEY_ID", "test"), ("AWS_SECRET_ACCESS_KEY", "test"), ("AWS_ENDPOINT_URL_EC2", &endpoint)];
     let environment = settings.iter().chain(&more).map(|(name, value)| format!("{name}={value}"));
@@ -149,6 +167,9 @@ fn acts(fault: &Fault, stage: &mut Stage) -> anyhow::Result<()> {
     if let (Some(cause), Some(pod)) = (fault.add, &refused) {
         has_cause(stage, cause, pod)?;
     }
+    if let Some(told) = &stage.told {
+        told.is_told(stage.place(), fault, refused.as_ref())?;
+    }
     let mut last = Ok(BTreeSet::new());
     let named = wait_until(BOUND, || {
         last = stage.findings();
@@ -160,7 +181,7 @@ fn acts(fault: &Fault, stage: &mut Stage) -> anyhow::Result<()> {
     if fault.is_told {
         is_told(stage, fault)?;
     }
-    if stage.status().is_ok() {
+    if stage.told.is_none() && stage.status().is_ok() {
         stage.is_replayed()?;
     }
     stage.end_loops();
@@ -180,8 +201,9 @@ fn acts(fault: &Fault, stage: &mut Stage) -> anyhow::Result<()> {
 fn fill(fault: &Fault, stage: &Stage, until_refused: bool) -> anyhow::Result<Option<Pod>> {
     for number in 0..MANY {
         let wait = if until_refused { 1 } else { 30 };
-        let pod = Pod { config: pod::config("1.0.0", wait), ..Pod::new(0, &format!("pod-{number}")) };
+        let pod = Pod { config: pod::config("1.0.0", wait), ..fault::pod(&stage.lab, number) };
         pod.make_namespace(stage.place())?;
+        stage.bind(&pod)?;
         let (ok, answer, _) = pod.try_call(stage.place(), "ADD")?;
         if !until_refused {
             ensure!(ok, "{answer}");

@@ -9,7 +9,7 @@ use std::{
 use enid_api::v1::Eni;
 use enid_ipamd::{AuditedEni, Call, Cause, Ec2Answer, EniFacts, EniId, Provisioning, Scope};
 use ipnet::IpNet;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout, timeout_at};
 
 use super::{daemon::OfDaemon, finding::Finding};
 use crate::{
@@ -37,11 +37,12 @@ pub struct OfCloud {
 /// Asks them.
 pub async fn look(settings: &Settings) -> OfCloud {
     let imds = Imds::new();
+    let metadata_ends = Instant::now() + METADATA;
     let instance = match imds.wait_for_instance(METADATA).await {
         Ok(instance) => instance,
         Err(failure) => return OfCloud { metadata: Some(Err(format!("{failure:#}"))), ec2: None },
     };
-    let metadata = match timeout(METADATA, imds.enis(Reading::All)).await {
+    let metadata = match timeout_at(metadata_ends, imds.enis(Reading::All)).await {
         Ok(read) => read.map(|enis| enis.read).map_err(|failure| format!("{failure:#}")),
         Err(_) => Err(format!("metadata of the ENIs cannot be read within {} ms", METADATA.as_millis())),
     };

@@ -9,7 +9,7 @@ mod node;
 use std::time::Duration;
 
 use anyhow::anyhow;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use self::daemon::OfDaemon;
 pub use self::finding::Finding;
@@ -21,6 +21,8 @@ use crate::{
 
 /// What the daemon may take.
 const BOUND: Duration = Duration::from_millis(3_500);
+/// All of it is said within five seconds.
+const WHOLE: Duration = Duration::from_millis(4_500);
 /// What differs for a moment only is no finding: it is looked at again after so long.
 const SECOND_LOOK: Duration = Duration::from_millis(1_200);
 
@@ -35,8 +37,10 @@ pub async fn run(settings: &Settings, output: Output) -> anyhow::Result<Ended> {
     Ok(if findings.iter().all(|finding| finding.note) { Ended::Well } else { Ended::SomethingIsWrong })
 }
 
-/// What is found.
+/// What is found, in time.
 pub async fn found(settings: &Settings) -> Vec<Finding> {
+    let ends = Instant::now() + WHOLE;
+
     let twice = async {
         let first = daemon::look(settings).await;
         if !first.as_ref().is_ok_and(OfDaemon::may_be_over) {
@@ -52,10 +56,14 @@ pub async fn found(settings: &Settings) -> Vec<Finding> {
     let is_idle = |daemon: &anyhow::Result<OfDaemon>| daemon.as_ref().is_ok_and(OfDaemon::is_idle);
     let mut differences = if is_idle(&now) { cloud::differences(&cloud, settings) } else { Vec::new() };
     if !differences.is_empty() {
-        sleep(SECOND_LOOK).await;
-        let again = cloud::differences(&cloud::look(settings).await, settings);
-        let idle = is_idle(&daemon::look(settings).await);
-        differences.retain(|difference| idle && again.contains(difference));
+        let again = async {
+            sleep(SECOND_LOOK).await;
+            let again = cloud::differences(&cloud::look(settings).await, settings);
+            is_idle(&daemon::look(settings).await).then_some(again)
+        };
+        // What is not seen twice in time is no finding.
+        let again = timeout_at(ends, again).await.ok().flatten().unwrap_or_default();
+        differences.retain(|difference| again.contains(difference));
     }
     let of_node = node::findings(settings, now.as_ref().ok()).await;
     let of_daemon = daemon::findings(before.as_ref(), &now);

@@ -5,6 +5,8 @@
 //! programs take longer to start, it is what many callers are compared with, as in earlier figures. `--short` makes
 //! fewer rounds, for a first look.
 
+mod operators;
+
 use std::{
     io::Write,
     process::{Command, Stdio},
@@ -15,6 +17,7 @@ use std::{
 use anyhow::Context;
 use comfy_table::{Table, presets::NOTHING};
 use enid_tests::{Daemon, Lab, LabConfig, Place, plugin, pod, wait_until};
+use operators::Operators;
 
 /// How much is measured.
 struct Rounds {
@@ -26,10 +29,12 @@ struct Rounds {
     starts: usize,
     /// Bursts of each kind, in turns.
     bursts: usize,
+    /// Turns of bursts without operators and with those of each kind.
+    turns: usize,
 }
 
-const WHOLE: Rounds = Rounds { runs: 200, series: 3, starts: 31, bursts: 9 };
-const SHORT: Rounds = Rounds { runs: 200, series: 1, starts: 3, bursts: 3 };
+const WHOLE: Rounds = Rounds { runs: 200, series: 3, starts: 31, bursts: 9, turns: 7 };
+const SHORT: Rounds = Rounds { runs: 200, series: 1, starts: 3, bursts: 3, turns: 2 };
 
 const PODS_FOR_MEMORY: u64 = 100;
 /// Callers at once, as a node's runtime may have them.
@@ -45,7 +50,9 @@ const ADD_P99: f64 = 2.0;
 const DEL_P50: f64 = 1.2;
 const ADD_RATE: f64 = 0.85;
 const PLUGIN_MIB: f64 = 1.0;
-const DAEMON_MIB: f64 = 24.0;
+const DAEMON_MIB: f64 = 32.0;
+/// Of an answer to an operator while sixteen ADDs run.
+const ANSWER_P99_MS: f64 = 50.0;
 
 fn main() -> anyhow::Result<()> {
     let args: Vec<String> = std::env::args().skip(1).collect();
@@ -85,6 +92,8 @@ fn bench(rounds: &Rounds, musl: &str, glibc: &str) -> anyhow::Result<()> {
     let bursts = [spawn("burst", rounds.bursts)?];
     println!("{}\n", many_callers(&bursts)?);
     all_available()?;
+    let socket = format!("/proc/{}/root/run/enid/debug.sock", lab.state().pid_of(place.name)?);
+    println!("{}\n", beside_operators(rounds.turns, &socket, &|| spawn("burst", 1), &all_available)?);
     let size = std::fs::metadata(&plugin)?.len();
     for number in 0..PODS_FOR_MEMORY {
         enid_tests::Pod::new(0, &format!("pod-{number}")).call(place, "ADD")?;
@@ -229,6 +238,54 @@ fn many_callers(series: &[serde_json::Value]) -> anyhow::Result<Table> {
             format!("{:.2}", plugin / floor),
         ]);
     }
+    Ok(table)
+}
+
+/// ADDs of many callers while operators ask the daemon, and while they listen and never read.
+fn beside_operators(
+    turns: usize,
+    socket: &str,
+    burst: &dyn Fn() -> anyhow::Result<serde_json::Value>,
+    at_rest: &dyn Fn() -> anyhow::Result<()>,
+) -> anyhow::Result<Table> {
+    let kinds = [
+        (Operators::Absent, "nobody asks"),
+        (Operators::Ask, "four operators ask again and again"),
+        (Operators::NeverRead, "four follow operations and never read"),
+    ];
+    let mut bursts = vec![Vec::new(); kinds.len()];
+    let mut answers = Vec::new();
+    for _ in 0..turns {
+        for ((operators, _), bursts) in kinds.iter().zip(&mut bursts) {
+            let working = operators.begin(std::path::Path::new(socket))?;
+            bursts.push(burst()?);
+            answers.extend(working.end());
+            at_rest()?;
+        }
+    }
+    answers.sort_by(f64::total_cmp);
+    let mut table = Table::new();
+    table.load_style(NOTHING).set_header([
+        &format!("{CALLERS} callers"),
+        "ADD p50 ms",
+        "ADDs per second",
+        "rate / nobody's",
+    ]);
+    let rate = |bursts: &[serde_json::Value]| sorted(bursts, "plugin_add_rate").map(|rates| quantile(&rates, 0.5));
+    let alone = rate(&bursts[0])?;
+    for ((_, name), bursts) in kinds.iter().zip(&bursts) {
+        let p50 = sorted(bursts, "plugin_quiet_p50").map(|times| quantile(&times, 0.5))?;
+        let rate = rate(bursts)?;
+        table.add_row([(*name).to_owned(), format!("{p50:.2}"), format!("{rate:.0}"), format!("{:.2}", rate / alone)]);
+    }
+    let (p50, p99) = (quantile(&answers, 0.5), quantile(&answers, 0.99));
+    let met = if p99 <= ANSWER_P99_MS { "met" } else { "missed" };
+    table.add_row([
+        format!("answers to operators meanwhile: {}", answers.len()),
+        format!("p50 {p50:.1} ms"),
+        format!("p99 {p99:.1} ms"),
+        format!("at most {ANSWER_P99_MS}: {met}"),
+    ]);
     Ok(table)
 }
 
