@@ -12,7 +12,7 @@ use socket2::Type;
 use tokio::{
     runtime,
     signal::unix::{SignalKind, signal},
-    sync::{Mutex, Notify, watch},
+    sync::{Mutex, Notify, Semaphore, watch},
 };
 use tracing::{info, warn};
 
@@ -262,6 +262,7 @@ async fn serve(
     };
     let (metrics_fault, seen_metrics_fault) = watch::channel(None);
     let debug = DebugService {
+        recordings: Some(Arc::new(Semaphore::new(1))),
         handle: handle.clone(),
         record: record.clone(),
         store: store.clone(),
@@ -320,11 +321,11 @@ async fn serve(
         _ = terminate.recv() => { info!("asked to stop; pods keep their links"); Ok(Ended::Stopped) }
         _ = interrupt.recv() => { info!("interrupted; pods keep their links"); Ok(Ended::Stopped) }
     };
-    let traced = record.clone();
-    tokio::task::spawn_blocking(move || traced.end_traces()).await?;
     if let Err(failure) = kept.write(&record) {
         warn!("the last stories of pods are lost: {failure:#}");
     }
+    // It has a bound, and nothing comes after it.
+    let _ = tokio::task::spawn_blocking(move || record.end_traces()).await;
     ended
 }
 
@@ -384,8 +385,12 @@ async fn discover(
     let (kept, stories) = Kept::open(&settings.store_dir);
     let spans = {
         let _there = background.enter(); // no pod waits for it
-        let start = |endpoint: &String| Spans::start(endpoint, &settings.node_name, id);
-        settings.traces.as_ref().map(start).transpose()?
+        let start = |endpoint: &String| {
+            let started = Spans::start(endpoint, &settings.node_name, id);
+            // Pods do not depend on it.
+            started.inspect_err(|failure| warn!("{failure:#} (OTEL_EXPORTER_OTLP_ENDPOINT)")).ok()
+        };
+        settings.traces.as_ref().and_then(start)
     };
     let parts = Parts {
         core: Core::new(node, ledger),

@@ -77,14 +77,11 @@ fn wire(kernel: &mut Kernel, daemon: &Daemon, ask: Ask, remarks: &[String]) -> R
     let session = daemon.connect()?;
     let offer = session.ask(ask)?;
     let cards = offer.further_cards.clone();
-    remarks.iter().for_each(|remark| session.report(report(remark, false)));
     let link = link_for(offer, &attachment.ifname)?;
-    let (pair, routes) = kernel.confirm(&link, &session, &|remark| report(remark, false)).map_err(|mut error| {
+    let mut remarks = remarks.to_vec();
+    let (pair, routes) = kernel.confirm(&link, &session, &mut remarks).map_err(|mut error| {
         pod::undo(&link, &mut kernel.host);
-        if !error.is_told {
-            session.report(report(&error.msg, true));
-            error.is_told = true;
-        }
+        error.is_told = error.is_told || session.give_up(report(&error.msg, true));
         error
     })?;
     if link.families().contains(&Family::V6) {
@@ -98,6 +95,9 @@ fn wire(kernel: &mut Kernel, daemon: &Daemon, ask: Ask, remarks: &[String]) -> R
         // The daemon has confirmed: it has to be notified. If that fails it finds the link missing.
         let _ = daemon.release(attachment.clone(), &traceparent);
     })?;
+    // On connections of their own: an earlier daemon takes none of it, and this one is over.
+    drop(session);
+    remarks.iter().for_each(|remark| daemon.report(report(remark, false)));
     Ok((Wired { link, routes }, cards))
 }
 
@@ -141,13 +141,13 @@ impl Kernel {
         &mut self,
         link: &PodLink,
         session: &Session,
-        remark: &dyn Fn(&str) -> Report,
+        remarks: &mut Vec<String>,
     ) -> Result<(Pair, Routes), Error> {
         let pair = pod::create(link, &mut self.host, &self.host_ns, &mut self.inside).map_err(kernel_refused)?;
         if let Some(aside) = &pair.moved_aside {
             let words = format!("{} belonged to another attachment and is now {aside}", link.host_ifname);
             note!("{words}");
-            session.report(remark(&words));
+            remarks.push(words);
         }
         session.say_wired(&link.host_ifname)?;
         if link.families().contains(&Family::V6) {

@@ -4,6 +4,7 @@
 //! back. Every step has a deadline for all of its packets, so a daemon that hangs costs no more than that.
 
 use std::{
+    cell::Cell,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -49,6 +50,8 @@ pub struct Daemon {
 /// An attachment under way.
 pub struct Session {
     packets: Packets,
+    /// The daemon has been told that the link stands: it listens to nothing else from then on.
+    has_said_wired: Cell<bool>,
 }
 
 /// A conversation of one question: what it is for, how long it takes, how long its answer may be.
@@ -66,7 +69,7 @@ impl Daemon {
 
     /// Connects, for an attachment that is asked for next.
     pub fn connect(&self) -> Result<Session, Error> {
-        Ok(Session { packets: self.connected(Deadline::within(ANSWER))? })
+        Ok(Session { packets: self.connected(Deadline::within(ANSWER))?, has_said_wired: Cell::new(false) })
     }
 
     /// Lets the daemon end an attachment: whether its link is gone as well.
@@ -161,13 +164,15 @@ impl Session {
         }
     }
 
-    /// Says what only the plugin can say, in the middle of an ADD. Nothing depends on it.
-    pub fn report(&self, report: Report) {
-        let _ = self.packets.send(Kind::Report(report), Deadline::within(REPORT));
+    /// Gives the ADD up and says why, while the daemon listens; whether it has been sent. An earlier daemon closes the
+    /// connection, which ends the ADD as well.
+    pub fn give_up(&self, report: Report) -> bool {
+        !self.has_said_wired.get() && self.packets.send(Kind::Report(report), Deadline::within(REPORT)).is_ok()
     }
 
     /// Says that the link stands.
     pub fn say_wired(&self, host_ifname: &str) -> Result<(), Error> {
+        self.has_said_wired.set(true);
         let wired = Kind::Wired(Wired { host_ifname: host_ifname.to_owned() });
         let said = self.packets.send(wired, Deadline::within(ANSWER));
         said.map_err(|fault| failed("take the news of the link", fault))

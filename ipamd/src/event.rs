@@ -104,7 +104,7 @@ pub enum Write {
 }
 
 /// What the store remembers.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Ledger {
     /// Leases by attachment.
     pub leases: BTreeMap<AttachmentKey, Lease>,

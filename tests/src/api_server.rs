@@ -9,7 +9,7 @@ use std::{
     process::{Child, Command, Stdio},
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     thread,
     time::Duration,
@@ -39,7 +39,9 @@ impl ApiServer {
     /// Starts them, with Enid's definitions.
     pub fn start() -> anyhow::Result<Self> {
         let parts = Parts::find()?;
-        let folder = std::env::temp_dir().join(format!("enid-api-server-{}", std::process::id()));
+        static NEXT: AtomicUsize = AtomicUsize::new(0);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let folder = std::env::temp_dir().join(format!("enid-api-server-{}-{number}", std::process::id()));
         let _ = fs::remove_dir_all(&folder);
         let pki = Pki::create(&folder.join("pki"))?;
         pki.issue("apiserver", Use::Server, "kube-apiserver", &[], &["127.0.0.1".to_owned()])?;
@@ -223,7 +225,12 @@ impl Passage {
             .filter_map(|(one, other)| Some((one.ok()?, other.ok()?)))
         {
             if let Ok(kept) = one.try_clone() {
-                self.passing.lock().unwrap_or_else(PoisonError::into_inner).push(kept);
+                let mut passing = self.passing.lock().unwrap_or_else(PoisonError::into_inner);
+                // Whoever shuts the door cuts off who is in the list.
+                if !self.is_open.load(Ordering::Relaxed) {
+                    return;
+                }
+                passing.push(kept);
             }
             thread::spawn(move || {
                 let _ = io::copy(&mut one, &mut other);

@@ -30,14 +30,18 @@ pub async fn run(settings: &Settings, matches: &ArgMatches, output: Output) -> a
         }
         "release" => {
             let said = within(async { ordered(admin.release_surplus(ReleaseSurplusRequest {}).await) }).await?;
-            show(output, &said, || match plan::rows(&said) {
-                rows if rows.is_empty() => "the pool has nothing that it could do without".to_owned(),
+            show(output, &said, || {
+                match plan::rows(&said) {
+                rows if rows.is_empty() => "nothing is released: the pool has nothing that it could do without, or is not at rest \
+                                            (an ADD waits, addresses are on their way, EC2 has failed within a minute, the node is cordoned)"
+                    .to_owned(),
                 rows => lines(rows),
+            }
             })
         }
         "reconcile" => {
             let said = within(async { ordered(admin.reconcile(ReconcileRequest {}).await) }).await?;
-            let words = "kernel, metadata and EC2 are compared now; enid events shows what is repaired, enid doctor what is not";
+            let words = "kernel and metadata are compared now, and EC2 with the next audit, within a minute; enid events shows what is repaired, enid doctor what is not";
             show(output, &said, || words.to_owned())
         }
         other => anyhow::bail!("there is no order {other:?}"),

@@ -70,7 +70,7 @@ pub async fn health(settings: &Settings, ready: bool, output: Output) -> anyhow:
 
 /// Whether it is the ordinary state of a node that has as many pods as fit on it: nobody wants an address that it cannot have.
 pub fn concerns_nobody(pool: &Pool, trouble: &Trouble) -> bool {
-    let of_full = [Cause::EniLimit, Cause::ProvisioningOff, Cause::Cooldown].map(Cause::name);
+    let of_full = [Cause::EniLimit, Cause::ProvisioningOff, Cause::WritesFrozen, Cause::Cooldown].map(Cause::name);
     let is_of_full = trouble.kind == "obstacle" && of_full.contains(&&*trouble.cause);
     is_of_full && pool.waiting == 0 && pool.bound == 0 && pool.refused_adds == 0
 }

@@ -6,7 +6,8 @@ use std::ops::Deref;
 use anyhow::Context;
 use enid_ipamd::{Core, Effect, Event, Millis, Plan, Recording};
 
-/// Bytes of a part: some thousand events, on a quiet node those of hours.
+/// Bytes of a part: on a quiet node the events of hours. Listings of links are most of it: with 100 pods, of which many come and go,
+/// it is minutes.
 const PART: usize = 256 * 1024;
 
 /// The core; it can be read, and takes steps.
@@ -95,7 +96,9 @@ mod tests {
         let limits = Limits::of_one_card(3, 10, true);
         let (instance_id, token_seed) = ("i-1".to_owned(), "t".to_owned());
         let node = Node { instance_id, limits, policy, restrictions: Restrictions::default(), token_seed };
-        let mut core = RecordedCore::new(Core::new(node, Ledger::default()));
+        // As after a restart: the kernel has slots.
+        let ledger = Ledger { kernel_slots: [([2, 0, 0, 0, 0, 1], 1)].into(), ..Ledger::default() };
+        let mut core = RecordedCore::new(Core::new(node, ledger));
         for number in 0..40_000 {
             let event = if number % 2 == 0 { Event::Tick } else { Event::Cordoned { cordoned: number % 4 == 1 } };
             core.step_and_plan(Millis(number), event);

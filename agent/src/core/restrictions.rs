@@ -8,7 +8,7 @@ use std::{
 use anyhow::Context;
 use enid_ipamd::Restrictions;
 
-use crate::host::file::put;
+use crate::host::file::{self, put};
 
 /// In ENID_RUN_DIR.
 pub const FILE: &str = "restrictions.json";
@@ -48,10 +48,5 @@ pub fn write(run_dir: &Path, restrictions: &Restrictions) -> anyhow::Result<()> 
 ///
 /// The file cannot be removed.
 pub fn remove(run_dir: &Path) -> anyhow::Result<bool> {
-    let path = path(run_dir);
-    match fs::remove_file(&path) {
-        Ok(()) => Ok(true),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
-        Err(error) => Err(error).with_context(|| format!("cannot remove {}", path.display())),
-    }
+    file::remove(&path(run_dir))
 }

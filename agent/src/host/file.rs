@@ -16,13 +16,16 @@ pub fn remove(path: &Path) -> anyhow::Result<bool> {
 /// Writes a file beside its place, and moves it there.
 pub fn put(target: &Path, content: &[u8], mode: u32) -> anyhow::Result<()> {
     let doing = || format!("cannot write {}", target.display());
-    let folder = target.parent().unwrap_or(Path::new("/"));
+    // A bare name is in the working folder.
+    let folder = target.parent().map_or(Path::new("/"), |folder| if folder == "" { Path::new(".") } else { folder });
     fs::create_dir_all(folder).with_context(doing)?;
     let name = target.file_name().unwrap_or_default().to_string_lossy().into_owned();
     // Runtimes load *.conf, *.conflist and *.json; this name is none of them.
     let beside = folder.join(format!(".{name}.{}.new", std::process::id()));
     let write = || -> std::io::Result<()> {
-        let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(mode).open(&beside)?;
+        // What an earlier try has left goes; nobody else's file or link is written to.
+        let _ = fs::remove_file(&beside);
+        let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(mode).open(&beside)?;
         file.write_all(content)?;
         file.sync_all()?;
         fs::rename(&beside, target)?;

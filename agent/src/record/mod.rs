@@ -245,11 +245,15 @@ impl Begun {
         if self.record.spans.is_none() {
             return;
         }
-        let waits = |open: &&Operation| open.kind == Kind::Add.name() && open.phases.is_empty();
+        let waits =
+            |open: &&Operation| open.kind == Kind::Add.name() && open.phases.is_empty() && !open.trace_id.is_empty();
         let first = self.record.state().open.values().find(waits).cloned();
         if let Some(Operation { trace_id, span_id, .. }) = first {
-            self.operation.parent_span_id = if trace_id.is_empty() { String::new() } else { span_id };
-            self.operation.trace_id = trace_id;
+            (self.operation.parent_span_id, self.operation.trace_id) = (span_id, trace_id);
+            self.open(|open, now| {
+                open.trace_id.clone_from(&now.trace_id);
+                open.parent_span_id.clone_from(&now.parent_span_id);
+            });
         }
     }
 

@@ -10,7 +10,7 @@ use opentelemetry::{
     InstrumentationScope, KeyValue, SpanId, TraceFlags, TraceId,
     trace::{SpanContext, SpanKind, Status, TraceState},
 };
-use opentelemetry_otlp::{SpanExporter, WithExportConfig};
+use opentelemetry_otlp::{SpanExporter, WithExportConfig, WithTonicConfig, tonic_types::transport::ClientTlsConfig};
 use opentelemetry_sdk::{
     Resource,
     trace::{
@@ -21,8 +21,10 @@ use opentelemetry_sdk::{
 
 use super::kind::{Kind, outcome};
 
-/// How long a collector may take, and how long what is left may take when the daemon ends.
+/// How long a collector may take.
 const TIMEOUT: Duration = Duration::from_secs(5);
+/// The same for what is left when the daemon ends.
+const AT_END: Duration = Duration::from_secs(1);
 /// Spans that wait for the collector at most.
 const WAITING: usize = 2_048;
 /// They are sent so often, and whenever there are many.
@@ -43,7 +45,12 @@ impl Spans {
     ///
     /// The endpoint is none.
     pub fn start(endpoint: &str, node: &str, instance: &str) -> anyhow::Result<Self> {
-        let exporter = SpanExporter::builder().with_tonic().with_endpoint(endpoint).with_timeout(TIMEOUT).build();
+        let builder = SpanExporter::builder().with_tonic().with_endpoint(endpoint).with_timeout(TIMEOUT);
+        let builder = match endpoint.starts_with("https:") {
+            true => builder.with_tls_config(ClientTlsConfig::new().with_enabled_roots()),
+            false => builder,
+        };
+        let exporter = builder.build();
         let exporter = exporter.with_context(|| format!("no traces can be sent to {endpoint}"))?;
         let config = BatchConfigBuilder::default().with_max_queue_size(WAITING).with_scheduled_delay(EVERY).build();
         let mut processor = BatchSpanProcessor::new(exporter, config);
@@ -100,7 +107,7 @@ impl Spans {
     /// Sends what is left.
     pub fn end(&self) {
         // A collector that is away is no fault of ours.
-        let _ = self.processor.shutdown_with_timeout(TIMEOUT);
+        let _ = self.processor.shutdown_with_timeout(AT_END);
     }
 
     fn span(&self, part: Part) -> SpanData {

@@ -127,8 +127,8 @@ impl CniService {
         Ok(plugin.send(reply).await?)
     }
 
-    /// What only the plugin can say is recorded; whether its call failed with that.
-    fn reported(&self, report: Report) -> Result<bool, End> {
+    /// What only the plugin can say is recorded.
+    fn reported(&self, report: Report) -> Result<(), End> {
         let Report { attachment, pod, verb, message, failed } = report;
         let key = key(attachment)?;
         let pod = pod.map(|pod| PodRef { namespace: pod.namespace, name: pod.name });
@@ -146,7 +146,7 @@ impl CniService {
             said.about(kind.name());
             said.done_with(message);
         }
-        Ok(failed)
+        Ok(())
     }
 
     /// ADD gets no address: recorded, and told to the cluster and to the plugin.
@@ -213,20 +213,14 @@ impl CniService {
         let wiring = self.deletion.begin_wiring();
         let offer = Offer { further_cards: further, ..offer(&key, &lease, self.pod_mtu, &self.veth_prefix) };
         plugin.send(Reply::Offer(offer)).await?;
-        let wired = loop {
-            match plugin.receive().await? {
-                Some(Said::Wired(wired)) => break wired,
-                Some(Said::Report(report)) if report.failed => {
-                    add.failed_for(
-                        Cause::WiringFailed,
-                        format_args!("the plugin gave up: {}", sentence(report.message)),
-                    );
-                    return Err(End::Gone);
-                }
-                Some(Said::Report(report)) => drop(self.reported(report)?),
-                Some(_) => return Err(End::NotUnderstood("after an offer comes \"wired\"".to_owned())),
-                None => return Err(End::Gone),
+        let wired = match plugin.receive().await? {
+            Some(Said::Wired(wired)) => wired,
+            Some(Said::Report(report)) if report.failed => {
+                add.failed_for(Cause::WiringFailed, format_args!("the plugin gave up: {}", sentence(report.message)));
+                return Err(End::Gone);
             }
+            Some(_) => return Err(End::NotUnderstood("after an offer comes \"wired\"".to_owned())),
+            None => return Err(End::Gone),
         };
         let (host_mac, _) = pod_links::macs(&key, Some(&lease));
         let seen = pod_links::is_wired(host_mac, &wired.host_ifname)
@@ -251,9 +245,7 @@ impl CniService {
         // Deletions wait for it no longer, however long it takes.
         drop(wiring);
         // Until the plugin has gone it configures the host's end, which is nobody's drift.
-        if let Ok(Some(Said::Report(report))) = plugin.receive().await {
-            self.reported(report)?;
-        }
+        let _ = plugin.receive().await;
         Ok(())
     }
 

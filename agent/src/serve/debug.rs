@@ -18,6 +18,7 @@ use enid_datapath::Mac;
 use enid_ipamd::{AddressState, AttachmentKey, EniState, Refusal, View};
 use futures_util::stream::{self, BoxStream, Stream, StreamExt};
 use tokio::sync::{
+    Semaphore,
     broadcast::{self, error::RecvError},
     watch,
 };
@@ -53,7 +54,10 @@ use crate::{
 pub const CNI_HEALTH: &str = "enid.v1.Cni";
 
 /// The service.
+#[derive(Clone)]
 pub struct DebugService {
+    /// One recording at a time, and none over TCP: it costs the daemon memory, and is as it was taken.
+    pub recordings: Option<Arc<Semaphore>>,
     /// To the core's task.
     pub handle: Handle,
     /// What is done.
@@ -260,6 +264,12 @@ impl Debug for DebugService {
     }
 
     async fn get_recording(&self, _: Request<GetRecordingRequest>) -> Result<Response<Recording>, Status> {
+        let local = self
+            .recordings
+            .clone()
+            .ok_or_else(|| Status::permission_denied("a recording is had on debug.sock only"))?;
+        let _alone =
+            local.try_acquire_owned().map_err(|_| Status::resource_exhausted("another recording is being taken"))?;
         let taken = self.handle.recording().await.ok_or_else(|| Status::unavailable("the daemon is ending"))?;
         let json = tokio::task::spawn_blocking(|| taken.json()).await;
         let json = json.map_err(|_| Status::unavailable("the daemon is ending"))?;
@@ -367,12 +377,13 @@ pub fn serve(
     let ordered: Vec<&str> = read.into_iter().chain(admin.is_some().then_some("enid.v1.Admin")).collect();
     let (of_address, of_socket) = (reflection(&read)?, reflection(&ordered)?);
     let reporter = health.clone();
-    let service = DebugServer::new(service);
-    let server = Server::builder().add_service(service).add_service(health_service);
+    let over_tcp = DebugServer::new(DebugService { recordings: None, ..service.clone() });
+    let server = |service| Server::builder().add_service(service).add_service(health_service.clone());
+    let (over_tcp, server) = (server(over_tcp), server(DebugServer::new(service)));
     let server = async move {
         health.set_serving::<DebugServer<DebugService>>().await;
         let on_address = {
-            let server = server.clone().add_service(of_address);
+            let server = over_tcp.add_service(of_address);
             async move {
                 let Some(address) = address else { return std::future::pending().await };
                 let listen = Listen { what: "enid.v1.Debug", setting: "ENID_DEBUG_ADDRESS", address };

@@ -169,6 +169,38 @@ impl Call {
         }
     }
 
+    /// Whether it changes nothing at EC2.
+    pub(crate) fn reads(&self) -> bool {
+        match self {
+            Call::Audit { .. } | Call::Subnets { .. } | Call::FindLeaked => true,
+            Call::Tag { .. }
+            | Call::Create { .. }
+            | Call::Attach { .. }
+            | Call::DeleteOnTermination { .. }
+            | Call::SetGroups { .. }
+            | Call::Assign { .. }
+            | Call::Unassign { .. }
+            | Call::Detach { .. }
+            | Call::Delete { .. } => false,
+        }
+    }
+
+    /// Whether it gives something back to EC2.
+    pub(crate) fn gives_back(&self) -> bool {
+        match self {
+            Call::Unassign { .. } | Call::Detach { .. } | Call::Delete { .. } => true,
+            Call::Audit { .. }
+            | Call::Subnets { .. }
+            | Call::FindLeaked
+            | Call::Tag { .. }
+            | Call::Create { .. }
+            | Call::Attach { .. }
+            | Call::DeleteOnTermination { .. }
+            | Call::SetGroups { .. }
+            | Call::Assign { .. } => false,
+        }
+    }
+
     /// The ENI it is about, if it is about one.
     pub fn eni(&self) -> Option<&EniId> {
         match self {

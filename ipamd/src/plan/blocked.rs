@@ -8,6 +8,7 @@ use super::{
 };
 use crate::{
     cause::{Cause, Refusal},
+    ec2::Call,
     ids::Millis,
     pool::{BlockState, EniState},
     supply::per_eni,
@@ -45,10 +46,13 @@ fn would_serve(state: &State<'_>, card: u32) -> bool {
         && state.pool.pick(state.node, wanted).is_some()
 }
 
-/// Whether nothing is on its way that no further call is needed for.
+/// Whether nothing is on its way that comes without a further change at EC2.
 fn is_still(state: &State<'_>) -> bool {
     let configuring = |eni: &crate::pool::Eni| eni.state == EniState::Configuring;
-    state.calls.is_quiet() && state.pool.expected().next().is_none() && !state.pool.enis().any(configuring)
+    // An ENI that is created and not attached yet is confirmed, and cannot show up.
+    let arriving = state.pool.expected().any(|(_, expected)| expected.since.is_some());
+    let is_change = |call: &Call| !call.reads();
+    !state.calls.any(is_change) && !arriving && !state.pool.enis().any(configuring)
 }
 
 /// Why an ADD for this card waits.
@@ -75,7 +79,7 @@ fn addresses(state: &State<'_>, now: Millis, card: u32) -> Wait {
                        (DISABLE_NETWORK_RESOURCE_PROVISIONING or ENABLE_IMDS_ONLY_MODE)";
         return wait(Cause::ProvisioningOff, message.to_owned());
     }
-    if state.node.restrictions.writes_frozen && is_still(state) {
+    if state.node.restrictions.writes_frozen && state.can_grow(card) && is_still(state) {
         let message = "no address is available, and an operator has frozen all that changes something at EC2 \
                        (enid admin unfreeze writes)";
         return wait(Cause::WritesFrozen, message.to_owned());

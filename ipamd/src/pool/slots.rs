@@ -15,6 +15,7 @@ const SLOT_MAX: u32 = 63;
 pub(crate) struct Slots {
     recorded: OrdMap<EniId, u32>,
     /// Slots that the kernel gives to links, by MAC: running pods depend on them, whatever has become of the record.
+    #[serde(with = "crate::serial")]
     in_kernel: OrdMap<[u8; 6], u32>,
 }
 

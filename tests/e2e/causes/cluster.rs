@@ -71,15 +71,20 @@ impl Told {
             let mut last = Value::Null;
             let told = wait_until(BOUND, || {
                 last = self.api.get("enidnode", &self.node).map_or(Value::Null, |object| object["status"].clone());
-                let is_own = |cause: &str| cause == fault.finding || fault.beside.contains(&cause);
-                last["cause"].as_str().is_some_and(is_own)
+                last["cause"].as_str().is_some_and(|cause| cause == fault.cause() || fault.beside.contains(&cause))
             });
             told.with_context(|| format!("the status object has {last}"))?;
-            let is_of_node = || self.reasons("Node", &self.node).contains(&reason(fault.finding));
-            // What ends by itself is no event of the node.
-            let ends = ["cooldown", "throttled", "ec2_unreachable", "metadata_unreadable"].contains(&fault.finding);
-            let told = if ends && fault.add.is_some() { Ok(()) } else { wait_until(BOUND, is_of_node) };
-            told.with_context(|| format!("{:?} is told of the node", self.reasons("Node", &self.node)))?;
+            // What ends by itself is no event of the node while it is only why new pods wait.
+            let ends =
+                ["cooldown", "throttled", "no_credentials", "ec2_unreachable", "starting"].contains(&fault.cause());
+            let is_of_node = || self.reasons("Node", &self.node).contains(&reason(fault.cause()));
+            let told = if ends { Ok(()) } else { wait_until(BOUND, is_of_node) };
+            let reasons = self.reasons("Node", &self.node);
+            told.with_context(|| format!("{reasons:?} is told of the node"))?;
+            let may_be: Vec<String> =
+                fault.beside.iter().chain([&fault.cause(), &fault.finding]).map(|it| reason(it)).collect();
+            let others: Vec<&String> = reasons.iter().filter(|reason| !may_be.contains(reason)).collect();
+            ensure!(others.is_empty(), "{others:?} is told of the node, too");
         }
         Ok(())
     }

@@ -58,7 +58,7 @@ pub struct Fault {
     pub beside: &'static [&'static str],
     /// The cause of a refused ADD.
     pub add: Option<&'static str>,
-    /// Status and metrics have the doctor's name for it.
+    /// Status and metrics name it: by the cause of refused ADDs, or else by the doctor's name.
     pub is_told: bool,
     /// The daemon's settings.
     pub settings: &'static [(&'static str, &'static str)],
@@ -74,4 +74,11 @@ pub struct Fault {
     pub begins: Change,
     /// How it ends.
     pub ends: Change,
+}
+
+impl Fault {
+    /// What status, metrics and the cluster call it.
+    pub fn cause(&self) -> &'static str {
+        self.add.unwrap_or(self.finding)
+    }
 }

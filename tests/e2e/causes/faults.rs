@@ -138,6 +138,75 @@ pub const FAULTS: &[Fault] = &[
         ..OF_ADDS
     },
     Fault {
+        name: "the subnet has no /28, and no single address either",
+        finding: "subnet_full",
+        add: Some("subnet_full"),
+        settings: &[("ENABLE_PREFIX_DELEGATION", "true"), ("WARM_PREFIX_TARGET", "0"), ("WARM_IP_TARGET", "1")],
+        // A single address of each /28 is left, and they are used up as well.
+        begins: Change::By(occupied),
+        ends: Change::By(vacated),
+        ..OF_ADDS
+    },
+    Fault {
+        name: "ModifyNetworkInterfaceAttribute is denied",
+        finding: "denied",
+        add: Some("denied"),
+        begins: Change::Ec2(|| denies("ModifyNetworkInterfaceAttribute")),
+        ends: WELL,
+        ..OF_ADDS
+    },
+    Fault {
+        name: "CreateTags is denied from the start",
+        finding: "denied",
+        add: Some("denied"),
+        beside: &["not_ready"],
+        is_well_before: false,
+        before: Change::Ec2(|| denies("CreateTags")),
+        ends: WELL,
+        ..OF_ADDS
+    },
+    Fault {
+        name: "EC2 throttles the creation of ENIs",
+        finding: "throttled",
+        add: Some("throttled"),
+        begins: Change::Ec2(|| fails("CreateNetworkInterface", "RequestLimitExceeded")),
+        ends: WELL,
+        ..OF_ADDS
+    },
+    Fault {
+        name: "an ENI cannot be attached",
+        finding: "ec2_error",
+        add: Some("ec2_error"),
+        begins: Change::Ec2(|| fails("AttachNetworkInterface", "IncorrectState")),
+        ends: WELL,
+        ..OF_ADDS
+    },
+    Fault {
+        name: "EC2 is silent",
+        finding: "ec2_unreachable",
+        add: Some("ec2_unreachable"),
+        begins: Change::Ec2(|| Ec2 { silent: true, ..Ec2::default() }),
+        ends: WELL,
+        ..OF_ADDS
+    },
+    Fault {
+        name: "an operator has frozen writes",
+        finding: "writes_frozen",
+        add: Some("writes_frozen"),
+        settings: &[("ENID_ADMIN", "true")],
+        begins: Change::By(|on| ordered(on, "freeze")),
+        ends: Change::By(|on| ordered(on, "unfreeze")),
+        ..OF_ADDS
+    },
+    Fault {
+        name: "the plugin's folder is read-only, and the plugin gone",
+        finding: "host_files",
+        add: Some("host_files"),
+        begins: Change::Sh("rm /opt/cni/bin/enid-cni; mount --bind /opt/cni/bin /opt/cni/bin; mount -o remount,bind,ro /opt/cni/bin"),
+        ends: Change::Sh("umount /opt/cni/bin"),
+        ..OF_ADDS
+    },
+    Fault {
         name: "the node is at its limit of ENIs",
         finding: "eni_limit",
         add: Some("eni_limit"),
@@ -214,7 +283,9 @@ pub const FAULTS: &[Fault] = &[
     Fault {
         name: "a firewall drops between pods",
         finding: "forward_dropped",
+        add: Some("forward_dropped"),
         is_told: true,
+        pods: Pods::Then,
         begins: Change::Sh(DROP),
         ends: Change::Sh("nft delete table ip filter"),
         ..PLAIN
@@ -282,6 +353,9 @@ pub const FAULTS: &[Fault] = &[
     Fault {
         name: "the disk is full",
         finding: "disk_full",
+        // It is told only while it lasts: what is written next may fit.
+        add: Some("store_failed"),
+        pods: Pods::Then,
         // As long as the last write has failed.
         beside: &["store_failed", "store_differs"],
         settings: &[("IP_COOLDOWN_PERIOD", "3")],
@@ -380,6 +454,12 @@ fn assigned(on: Where<'_>, count: &str) -> anyhow::Result<()> {
     let primary = enis.first().context("there is no ENI")?.id.clone();
     let count = [("NetworkInterfaceId", &*primary), ("SecondaryPrivateIpAddressCount", count)];
     on.lab.ec2("AssignPrivateIpAddresses", &count).map(drop)
+}
+
+/// An operator's order about writes.
+fn ordered(on: Where<'_>, order: &str) -> anyhow::Result<()> {
+    let enid = enid_tests::program("enid")?;
+    on.place.sh(&format!("{} admin {order} writes", enid.display())).map(drop)
 }
 
 /// So many pods go.

@@ -53,7 +53,8 @@ pub async fn run(settings: &Settings, file: &str) -> anyhow::Result<()> {
     }
     let archive = archive(settings).await?;
     if file == "-" {
-        return io::stdout().write_all(&archive).context("cannot write the archive");
+        let mut stdout = io::stdout();
+        return stdout.write_all(&archive).and_then(|()| stdout.flush()).context("cannot write the archive");
     }
     // It may hold what is nobody else's business.
     crate::host::file::put(Path::new(file), &archive, 0o600)?;
@@ -106,7 +107,7 @@ async fn archive(settings: &Settings) -> anyhow::Result<Vec<u8>> {
     archive.add_json("doctor.json", Ok(doctor::found(settings).await))?;
     archive.add_json("stories.json", kept::all_stories(&settings.store_dir, &settings.run_dir))?;
     let leases = store::leases(&settings.store_dir, &settings.run_dir);
-    archive.add("store.json", leases.map(|leases| format!("{leases:#?}")))?;
+    archive.add_json("store.json", leases)?;
     for (name, content) in kernel::seen().await {
         archive.add(&format!("kernel/{name}"), content)?;
     }

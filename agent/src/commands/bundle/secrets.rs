@@ -1,63 +1,90 @@
-//! What is taken out of a text before it leaves the node: passwords in URLs, access keys, session tokens, and what EC2 encodes of
-//! the role's policy in a refusal ("Encoded authorization failure message").
+//! What is taken out of a text before it leaves the node: user and password of URLs, access keys, tokens and the like, and what EC2
+//! encodes of the role's policy in a refusal ("Encoded authorization failure message"). Where it is not certain, too much goes.
 
 /// In place of what was taken out.
 const REMOVED: &str = "REMOVED";
-/// What is followed by a secret, up to the next character that cannot be of it.
-const BEFORE: [&str; 6] = [
-    "Encoded authorization failure message: ",
-    "Bearer ",
-    "X-Amz-Security-Token=",
-    "X-Amz-Signature=",
-    "aws_secret_access_key=",
-    "aws_session_token=",
+/// Names of secrets, in lower case: what follows `:` or `=` after one goes, up to a space, a quote or a separator.
+const NAMES: [&str; 10] = [
+    "encoded authorization failure message",
+    "x-amz-security-token",
+    "x-amz-signature",
+    "authorization",
+    "secret_access_key",
+    "secretaccesskey",
+    "session_token",
+    "sessiontoken",
+    "password",
+    "token",
 ];
-/// How ids of access keys begin ("IAM identifiers" in the IAM User Guide).
+/// How ids of access keys begin ("IAM identifiers" in the IAM User Guide), and how many characters follow at least.
 const KEYS: [&str; 2] = ["AKIA", "ASIA"];
-/// What follows in one, at least.
 const KEY: usize = 12;
 
 /// The text without them. The same secret becomes the same everywhere, so that a recording is still replayed.
 pub fn without(text: &str) -> String {
-    let mut text = BEFORE.iter().fold(text.to_owned(), |text, before| cut(&text, before, is_of_token, 1));
-    for key in KEYS {
-        text = cut(&text, key, |byte| byte.is_ascii_uppercase() || byte.is_ascii_digit(), KEY);
+    let text = NAMES.iter().fold(text.to_owned(), |text, name| of_name(&text, name));
+    of_urls(&KEYS.iter().fold(text, |text, key| of_key(&text, key)))
+}
+
+/// Where a value ends.
+fn ends(c: char) -> bool {
+    c.is_whitespace() || matches!(c, '"' | '\'' | '\\' | ',' | ';' | '&' | '}' | ')')
+}
+
+fn of_name(text: &str, name: &str) -> String {
+    let lower = text.to_ascii_lowercase(); // of the same length
+    let mut kept = String::with_capacity(text.len());
+    let mut at = 0;
+    while let Some(found) = lower[at..].find(name) {
+        let after = at + found + name.len();
+        kept.push_str(&text[at..after]);
+        let rest = &text[after..];
+        let between = rest.len() - rest.trim_start_matches(['"', '\'', '\\', ' ', ':', '=']).len();
+        at = after;
+        if !rest[..between].contains([':', '=']) {
+            continue;
+        }
+        kept.push_str(&rest[..between]);
+        let value = &rest[between..];
+        // "Bearer" is no secret; what comes after it is.
+        let scheme = ["Bearer ", "Basic ", "AWS4-HMAC-SHA256 "].iter().find(|scheme| value.starts_with(**scheme));
+        let skipped = scheme.map_or(0, |scheme| scheme.len());
+        let length = value[skipped..].find(ends).unwrap_or(value.len() - skipped);
+        kept.push_str(&value[..skipped]);
+        if length > 0 {
+            kept.push_str(REMOVED);
+        }
+        at = after + between + skipped + length;
     }
-    of_urls(&text)
+    kept + &text[at..]
 }
 
-fn is_of_token(byte: u8) -> bool {
-    byte.is_ascii_alphanumeric() || b"-_+/=.%~".contains(&byte)
-}
-
-/// Replaces what follows `before`, if it is at least so long.
-fn cut(text: &str, before: &str, is_of: impl Fn(u8) -> bool, least: usize) -> String {
+fn of_key(text: &str, start: &str) -> String {
     let mut kept = String::with_capacity(text.len());
     let mut rest = text;
-    while let Some((head, tail)) = rest.split_once(before) {
-        let length = tail.bytes().take_while(|byte| is_of(*byte)).count();
+    while let Some((head, tail)) = rest.split_once(start) {
+        let length = tail.bytes().take_while(|byte| byte.is_ascii_uppercase() || byte.is_ascii_digit()).count();
         kept.push_str(head);
-        kept.push_str(before);
-        if length >= least {
+        kept.push_str(start);
+        rest = if length >= KEY {
             kept.push_str(REMOVED);
-            rest = &tail[length..];
+            &tail[length..]
         } else {
-            rest = tail;
-        }
+            tail
+        };
     }
     kept + rest
 }
 
-/// Replaces user and password of URLs.
+/// All before the last `@` of what looks like a URL.
 fn of_urls(text: &str) -> String {
     let mut kept = String::with_capacity(text.len());
     let mut rest = text;
     while let Some((head, tail)) = rest.split_once("://") {
         kept.push_str(head);
         kept.push_str("://");
-        let length = tail.bytes().take_while(|byte| is_of_token(*byte) || b":@!$&'()*,;".contains(byte)).count();
-        let authority = &tail[..tail[..length].find('/').unwrap_or(length)];
-        rest = match authority.rfind('@') {
+        let word = &tail[..tail.find(|c: char| c.is_whitespace() || c == '"').unwrap_or(tail.len())];
+        rest = match word.rfind('@') {
             Some(at) => {
                 kept.push_str(REMOVED);
                 &tail[at..]
@@ -73,18 +100,22 @@ mod tests {
     use super::*;
 
     #[test]
-    fn secrets_are_removed_and_nothing_else_is() {
+    fn secrets_are_removed_and_little_else_is() {
         for (text, kept) in [
             ("see https://proxy.example:3128/x", "see https://proxy.example:3128/x"),
-            ("http://user:pa55@proxy:3128/", "http://REMOVED@proxy:3128/"),
-            ("\"https://a/b@c\", \"http://u@h\"", "\"https://a/b@c\", \"http://REMOVED@h\""),
+            ("http://user:p#a/5@proxy:3128/", "http://REMOVED@proxy:3128/"),
+            (r#""https://u@h", "b""#, r#""https://REMOVED@h", "b""#),
             (
-                "not authorized. Encoded authorization failure message: aB3_x-y. Done",
-                "not authorized. Encoded authorization failure message: REMOVED Done",
+                "Encoded authorization failure message: aB3_x-y. Done",
+                "Encoded authorization failure message: REMOVED Done",
             ),
             ("key AKIAIOSFODNN7EXAMPLE!", "key AKIAREMOVED!"),
             ("ASIA is a continent", "ASIA is a continent"),
-            ("Authorization: Bearer eyJ.a.b\"", "Authorization: Bearer REMOVED\""),
+            (r#"{"Authorization": "Bearer eyJ.a.b"}"#, r#"{"Authorization": "Bearer REMOVED"}"#),
+            (r#"{\"SecretAccessKey\":\"abc/+=\"}"#, r#"{\"SecretAccessKey\":\"REMOVED\"}"#),
+            ("AWS_SECRET_ACCESS_KEY=abc next", "AWS_SECRET_ACCESS_KEY=REMOVED next"),
+            ("https://h/?Token=abc&x=1", "https://h/?Token=REMOVED&x=1"),
+            ("the token of the node is read", "the token of the node is read"),
         ] {
             assert_eq!(without(text), kept);
         }

@@ -71,7 +71,15 @@ pub async fn send(said: &Explanation, port: Port) -> anyhow::Result<Probed> {
         Err(failure) => (false, failure),
     };
     let sent = format!("{name} from {own} to {to}, out of {place}");
-    Ok(Probed { sent, trace: trace.seen().await?, arrived, answer })
+    let trace = trace.seen().await?;
+    // A rule that rejects answers in the destination's place.
+    let refuses = |line: &&String| line.contains("verdict drop") || line.contains(" reject");
+    let (arrived, answer) = match trace.iter().find(refuses) {
+        Some(line) => (false, format!("a rule of this host refuses it: {line}")),
+        None => (arrived, answer),
+    };
+    let trace = if trace.is_empty() { vec!["no table: nothing was traced".to_owned()] } else { trace };
+    Ok(Probed { sent, trace, arrived, answer })
 }
 
 /// A socket in the namespace that has the address, and what that is called.

@@ -121,9 +121,10 @@ fn of_first(lines: &[String], table: &str) -> Vec<String> {
         let (id, rest) = line.strip_prefix("trace id ")?.split_once(' ')?;
         Some((id.to_owned(), rest.to_owned()))
     };
-    let mut all = lines.iter().filter_map(|line| parts(line)).peekable();
-    let Some((first, _)) = all.peek().cloned() else { return Vec::new() };
-    let of_first = all.filter(|(id, _)| *id == first).map(|(_, rest)| rest);
+    let all = || lines.iter().filter_map(|line| parts(line));
+    // Others may trace, too.
+    let Some((first, _)) = all().find(|(_, rest)| rest.contains(table)) else { return Vec::new() };
+    let of_first = all().filter(|(id, _)| *id == first).map(|(_, rest)| rest);
     of_first.filter(|rest| !rest.contains(table)).map(|rest| rest.trim_end().to_owned()).collect()
 }
 
