@@ -16,7 +16,7 @@ const BOUND: Duration = Duration::from_secs(30);
 
 fn lab() -> &'static Lab {
     static LAB: OnceLock<Lab> = OnceLock::new();
-    LAB.get_or_init(|| Lab::up(&LabConfig { nodes: 4, ..LabConfig::default() }).unwrap())
+    LAB.get_or_init(|| Lab::up(&LabConfig { nodes: 5, ..LabConfig::default() }).unwrap())
 }
 
 /// A command's words: what it prints, and how it ended.
@@ -224,9 +224,9 @@ fn an_operator_freezes_excludes_and_releases() {
 
 #[test]
 fn a_probe_is_followed_to_its_destination() {
-    let place = Place::node(lab(), 2);
+    let place = Place::node(lab(), 4);
     let _daemon = Daemon::start(place, &[("WARM_IP_TARGET", "3"), ("IP_COOLDOWN_PERIOD", "0")]).unwrap();
-    let pods = ["asks", "answers"].map(|name| Pod::new(2, name));
+    let pods = ["asks", "answers"].map(|name| Pod::new(4, name));
     let [_, (to, _)] = pods.each_ref().map(|pod| pod.add(place).unwrap());
     let probe = |more: &str| {
         let (said, code) = ask(place, &format!("explain asks {to} {more} -o json"));
@@ -249,6 +249,11 @@ fn a_probe_is_followed_to_its_destination() {
     assert_eq!((code, &said["probe"]["arrived"]), (1, &false.into()), "{said}");
     let trace = said["probe"]["trace"].to_string();
     assert!(trace.contains("ip other forward rule") && trace.contains("verdict drop"), "{trace}");
+    // One that rejects answers in the destination's place, and is no arrival.
+    place.sh("nft flush chain ip other forward").unwrap();
+    place.sh(&format!("nft add rule ip other forward ip daddr {to} reject")).unwrap();
+    let (said, code) = probe("--probe");
+    assert_eq!((code, &said["probe"]["arrived"]), (1, &false.into()), "{said}");
     place.sh("nft delete table ip other").unwrap();
     let tables = place.sh("nft list tables").unwrap();
     assert!(!tables.contains("probe"), "{tables}");

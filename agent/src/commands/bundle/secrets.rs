@@ -4,7 +4,7 @@
 /// In place of what was taken out.
 const REMOVED: &str = "REMOVED";
 /// Names of secrets, in lower case: what follows `:` or `=` after one goes, up to a space, a quote or a separator.
-const NAMES: [&str; 10] = [
+const NAMES: [&str; 12] = [
     "encoded authorization failure message",
     "x-amz-security-token",
     "x-amz-signature",
@@ -14,7 +14,9 @@ const NAMES: [&str; 10] = [
     "session_token",
     "sessiontoken",
     "password",
-    "token",
+    "access_token",
+    "id_token",
+    "?token",
 ];
 /// How ids of access keys begin ("IAM identifiers" in the IAM User Guide), and how many characters follow at least.
 const KEYS: [&str; 2] = ["AKIA", "ASIA"];
@@ -50,6 +52,8 @@ fn of_name(text: &str, name: &str) -> String {
         let scheme = ["Bearer ", "Basic ", "AWS4-HMAC-SHA256 "].iter().find(|scheme| value.starts_with(**scheme));
         let skipped = scheme.map_or(0, |scheme| scheme.len());
         let length = value[skipped..].find(ends).unwrap_or(value.len() - skipped);
+        // JSON's words are none.
+        let length = if ["null", "true", "false"].contains(&&value[skipped..skipped + length]) { 0 } else { length };
         kept.push_str(&value[..skipped]);
         if length > 0 {
             kept.push_str(REMOVED);
@@ -115,6 +119,7 @@ mod tests {
             (r#"{\"SecretAccessKey\":\"abc/+=\"}"#, r#"{\"SecretAccessKey\":\"REMOVED\"}"#),
             ("AWS_SECRET_ACCESS_KEY=abc next", "AWS_SECRET_ACCESS_KEY=REMOVED next"),
             ("https://h/?Token=abc&x=1", "https://h/?Token=REMOVED&x=1"),
+            (r#"{"password":null,"token":"enid-1-7"}"#, r#"{"password":null,"token":"enid-1-7"}"#),
             ("the token of the node is read", "the token of the node is read"),
         ] {
             assert_eq!(without(text), kept);

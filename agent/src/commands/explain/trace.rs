@@ -67,7 +67,8 @@ impl Trace {
             loop {
                 let listed =
                     program::run(("nft", "nftables"), &["list", "table", family(flow), &table], "", READY).await?;
-                if String::from_utf8_lossy(&listed.stdout).contains("nftrace") {
+                let is_listening = monitor.id().is_some_and(is_listening);
+                if is_listening && String::from_utf8_lossy(&listed.stdout).contains("nftrace") {
                     return anyhow::Ok(());
                 }
                 tokio::time::sleep(Duration::from_millis(20)).await;
@@ -90,6 +91,23 @@ impl Trace {
         }
         Ok(of_first(&lines, &self.table))
     }
+}
+
+/// Whether a process gets what nftables traces (proc(5), /proc/net/netlink; linux/netfilter/nfnetlink.h, NFNLGRP_NFTRACE): what is
+/// traced before that is lost.
+fn is_listening(pid: u32) -> bool {
+    const NETFILTER: &str = "12";
+    const TRACES: u32 = 1 << 8;
+    let files = std::fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
+    let sockets: Vec<String> =
+        files.filter_map(|file| Some(std::fs::read_link(file.path()).ok()?.to_string_lossy().into_owned())).collect();
+    let all = std::fs::read_to_string("/proc/net/netlink").unwrap_or_default();
+    all.lines().any(|line| {
+        let fields: Vec<&str> = line.split_whitespace().collect();
+        let [_, NETFILTER, _, groups, .., inode] = fields.as_slice() else { return false };
+        let traces = u32::from_str_radix(groups, 16).is_ok_and(|groups| groups & TRACES != 0);
+        traces && sockets.contains(&format!("socket:[{inode}]"))
+    })
 }
 
 fn family(flow: &Flow) -> &'static str {
