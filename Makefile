@@ -28,9 +28,9 @@ tools:
 	tools/cnitool
 	tools/plugins
 
-# What a cluster is made of, and Kubernetes' own tests; `make cluster` and `make test-cluster` build them, too.
+# What a cluster is made of; `make cluster` and `make test-cluster` build it, too.
 cluster-tools:
-	tools/kubernetes/build containerd kubernetes etcd coredns e2e
+	tools/kubernetes/build containerd kubernetes etcd coredns
 
 # One profile for the daemon everywhere; the plugin as it ships, small and static.
 PLUGIN_BYTES := 1048576
@@ -107,7 +107,6 @@ cluster: cluster-parts
 	$(TARGET)/debug/kubelab up $(ARGS)
 
 test-cluster: cluster-parts
-	tools/kubernetes/build e2e
 	tools/test-cluster
 
 # Of the conformance tests many want IPv4. These know IPv6, and send packets.

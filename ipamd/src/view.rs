@@ -158,6 +158,11 @@ impl View {
         self.leases.get(key).map(Arc::as_ref)
     }
 
+    /// The lease that has an address.
+    pub fn holder_of(&self, address: IpAddr) -> Option<&Lease> {
+        self.lease(self.holders.get(&address)?)
+    }
+
     /// The attachments that have a lease.
     pub fn keys(&self) -> impl Iterator<Item = &AttachmentKey> {
         self.leases().map(|(key, _)| key)

@@ -1,12 +1,17 @@
 //! `enid enis` and `enid pods`.
 
+use anyhow::Context;
 use enid_api::v1::{Eni, Lease, ListEnisRequest, ListLeasesRequest};
 
-use super::connect::{answered, debug, within};
+use super::{
+    connect::{NoDaemon, answered, debug, within},
+    words::took,
+};
 use crate::{
     print::{Output, column, show, table, wide},
     record::name_of,
     settings::Settings,
+    store,
 };
 
 /// The ENIs.
@@ -46,14 +51,25 @@ pub async fn enis(settings: &Settings, output: Output) -> anyhow::Result<()> {
 
 /// The pods.
 pub async fn pods(settings: &Settings, output: Output) -> anyhow::Result<()> {
-    let mut debug = debug(settings).await?;
-    let leases = within(async { answered(debug.list_leases(ListLeasesRequest {}).await) }).await?.leases;
+    let said = async {
+        let mut debug = debug(settings).await?;
+        within(async { answered(debug.list_leases(ListLeasesRequest {}).await) }).await
+    };
+    let leases = match said.await {
+        Err(failure) if failure.is::<NoDaemon>() => {
+            eprintln!("enid: {failure:#}");
+            eprintln!("enid: these are the leases that the store has; whether their links stand only the kernel says");
+            of_store(settings)?
+        }
+        said => said?.leases,
+    };
     let columns = [
         column("POD"),
         column("ADDRESS"),
         column("ENI"),
         column("STATE"),
         column("HOST LINK"),
+        wide("AGE"),
         wide("INTERFACE"),
         wide("CONTAINER"),
         wide("NETWORK"),
@@ -64,10 +80,31 @@ pub async fn pods(settings: &Settings, output: Output) -> anyhow::Result<()> {
             let pod = if lease.pod_name.is_empty() { String::new() } else { name };
             let addresses = addresses(lease);
             let Lease { eni, state, host_ifname, ifname, container, network, .. } = lease.clone();
-            [pod, addresses, eni, state, host_ifname, ifname, container, network]
+            let age = if lease.age_ms > 0 { took(lease.age_ms * 1_000) } else { String::new() };
+            [pod, addresses, eni, state, host_ifname, age, ifname, container, network]
         });
         table(output, columns, rows)
     })
+}
+
+/// The leases as the last run of the daemon has left them.
+fn of_store(settings: &Settings) -> anyhow::Result<Vec<Lease>> {
+    let leases = store::leases(&settings.store_dir, &settings.run_dir).context("the store cannot be read")?;
+    let each = leases.into_iter().map(|(key, lease)| {
+        let (pod_namespace, pod_name) = lease.pod.clone().map(|pod| (pod.namespace, pod.name)).unwrap_or_default();
+        Lease {
+            network: key.network,
+            container: key.container,
+            ifname: key.ifname,
+            pod_namespace,
+            pod_name,
+            address: lease.address.to_string(),
+            second_address: lease.second.map(|second| second.to_string()).unwrap_or_default(),
+            eni: lease.eni.to_string(),
+            ..Lease::default()
+        }
+    });
+    Ok(each.collect())
 }
 
 /// A lease's address, or both.

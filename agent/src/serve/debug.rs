@@ -7,15 +7,15 @@ use std::{
 
 use anyhow::Context;
 use enid_api::v1::{
-    Address, Eni, ExplainRequest, Explanation, Fault, GetPoolRequest, GetRecordingRequest, GetStoryRequest, Lease,
-    ListAddressesRequest, ListAddressesResponse, ListEnisRequest, ListEnisResponse, ListFaultsRequest,
+    Address, Bucket, Eni, ExplainRequest, Explanation, Fault, GetPoolRequest, GetRecordingRequest, GetStoryRequest,
+    Lease, ListAddressesRequest, ListAddressesResponse, ListEnisRequest, ListEnisResponse, ListFaultsRequest,
     ListFaultsResponse, ListLeasesRequest, ListLeasesResponse, ListOperationsRequest, ListOperationsResponse,
     NextValue, Operation, Pool, Recording, Setting, Story, Trouble, WatchOperationsRequest, WatchedOperation,
     admin_server::AdminServer,
     debug_server::{Debug, DebugServer},
 };
 use enid_datapath::Mac;
-use enid_ipamd::{AddressState, AttachmentKey, EniState, Refusal, View};
+use enid_ipamd::{AddressState, AttachmentKey, Class, EniState, Refusal, View};
 use futures_util::stream::{self, BoxStream, Stream, StreamExt};
 use tokio::sync::{
     Semaphore,
@@ -106,6 +106,7 @@ impl DebugService {
                 pod_namespace,
                 pod_name,
                 address: lease.address.to_string(),
+                age_ms: age(&view, lease),
                 second_address: lease.second.map(|second| second.to_string()).unwrap_or_default(),
                 eni: lease.eni.to_string(),
                 state: if lease.wired { "wired" } else { "reserved" }.to_owned(),
@@ -159,6 +160,7 @@ impl Debug for DebugService {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             max_pods_mismatch: mismatch(view.capacity.max_pods, view.capacity.for_pods).unwrap_or_default(),
             refused_adds: u32::try_from(self.record.refused_lately()).unwrap_or(u32::MAX),
+            buckets: view.buckets().map(bucket).collect(),
             restrictions: Some(restricted(&view.pacing.restrictions)).filter(|_| view.pacing.restrictions.is_any()),
             troubles: readiness.causes().map(trouble).collect(),
             risk: in_words(readiness.risk).unwrap_or_default(),
@@ -208,7 +210,8 @@ impl Debug for DebugService {
                 AddressState::Withheld => ("withheld", 0),
             };
             let (address, block) = (seen.address.to_string(), seen.block.to_string());
-            Address { address, eni: seen.eni.to_string(), state: state.to_owned(), cooldown_ms, block }
+            let age_ms = view.holder_of(seen.address).map_or(0, |lease| age(&view, lease));
+            Address { age_ms, address, eni: seen.eni.to_string(), state: state.to_owned(), cooldown_ms, block }
         });
         Ok(Response::new(ListAddressesResponse { addresses: addresses.collect() }))
     }
@@ -327,6 +330,15 @@ fn trouble((kind, refusal): (&str, &Refusal)) -> Trouble {
     let Refusal { cause, message, request_id, .. } = refusal.clone();
     let (cause, aws_request_id) = (cause.name().to_owned(), request_id.unwrap_or_default());
     Trouble { kind: kind.to_owned(), cause, message, aws_request_id }
+}
+
+/// For how long a lease has been there, in milliseconds; 0 if that is not known.
+fn age(view: &View, lease: &enid_ipamd::Lease) -> u64 {
+    lease.since.map_or(0, |since| view.now.since(since))
+}
+
+fn bucket((action, class, now, full): (&str, Class, u32, u32)) -> Bucket {
+    Bucket { action: action.to_owned(), class: class.name().to_owned(), now, full }
 }
 
 /// Its cause and its sentence; empty where nothing is refused.

@@ -52,7 +52,7 @@ impl Core {
                 // A prefix whose available addresses turn out to be taken has nothing left to assign.
                 let Some(taken) = self.pool.take(now, &self.node, net, taken) else { return };
                 let Some(waiter) = self.queue.pop(card) else { return };
-                self.lease_to(waiter, taken, effects);
+                self.lease_to(now, waiter, taken, effects);
             }
         }
     }
@@ -76,10 +76,11 @@ impl Core {
         remembers || settled || !self.node.asks_ec2()
     }
 
-    fn lease_to(&mut self, waiter: Waiter, taken: Taken, effects: &mut Vec<Effect>) {
+    fn lease_to(&mut self, now: Millis, waiter: Waiter, taken: Taken, effects: &mut Vec<Effect>) {
         let Waiter { ticket, key, pod, .. } = waiter;
         let index = self.leases.next_index(&key, pod.as_ref());
         let mut lease = Lease::remembered((taken.address, taken.second), taken.eni, taken.slot, pod, index);
+        lease.since = Some(now);
         lease.ticket = Some(ticket);
         effects.extend(lease.addresses().map(|address| Effect::Record(Write::Cooldown(address, None))));
         if !self.integrity.is_mutated(Mutation::OfferUnrecorded) {

@@ -36,6 +36,8 @@ pub struct Lease {
     /// Of a link that another plugin has made: as they were seen when its pod was taken over. Those of our own links are
     /// derived from the attachment.
     pub macs: Option<Macs>,
+    /// When it was made, if that was in this run of the daemon.
+    pub since: Option<Millis>,
     /// The link has been seen; otherwise the address is only reserved.
     pub wired: bool,
     /// First of two complete listings in which the link of a wired lease was missing.
@@ -53,7 +55,19 @@ impl Lease {
         pod: Option<PodRef>,
         index: u32,
     ) -> Self {
-        Lease { address, second, eni, slot, pod, index, macs: None, wired: false, missing_since: None, ticket: None }
+        Lease {
+            address,
+            second,
+            eni,
+            slot,
+            pod,
+            index,
+            macs: None,
+            since: None,
+            wired: false,
+            missing_since: None,
+            ticket: None,
+        }
     }
 
     /// The same, over a link that another plugin has made.
