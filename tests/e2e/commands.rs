@@ -65,6 +65,11 @@ fn a_pods_story_outlives_the_pod_and_the_daemon() {
     let (said, code) = ask(place, "status");
     assert_eq!(code, 3, "{said}");
     assert!(said.contains("no daemon answers: new pods wait") && said.contains("0 leases"), "{said}");
+    // What the store says is for people: a program would take it for the state.
+    let (said, code) = ask(place, "pods");
+    assert!(code == 3 && said.contains("the leases that the store has"), "{said}");
+    let (said, code) = ask(place, "pods -o json");
+    assert!(code == 3 && !said.contains('['), "{said}");
     let _daemon = Daemon::start(place, &settings).unwrap();
     assert_eq!(kinds(&json(place, "why told")), ["ADD done", "DEL done"], "a restart keeps it");
     let (said, _) = ask(place, "why default/unheard-of");

@@ -55,14 +55,18 @@ pub async fn pods(settings: &Settings, output: Output) -> anyhow::Result<()> {
         let mut debug = debug(settings).await?;
         within(async { answered(debug.list_leases(ListLeasesRequest {}).await) }).await
     };
-    let leases = match said.await {
-        Err(failure) if failure.is::<NoDaemon>() => {
-            eprintln!("enid: {failure:#}");
+    match said.await {
+        // A program is not told what may be over.
+        Err(failure) if failure.is::<NoDaemon>() && output.is_for_people() => {
+            list(output, &of_store(settings)?)?;
             eprintln!("enid: these are the leases that the store has; whether their links stand only the kernel says");
-            of_store(settings)?
+            Err(failure)
         }
-        said => said?.leases,
-    };
+        said => list(output, &said?.leases),
+    }
+}
+
+fn list(output: Output, leases: &[Lease]) -> anyhow::Result<()> {
     let columns = [
         column("POD"),
         column("ADDRESS"),
