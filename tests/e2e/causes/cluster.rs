@@ -73,8 +73,7 @@ impl Told {
                 last = self.api.get("enidnode", &self.node).map_or(Value::Null, |object| object["status"].clone());
                 last["cause"].as_str().is_some_and(|cause| cause == fault.cause() || fault.beside.contains(&cause))
             });
-            // A cooldown may be over before that is written.
-            ensure!(told.is_ok() || fault.cause() == "cooldown", "the status object has {last}");
+            told.with_context(|| format!("the status object has {last}"))?;
             // What ends by itself is no event of the node while it is only why new pods wait.
             let ends =
                 ["cooldown", "throttled", "no_credentials", "ec2_unreachable", "starting"].contains(&fault.cause());

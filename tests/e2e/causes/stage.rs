@@ -256,8 +256,8 @@ fn labels(metrics: &str, name: &str, label: &str) -> BTreeSet<String> {
 /// The pod's story and the metrics have the cause of the plugin's error.
 fn has_cause(stage: &Stage, cause: &str, pod: &Pod) -> anyhow::Result<()> {
     let story = stage.place().enid(&format!("why {}", pod.name))?;
-    let adds = story["operations"].as_array().into_iter().flatten().filter(|operation| operation["kind"] == "ADD");
-    let last = adds.last().cloned().unwrap_or_default();
+    let mut adds = story["operations"].as_array().into_iter().flatten().filter(|operation| operation["kind"] == "ADD");
+    let last = adds.next_back().cloned().unwrap_or_default();
     ensure!(last["cause"] == cause && last["outcome"] == "refused", "the story says {last}");
     let metrics = stage.place().metrics()?;
     let ended = labels(&metrics, "enid_add_seconds_count", "outcome");
