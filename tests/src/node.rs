@@ -45,10 +45,12 @@ impl<'a> Place<'a> {
         serde_json::from_str(&text).with_context(|| format!("enid {name} prints no JSON: {text}"))
     }
 
-    /// The leases, as the daemon lists them.
+    /// The leases, as the daemon lists them, without their age: so two lists can be compared.
     pub fn leases(&self) -> anyhow::Result<Vec<Value>> {
-        let leases = self.enid("pods")?;
-        leases.as_array().cloned().with_context(|| format!("enid pods prints no list: {leases}"))
+        let mut leases = self.enid("pods")?;
+        let leases = leases.as_array_mut().context("enid pods prints no list")?;
+        leases.iter_mut().filter_map(Value::as_object_mut).for_each(|lease| drop(lease.remove("age_ms")));
+        Ok(std::mem::take(leases))
     }
 
     /// One of the numbers of `enid status`.
