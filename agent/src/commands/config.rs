@@ -2,7 +2,7 @@
 
 use enid_api::v1::{GetPoolRequest, NextValue, Setting};
 
-use super::connect::{self, answered, within};
+use super::connect::{self, reply};
 use crate::{
     print::{Output, column, show, table, wide},
     settings::{SETTINGS, Settings, given::Given},
@@ -12,7 +12,7 @@ use crate::{
 pub async fn run(given: &Given, settings: &Settings, output: Output) -> anyhow::Result<()> {
     let said = async {
         let mut debug = connect::debug(settings).await?;
-        within(async { answered(debug.get_pool(GetPoolRequest {}).await) }).await
+        reply(debug.get_pool(GetPoolRequest {})).await
     };
     let settings = match said.await {
         Ok(pool) => pool.settings,

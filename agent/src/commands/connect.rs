@@ -82,3 +82,12 @@ pub async fn within<T>(answer: impl Future<Output = anyhow::Result<T>>) -> anyho
 pub fn answered<T>(answer: Result<tonic::Response<T>, tonic::Status>) -> anyhow::Result<T> {
     answer.map(tonic::Response::into_inner).map_err(|status| anyhow::anyhow!("{}", status.message()))
 }
+
+/// The daemon's answer to one question, unless it takes too long.
+///
+/// # Errors
+///
+/// As of [`within`] and [`answered`].
+pub async fn reply<T>(asked: impl Future<Output = Result<tonic::Response<T>, tonic::Status>>) -> anyhow::Result<T> {
+    within(async { answered(asked.await) }).await
+}

@@ -4,7 +4,7 @@ use anyhow::bail;
 use enid_api::v1::{ListOperationsRequest, Operation, WatchOperationsRequest, WatchedOperation};
 
 use super::{
-    connect::{answered, debug, within},
+    connect::{debug, reply},
     words::{moment, request, took},
 };
 use crate::{
@@ -16,13 +16,8 @@ use crate::{
 pub async fn run(settings: &Settings, follow: bool, output: Output) -> anyhow::Result<()> {
     let mut debug = debug(settings).await?;
     // Before the list is read: nothing ends in between.
-    let from = if follow {
-        Some(within(async { answered(debug.watch_operations(WatchOperationsRequest {}).await) }).await?)
-    } else {
-        None
-    };
-    let operations =
-        within(async { answered(debug.list_operations(ListOperationsRequest {}).await) }).await?.operations;
+    let from = if follow { Some(reply(debug.watch_operations(WatchOperationsRequest {})).await?) } else { None };
+    let operations = reply(debug.list_operations(ListOperationsRequest {})).await?.operations;
     let Some(mut from) = from else {
         let text = || operations.iter().map(line).collect::<Vec<_>>().join("\n");
         return show(output, &operations, text);

@@ -4,7 +4,7 @@ use anyhow::Context;
 use enid_api::v1::{Eni, Lease, ListEnisRequest, ListLeasesRequest};
 
 use super::{
-    connect::{NoDaemon, answered, debug, within},
+    connect::{NoDaemon, debug, reply},
     words::took,
 };
 use crate::{
@@ -17,7 +17,7 @@ use crate::{
 /// The ENIs.
 pub async fn enis(settings: &Settings, output: Output) -> anyhow::Result<()> {
     let mut debug = debug(settings).await?;
-    let enis = within(async { answered(debug.list_enis(ListEnisRequest {}).await) }).await?.enis;
+    let enis = reply(debug.list_enis(ListEnisRequest {})).await?.enis;
     let columns = [
         column("ENI"),
         column("STATE"),
@@ -53,7 +53,7 @@ pub async fn enis(settings: &Settings, output: Output) -> anyhow::Result<()> {
 pub async fn pods(settings: &Settings, output: Output) -> anyhow::Result<()> {
     let said = async {
         let mut debug = debug(settings).await?;
-        within(async { answered(debug.list_leases(ListLeasesRequest {}).await) }).await
+        reply(debug.list_leases(ListLeasesRequest {})).await
     };
     match said.await {
         // A program is not told what may be over.

@@ -3,7 +3,7 @@
 use enid_api::v1::{Action, GetPoolRequest, Plan, Wait};
 
 use super::{
-    connect::{answered, debug, within},
+    connect::{debug, reply},
     words::{request, took},
 };
 use crate::{
@@ -14,7 +14,7 @@ use crate::{
 /// Prints the plan.
 pub async fn run(settings: &Settings, output: Output) -> anyhow::Result<()> {
     let mut debug = debug(settings).await?;
-    let pool = within(async { answered(debug.get_pool(GetPoolRequest {}).await) }).await?;
+    let pool = reply(debug.get_pool(GetPoolRequest {})).await?;
     let plan = pool.plan.unwrap_or_default();
     show(output, &plan, || {
         let rows = rows(&plan);

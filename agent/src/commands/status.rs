@@ -7,7 +7,7 @@ use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus,
 
 use super::{
     admin::in_words,
-    connect::{self, NoDaemon, TIMEOUT, answered, channel, within},
+    connect::{self, NoDaemon, TIMEOUT, channel, reply},
     ended::Ended,
     lists::many,
     plan,
@@ -25,7 +25,7 @@ use crate::{
 pub async fn run(settings: &Settings, output: Output) -> anyhow::Result<Ended> {
     let said = async {
         let mut debug = connect::debug(settings).await?;
-        within(async { answered(debug.get_pool(GetPoolRequest {}).await) }).await
+        reply(debug.get_pool(GetPoolRequest {})).await
     };
     let pool = match said.await {
         Err(failure) if failure.is::<NoDaemon>() && output.is_for_people() => {
@@ -61,7 +61,7 @@ pub async fn health(settings: &Settings, ready: bool, output: Output) -> anyhow:
     health::ask(&sockets::cni(&settings.run_dir), TIMEOUT).map_err(|failure| NoDaemon(format!("{failure:#}")))?;
     let mut client = HealthClient::new(channel(settings).await?);
     let service = if ready { CNI_HEALTH } else { "" }.to_owned();
-    let answer = within(async { answered(client.check(HealthCheckRequest { service }).await) }).await?;
+    let answer = reply(client.check(HealthCheckRequest { service })).await?;
     if answer.status() != ServingStatus::Serving {
         bail!("the daemon answers {:?}", answer.status());
     }

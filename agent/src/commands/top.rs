@@ -17,7 +17,7 @@ use enid_api::v1::{GetPoolRequest, Operation, Pool, WatchOperationsRequest};
 use tokio::time::{Instant, timeout_at};
 
 use super::{
-    connect::{answered, debug, within},
+    connect::{debug, reply},
     events::line,
     lists::many,
     plan, status,
@@ -39,11 +39,11 @@ const LAST: usize = 8;
 /// Shows the node until q or control-C, or as often as asked. Where stdout is no terminal the looks follow one another as text.
 pub async fn run(settings: &Settings, times: Option<u64>) -> anyhow::Result<()> {
     let mut debug = debug(settings).await?;
-    let mut ended = within(async { answered(debug.watch_operations(WatchOperationsRequest {}).await) }).await?;
+    let mut ended = reply(debug.watch_operations(WatchOperationsRequest {})).await?;
     let screen = io::stdout().is_terminal().then(Screen::new).transpose().context("cannot draw on the terminal")?;
     let mut recent = VecDeque::new();
     for look in 1.. {
-        let pool = within(async { answered(debug.get_pool(GetPoolRequest {}).await) }).await?;
+        let pool = reply(debug.get_pool(GetPoolRequest {})).await?;
         let text = drawn(&pool, &recent);
         match &screen {
             Some(screen) => screen.draw(&text).context("cannot draw on the terminal")?,

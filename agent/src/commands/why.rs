@@ -4,7 +4,7 @@ use anyhow::{Context, bail};
 use enid_api::v1::{GetStoryRequest, Lease, Story};
 
 use super::{
-    connect::{NoDaemon, answered, debug, within},
+    connect::{NoDaemon, debug, reply},
     events::line,
     lists::addresses,
     plan,
@@ -22,7 +22,7 @@ pub async fn run(settings: &Settings, pod: &str, output: Output) -> anyhow::Resu
     let asked = GetStoryRequest { pod_namespace, pod_name };
     let said = async {
         let mut debug = debug(settings).await?;
-        within(async { answered(debug.get_story(asked).await) }).await
+        reply(debug.get_story(asked)).await
     };
     let story = match said.await {
         Err(failure) if failure.is::<NoDaemon>() => {

@@ -98,6 +98,7 @@ impl CoreTask {
         let unknown = Refusal::new(Cause::Starting, "it is not known yet whether the host forwards");
         let forwarding = Forwarding { dropped: probes.then_some(unknown), ..Forwarding::default() };
         let mut core = RecordedCore::new(core);
+        // Before anything has been looked at nothing follows from it.
         core.step_and_plan(now(), Event::Blocked { blocked: forwarding.dropped.clone() });
         let (publisher, published) = Publisher::new(served, record.clone());
         let task = CoreTask {

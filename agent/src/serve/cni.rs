@@ -197,11 +197,8 @@ impl CniService {
         let mut request = self.handle.open().await.ok_or(End::Gone)?;
         request.ask(key.clone(), pod.clone(), timeout_ms, card).await;
         let cards = async { if each_card { self.handle.further_cards().await } else { Some(Vec::new()) } };
-        let waits = async || {
-            if let Some(refusal) = self.handle.view().await.and_then(|view| view.blocked) {
-                add.waits_for(&refusal);
-            }
-        };
+        // It is published already: the core is not asked once for each who waits.
+        let waits = || self.readiness.borrow().obstacle.iter().for_each(|refusal| add.waits_for(refusal));
         let (answer, further) = offered(&mut request, cards, plugin, waits).await?;
         add.phase("address");
         let lease = match answer {
@@ -436,7 +433,7 @@ async fn offered(
     request: &mut handle::Request,
     cards: impl Future<Output = Option<Vec<u32>>>,
     plugin: &Connection,
-    waits: impl AsyncFnOnce(),
+    waits: impl FnOnce(),
 ) -> Result<(Answer, Vec<u32>), End> {
     let mut answer = std::pin::pin!(async {
         let cards = cards.await?;
@@ -456,9 +453,7 @@ async fn offered(
             () = &mut pending, if !said => {
                 plugin.send(Reply::Pending(Pending {})).await?;
                 said = true;
-                if let Some(waits) = waits.take() {
-                    waits().await;
-                }
+                waits.take().into_iter().for_each(|waits| waits());
             }
         }
     }

@@ -88,25 +88,25 @@ pub(crate) struct Pace {
     /// Until when EC2 is taken to be crowded.
     crowded: Option<Millis>,
     #[serde(with = "crate::serial")]
-    buckets: OrdMap<(Action, Class), Bucket>,
-    pauses: OrdMap<Action, Pause>,
+    buckets: OrdMap<(ActionName, Class), Bucket>,
+    pauses: OrdMap<ActionName, Pause>,
 }
 
 /// The name of an action. What reads one takes it out of the list of those that there are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
-struct Action(&'static str);
+struct ActionName(&'static str);
 
-impl Borrow<str> for Action {
+impl Borrow<str> for ActionName {
     fn borrow(&self) -> &str {
         self.0
     }
 }
 
-impl<'de> Deserialize<'de> for Action {
+impl<'de> Deserialize<'de> for ActionName {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let read = String::deserialize(deserializer)?;
         let known = ACTIONS.iter().find(|action| **action == read);
-        known.map(|action| Action(action)).ok_or_else(|| Error::custom(format!("there is no action {read:?}")))
+        known.map(|action| ActionName(action)).ok_or_else(|| Error::custom(format!("there is no action {read:?}")))
     }
 }
 
@@ -133,7 +133,7 @@ impl Pace {
     }
 
     fn bucket(&self, action: &'static str, class: Class) -> Bucket {
-        self.buckets.get(&(Action(action), class)).cloned().unwrap_or_default()
+        self.buckets.get(&(ActionName(action), class)).cloned().unwrap_or_default()
     }
 
     /// Whether EC2 is taken to have too much to do.
@@ -157,14 +157,14 @@ impl Pace {
 
     /// A call is made.
     pub(crate) fn take(&mut self, now: Millis, action: &'static str, class: Class) {
-        self.buckets.entry((Action(action), class)).or_default().take(class, now);
+        self.buckets.entry((ActionName(action), class)).or_default().take(class, now);
     }
 
     /// A call was answered.
     pub(crate) fn answered(&mut self, action: &'static str) {
         self.pauses.remove(action);
         for (class, _) in LANES {
-            if let Some(bucket) = self.buckets.get_mut(&(Action(action), class))
+            if let Some(bucket) = self.buckets.get_mut(&(ActionName(action), class))
                 && bucket.slowdown > 0
             {
                 *bucket = Bucket { slowdown: bucket.slowdown - 1, made: Vector::new() };
@@ -187,7 +187,7 @@ impl Pace {
                 let slowdown = (self.bucket(action, class).slowdown + 1).min(slowest);
                 let bucket = Bucket { slowdown, made: Vector::unit(now) };
                 let ready = bucket.opens_at(class, now).unwrap_or(now);
-                self.buckets.insert((Action(action), class), bucket);
+                self.buckets.insert((ActionName(action), class), bucket);
                 self.slot(now, ready, now.since(first), failures, chance)
             } else {
                 let longest = (FIRST_PAUSE_MS << failures.min(10)).min(LONGEST_PAUSE_MS);
@@ -198,7 +198,7 @@ impl Pace {
             untils.insert(class, until);
         }
         let until = untils.get(&Class::PodWaits).copied().unwrap_or(now);
-        self.pauses.insert(Action(action), Pause { until, refusal, failures: failures + 1, first, untils });
+        self.pauses.insert(ActionName(action), Pause { until, refusal, failures: failures + 1, first, untils });
     }
 
     /// The slot of the next try.

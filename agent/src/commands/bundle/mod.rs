@@ -20,7 +20,7 @@ use serde::Serialize;
 use tar::{Builder, Header};
 
 use super::{
-    connect::{answered, debug, within},
+    connect::{debug, reply},
     doctor,
     words::moment,
 };
@@ -127,19 +127,13 @@ async fn of_daemon(settings: &Settings, archive: &mut Archive) -> anyhow::Result
         }
     };
     // First: what follows is read a little later, and the plan is this one's.
-    let recording = within(async { answered(debug.get_recording(GetRecordingRequest {}).await) }).await;
+    let recording = reply(debug.get_recording(GetRecordingRequest {})).await;
     let recording = recording.and_then(|said| String::from_utf8(said.json).context("it is no text"));
     archive.add("recording.json", recording)?;
-    let pool = within(async { answered(debug.get_pool(GetPoolRequest {}).await) }).await;
-    archive.add_json("pool.json", pool)?;
-    let enis = within(async { answered(debug.list_enis(ListEnisRequest {}).await) }).await;
-    archive.add_json("enis.json", enis)?;
-    let addresses = within(async { answered(debug.list_addresses(ListAddressesRequest {}).await) }).await;
-    archive.add_json("addresses.json", addresses)?;
-    let leases = within(async { answered(debug.list_leases(ListLeasesRequest {}).await) }).await;
-    archive.add_json("leases.json", leases)?;
-    let operations = within(async { answered(debug.list_operations(ListOperationsRequest {}).await) }).await;
-    archive.add_json("operations.json", operations)?;
-    let faults = within(async { answered(debug.list_faults(ListFaultsRequest {}).await) }).await;
-    archive.add_json("faults.json", faults)
+    archive.add_json("pool.json", reply(debug.get_pool(GetPoolRequest {})).await)?;
+    archive.add_json("enis.json", reply(debug.list_enis(ListEnisRequest {})).await)?;
+    archive.add_json("addresses.json", reply(debug.list_addresses(ListAddressesRequest {})).await)?;
+    archive.add_json("leases.json", reply(debug.list_leases(ListLeasesRequest {})).await)?;
+    archive.add_json("operations.json", reply(debug.list_operations(ListOperationsRequest {})).await)?;
+    archive.add_json("faults.json", reply(debug.list_faults(ListFaultsRequest {})).await)
 }

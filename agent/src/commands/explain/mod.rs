@@ -10,7 +10,7 @@ use serde::Serialize;
 pub use self::probe::Port;
 use self::probe::Probed;
 use super::{
-    connect::{answered, debug, within},
+    connect::{debug, reply},
     ended::Ended,
 };
 use crate::{
@@ -27,7 +27,7 @@ pub async fn run(
 ) -> anyhow::Result<Ended> {
     let mut debug = debug(settings).await?;
     let asked = ExplainRequest { source: source.to_owned(), destination: destination.to_owned() };
-    let said = within(async { answered(debug.explain(asked).await) }).await?;
+    let said = reply(debug.explain(asked)).await?;
     let is_well = said.kernel_agrees && said.dropped.is_empty();
     let Some(port) = probe else {
         show(output, &said, || lines(rows(&said)))?;

@@ -71,6 +71,7 @@ impl Trace {
                 if is_listening && String::from_utf8_lossy(&listed.stdout).contains("nftrace") {
                     return anyhow::Ok(());
                 }
+                // Nothing notifies of either; the whole has a bound.
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }
         };
