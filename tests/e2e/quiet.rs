@@ -22,6 +22,8 @@ const HZ: f64 = 100.0;
 /// How long it is watched in `make test`: longer than the period of everything that is done periodically.
 const SHORT: Duration = Duration::from_secs(35);
 
+/// Lines of log, at rest: fewer than so many.
+const LINES_AN_HOUR: u64 = 10;
 /// Links are listed often while an ENI is younger than a minute.
 const YOUNG: Duration = Duration::from_secs(75);
 
@@ -93,16 +95,23 @@ fn what_a_quiet_daemon_costs() {
     wait_until(YOUNG * 2, || Instant::now() >= old).unwrap();
     let place = Place::node(&lab, 0);
     let (started, before, requests) = (Instant::now(), processor_seconds(pid), place.metadata_requests().unwrap());
+    let lines = daemon.log().lines().count();
     let until = started + Duration::from_secs(seconds);
     wait_until(Duration::from_secs(seconds + 1), || Instant::now() >= until).unwrap();
     let (used, took) = (processor_seconds(pid) - before, started.elapsed().as_secs_f64());
+    let log = daemon.log();
+    let logged: Vec<&str> = log.lines().skip(lines).collect();
     println!(
-        "{} pods, {took:.0} quiet seconds: {used:.2} s of processor time, children included (in ten minutes {:.2} s), and \
-         {} requests of metadata",
+        "{} pods, {took:.0} quiet seconds: {used:.2} s of processor time, children included (in ten minutes {:.2} s), \
+         {} requests of metadata, and {} lines of log",
         pods.len(),
         used * 600.0 / took,
-        place.metadata_requests().unwrap() - requests
+        place.metadata_requests().unwrap() - requests,
+        logged.len()
     );
+    println!("{}", logged.join("\n"));
+    let allowed = seconds.div_ceil(3600) * LINES_AN_HOUR;
+    assert!(logged.len() < usize::try_from(allowed).unwrap(), "a quiet daemon logs: {log}");
     drop(lab);
 }
 

@@ -1,22 +1,17 @@
 //! cni.sock: a plugin's conversation, turned into messages to the core's task. Each connection is one conversation, and a
 //! task on the core's own thread.
 
-use std::{collections::BTreeSet, io, net::IpAddr, sync::Arc, time::Duration};
+use std::{io, net::IpAddr, sync::Arc, time::Duration};
 
-use enid_api::{
-    parts,
-    v1::{
-        Ask, Attachment, CollectReply, CollectRequest, Failure, LookupReply, LookupRequest, Offer, Pending,
-        ReleaseReply, ReleaseRequest, Report, StatusReply, Verdict, from_daemon::Kind as Reply,
-        from_plugin::Kind as Said,
-    },
+use enid_api::v1::{
+    Ask, Attachment, Failure, LookupReply, LookupRequest, Offer, Pending, ReleaseReply, ReleaseRequest, Report,
+    StatusReply, Verdict, from_daemon::Kind as Reply, from_plugin::Kind as Said,
 };
 use enid_datapath::{Mac, identity, marks};
-use enid_ipamd::{AttachmentKey, Cause, Event, Lease, Macs, PodRef, Refusal};
+use enid_ipamd::{AttachmentKey, Cause, Lease, Macs, PodRef, Refusal};
 use futures_util::future::join_all;
-use prost::Message;
 use tokio::{runtime, sync::watch};
-use tracing::{info, warn};
+use tracing::warn;
 
 use crate::{
     clock,
@@ -25,17 +20,17 @@ use crate::{
     host::deletion::Deletion,
     host::{kernel, pod_links},
     kubernetes::Tell,
-    reconcile::links,
     record::{Begun, Kind, Record},
-    serve::packets::{Connection, Fault, Plugins},
+    serve::{
+        gc,
+        packets::{Connection, Fault, Plugins},
+    },
 };
 
 /// When a plugin whose request waits for an address is told so; well within what it gives a daemon to answer at all.
 const PENDING: Duration = Duration::from_millis(200);
 /// Longest sentence in an answer, bytes: plugins have room for a few kilobytes.
 const SENTENCE_MAX: usize = 2_000;
-/// Attachments that GC keeps are named up to this length, bytes; the rest are counted.
-const NAMED_MAX: usize = 64 * 1024;
 
 /// The service.
 pub struct CniService {
@@ -60,7 +55,7 @@ pub struct CniService {
 }
 
 /// Why a conversation ends before its answer.
-enum End {
+pub(super) enum End {
     /// The plugin has gone, or the daemon is ending.
     Gone,
     /// What the plugin sent is no conversation.
@@ -122,7 +117,7 @@ impl CniService {
             Said::Release(request) => Reply::Released(self.release(request).await?),
             Said::Lookup(request) => Reply::Found(self.lookup(request).await?),
             Said::Status(_) => Reply::Status(self.status()),
-            Said::Collect(first) => Reply::Collected(self.collect(whole_list(first, plugin).await?).await?),
+            Said::Collect(first) => Reply::Collected(self.collect(gc::whole_list(first, plugin).await?).await?),
         };
         Ok(plugin.send(reply).await?)
     }
@@ -314,67 +309,11 @@ impl CniService {
         StatusReply { ready: false, pods_cut_off, cause, message }
     }
 
-    async fn collect(&self, list: CollectRequest) -> Result<CollectReply, End> {
-        let mut gc = self.record.begin(Kind::Gc, None, None);
-        let collected = self.collect_unlisted(list).await;
-        match &collected {
-            Ok(CollectReply { released: 0, .. }) => gc.done(),
-            Ok(CollectReply { released, .. }) => gc.done_with(format_args!("{released} leases ended")),
-            Err(End::Failed(words)) => gc.failed(words),
-            Err(_) => {}
-        }
-        collected
-    }
-
-    async fn collect_unlisted(&self, list: CollectRequest) -> Result<CollectReply, End> {
-        let CollectRequest { network, valid, .. } = list;
-        let mut alive: Vec<AttachmentKey> = valid
-            .into_iter()
-            .map(|valid| AttachmentKey { network: network.clone(), container: valid.container, ifname: valid.ifname })
-            .collect();
-        let unlisted: Vec<AttachmentKey> = {
-            let view = self.handle.view().await.ok_or(End::Gone)?;
-            // The runtime does not know of those on further network cards: they live as long as their container's first.
-            let on_card = |key: &&AttachmentKey| identity::is_on_card(&key.ifname);
-            let further = alive.iter().flat_map(|key| view.of_container(key).filter(on_card).cloned());
-            alive.extend(further.collect::<Vec<_>>());
-            let alive: BTreeSet<&AttachmentKey> = alive.iter().collect();
-            view.keys().filter(|key| key.network == network && !alive.contains(key)).cloned().collect()
-        };
-        self.handle.tell(Event::Gc { network, alive }).await;
-        let handle = self.handle.clone();
-        let listed = self.in_background(async move { links::list(&handle).await }).await?;
-        listed.map_err(|failure| {
-            End::Failed(format!("nothing is released, since the links cannot be listed: {failure:#}"))
-        })?;
-        let after = self.handle.view().await.ok_or(End::Gone)?;
-        let (kept, released): (Vec<_>, Vec<_>) = unlisted.into_iter().partition(|key| after.lease(key).is_some());
-        released.iter().for_each(|key| info!(container = key.container, ifname = key.ifname, "GC"));
-        for key in &kept {
-            warn!(
-                container = key.container,
-                ifname = key.ifname,
-                "GC's list does not name it, but its link is there: it keeps its address"
-            );
-        }
-        let number = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
-        let (released, all) = (number(released.len()), kept.len());
-        let mut room = NAMED_MAX;
-        let kept: Vec<Attachment> = kept
-            .into_iter()
-            .map(|key| Attachment { network: key.network, container: key.container, ifname: key.ifname })
-            .take_while(|kept| {
-                // With its key and its length.
-                let left = room.checked_sub(kept.encoded_len() + 8);
-                room = left.unwrap_or_default();
-                left.is_some()
-            })
-            .collect();
-        Ok(CollectReply { released, kept_unnamed: number(all - kept.len()), kept })
-    }
-
     /// The result of work that no pod is to wait for.
-    async fn in_background<T: Send + 'static>(&self, work: impl Future<Output = T> + Send + 'static) -> Result<T, End> {
+    pub(super) async fn in_background<T: Send + 'static>(
+        &self,
+        work: impl Future<Output = T> + Send + 'static,
+    ) -> Result<T, End> {
         self.background.spawn(work).await.map_err(|_| End::Gone)
     }
 
@@ -456,22 +395,6 @@ async fn offered(
                 waits.take().into_iter().for_each(|waits| waits());
             }
         }
-    }
-}
-
-/// GC's list, all of its parts.
-async fn whole_list(first: CollectRequest, plugin: &Connection) -> Result<CollectRequest, End> {
-    let mut list = parts::List::default();
-    let mut part = first;
-    loop {
-        if let Some(whole) = list.take(part).map_err(|error| End::NotUnderstood(error.to_string()))? {
-            return Ok(whole);
-        }
-        part = match plugin.receive().await? {
-            Some(Said::Collect(next)) => next,
-            Some(_) => return Err(End::NotUnderstood("something else comes between two parts of a list".to_owned())),
-            None => return Err(End::Gone),
-        };
     }
 }
 

@@ -123,6 +123,7 @@ fn enis(view: &View) -> Value {
         let lease = view.leases().find(|(_, lease)| lease.addresses().any(|held| held == seen.address));
         let pod = lease.and_then(|(_, lease)| lease.pod.as_ref());
         let network = lease.map(|(key, _)| key.network.as_str()).unwrap_or_default();
+        let interfaces = lease.map_or(1, |(key, _)| view.of_container(key).count());
         let address = json!({
             "Address": seen.address.to_string(),
             // What a DEL needs is left out, as Amazon's leaves it out.
@@ -130,6 +131,7 @@ fn enis(view: &View) -> Value {
             "IPAMMetadata": {
                 "k8sPodNamespace": pod.map(|pod| pod.namespace.as_str()).unwrap_or_default(),
                 "k8sPodName": pod.map(|pod| pod.name.as_str()).unwrap_or_default(),
+                "interfacesCount": interfaces,
             },
             "AssignedTime": NO_TIME,
             "UnassignedTime": NO_TIME,

@@ -6,6 +6,7 @@ pub mod cni;
 mod contract;
 pub mod debug;
 mod explain;
+mod gc;
 pub mod health;
 pub mod introspection;
 mod listen;

@@ -2,7 +2,8 @@
 //! node's status, and `enid doctor` names it while it lasts and says nothing when it is gone.
 //!
 //! Each fault has a lab of its own, some of them at a time: most of it is waiting. With ENID_TEST_API_SERVER=1, which
-//! `make test-cluster` sets, the nodes are a cluster's, and events and status objects are looked at, too.
+//! `make test-cluster` sets, the nodes are a cluster's, and events and status objects are looked at, too. ENID_TEST_FAULT chooses one
+//! fault by its name, and with ENID_TEST_HOLD, a file, it lasts until somebody has looked for it and has removed the file.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 

@@ -20,6 +20,8 @@ use crate::{
 const BOUND: Duration = Duration::from_secs(30);
 /// The doctor answers within five seconds, here with whatever else runs on the machine.
 const DOCTOR: Duration = Duration::from_secs(7);
+/// Somebody who looks for a fault has so long.
+const HELD: Duration = Duration::from_secs(1_800);
 /// Pods that use up what a node has without growing, at most.
 const MANY: usize = 24;
 
@@ -189,6 +191,7 @@ fn acts(fault: &Fault, stage: &mut Stage) -> anyhow::Result<()> {
     if stage.told.is_none() && stage.status().is_ok() {
         stage.is_replayed()?;
     }
+    held(stage)?;
     stage.end_loops();
     stage.make(&fault.ends)?;
     if let Some(pod) = refused {
@@ -200,6 +203,17 @@ fn acts(fault: &Fault, stage: &mut Stage) -> anyhow::Result<()> {
         served.with_context(|| format!("when it is gone an ADD is refused: {last:?}"))?;
     }
     well(stage, "when it is gone")
+}
+
+/// The fault lasts while the file that ENID_TEST_HOLD names is there, for half an hour at most: somebody looks for it. The file then
+/// says how to run a command of the node.
+fn held(stage: &Stage) -> anyhow::Result<()> {
+    let Some(file) = std::env::var_os("ENID_TEST_HOLD") else { return Ok(()) };
+    let (lab, environment) = (&stage.lab.state().name, &stage.environment);
+    let (vpclab, enid) = (program("vpclab")?, program("enid")?);
+    let line = format!("{} exec --name {lab} node0 -- env {environment} {}", vpclab.display(), enid.display());
+    std::fs::write(&file, line + "\n")?;
+    wait_until(HELD, || !std::path::Path::new(&file).exists()).context("the fault was held for too long")
 }
 
 /// Adds pods until one is refused, or so many; the refused one.

@@ -5,19 +5,22 @@
 //! programs take longer to start, it is what many callers are compared with, as in earlier figures. `--short` makes
 //! fewer rounds, for a first look.
 
+mod beside;
+mod figures;
+mod node;
 mod operators;
 
 use std::{
-    io::Write,
-    process::{Command, Stdio},
-    sync::atomic::{AtomicUsize, Ordering},
+    process::Stdio,
     time::{Duration, Instant},
 };
 
 use anyhow::Context;
+use beside::{Beside, answered, rate_of, rates_beside};
 use comfy_table::{Table, presets::NOTHING};
-use enid_tests::{Daemon, Lab, LabConfig, Place, plugin, pod, wait_until};
-use operators::Operators;
+use enid_tests::{Daemon, Lab, LabConfig, Place, plugin, wait_until};
+use figures::{mib, middle, quantile, sorted};
+use operators::Answers;
 
 /// How much is measured.
 struct Rounds {
@@ -36,6 +39,10 @@ struct Rounds {
 const WHOLE: Rounds = Rounds { runs: 200, series: 3, starts: 31, bursts: 9, turns: 7 };
 const SHORT: Rounds = Rounds { runs: 200, series: 1, starts: 3, bursts: 3, turns: 2 };
 
+/// All that an m5.4xlarge has for pods, and has to fetch ahead.
+const ADDRESSES: u64 = 232;
+/// The pod that operators ask about.
+const STAYS: &str = "stays";
 const PODS_FOR_MEMORY: u64 = 100;
 /// Callers at once, as a node's runtime may have them.
 const CALLERS: usize = 16;
@@ -53,12 +60,14 @@ const PLUGIN_MIB: f64 = 1.0;
 const DAEMON_MIB: f64 = 32.0;
 /// Of an answer to an operator while sixteen ADDs run.
 const ANSWER_P99_MS: f64 = 50.0;
+/// Of operators who never read.
+const BESIDE_UNREAD: f64 = 0.95;
 
 fn main() -> anyhow::Result<()> {
     let args: Vec<String> = std::env::args().skip(1).collect();
     match args.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
-        ["spawn", "turns", count, musl, glibc, plugin] => turns(count.parse()?, musl, glibc, plugin),
-        ["spawn", "burst", count, _, glibc, plugin] => bursts(count.parse()?, glibc, plugin),
+        ["spawn", "turns", count, musl, glibc, plugin] => node::turns(count.parse()?, musl, glibc, plugin),
+        ["spawn", "burst", count, _, glibc, plugin] => node::bursts(count.parse()?, glibc, plugin),
         [musl, glibc] => bench(&WHOLE, musl, glibc),
         ["--short", musl, glibc] => bench(&SHORT, musl, glibc),
         _ => anyhow::bail!("bench [--short] FLOOR_OF_MUSL FLOOR_OF_GLIBC"),
@@ -69,10 +78,13 @@ fn bench(rounds: &Rounds, musl: &str, glibc: &str) -> anyhow::Result<()> {
     let config = LabConfig { nodes: 1, instance_type: "m5.4xlarge".to_owned(), ..LabConfig::default() };
     let lab = Lab::up(&config)?;
     let place = Place::node(&lab, 0);
-    let settings = [("MINIMUM_IP_TARGET", "232"), ("AWS_VPC_K8S_CNI_LOGLEVEL", "warn")];
+    // All of it is on but traces (OTLP), which need a collector.
+    let settings = [("MINIMUM_IP_TARGET", "232"), ("ENID_ADMIN", "true"), ("ENID_DEBUG_ADDRESS", "127.0.0.1:50052")];
     let daemon = Daemon::start(place, &settings)?;
-    let all_available =
-        || wait_until(Duration::from_secs(90), || place.number("available").is_ok_and(|free| free == 232));
+    let available = |number: u64| {
+        wait_until(Duration::from_secs(90), || place.number("available").is_ok_and(|free| free == number))
+    };
+    let all_available = || available(ADDRESSES);
     all_available()?;
     let last = rounds.runs - 1;
     place.sh(&format!("for n in $(seq 0 {last}); do for of in musl glibc pod; do ip netns add $of-$n; done; done"))?;
@@ -93,7 +105,14 @@ fn bench(rounds: &Rounds, musl: &str, glibc: &str) -> anyhow::Result<()> {
     println!("{}\n", many_callers(&bursts)?);
     all_available()?;
     let socket = format!("/proc/{}/root/run/enid/debug.sock", lab.state().pid_of(place.name)?);
-    println!("{}\n", beside_operators(rounds.turns, &socket, &|| spawn("burst", 1), &all_available)?);
+    // Operators ask about one that stays.
+    let stays = enid_tests::Pod::new(0, STAYS);
+    stays.add(place)?;
+    let beside = Beside { turns: rounds.turns, socket: socket.as_ref() };
+    let (rates, answers) = beside.measure(&|| spawn("burst", 1), &|| available(ADDRESSES - 1))?;
+    println!("{}\n\n{}\n", rates_beside(&rates)?, answered(&answers));
+    stays.del(place)?;
+    all_available()?;
     let size = std::fs::metadata(&plugin)?.len();
     for number in 0..PODS_FOR_MEMORY {
         enid_tests::Pod::new(0, &format!("pod-{number}")).call(place, "ADD")?;
@@ -104,7 +123,8 @@ fn bench(rounds: &Rounds, musl: &str, glibc: &str) -> anyhow::Result<()> {
         let kib: u64 = line.with_context(|| format!("no {of}"))?.trim().trim_end_matches(" kB").parse()?;
         mib(kib * 1024)
     };
-    println!("{}\n", targets(&series, &bursts, mib(size)?, resident("VmRSS")?)?);
+    let measured = Measured { plugin: mib(size)?, daemon: resident("VmRSS")?, rates, answers };
+    println!("{}\n", targets(&series, &bursts, &measured)?);
     let (files, own) = (resident("RssFile")?, resident("RssAnon")?);
     println!(
         "of the resident memory: program and libraries, pages of files, {files:.1} MiB; heap and stacks {own:.1} MiB\n"
@@ -114,25 +134,41 @@ fn bench(rounds: &Rounds, musl: &str, glibc: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// What is aimed at, and what was measured.
-fn targets(
-    series: &[serde_json::Value],
-    bursts: &[serde_json::Value],
+/// Beside the times of ADDs and DELs.
+struct Measured {
+    /// MiB.
     plugin: f64,
+    /// MiB.
     daemon: f64,
-) -> anyhow::Result<Table> {
+    /// Bursts beside each of [`KINDS`].
+    rates: Vec<Vec<serde_json::Value>>,
+    answers: Answers,
+}
+
+/// What is aimed at, and what was measured.
+fn targets(series: &[serde_json::Value], bursts: &[serde_json::Value], measured: &Measured) -> anyhow::Result<Table> {
     let ratio = |verb: &str, part: f64| -> anyhow::Result<f64> {
         let time = |who: &str| sorted(series, &format!("{who}_{verb}")).map(|times| quantile(&times, part));
         Ok(time("plugin")? / time("musl")?)
     };
     let rate = |who: &str| sorted(bursts, &format!("{who}_add_rate")).map(|rates| quantile(&rates, 0.5));
+    let beside = &measured.rates;
+    let slowest = measured.answers.values().map(|took| quantile(took, 0.99)).fold(0.0, f64::max);
+    anyhow::ensure!(slowest > 0.0, "no operator had an answer");
     let rows = [
         ("ADD p50 / musl floor's", ratio("add", 0.5)?, ADD_P50, true),
         ("ADD p99 / musl floor's", ratio("add", 0.99)?, ADD_P99, true),
         ("DEL p50 / musl floor's", ratio("del", 0.5)?, DEL_P50, true),
         ("ADDs a second, 16 callers / glibc floor's", rate("plugin")? / rate("glibc")?, ADD_RATE, false),
-        ("plugin, static, MiB", plugin, PLUGIN_MIB, true),
-        ("daemon's resident memory with 100 pods, MiB", daemon, DAEMON_MIB, true),
+        (
+            "ADDs a second beside operators who never read / nobody's",
+            rate_of(&beside[2])? / rate_of(&beside[0])?,
+            BESIDE_UNREAD,
+            false,
+        ),
+        ("slowest kind of answer to operators meanwhile, p99, ms", slowest, ANSWER_P99_MS, true),
+        ("plugin, static, MiB", measured.plugin, PLUGIN_MIB, true),
+        ("daemon's resident memory with 100 pods, MiB", measured.daemon, DAEMON_MIB, true),
     ];
     let mut table = Table::new();
     table.load_style(NOTHING).set_header(["target", "measured", "aimed at", ""]);
@@ -239,228 +275,4 @@ fn many_callers(series: &[serde_json::Value]) -> anyhow::Result<Table> {
         ]);
     }
     Ok(table)
-}
-
-/// ADDs of many callers while operators ask the daemon, and while they listen and never read.
-fn beside_operators(
-    turns: usize,
-    socket: &str,
-    burst: &dyn Fn() -> anyhow::Result<serde_json::Value>,
-    at_rest: &dyn Fn() -> anyhow::Result<()>,
-) -> anyhow::Result<Table> {
-    let kinds = [
-        (Operators::Absent, "nobody asks"),
-        (Operators::Ask, "four operators ask again and again"),
-        (Operators::NeverRead, "four follow operations and never read"),
-    ];
-    let mut bursts = vec![Vec::new(); kinds.len()];
-    let mut answers = Vec::new();
-    for _ in 0..turns {
-        for ((operators, _), bursts) in kinds.iter().zip(&mut bursts) {
-            let working = operators.begin(std::path::Path::new(socket))?;
-            bursts.push(burst()?);
-            answers.extend(working.end());
-            at_rest()?;
-        }
-    }
-    answers.sort_by(f64::total_cmp);
-    let mut table = Table::new();
-    table.load_style(NOTHING).set_header([
-        &format!("{CALLERS} callers"),
-        "ADD p50 ms",
-        "ADDs per second",
-        "rate / nobody's",
-    ]);
-    let rate = |bursts: &[serde_json::Value]| sorted(bursts, "plugin_add_rate").map(|rates| quantile(&rates, 0.5));
-    let alone = rate(&bursts[0])?;
-    for ((_, name), bursts) in kinds.iter().zip(&bursts) {
-        let p50 = sorted(bursts, "plugin_quiet_p50").map(|times| quantile(&times, 0.5))?;
-        let rate = rate(bursts)?;
-        table.add_row([(*name).to_owned(), format!("{p50:.2}"), format!("{rate:.0}"), format!("{:.2}", rate / alone)]);
-    }
-    let (p50, p99) = (quantile(&answers, 0.5), quantile(&answers, 0.99));
-    let met = if p99 <= ANSWER_P99_MS { "met" } else { "missed" };
-    table.add_row([
-        format!("answers to operators meanwhile: {}", answers.len()),
-        format!("p50 {p50:.1} ms"),
-        format!("p99 {p99:.1} ms"),
-        format!("at most {ANSWER_P99_MS}: {met}"),
-    ]);
-    Ok(table)
-}
-
-fn mib(bytes: u64) -> anyhow::Result<f64> {
-    Ok(f64::from(u32::try_from(bytes / 1024)?) / 1024.0)
-}
-
-fn sorted(series: &[serde_json::Value], key: &str) -> anyhow::Result<Vec<f64>> {
-    let mut list = Vec::new();
-    for times in series {
-        let times = times[key].as_array().with_context(|| format!("no times of {key}"))?;
-        list.extend(times.iter().filter_map(serde_json::Value::as_f64));
-    }
-    list.sort_by(f64::total_cmp);
-    Ok(list)
-}
-
-/// The time below which this part of the runs stays (nearest rank).
-fn quantile(sorted: &[f64], part: f64) -> f64 {
-    let below = sorted.iter().enumerate().filter(|(index, _)| share(*index, sorted.len()) < part).count();
-    sorted[below.min(sorted.len() - 1)]
-}
-
-fn share(index: usize, length: usize) -> f64 {
-    let number = |value: usize| f64::from(u32::try_from(value).unwrap_or(u32::MAX));
-    number(index + 1) / number(length)
-}
-
-/// Runs on the node: starts all programs turn by turn and prints their times in milliseconds.
-fn turns(runs: usize, musl: &str, glibc: &str, plugin: &str) -> anyhow::Result<()> {
-    let mut times = Times::default();
-    for verb in ["add", "del"] {
-        for number in 0..runs {
-            for program in [Program::Musl(musl), Program::Glibc(glibc), Program::Plugin(plugin)] {
-                times.keep(program, verb, ms(program.run(verb, number)?));
-            }
-        }
-    }
-    times.print()
-}
-
-/// The same with many callers at once: a burst of ADDs, a burst of DELs, and ADDs while others are deleted.
-fn bursts(rounds: usize, floor: &str, plugin: &str) -> anyhow::Result<()> {
-    let mut times = Times::default();
-    for _ in 0..rounds {
-        for program in [Program::Glibc(floor), Program::Plugin(plugin)] {
-            let half = BURST / 2;
-            let (took, each) = burst(program, "add", 0..half, CALLERS)?;
-            times.keep(program, "add_rate", 1000.0 * share(half - 1, 1) / ms(took));
-            let quiet = middle(each);
-            let (_, beside) = std::thread::scope(|scope| {
-                let deleting = scope.spawn(|| burst(program, "del", 0..half, CALLERS));
-                let adding = burst(program, "add", half..2 * half, CALLERS);
-                deleting.join().map_err(|_| anyhow::anyhow!("a caller failed"))??;
-                adding
-            })?;
-            let beside = middle(beside);
-            times.keep(program, "quiet_p50", quiet);
-            times.keep(program, "beside_p50", beside);
-            times.keep(program, "slower", beside / quiet);
-            burst(program, "add", 0..half, CALLERS)?;
-            let (took, _) = burst(program, "del", 0..BURST, BURST)?;
-            times.keep(program, "del_each", ms(took) / share(BURST - 1, 1));
-        }
-    }
-    times.print()
-}
-
-/// Calls a verb for all these numbers, so many at once: how long all took, and each.
-fn burst(
-    program: Program<'_>,
-    verb: &str,
-    numbers: std::ops::Range<usize>,
-    callers: usize,
-) -> anyhow::Result<(Duration, Vec<Duration>)> {
-    let next = AtomicUsize::new(numbers.start);
-    let started = Instant::now();
-    let caller = || -> anyhow::Result<Vec<Duration>> {
-        let mut each = Vec::new();
-        loop {
-            let number = next.fetch_add(1, Ordering::Relaxed);
-            if number >= numbers.end {
-                return Ok(each);
-            }
-            each.push(program.run(verb, number)?);
-        }
-    };
-    let each = std::thread::scope(|scope| {
-        let running: Vec<_> = (0..callers).map(|_| scope.spawn(caller)).collect();
-        let parts = running.into_iter().map(|thread| thread.join().map_err(|_| anyhow::anyhow!("a caller failed"))?);
-        parts.collect::<anyhow::Result<Vec<Vec<Duration>>>>()
-    })?;
-    Ok((started.elapsed(), each.concat()))
-}
-
-fn middle(each: Vec<Duration>) -> f64 {
-    let mut each: Vec<f64> = each.into_iter().map(ms).collect();
-    each.sort_by(f64::total_cmp);
-    quantile(&each, 0.5)
-}
-
-fn ms(took: Duration) -> f64 {
-    took.as_secs_f64() * 1000.0
-}
-
-/// What is measured, by who and what.
-#[derive(Default)]
-struct Times(std::collections::BTreeMap<String, Vec<f64>>);
-
-impl Times {
-    fn keep(&mut self, program: Program<'_>, what: &str, value: f64) {
-        self.0.entry(format!("{}_{what}", program.name())).or_default().push(value);
-    }
-
-    fn print(&self) -> anyhow::Result<()> {
-        println!("{}", serde_json::to_string(&self.0)?);
-        Ok(())
-    }
-}
-
-/// Who is measured.
-#[derive(Clone, Copy)]
-enum Program<'a> {
-    Musl(&'a str),
-    Glibc(&'a str),
-    Plugin(&'a str),
-}
-
-impl Program<'_> {
-    fn name(self) -> &'static str {
-        match self {
-            Program::Musl(_) => "musl",
-            Program::Glibc(_) => "glibc",
-            Program::Plugin(_) => "plugin",
-        }
-    }
-
-    fn run(self, verb: &str, number: usize) -> anyhow::Result<Duration> {
-        match self {
-            Program::Musl(floor) | Program::Glibc(floor) => {
-                let (name, net) = (self.name(), if matches!(self, Program::Musl(_)) { 168 } else { 169 });
-                let (netns, link) = (format!("/run/netns/{name}-{number}"), format!("{name}{number}"));
-                let address = format!("192.{net}.{}.{}", number / 250, number % 250 + 1);
-                let mut command = Command::new(floor);
-                match verb {
-                    "add" => command.args(["add", &netns, &link, &address, &number.to_string()]),
-                    _ => command.args(["del", &link]),
-                };
-                timed(&mut command, "")
-            }
-            Program::Plugin(plugin) => timed(&mut cni(plugin, &verb.to_uppercase(), number), &pod::config("1.0.0", 30)),
-        }
-    }
-}
-
-fn cni(plugin: &str, verb: &str, number: usize) -> Command {
-    let mut command = Command::new(plugin);
-    command
-        .env("CNI_COMMAND", verb)
-        .env("CNI_CONTAINERID", format!("bench-{number}"))
-        .env("CNI_IFNAME", "eth0")
-        .env("CNI_NETNS", format!("/run/netns/pod-{number}"))
-        .env("CNI_ARGS", format!("K8S_POD_NAMESPACE=default;K8S_POD_NAME=pod-{number}"));
-    command
-}
-
-fn timed(command: &mut Command, input: &str) -> anyhow::Result<Duration> {
-    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::inherit());
-    let started = Instant::now();
-    let mut child = command.spawn().with_context(|| format!("cannot start {command:?}"))?;
-    if let Some(mut stdin) = child.stdin.take() {
-        stdin.write_all(input.as_bytes())?;
-    }
-    let output = child.wait_with_output()?;
-    let took = started.elapsed();
-    anyhow::ensure!(output.status.success(), "{command:?} fails: {}", String::from_utf8_lossy(&output.stdout));
-    Ok(took)
 }

@@ -1,59 +1,110 @@
-//! Operators that ask the daemon while ADDs run, and such as begin to listen and never read.
+//! Operators that ask the daemon while ADDs run, and such as ask and never read.
 
 use std::{
-    path::{Path, PathBuf},
+    collections::BTreeMap,
+    io,
+    path::Path,
+    pin::Pin,
+    process::Command,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
+    task::{Context as Waiting, Poll},
     time::{Duration, Instant},
 };
 
-use anyhow::Context;
+use anyhow::{Context, ensure};
 use enid_api::v1::{
-    GetPoolRequest, ListAddressesRequest, ListOperationsRequest, WatchOperationsRequest, debug_client::DebugClient,
+    ExplainRequest, GetPoolRequest, GetRecordingRequest, GetStoryRequest, ListAddressesRequest, ListEnisRequest,
+    ListFaultsRequest, ListLeasesRequest, ListOperationsRequest, WatchOperationsRequest, debug_client::DebugClient,
 };
 use hyper_util::rt::TokioIo;
-use tokio::{net::UnixStream, runtime::Runtime, time::sleep};
-use tonic::transport::{Channel, Endpoint};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::UnixStream,
+    runtime::Runtime,
+    time::sleep,
+};
+use tonic::{
+    Status,
+    transport::{Channel, Endpoint},
+};
 use tower::service_fn;
 
 /// Clients of each kind.
 const CLIENTS: usize = 4;
 /// A client asks again after so long.
 const PAUSE: Duration = Duration::from_millis(20);
+/// What is asked, in turns.
+const QUESTIONS: [Question; 9] = [
+    Question::Pool,
+    Question::Enis,
+    Question::Addresses,
+    Question::Leases,
+    Question::Operations,
+    Question::Faults,
+    Question::Story,
+    Question::Explain,
+    Question::Recording,
+];
+/// A client that never reads has read so many bytes when it stops: the beginning of the conversation.
+const READ: usize = 4 << 10;
+/// What a full socket holds at least (unix(7): net.core.wmem_default is some 200 KiB, headers of the kernel included).
+const FULL: usize = 64 << 10;
+/// Its stream's window: the daemon writes until the socket takes no more, not until HTTP/2 stops it.
+const WINDOW: u32 = 1 << 30;
 
 /// What operators do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Operators {
     /// Nothing.
     Absent,
-    /// They ask for the pool, addresses and operations, again and again.
+    /// They ask everything that can be asked, again and again.
     Ask,
-    /// They follow the operations, and never read.
+    /// They ask for lists, and follow the operations, and do not read from the socket.
     NeverRead,
 }
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Question {
+    Pool,
+    Enis,
+    Addresses,
+    Leases,
+    Operations,
+    Faults,
+    Story,
+    Explain,
+    Recording,
+}
+
+/// How long answers took, in milliseconds.
+pub type Answers = BTreeMap<Question, Vec<f64>>;
 
 /// Operators at work.
 pub struct Working {
     runtime: Runtime,
     ends: Arc<AtomicBool>,
-    took: Arc<Mutex<Vec<Duration>>>,
+    answers: Arc<Mutex<anyhow::Result<Answers>>>,
 }
 
 impl Operators {
-    /// They begin, at the daemon's socket.
-    pub fn begin(self, socket: &Path) -> anyhow::Result<Working> {
+    /// They begin, at the daemon's socket. `pod` is one of the node, for questions about a pod.
+    pub fn begin(self, socket: &Path, pod: &str) -> anyhow::Result<Working> {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
-        let working = Working { runtime, ends: Arc::default(), took: Arc::default() };
-        if self != Operators::Absent {
-            for _ in 0..CLIENTS {
-                let client = working.runtime.block_on(client(socket.to_owned()))?;
-                let (ends, took) = (working.ends.clone(), working.took.clone());
-                match self {
-                    Operators::Ask => drop(working.runtime.spawn(ask(client, ends, took))),
-                    _ => drop(working.runtime.spawn(never_read(client, ends))),
-                }
+        let working = Working { runtime, ends: Arc::default(), answers: Arc::new(Mutex::new(Ok(Answers::new()))) };
+        if self == Operators::Absent {
+            return Ok(working);
+        }
+        for number in 0..CLIENTS {
+            let most = if self == Operators::NeverRead { READ } else { usize::MAX };
+            let client = working.runtime.block_on(client(socket, most))?;
+            let (ends, answers, pod) = (working.ends.clone(), working.answers.clone(), pod.to_owned());
+            match self {
+                Operators::Absent => {}
+                Operators::Ask => drop(working.runtime.spawn(ask(client, number == 0, pod, ends, answers))),
+                Operators::NeverRead => drop(working.runtime.spawn(never_read(client))),
             }
         }
         Ok(working)
@@ -61,45 +112,141 @@ impl Operators {
 }
 
 impl Working {
-    /// They end; how long each answer took, in milliseconds.
-    pub fn end(self) -> Vec<f64> {
+    /// They end; what they asked was answered, each time.
+    pub fn end(self) -> anyhow::Result<Answers> {
         self.ends.store(true, Ordering::Relaxed);
         self.runtime.shutdown_timeout(Duration::from_secs(1));
-        let took = self.took.lock().unwrap_or_else(PoisonError::into_inner);
-        took.iter().map(|took| took.as_secs_f64() * 1_000.0).collect()
+        let mut answers = self.answers.lock().unwrap_or_else(PoisonError::into_inner);
+        std::mem::replace(&mut answers, Ok(Answers::new()))
     }
 }
 
-async fn client(socket: PathBuf) -> anyhow::Result<DebugClient<Channel>> {
+impl Question {
+    async fn ask(self, client: &mut DebugClient<Channel>, pod: &str) -> Result<(), Status> {
+        match self {
+            Question::Pool => client.get_pool(GetPoolRequest {}).await.map(drop),
+            Question::Enis => client.list_enis(ListEnisRequest {}).await.map(drop),
+            Question::Addresses => client.list_addresses(ListAddressesRequest {}).await.map(drop),
+            Question::Leases => client.list_leases(ListLeasesRequest {}).await.map(drop),
+            Question::Operations => client.list_operations(ListOperationsRequest {}).await.map(drop),
+            Question::Faults => client.list_faults(ListFaultsRequest {}).await.map(drop),
+            Question::Story => {
+                let request = GetStoryRequest { pod_namespace: "default".to_owned(), pod_name: pod.to_owned() };
+                client.get_story(request).await.map(drop)
+            }
+            Question::Explain => {
+                let request = ExplainRequest { source: format!("default/{pod}"), destination: "8.8.8.8".to_owned() };
+                client.explain(request).await.map(drop)
+            }
+            Question::Recording => client.get_recording(GetRecordingRequest {}).await.map(drop),
+        }
+    }
+}
+
+/// A client that reads so many bytes of the socket, at most.
+async fn client(socket: &Path, most: usize) -> anyhow::Result<DebugClient<Channel>> {
+    let socket = socket.to_owned();
     let connector = service_fn(move |_| {
         let socket = socket.clone();
-        async move { UnixStream::connect(socket).await.map(TokioIo::new) }
-    });
-    let channel = Endpoint::from_static("http://enid.local").connect_with_connector(connector).await;
-    Ok(DebugClient::new(channel.context("the daemon does not answer")?).max_decoding_message_size(64 << 20))
-}
-
-async fn ask(mut client: DebugClient<Channel>, ends: Arc<AtomicBool>, took: Arc<Mutex<Vec<Duration>>>) {
-    let mut turn = 0_u32;
-    while !ends.load(Ordering::Relaxed) {
-        let began = Instant::now();
-        let is_answered = match turn % 3 {
-            0 => client.get_pool(GetPoolRequest {}).await.is_ok(),
-            1 => client.list_addresses(ListAddressesRequest {}).await.is_ok(),
-            _ => client.list_operations(ListOperationsRequest {}).await.is_ok(),
-        };
-        if is_answered {
-            took.lock().unwrap_or_else(PoisonError::into_inner).push(began.elapsed());
+        async move {
+            let stream = UnixStream::connect(socket).await?;
+            Ok::<_, io::Error>(TokioIo::new(Stalls { stream, left: most }))
         }
-        turn += 1;
+    });
+    let endpoint = Endpoint::from_static("http://enid.local");
+    let endpoint = endpoint.initial_stream_window_size(WINDOW).initial_connection_window_size(WINDOW);
+    let channel = endpoint.connect_with_connector(connector).await.context("the daemon does not answer")?;
+    Ok(DebugClient::new(channel).max_decoding_message_size(64 << 20))
+}
+
+/// Only one client asks for recordings: the daemon takes one at a time.
+async fn ask(
+    mut client: DebugClient<Channel>,
+    has_recordings: bool,
+    pod: String,
+    ends: Arc<AtomicBool>,
+    answers: Arc<Mutex<anyhow::Result<Answers>>>,
+) {
+    let asked = QUESTIONS.into_iter().filter(|question| has_recordings || *question != Question::Recording);
+    for question in asked.cycle() {
+        if ends.load(Ordering::Relaxed) {
+            return;
+        }
+        let began = Instant::now();
+        let answer = question.ask(&mut client, &pod).await;
+        let took = began.elapsed().as_secs_f64() * 1_000.0;
+        keep(&answers, question, answer.map(|()| took));
         sleep(PAUSE).await;
     }
 }
 
-async fn never_read(mut client: DebugClient<Channel>, ends: Arc<AtomicBool>) {
-    let followed = client.watch_operations(WatchOperationsRequest {}).await;
-    while !ends.load(Ordering::Relaxed) {
-        sleep(PAUSE).await;
+/// The first answer that fails stays.
+fn keep(answers: &Mutex<anyhow::Result<Answers>>, question: Question, took: Result<f64, Status>) {
+    let mut answers = answers.lock().unwrap_or_else(PoisonError::into_inner);
+    match (took, answers.as_mut()) {
+        (Ok(took), Ok(kept)) => kept.entry(question).or_default().push(took),
+        (Err(refused), Ok(_)) => *answers = Err(refused).with_context(|| format!("{question:?} is not answered")),
+        (_, Err(_)) => {}
     }
-    drop(followed);
+}
+
+/// Asks for more than the socket holds, and follows operations; none of it arrives.
+async fn never_read(client: DebugClient<Channel>) {
+    let mut asked = tokio::task::JoinSet::new();
+    for _ in 0..16 {
+        let mut client = client.clone();
+        asked.spawn(async move {
+            let mut followed = client.watch_operations(WatchOperationsRequest {}).await?.into_inner();
+            while followed.message().await?.is_some() {}
+            Ok::<_, Status>(())
+        });
+    }
+    for question in QUESTIONS.into_iter().cycle().take(10 * QUESTIONS.len()) {
+        let mut client = client.clone();
+        asked.spawn(async move { question.ask(&mut client, "nobody").await });
+    }
+    while asked.join_next().await.is_some() {}
+}
+
+/// A socket of which so many bytes are read, and then nothing.
+struct Stalls {
+    stream: UnixStream,
+    left: usize,
+}
+
+impl AsyncRead for Stalls {
+    fn poll_read(self: Pin<&mut Self>, waiting: &mut Waiting<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        if this.left == 0 {
+            return Poll::Pending;
+        }
+        let before = into.filled().len();
+        let read = Pin::new(&mut this.stream).poll_read(waiting, into);
+        this.left = this.left.saturating_sub(into.filled().len() - before);
+        read
+    }
+}
+
+impl AsyncWrite for Stalls {
+    fn poll_write(self: Pin<&mut Self>, waiting: &mut Waiting<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.get_mut().stream).poll_write(waiting, bytes)
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, waiting: &mut Waiting<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().stream).poll_flush(waiting)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, waiting: &mut Waiting<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().stream).poll_shutdown(waiting)
+    }
+}
+
+/// Each client that never reads has a socket that is full of answers. The kernel lists a connection where its client is.
+pub fn ensure_stalled() -> anyhow::Result<()> {
+    let listed = Command::new("ss").args(["-xHn", "src", "/run/enid/debug.sock"]).output().context("cannot run ss")?;
+    let listed = String::from_utf8_lossy(&listed.stdout);
+    let unread = listed.lines().filter_map(|line| line.split_whitespace().nth(3)?.parse::<usize>().ok());
+    let stalled = unread.filter(|bytes| *bytes >= FULL).count();
+    ensure!(stalled >= CLIENTS, "{stalled} of {CLIENTS} sockets have {FULL} unread bytes:\n{listed}");
+    Ok(())
 }
