@@ -65,19 +65,28 @@ pub fn run(given: Given, settings: Settings) -> anyhow::Result<()> {
         warn!("these variables of Amazon's VPC CNI have no effect: {}", settings.ignored.join("; "));
     }
     // The core's task and the plugins' socket share this thread, so a pod's request never waits for another thread to
-    // wake up. Everything else has a thread of its own: EC2, metadata, operators, metrics.
+    // wake up. Everything else has a thread of its own: EC2, metadata, metrics.
     let background = runtime::Builder::new_multi_thread()
         .worker_threads(1)
         .thread_name("enid-background")
         .enable_all()
         .build()
         .context("cannot start a runtime")?;
+    // So have operators: a list of a thousand operations is nobody else's delay.
+    let operators = runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .thread_name("enid-operators")
+        .enable_all()
+        .build()
+        .context("cannot start a runtime")?;
     let pods = runtime::Builder::new_current_thread().enable_all().build().context("cannot start a runtime")?;
-    match pods.block_on(serve(given.clone(), settings.clone(), log_level, background.handle().clone()))? {
+    let others = (background.handle().clone(), operators.handle().clone());
+    match pods.block_on(serve(given.clone(), settings.clone(), log_level, others))? {
         Ended::Stopped => Ok(()),
         Ended::Unwanted => {
             // All that serves pods ends with them, and lets go of the folder and the store.
             drop(pods);
+            operators.shutdown_timeout(LAST_MOMENTS);
             background.shutdown_timeout(LAST_MOMENTS);
             let alone =
                 runtime::Builder::new_current_thread().enable_all().build().context("cannot start a runtime")?;
@@ -169,7 +178,7 @@ async fn serve(
     given: Given,
     settings: Settings,
     log_level: Level,
-    background: runtime::Handle,
+    (background, for_operators): (runtime::Handle, runtime::Handle),
 ) -> anyhow::Result<Ended> {
     let base = settings;
     let Heard { overrides, last, mut remembered } = heard(&given, &base).await;
@@ -306,7 +315,7 @@ async fn serve(
         ended = background.spawn(keeping) => { ended?; bail!("the record of what is done ended") }
         ended = tokio::spawn(task.run()) => { ended?; bail!("the core's task ended") }
         ended = tokio::spawn(cni.run(Plugins::start(plugins).await?)) => { ended?; bail!("the plugins' server ended") }
-        ended = background.spawn(debug) => ended?.map(|()| Ended::Stopped),
+        ended = for_operators.spawn(debug) => ended?.map(|()| Ended::Stopped),
         ended = background.spawn(metrics) => ended?.map(|()| Ended::Stopped),
         ended = background.spawn(introspection) => ended?.map(|()| Ended::Stopped),
         ended = background.spawn(health) => ended?.map(|()| Ended::Stopped),

@@ -1,7 +1,7 @@
 //! `enid status`: whether all is well, what is wrong, and what is going on; and `enid health`.
 
 use anyhow::bail;
-use enid_api::v1::{GetPoolRequest, Pool, Setting, Trouble};
+use enid_api::v1::{GetPoolRequest, Plan, Pool, Setting, Trouble};
 use enid_ipamd::Cause;
 use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient};
 
@@ -11,7 +11,7 @@ use super::{
     ended::Ended,
     lists::many,
     plan,
-    words::request,
+    words::{request, took},
 };
 use crate::{
     host::{pod_links, sockets},
@@ -87,10 +87,10 @@ pub fn troubles(pool: &Pool) -> Vec<(String, String)> {
         _ => "",
     };
     let wrong = pool.troubles.iter().filter(|trouble| !concerns_nobody(pool, trouble));
-    let with_cause = wrong.map(|Trouble { kind, cause, message, aws_request_id }| {
+    let with_cause = wrong.map(|Trouble { kind, cause, message, aws_request_id, for_ms }| {
         let name = Some(meaning(kind)).filter(|words| !words.is_empty()).unwrap_or(kind);
-        let request = request(aws_request_id);
-        (name.to_owned(), format!("{cause}: {message}{request}"))
+        let (request, lasts) = (request(aws_request_id), took(for_ms * 1_000));
+        (name.to_owned(), format!("{cause}, for {lasts} now: {message}{request}"))
     });
     let of_metrics = Some(&pool.metrics_fault).filter(|words| !words.is_empty());
     let of_metrics = of_metrics.map(|words| ("metrics".to_owned(), words.clone()));
@@ -100,6 +100,17 @@ pub fn troubles(pool: &Pool) -> Vec<(String, String)> {
     let max_pods = Some(&pool.max_pods_mismatch).filter(|words| !words.is_empty());
     let max_pods = max_pods.map(|words| ("max-pods".to_owned(), words.clone()));
     with_cause.chain(of_metrics).chain(of_api_server).chain(conflicts).chain(max_pods).chain(restricted).collect()
+}
+
+/// What a trouble has said already is not said again by what waits for it: it has the cause.
+fn told_once(mut plan: Plan, pool: &Pool) -> Plan {
+    for wait in &mut plan.waits {
+        let is_told = |trouble: &Trouble| trouble.cause == wait.cause && trouble.message == wait.message;
+        if pool.troubles.iter().any(is_told) {
+            (wait.message, wait.aws_request_id) = ("as above".to_owned(), String::new());
+        }
+    }
+    plan
 }
 
 fn rows(pool: &Pool) -> Vec<(Mood, String, String)> {
@@ -127,7 +138,7 @@ fn rows(pool: &Pool) -> Vec<(Mood, String, String)> {
         many(pool.available)
     );
     let ready = match (pool.ready, pool.outage.is_empty()) {
-        (true, _) => "yes",
+        (true, _) => "yes: the node may be Ready",
         (false, true) => "no: no address could be given since this boot",
         (false, false) => "no: pods are cut off",
     };
@@ -137,9 +148,10 @@ fn rows(pool: &Pool) -> Vec<(Mood, String, String)> {
         plain("ENIs", enis),
         plain("addresses", addresses),
         plain("ADDs that wait", pool.waiting.to_string()),
+        plain("ADDs refused", format!("{} in the last two minutes", pool.refused_adds)),
         plain("pods on their way", pool.bound.to_string()),
     ];
-    let plan = pool.plan.as_ref().map(plan::rows).unwrap_or_default();
+    let plan = pool.plan.clone().map(|plan| plan::rows(&told_once(plan, pool))).unwrap_or_default();
     let is_default = |it: &Setting| SETTINGS.iter().any(|known| known.name == it.name && known.default == it.value);
     let by_config = |it: &Setting| it.origin.starts_with("NodeConfig ");
     let given = pool.settings.iter().filter(|it| !is_default(it) || by_config(it) || it.next.is_some());

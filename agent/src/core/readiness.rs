@@ -6,7 +6,7 @@
 //! address could be given yet, or what the pods that run send does not arrive. Whatever only keeps new pods from an
 //! address is an *obstacle*: ADD's cause, a metric, a line of `enid status`.
 
-use std::fmt;
+use std::{collections::BTreeMap, fmt};
 
 use enid_ipamd::{Cause, Millis, Refusal};
 use tracing::{info, warn};
@@ -34,6 +34,8 @@ pub struct Readiness {
     pub outage: Option<Refusal>,
     /// What EC2 refuses for want of a right, also while there are addresses enough.
     pub rights: Option<Refusal>,
+    /// Since when each of these has its cause, by its name.
+    pub since: BTreeMap<&'static str, (Cause, Millis)>,
 }
 
 /// What STATUS says.
@@ -154,7 +156,13 @@ impl Rule {
     pub fn look(&mut self, now: Millis, seen: Readiness) -> (&Readiness, Option<Millis>) {
         let served = self.said.served || seen.obstacle.is_none();
         let (obstacle, again) = self.obstacle(now, seen.obstacle, served);
+        let before = std::mem::take(&mut self.said.since);
         self.said = Readiness { served, obstacle, ..seen };
+        let since = |(name, refusal): (&'static str, &Refusal)| {
+            let same = before.get(name).filter(|(cause, _)| *cause == refusal.cause);
+            (name, same.copied().unwrap_or((refusal.cause, now)))
+        };
+        self.said.since = self.said.causes().map(since).collect();
         (&self.said, again)
     }
 
@@ -220,6 +228,23 @@ mod tests {
         let next_try = obstacle(&mut rule, 7 + HOLD_MS, hindered(Cause::StillGrowing));
         assert_eq!(next_try, Some(Cause::Throttled), "the next try is no end");
         assert_eq!(obstacle(&mut rule, 8 + HOLD_MS, Readiness::default()), None);
+    }
+
+    #[test]
+    fn a_cause_lasts_from_when_it_is_said_whatever_the_words() {
+        let mut rule = Rule::new(true);
+        let since = |rule: &Rule| rule.said.since.get("obstacle").map(|(cause, at)| (*cause, at.0));
+        rule.look(Millis(0), Readiness::default());
+        rule.look(Millis(1), hindered(Cause::Throttled));
+        assert_eq!(since(&rule), None);
+        rule.look(Millis(1 + HOLD_MS), hindered(Cause::Throttled));
+        let again = Refusal::new(Cause::Throttled, "another request");
+        rule.look(Millis(9_000), Readiness { obstacle: Some(again), ..Readiness::default() });
+        assert_eq!(since(&rule), Some((Cause::Throttled, 1 + HOLD_MS)));
+        rule.look(Millis(9_001), hindered(Cause::SubnetFull));
+        assert_eq!(since(&rule), Some((Cause::SubnetFull, 9_001)));
+        rule.look(Millis(9_002), Readiness::default());
+        assert_eq!(since(&rule), None);
     }
 
     /// The kind: a subnet was full when a pod was refused; the pod has gone, the subnet has addresses again, and nothing tries

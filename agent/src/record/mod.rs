@@ -48,7 +48,7 @@ struct State {
     next: u64,
     open: BTreeMap<u64, Operation>,
     /// Encoded: hardly any is ever read, and as a value one is four times as large.
-    ended: VecDeque<Vec<u8>>,
+    ended: VecDeque<Arc<[u8]>>,
     /// When ADDs were refused lately, milliseconds since 1970.
     refused: VecDeque<u64>,
     stories: Stories,
@@ -100,7 +100,7 @@ impl Record {
 
     /// The last operations, the oldest first, and then those that go on.
     pub fn operations(&self) -> Vec<Operation> {
-        let (ended, open): (Vec<Vec<u8>>, Vec<Operation>) = {
+        let (ended, open): (Vec<Arc<[u8]>>, Vec<Operation>) = {
             let state = self.state();
             (state.ended.iter().cloned().collect(), state.open.values().cloned().collect())
         };
@@ -150,7 +150,7 @@ impl Record {
         if state.ended.len() == LAST {
             state.ended.pop_front();
         }
-        state.ended.push_back(operation.encode_to_vec());
+        state.ended.push_back(operation.encode_to_vec().into());
         state.stories.take(&operation);
         if kind == Kind::Add && operation.outcome == outcome::REFUSED {
             let since = operation.began_unix_ms.saturating_sub(LATELY_MS);

@@ -1,7 +1,7 @@
 //! cni.sock: a plugin's conversation, turned into messages to the core's task. Each connection is one conversation, and a
 //! task on the core's own thread.
 
-use std::{io, net::IpAddr, sync::Arc, time::Duration};
+use std::{net::IpAddr, sync::Arc, time::Duration};
 
 use enid_api::v1::{
     Ask, Attachment, Failure, LookupReply, LookupRequest, Offer, Pending, ReleaseReply, ReleaseRequest, Report,
@@ -23,7 +23,7 @@ use crate::{
     record::{Begun, Kind, Record},
     serve::{
         gc,
-        packets::{Connection, Fault, Plugins},
+        packets::{Connection, End, Plugins, in_background},
     },
 };
 
@@ -52,34 +52,6 @@ pub struct CniService {
     pub readiness: watch::Receiver<Readiness>,
     /// Where whole listings of the kernel are made: they would hold up every pod here.
     pub background: runtime::Handle,
-}
-
-/// Why a conversation ends before its answer.
-pub(super) enum End {
-    /// The plugin has gone, or the daemon is ending.
-    Gone,
-    /// What the plugin sent is no conversation.
-    NotUnderstood(String),
-    /// What it asked for could not be done.
-    Failed(String),
-}
-
-impl From<Fault> for End {
-    fn from(fault: Fault) -> Self {
-        match fault {
-            Fault::Malformed(malformed) => End::NotUnderstood(malformed.to_string()),
-            Fault::Io(error) => error.into(),
-        }
-    }
-}
-
-impl From<io::Error> for End {
-    fn from(error: io::Error) -> Self {
-        match error.kind() {
-            io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset => End::Gone,
-            _ => End::Failed(format!("cannot send or receive a packet: {error}")),
-        }
-    }
 }
 
 impl CniService {
@@ -117,7 +89,10 @@ impl CniService {
             Said::Release(request) => Reply::Released(self.release(request).await?),
             Said::Lookup(request) => Reply::Found(self.lookup(request).await?),
             Said::Status(_) => Reply::Status(self.status()),
-            Said::Collect(first) => Reply::Collected(self.collect(gc::whole_list(first, plugin).await?).await?),
+            Said::Collect(first) => {
+                let list = gc::whole_list(first, plugin).await?;
+                Reply::Collected(gc::collect(list, &self.handle, &self.record, &self.background).await?)
+            }
         };
         Ok(plugin.send(reply).await?)
     }
@@ -284,7 +259,8 @@ impl CniService {
         let (host_mac, pod_mac) = (of_other_plugin(|macs| macs.host), of_other_plugin(|macs| macs.pod));
         let failed = |failure: String| End::Failed(format!("cannot look at the host: {failure}"));
         let slot = lease.slot;
-        let host_faults = self.in_background(async move { kernel::faults(&wanted, Some(slot)).await }).await?;
+        let host_faults =
+            in_background(&self.background, async move { kernel::faults(&wanted, Some(slot)).await }).await?;
         let mut host_faults = host_faults.map_err(|failure| failed(format!("{failure:#}")))?;
         host_faults.extend(fault);
         Ok(LookupReply {
@@ -307,14 +283,6 @@ impl CniService {
         };
         let (cause, message) = (refusal.cause.name().to_owned(), sentence(refusal.message.clone()));
         StatusReply { ready: false, pods_cut_off, cause, message }
-    }
-
-    /// The result of work that no pod is to wait for.
-    pub(super) async fn in_background<T: Send + 'static>(
-        &self,
-        work: impl Future<Output = T> + Send + 'static,
-    ) -> Result<T, End> {
-        self.background.spawn(work).await.map_err(|_| End::Gone)
     }
 
     /// Takes an attachment's link away, and then ends its lease; the address whose cooldown begins.

@@ -3,6 +3,7 @@
 use std::{
     net::{IpAddr, SocketAddr},
     sync::Arc,
+    time::Duration,
 };
 
 use anyhow::Context;
@@ -15,7 +16,7 @@ use enid_api::v1::{
     debug_server::{Debug, DebugServer},
 };
 use enid_datapath::Mac;
-use enid_ipamd::{AddressState, AttachmentKey, Class, EniState, Refusal, View};
+use enid_ipamd::{AddressState, AttachmentKey, Class, EniState, Millis, Refusal, View};
 use futures_util::stream::{self, BoxStream, Stream, StreamExt};
 use tokio::sync::{
     Semaphore,
@@ -162,7 +163,7 @@ impl Debug for DebugService {
             refused_adds: u32::try_from(self.record.refused_lately()).unwrap_or(u32::MAX),
             buckets: view.buckets().map(bucket).collect(),
             restrictions: Some(restricted(&view.pacing.restrictions)).filter(|_| view.pacing.restrictions.is_any()),
-            troubles: readiness.causes().map(trouble).collect(),
+            troubles: troubles(&readiness, view.now),
             risk: in_words(readiness.risk).unwrap_or_default(),
             metrics_fault: self.metrics_fault.borrow().clone().unwrap_or_default(),
             source: in_words(readiness.source).unwrap_or_default(),
@@ -326,10 +327,15 @@ fn of_store(view: &View, kept: &[(AttachmentKey, enid_ipamd::Lease)]) -> Vec<Str
     unwritten.chain(ended).chain(orphans).collect()
 }
 
-fn trouble((kind, refusal): (&str, &Refusal)) -> Trouble {
+fn troubles(readiness: &Readiness, now: Millis) -> Vec<Trouble> {
+    let since = |kind: &str| readiness.since.get(kind).map_or(0, |(_, at)| now.since(*at));
+    readiness.causes().map(|(kind, refusal)| Trouble { for_ms: since(kind), ..trouble(kind, refusal) }).collect()
+}
+
+fn trouble(kind: &str, refusal: &Refusal) -> Trouble {
     let Refusal { cause, message, request_id, .. } = refusal.clone();
     let (cause, aws_request_id) = (cause.name().to_owned(), request_id.unwrap_or_default());
-    Trouble { kind: kind.to_owned(), cause, message, aws_request_id }
+    Trouble { kind: kind.to_owned(), cause, message, aws_request_id, ..Trouble::default() }
 }
 
 /// For how long a lease has been there, in milliseconds; 0 if that is not known.
@@ -367,6 +373,12 @@ fn state(eni: &enid_ipamd::Eni) -> &'static str {
     }
 }
 
+/// Requests of one connection that are answered at a time. Answers that nobody reads stay in memory.
+const AT_ONCE: u32 = 8;
+/// A connection of which nothing comes any more for so long is asked whether it lives, and closed if it does not say so: whoever
+/// reads a stream page by page needs minutes for one.
+const GONE: Duration = Duration::from_secs(600);
+
 /// What reflection names of these services.
 fn reflection(services: &[&str]) -> anyhow::Result<ServerReflectionServer<impl ServerReflection + use<>>> {
     let described = tonic_reflection::server::Builder::configure()
@@ -390,7 +402,8 @@ pub fn serve(
     let (of_address, of_socket) = (reflection(&read)?, reflection(&ordered)?);
     let reporter = health.clone();
     let over_tcp = DebugServer::new(DebugService { recordings: None, ..service.clone() });
-    let server = |service| Server::builder().add_service(service).add_service(health_service.clone());
+    let builder = Server::builder().max_concurrent_streams(Some(AT_ONCE)).http2_keepalive_interval(Some(GONE));
+    let server = |service| builder.clone().add_service(service).add_service(health_service.clone());
     let (over_tcp, server) = (server(over_tcp), server(DebugServer::new(service)));
     let server = async move {
         health.set_serving::<DebugServer<DebugService>>().await;

@@ -13,7 +13,7 @@ use enid_api::{
     v1::{from_daemon, from_plugin},
 };
 use nix::sys::socket::{MsgFlags, recv, setsockopt, sockopt};
-use tokio::{io::Interest, net::UnixStream};
+use tokio::{io::Interest, net::UnixStream, runtime};
 use tracing::warn;
 
 use crate::host::sockets::{Listener, Listeners};
@@ -41,6 +41,42 @@ pub enum Fault {
     /// The connection failed.
     #[error(transparent)]
     Io(#[from] io::Error),
+}
+
+/// Why a conversation ends before its answer.
+pub enum End {
+    /// The plugin has gone, or the daemon is ending.
+    Gone,
+    /// What the plugin sent is no conversation.
+    NotUnderstood(String),
+    /// What it asked for could not be done.
+    Failed(String),
+}
+
+impl From<Fault> for End {
+    fn from(fault: Fault) -> Self {
+        match fault {
+            Fault::Malformed(malformed) => End::NotUnderstood(malformed.to_string()),
+            Fault::Io(error) => error.into(),
+        }
+    }
+}
+
+impl From<io::Error> for End {
+    fn from(error: io::Error) -> Self {
+        match error.kind() {
+            io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset => End::Gone,
+            _ => End::Failed(format!("cannot send or receive a packet: {error}")),
+        }
+    }
+}
+
+/// The result of work that no pod is to wait for.
+pub async fn in_background<T: Send + 'static>(
+    background: &runtime::Handle,
+    work: impl Future<Output = T> + Send + 'static,
+) -> Result<T, End> {
+    background.spawn(work).await.map_err(|_| End::Gone)
 }
 
 impl Plugins {

@@ -49,17 +49,30 @@ pub async fn look(settings: &Settings) -> OfCloud {
     let ec2 = match settings.policy.provisioning {
         Provisioning::ImdsOnly => None,
         _ => {
+            let place = place(settings, &instance.region);
             let asked = async { Ec2::new(instance, settings).await.call(&Call::Audit { scope: Scope::Ours }).await };
             let late = || format!("EC2 does not answer within {} ms", EC2.as_millis());
             Some(match timeout(EC2, asked).await {
                 Ok(Ok(Ec2Answer::Audited { attached, .. })) => Ok(attached),
                 Ok(Ok(_)) => Err((Cause::Ec2Error, "EC2 answers something else than it was asked".to_owned())),
-                Ok(Err(failure)) => Err((failure.cause, failure.message)),
-                Err(_) => Err((Cause::Ec2Unreachable, late())),
+                Ok(Err(failure)) => {
+                    Err((failure.cause, format!("asked by this command, {place}: {}", failure.message)))
+                }
+                Err(_) => Err((Cause::Ec2Unreachable, format!("asked by this command, {place}: {}", late()))),
             })
         }
     };
     OfCloud { metadata: Some(metadata), ec2 }
+}
+
+/// Where EC2 is asked, as far as the command's own environment says it; a proxy's URL may have a password.
+fn place(settings: &Settings, region: &str) -> String {
+    let variable = |name: &&str| std::env::var(name).ok().filter(|value| !value.is_empty());
+    let given = settings.ec2_endpoint.clone();
+    let given = given.or_else(|| ["AWS_ENDPOINT_URL_EC2", "AWS_ENDPOINT_URL"].iter().find_map(variable));
+    let endpoint = given.unwrap_or_else(|| format!("EC2's endpoint of {region}"));
+    let proxy = ["HTTPS_PROXY", "https_proxy"].into_iter().find(|name| variable(name).is_some());
+    proxy.map_or_else(|| format!("at {endpoint}"), |name| format!("at {endpoint}, through the proxy of {name}"))
 }
 
 /// What is wrong by what they say, but for [`differences`].

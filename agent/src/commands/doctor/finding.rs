@@ -1,6 +1,6 @@
 //! A finding: what is wrong, and what to do about it. Names and cures are those of docs/causes.md.
 
-use std::{collections::BTreeSet, fmt};
+use std::fmt;
 
 use serde::Serialize;
 
@@ -14,6 +14,8 @@ pub struct Finding {
     pub name: &'static str,
     /// What was seen, one sentence.
     pub what: String,
+    /// The same, as somebody else has seen it.
+    pub also: Vec<String>,
     /// What to do.
     pub cure: String,
     /// It may be harmless.
@@ -24,7 +26,7 @@ impl Finding {
     /// Something is wrong.
     pub fn new(name: &str, what: impl Into<String>) -> Self {
         let (name, cure) = cure(name).unwrap_or(("internal", "docs/causes.md does not know it".to_owned()));
-        Finding { name, what: what.into(), cure, note: false }
+        Finding { name, what: what.into(), also: Vec::new(), cure, note: false }
     }
 
     /// Something may be wrong.
@@ -35,9 +37,11 @@ impl Finding {
 
 impl fmt::Display for Finding {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Finding { name, what, cure, note } = self;
+        let Finding { name, what, also, cure, note } = self;
         let kind = if *note { " (a note)" } else { "" };
-        write!(f, "{name}{kind}: {what}\n  what to do: {cure}\n  docs/causes.md#{name}")
+        writeln!(f, "{name}{kind}: {what}")?;
+        also.iter().try_for_each(|words| writeln!(f, "  {words}"))?;
+        write!(f, "  what to do: {cure}\n  docs/causes.md#{name}")
     }
 }
 
@@ -49,17 +53,22 @@ fn cure(name: &str) -> Option<(&'static str, String)> {
     Some((section.lines().next()?, cure.split_whitespace().collect::<Vec<_>>().join(" ")))
 }
 
-/// The first of each name and words: two sources may see the same.
+/// Each name and words once: two sources may see the same. One cause has one finding, with the words of all who see it; of drift,
+/// conflicts and the like each is another matter.
 pub fn each_once(findings: impl Iterator<Item = Finding>) -> Vec<Finding> {
-    let mut causes = BTreeSet::new();
-    // One cause has one finding, whoever sees it; of drift, conflicts and the like each is another matter.
     let is_cause = |name: &str| enid_ipamd::Cause::ALL.iter().any(|cause| cause.name() == name);
-    findings
-        .filter(|finding| {
-            let words = if is_cause(finding.name) { String::new() } else { finding.what.clone() };
-            causes.insert((finding.name, words))
-        })
-        .collect()
+    let mut told: Vec<Finding> = Vec::new();
+    for finding in findings {
+        let is_same = |it: &&mut Finding| it.name == finding.name && (is_cause(it.name) || it.what == finding.what);
+        match told.iter_mut().find(is_same) {
+            None => told.push(finding),
+            Some(first) if first.what != finding.what && !first.also.contains(&finding.what) => {
+                first.also.push(finding.what);
+            }
+            Some(_) => {}
+        }
+    }
+    told
 }
 
 #[cfg(test)]
@@ -81,7 +90,9 @@ mod tests {
     fn a_cause_that_two_see_is_told_once() {
         let of = |name, what| Finding::new(name, what);
         let found = [of("throttled", "daemon"), of("throttled", "doctor"), of("conflict", "a"), of("conflict", "b")];
-        let told: Vec<String> = each_once(found.into_iter()).into_iter().map(|finding| finding.what).collect();
-        assert_eq!(told, ["daemon", "a", "b"]);
+        let told = each_once(found.into_iter());
+        assert_eq!(told.iter().map(|finding| &*finding.what).collect::<Vec<_>>(), ["daemon", "a", "b"]);
+        assert_eq!(told[0].also, ["doctor"]);
+        assert!(told[0].to_string().starts_with("throttled: daemon\n  doctor\n  what to do: "));
     }
 }

@@ -3,10 +3,13 @@
 use comfy_table::{Table, presets::NOTHING};
 
 use crate::{
-    CALLERS, STAYS,
     figures::{quantile, sorted},
+    node::CALLERS,
     operators::{self, Answers, Operators},
 };
+
+/// The pod that operators ask about.
+pub const STAYS: &str = "stays";
 
 /// What operators do, and what a table calls it.
 pub const KINDS: [(Operators, &str); 3] = [

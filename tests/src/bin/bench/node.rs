@@ -10,10 +10,12 @@ use std::{
 use anyhow::Context;
 use enid_tests::pod;
 
-use crate::{
-    BURST, CALLERS,
-    figures::{middle, ms, share},
-};
+use crate::figures::{middle, ms, share};
+
+/// Callers at once, as a node's runtime may have them.
+pub const CALLERS: usize = 16;
+/// Pods of a burst; so many are deleted at once, too.
+const BURST: usize = 100;
 
 /// Runs on the node: starts all programs turn by turn and prints their times in milliseconds.
 pub fn turns(runs: usize, musl: &str, glibc: &str, plugin: &str) -> anyhow::Result<()> {

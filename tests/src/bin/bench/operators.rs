@@ -17,9 +17,13 @@ use std::{
 use anyhow::{Context, ensure};
 use enid_api::v1::{
     ExplainRequest, GetPoolRequest, GetRecordingRequest, GetStoryRequest, ListAddressesRequest, ListEnisRequest,
-    ListFaultsRequest, ListLeasesRequest, ListOperationsRequest, WatchOperationsRequest, debug_client::DebugClient,
+    ListFaultsRequest, ListLeasesRequest, ListOperationsRequest,
 };
 use hyper_util::rt::TokioIo;
+use prost::{
+    Message,
+    bytes::{Buf, BufMut},
+};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::UnixStream,
@@ -27,11 +31,18 @@ use tokio::{
     time::sleep,
 };
 use tonic::{
-    Status,
+    Request, Status,
+    client::Grpc,
+    codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder},
+    codegen::http::uri::PathAndQuery,
     transport::{Channel, Endpoint},
 };
 use tower::service_fn;
 
+type Client = Grpc<Channel>;
+
+/// The stream of operations.
+const FOLLOW: &str = "/enid.v1.Debug/WatchOperations";
 /// Clients of each kind.
 const CLIENTS: usize = 4;
 /// A client asks again after so long.
@@ -122,29 +133,76 @@ impl Working {
 }
 
 impl Question {
-    async fn ask(self, client: &mut DebugClient<Channel>, pod: &str) -> Result<(), Status> {
+    /// The method, and the encoded request.
+    fn of(self, pod: &str) -> (&'static str, Vec<u8>) {
         match self {
-            Question::Pool => client.get_pool(GetPoolRequest {}).await.map(drop),
-            Question::Enis => client.list_enis(ListEnisRequest {}).await.map(drop),
-            Question::Addresses => client.list_addresses(ListAddressesRequest {}).await.map(drop),
-            Question::Leases => client.list_leases(ListLeasesRequest {}).await.map(drop),
-            Question::Operations => client.list_operations(ListOperationsRequest {}).await.map(drop),
-            Question::Faults => client.list_faults(ListFaultsRequest {}).await.map(drop),
+            Question::Pool => ("/enid.v1.Debug/GetPool", GetPoolRequest {}.encode_to_vec()),
+            Question::Enis => ("/enid.v1.Debug/ListEnis", ListEnisRequest {}.encode_to_vec()),
+            Question::Addresses => ("/enid.v1.Debug/ListAddresses", ListAddressesRequest {}.encode_to_vec()),
+            Question::Leases => ("/enid.v1.Debug/ListLeases", ListLeasesRequest {}.encode_to_vec()),
+            Question::Operations => ("/enid.v1.Debug/ListOperations", ListOperationsRequest {}.encode_to_vec()),
+            Question::Faults => ("/enid.v1.Debug/ListFaults", ListFaultsRequest {}.encode_to_vec()),
             Question::Story => {
                 let request = GetStoryRequest { pod_namespace: "default".to_owned(), pod_name: pod.to_owned() };
-                client.get_story(request).await.map(drop)
+                ("/enid.v1.Debug/GetStory", request.encode_to_vec())
             }
             Question::Explain => {
                 let request = ExplainRequest { source: format!("default/{pod}"), destination: "8.8.8.8".to_owned() };
-                client.explain(request).await.map(drop)
+                ("/enid.v1.Debug/Explain", request.encode_to_vec())
             }
-            Question::Recording => client.get_recording(GetRecordingRequest {}).await.map(drop),
+            Question::Recording => ("/enid.v1.Debug/GetRecording", GetRecordingRequest {}.encode_to_vec()),
         }
+    }
+
+    async fn ask(self, client: &mut Client, pod: &str) -> Result<(), Status> {
+        let (method, request) = self.of(pod);
+        client.ready().await.map_err(|failure| Status::unavailable(failure.to_string()))?;
+        client.unary(Request::new(request), PathAndQuery::from_static(method), Undecoded).await.map(drop)
+    }
+}
+
+/// An answer is received and not decoded: what a client of this build does with it is not the daemon's time.
+#[derive(Clone, Copy)]
+struct Undecoded;
+
+impl Codec for Undecoded {
+    type Encode = Vec<u8>;
+    type Decode = usize;
+    type Encoder = Undecoded;
+    type Decoder = Undecoded;
+
+    fn encoder(&mut self) -> Undecoded {
+        Undecoded
+    }
+
+    fn decoder(&mut self) -> Undecoded {
+        Undecoded
+    }
+}
+
+impl Encoder for Undecoded {
+    type Item = Vec<u8>;
+    type Error = Status;
+
+    fn encode(&mut self, item: Vec<u8>, into: &mut EncodeBuf<'_>) -> Result<(), Status> {
+        into.put_slice(&item);
+        Ok(())
+    }
+}
+
+impl Decoder for Undecoded {
+    type Item = usize;
+    type Error = Status;
+
+    fn decode(&mut self, from: &mut DecodeBuf<'_>) -> Result<Option<usize>, Status> {
+        let bytes = from.remaining();
+        from.advance(bytes);
+        Ok(Some(bytes))
     }
 }
 
 /// A client that reads so many bytes of the socket, at most.
-async fn client(socket: &Path, most: usize) -> anyhow::Result<DebugClient<Channel>> {
+async fn client(socket: &Path, most: usize) -> anyhow::Result<Client> {
     let socket = socket.to_owned();
     let connector = service_fn(move |_| {
         let socket = socket.clone();
@@ -156,12 +214,12 @@ async fn client(socket: &Path, most: usize) -> anyhow::Result<DebugClient<Channe
     let endpoint = Endpoint::from_static("http://enid.local");
     let endpoint = endpoint.initial_stream_window_size(WINDOW).initial_connection_window_size(WINDOW);
     let channel = endpoint.connect_with_connector(connector).await.context("the daemon does not answer")?;
-    Ok(DebugClient::new(channel).max_decoding_message_size(64 << 20))
+    Ok(Client::new(channel).max_decoding_message_size(64 << 20))
 }
 
 /// Only one client asks for recordings: the daemon takes one at a time.
 async fn ask(
-    mut client: DebugClient<Channel>,
+    mut client: Client,
     has_recordings: bool,
     pod: String,
     ends: Arc<AtomicBool>,
@@ -191,12 +249,14 @@ fn keep(answers: &Mutex<anyhow::Result<Answers>>, question: Question, took: Resu
 }
 
 /// Asks for more than the socket holds, and follows operations; none of it arrives.
-async fn never_read(client: DebugClient<Channel>) {
+async fn never_read(client: Client) {
     let mut asked = tokio::task::JoinSet::new();
     for _ in 0..16 {
         let mut client = client.clone();
         asked.spawn(async move {
-            let mut followed = client.watch_operations(WatchOperationsRequest {}).await?.into_inner();
+            client.ready().await.map_err(|failure| Status::unavailable(failure.to_string()))?;
+            let (request, method) = (Request::new(Vec::new()), PathAndQuery::from_static(FOLLOW));
+            let mut followed = client.server_streaming(request, method, Undecoded).await?.into_inner();
             while followed.message().await?.is_some() {}
             Ok::<_, Status>(())
         });
