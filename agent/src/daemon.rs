@@ -65,14 +65,14 @@ pub fn run(given: Given, settings: Settings) -> anyhow::Result<()> {
         warn!("these variables of Amazon's VPC CNI have no effect: {}", settings.ignored.join("; "));
     }
     // The core's task and the plugins' socket share this thread, so a pod's request never waits for another thread to
-    // wake up. Everything else has a thread of its own: EC2, metadata, metrics.
+    // wake up. Everything else shares another thread: EC2, metadata, metrics.
     let background = runtime::Builder::new_multi_thread()
         .worker_threads(1)
         .thread_name("enid-background")
         .enable_all()
         .build()
         .context("cannot start a runtime")?;
-    // So have operators: a list of a thousand operations is nobody else's delay.
+    // Operators have one, too: a list of a thousand operations is nobody else's delay.
     let operators = runtime::Builder::new_multi_thread()
         .worker_threads(1)
         .thread_name("enid-operators")
@@ -86,7 +86,7 @@ pub fn run(given: Given, settings: Settings) -> anyhow::Result<()> {
         Ended::Unwanted => {
             // All that serves pods ends with them, and lets go of the folder and the store.
             drop(pods);
-            operators.shutdown_timeout(LAST_MOMENTS);
+            operators.shutdown_background();
             background.shutdown_timeout(LAST_MOMENTS);
             let alone =
                 runtime::Builder::new_current_thread().enable_all().build().context("cannot start a runtime")?;

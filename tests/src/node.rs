@@ -173,11 +173,17 @@ impl Daemon {
 
     /// Stops it (SIGSTOP), or lets it continue.
     pub fn hang(&self, hangs: bool) -> anyhow::Result<()> {
-        let name = if hangs { "-STOP" } else { "-CONT" };
-        // `nsenter` above it stops with its child, and continues only with a signal of its own.
+        // `nsenter` above it stops itself when its child does, and continues only with a signal of its own. One that comes
+        // before it has stopped is lost, and it stays stopped.
         let (pid, above) = (self.pid()?.to_string(), self.child.id().to_string());
-        Command::new("kill").args([name, &pid, &above]).status().context("cannot run kill")?;
-        Ok(())
+        if !hangs {
+            Command::new("kill").args(["-CONT", &pid, &above]).status().context("cannot run kill")?;
+            return Ok(());
+        }
+        Command::new("kill").args(["-STOP", &pid]).status().context("cannot run kill")?;
+        let state = format!("/proc/{above}/stat");
+        let is_stopped = || fs::read_to_string(&state).is_ok_and(|stat| stat.contains(") T "));
+        wait_until(START, is_stopped).context("nsenter above the daemon does not stop")
     }
 
     /// kill −9, and waits until it has ended.

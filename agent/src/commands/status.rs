@@ -89,8 +89,8 @@ pub fn troubles(pool: &Pool) -> Vec<(String, String)> {
     let wrong = pool.troubles.iter().filter(|trouble| !concerns_nobody(pool, trouble));
     let with_cause = wrong.map(|Trouble { kind, cause, message, aws_request_id, for_ms }| {
         let name = Some(meaning(kind)).filter(|words| !words.is_empty()).unwrap_or(kind);
-        let (request, lasts) = (request(aws_request_id), took(for_ms * 1_000));
-        (name.to_owned(), format!("{cause}, for {lasts} now: {message}{request}"))
+        let lasts = if *for_ms > 0 { format!(" (for {})", took(for_ms * 1_000)) } else { String::new() };
+        (name.to_owned(), format!("{cause}{lasts}: {message}{}", request(aws_request_id)))
     });
     let of_metrics = Some(&pool.metrics_fault).filter(|words| !words.is_empty());
     let of_metrics = of_metrics.map(|words| ("metrics".to_owned(), words.clone()));
@@ -105,7 +105,11 @@ pub fn troubles(pool: &Pool) -> Vec<(String, String)> {
 /// What a trouble has said already is not said again by what waits for it: it has the cause.
 fn told_once(mut plan: Plan, pool: &Pool) -> Plan {
     for wait in &mut plan.waits {
-        let is_told = |trouble: &Trouble| trouble.cause == wait.cause && trouble.message == wait.message;
+        let is_told = |trouble: &Trouble| {
+            let (told, waited) = (&trouble.aws_request_id, &wait.aws_request_id);
+            !concerns_nobody(pool, trouble)
+                && (&trouble.cause, &trouble.message, told) == (&wait.cause, &wait.message, waited)
+        };
         if pool.troubles.iter().any(is_told) {
             (wait.message, wait.aws_request_id) = ("as above".to_owned(), String::new());
         }
@@ -165,6 +169,8 @@ fn rows(pool: &Pool) -> Vec<(Mood, String, String)> {
 
 #[cfg(test)]
 mod tests {
+    use enid_api::v1::Wait;
+
     use super::*;
 
     #[test]
@@ -179,6 +185,15 @@ mod tests {
         let limit = Trouble { kind: "obstacle".into(), cause: "eni_limit".into(), ..Trouble::default() };
         let full = Pool { troubles: vec![limit], ..well.clone() };
         assert_eq!(first(&full).0, Mood::Good, "a node that is full is well");
+        let wait = |pool: &Pool| {
+            let waits = vec![Wait { cause: "eni_limit".into(), message: "9 of 9".into(), ..Wait::default() }];
+            let troubles = vec![Trouble { message: "9 of 9".into(), ..pool.troubles[0].clone() }];
+            let pool = Pool { plan: Some(Plan { waits, ..Plan::default() }), troubles, ..pool.clone() };
+            rows(&pool).into_iter().find(|row| row.1 == "waits for").unwrap().2
+        };
+        assert!(wait(&full).ends_with("9 of 9"), "nobody has said it: {}", wait(&full));
+        let refused = Pool { refused_adds: 1, ..full.clone() };
+        assert!(wait(&refused).ends_with("as above"), "{}", wait(&refused));
         assert_eq!(first(&Pool { refused_adds: 1, ..full.clone() }).0, Mood::Bad);
         assert_eq!(first(&Pool { bound: 1, ..full }).0, Mood::Bad);
         assert_eq!(first(&Pool { ready: false, ..well }).0, Mood::Bad);

@@ -233,7 +233,7 @@ fn choose(state: &State<'_>, now: Millis, card: u32) -> Vec<Step> {
     if room <= policy.slack(learned) {
         room = 0;
     }
-    // Each ADD and DEL asks: where there is no room its blocks are not looked at, one by one.
+    // Each ADD and DEL asks: where nothing can be given, an ENI's blocks are not looked at one by one.
     let may_give = |eni: &&Eni| (room > 0 || eni.excluded) && !leaving.contains(&eni.id());
     let mut enis: Vec<&Eni> = on_card().filter(may_give).collect();
     enis.sort_by_key(|eni| (eni.sums.assigned, Reverse(eni.slot)));

@@ -27,11 +27,12 @@ const MANY: usize = 24;
 
 /// A node with one fault.
 pub struct Stage {
+    /// It ends before its lab does.
+    daemon: Option<Daemon>,
     /// Its lab.
     pub lab: Lab,
     /// What makes a change again and again.
     loops: Vec<Child>,
-    daemon: Option<Daemon>,
     /// The environment of the daemon's container, in which an operator runs commands.
     environment: String,
     /// What the cluster is told, if there is one.
@@ -191,7 +192,7 @@ fn acts(fault: &Fault, stage: &mut Stage) -> anyhow::Result<()> {
     if stage.told.is_none() && stage.status().is_ok() {
         stage.is_replayed()?;
     }
-    held(stage)?;
+    held(stage, refused.as_ref())?;
     stage.end_loops();
     stage.make(&fault.ends)?;
     if let Some(pod) = refused {
@@ -207,13 +208,24 @@ fn acts(fault: &Fault, stage: &mut Stage) -> anyhow::Result<()> {
 
 /// The fault lasts while the file that ENID_TEST_HOLD names is there, for half an hour at most: somebody looks for it. The file then
 /// says how to run a command of the node.
-fn held(stage: &Stage) -> anyhow::Result<()> {
-    let Some(file) = std::env::var_os("ENID_TEST_HOLD") else { return Ok(()) };
+fn held(stage: &Stage, refused: Option<&Pod>) -> anyhow::Result<()> {
+    let Some(file) = std::env::var_os("ENID_TEST_HOLD").map(std::path::PathBuf::from) else { return Ok(()) };
+    ensure!(std::env::var_os("ENID_TEST_FAULT").is_some(), "ENID_TEST_HOLD holds one fault: ENID_TEST_FAULT names it");
     let (lab, environment) = (&stage.lab.state().name, &stage.environment);
     let (vpclab, enid) = (program("vpclab")?, program("enid")?);
     let line = format!("{} exec --name {lab} node0 -- env {environment} {}", vpclab.display(), enid.display());
-    std::fs::write(&file, line + "\n")?;
-    wait_until(HELD, || !std::path::Path::new(&file).exists()).context("the fault was held for too long")
+    let unfinished = file.with_extension("new");
+    std::fs::write(&unfinished, line + "\n")?;
+    std::fs::rename(&unfinished, &file)?;
+    let ended = wait_until(HELD, || {
+        // A refusal of two minutes ago is none of now: the runtime asks again.
+        if let Some(pod) = refused {
+            let _ = pod.try_call(stage.place(), "ADD");
+        }
+        !file.exists()
+    });
+    let _ = std::fs::remove_file(&file);
+    ended.context("the fault was held for too long")
 }
 
 /// Adds pods until one is refused, or so many; the refused one.

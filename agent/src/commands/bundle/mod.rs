@@ -3,7 +3,7 @@
 //! out ([`secrets`]); names and addresses of pods, nodes and ENIs are in it.
 
 mod kernel;
-mod secrets;
+pub mod secrets;
 
 use std::{
     io::{self, IsTerminal, Write},

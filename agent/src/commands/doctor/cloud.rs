@@ -17,6 +17,7 @@ use crate::{
         ec2::Ec2,
         imds::{Imds, Reading},
     },
+    commands::bundle::secrets,
     settings::Settings,
 };
 
@@ -71,8 +72,10 @@ fn place(settings: &Settings, region: &str) -> String {
     let given = settings.ec2_endpoint.clone();
     let given = given.or_else(|| ["AWS_ENDPOINT_URL_EC2", "AWS_ENDPOINT_URL"].iter().find_map(variable));
     let endpoint = given.unwrap_or_else(|| format!("EC2's endpoint of {region}"));
-    let proxy = ["HTTPS_PROXY", "https_proxy"].into_iter().find(|name| variable(name).is_some());
-    proxy.map_or_else(|| format!("at {endpoint}"), |name| format!("at {endpoint}, through the proxy of {name}"))
+    let proxies = ["HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"];
+    let set: Vec<&str> = proxies.into_iter().filter(|name| variable(name).is_some()).collect();
+    let set = if set.is_empty() { String::new() } else { format!(" ({} set)", set.join(", ")) };
+    format!("at {}{set}", secrets::without(&endpoint))
 }
 
 /// What is wrong by what they say, but for [`differences`].

@@ -14,7 +14,7 @@ pub struct Finding {
     pub name: &'static str,
     /// What was seen, one sentence.
     pub what: String,
-    /// The same, as somebody else has seen it.
+    /// What else was seen of this cause.
     pub also: Vec<String>,
     /// What to do.
     pub cure: String,
@@ -40,7 +40,7 @@ impl fmt::Display for Finding {
         let Finding { name, what, also, cure, note } = self;
         let kind = if *note { " (a note)" } else { "" };
         writeln!(f, "{name}{kind}: {what}")?;
-        also.iter().try_for_each(|words| writeln!(f, "  {words}"))?;
+        also.iter().try_for_each(|words| writeln!(f, "  also: {words}"))?;
         write!(f, "  what to do: {cure}\n  docs/causes.md#{name}")
     }
 }
@@ -93,6 +93,6 @@ mod tests {
         let told = each_once(found.into_iter());
         assert_eq!(told.iter().map(|finding| &*finding.what).collect::<Vec<_>>(), ["daemon", "a", "b"]);
         assert_eq!(told[0].also, ["doctor"]);
-        assert!(told[0].to_string().starts_with("throttled: daemon\n  doctor\n  what to do: "));
+        assert!(told[0].to_string().starts_with("throttled: daemon\n  also: doctor\n  what to do: "));
     }
 }

@@ -248,20 +248,18 @@ fn keep(answers: &Mutex<anyhow::Result<Answers>>, question: Question, took: Resu
     }
 }
 
-/// Asks for more than the socket holds, and follows operations; none of it arrives.
+/// Follows operations, and asks for lists that are longer than what the socket holds; nothing of it arrives.
 async fn never_read(client: Client) {
     let mut asked = tokio::task::JoinSet::new();
-    for _ in 0..16 {
-        let mut client = client.clone();
-        asked.spawn(async move {
-            client.ready().await.map_err(|failure| Status::unavailable(failure.to_string()))?;
-            let (request, method) = (Request::new(Vec::new()), PathAndQuery::from_static(FOLLOW));
-            let mut followed = client.server_streaming(request, method, Undecoded).await?.into_inner();
-            while followed.message().await?.is_some() {}
-            Ok::<_, Status>(())
-        });
-    }
-    for question in QUESTIONS.into_iter().cycle().take(10 * QUESTIONS.len()) {
+    let mut follows = client.clone();
+    asked.spawn(async move {
+        follows.ready().await.map_err(|failure| Status::unavailable(failure.to_string()))?;
+        let (request, method) = (Request::new(Vec::new()), PathAndQuery::from_static(FOLLOW));
+        let mut followed = follows.server_streaming(request, method, Undecoded).await?.into_inner();
+        while followed.message().await?.is_some() {}
+        Ok::<_, Status>(())
+    });
+    for question in [Question::Recording, Question::Operations, Question::Addresses].into_iter().cycle().take(60) {
         let mut client = client.clone();
         asked.spawn(async move { question.ask(&mut client, "nobody").await });
     }
