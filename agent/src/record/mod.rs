@@ -110,10 +110,13 @@ impl Record {
 
     /// A pod's story: what has ended, and what goes on.
     pub fn story(&self, pod: &str) -> Vec<Operation> {
-        let state = self.state();
-        let open = state.open.values().filter(|open| open.pod == pod && stories::is_told(open)).cloned();
-        let open: Vec<Operation> = open.collect();
-        state.stories.of(pod, clock::wall_ms()).into_iter().chain(open).collect()
+        let (ended, open): (Option<Vec<u8>>, Vec<Operation>) = {
+            let state = self.state();
+            let open = state.open.values().filter(|open| open.pod == pod && stories::is_told(open)).cloned();
+            (state.stories.of(pod, clock::wall_ms()).map(<[u8]>::to_vec), open.collect())
+        };
+        // Not while an ADD may wait for the lock.
+        ended.map(|ended| stories::decode(&ended)).unwrap_or_default().into_iter().chain(open).collect()
     }
 
     /// A DEL has come, whatever number of attachments it ends.

@@ -52,14 +52,12 @@ pub async fn look(settings: &Settings) -> OfCloud {
         _ => {
             let place = place(settings, &instance.region);
             let asked = async { Ec2::new(instance, settings).await.call(&Call::Audit { scope: Scope::Ours }).await };
-            let late = || format!("EC2 does not answer within {} ms", EC2.as_millis());
+            let failed = |cause, words: &str| Err((cause, format!("asked by this command, {place}: {words}")));
             Some(match timeout(EC2, asked).await {
                 Ok(Ok(Ec2Answer::Audited { attached, .. })) => Ok(attached),
-                Ok(Ok(_)) => Err((Cause::Ec2Error, "EC2 answers something else than it was asked".to_owned())),
-                Ok(Err(failure)) => {
-                    Err((failure.cause, format!("asked by this command, {place}: {}", failure.message)))
-                }
-                Err(_) => Err((Cause::Ec2Unreachable, format!("asked by this command, {place}: {}", late()))),
+                Ok(Ok(_)) => failed(Cause::Ec2Error, "EC2 answers something else than it was asked"),
+                Ok(Err(failure)) => failed(failure.cause, &failure.message),
+                Err(_) => failed(Cause::Ec2Unreachable, &format!("EC2 does not answer within {} ms", EC2.as_millis())),
             })
         }
     };

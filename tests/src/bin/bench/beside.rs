@@ -12,7 +12,7 @@ use crate::{
 pub const STAYS: &str = "stays";
 
 /// What operators do, and what a table calls it.
-pub const KINDS: [(Operators, &str); 3] = [
+const KINDS: [(Operators, &str); 3] = [
     (Operators::Absent, "nobody asks"),
     (Operators::Ask, "four operators ask again and again"),
     (Operators::NeverRead, "four operators ask and never read"),
@@ -51,7 +51,13 @@ impl Beside<'_> {
     }
 }
 
-pub fn rate_of(bursts: &[serde_json::Value]) -> anyhow::Result<f64> {
+/// ADDs per second of the bursts beside operators of this kind.
+pub fn rate_beside(bursts: &[Vec<serde_json::Value>], operators: Operators) -> anyhow::Result<f64> {
+    let of_kind = KINDS.iter().zip(bursts).find(|((kind, _), _)| *kind == operators);
+    rate_of(of_kind.map_or(&[], |(_, bursts)| bursts))
+}
+
+fn rate_of(bursts: &[serde_json::Value]) -> anyhow::Result<f64> {
     sorted(bursts, "plugin_add_rate").map(|rates| quantile(&rates, 0.5))
 }
 
@@ -63,7 +69,7 @@ pub fn rates_beside(bursts: &[Vec<serde_json::Value>]) -> anyhow::Result<Table> 
         "ADDs per second",
         "rate / nobody's",
     ]);
-    let alone = rate_of(&bursts[0])?;
+    let alone = rate_beside(bursts, Operators::Absent)?;
     for ((_, name), bursts) in KINDS.iter().zip(bursts) {
         let p50 = sorted(bursts, "plugin_quiet_p50").map(|times| quantile(&times, 0.5))?;
         let rate = rate_of(bursts)?;

@@ -16,12 +16,12 @@ use std::{
 };
 
 use anyhow::Context;
-use beside::{Beside, STAYS, answered, rate_of, rates_beside};
+use beside::{Beside, STAYS, answered, rate_beside, rates_beside};
 use comfy_table::{Table, presets::NOTHING};
 use enid_tests::{Backend, Daemon, Lab, LabConfig, Place, plugin, wait_until};
 use figures::{mib, middle, quantile, sorted};
 use node::CALLERS;
-use operators::{Answers, Question};
+use operators::{Answers, Operators};
 
 /// How much is measured.
 struct Rounds {
@@ -137,7 +137,7 @@ struct Measured {
     plugin: f64,
     /// MiB.
     daemon: f64,
-    /// Bursts beside each of [`KINDS`].
+    /// Bursts beside each kind of operators.
     rates: Vec<Vec<serde_json::Value>>,
     answers: Answers,
 }
@@ -149,10 +149,8 @@ fn targets(series: &[serde_json::Value], bursts: &[serde_json::Value], measured:
         Ok(time("plugin")? / time("musl")?)
     };
     let rate = |who: &str| sorted(bursts, &format!("{who}_add_rate")).map(|rates| quantile(&rates, 0.5));
-    let beside = &measured.rates;
-    // What reads all of the kernel's rules, routes, addresses and links takes as long as the ADDs let it wait for the kernel's lock.
-    let of_memory = measured.answers.iter().filter(|(question, _)| **question != Question::Faults);
-    let slowest = of_memory.map(|(_, took)| quantile(took, 0.99)).fold(0.0, f64::max);
+    let beside = |operators| rate_beside(&measured.rates, operators);
+    let slowest = measured.answers.values().map(|took| quantile(took, 0.99)).fold(0.0, f64::max);
     anyhow::ensure!(slowest > 0.0, "no operator had an answer");
     let rows = [
         ("ADD p50 / musl floor's", ratio("add", 0.5)?, ADD_P50, true),
@@ -161,11 +159,11 @@ fn targets(series: &[serde_json::Value], bursts: &[serde_json::Value], measured:
         ("ADDs a second, 16 callers / glibc floor's", rate("plugin")? / rate("glibc")?, ADD_RATE, false),
         (
             "ADDs a second beside operators who never read / nobody's",
-            rate_of(&beside[2])? / rate_of(&beside[0])?,
+            beside(Operators::NeverRead)? / beside(Operators::Absent)?,
             BESIDE_UNREAD,
             false,
         ),
-        ("slowest kind of answer but Faults to operators meanwhile, p99, ms", slowest, ANSWER_P99_MS, true),
+        ("slowest kind of answer to operators meanwhile, p99, ms", slowest, ANSWER_P99_MS, true),
         ("plugin, static, MiB", measured.plugin, PLUGIN_MIB, true),
         ("daemon's resident memory with 100 pods, MiB", measured.daemon, DAEMON_MIB, true),
     ];

@@ -6,10 +6,7 @@ use std::{
     path::Path,
     pin::Pin,
     process::Command,
-    sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, Mutex, PoisonError},
     task::{Context as Waiting, Poll},
     time::{Duration, Instant},
 };
@@ -96,7 +93,6 @@ pub type Answers = BTreeMap<Question, Vec<f64>>;
 /// Operators at work.
 pub struct Working {
     runtime: Runtime,
-    ends: Arc<AtomicBool>,
     answers: Arc<Mutex<anyhow::Result<Answers>>>,
 }
 
@@ -104,17 +100,17 @@ impl Operators {
     /// They begin, at the daemon's socket. `pod` is one of the node, for questions about a pod.
     pub fn begin(self, socket: &Path, pod: &str) -> anyhow::Result<Working> {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
-        let working = Working { runtime, ends: Arc::default(), answers: Arc::new(Mutex::new(Ok(Answers::new()))) };
+        let working = Working { runtime, answers: Arc::new(Mutex::new(Ok(Answers::new()))) };
         if self == Operators::Absent {
             return Ok(working);
         }
         for number in 0..CLIENTS {
             let most = if self == Operators::NeverRead { READ } else { usize::MAX };
             let client = working.runtime.block_on(client(socket, most))?;
-            let (ends, answers, pod) = (working.ends.clone(), working.answers.clone(), pod.to_owned());
+            let (answers, pod) = (working.answers.clone(), pod.to_owned());
             match self {
                 Operators::Absent => {}
-                Operators::Ask => drop(working.runtime.spawn(ask(client, number == 0, pod, ends, answers))),
+                Operators::Ask => drop(working.runtime.spawn(ask(client, number == 0, pod, answers))),
                 Operators::NeverRead => drop(working.runtime.spawn(never_read(client))),
             }
         }
@@ -125,7 +121,6 @@ impl Operators {
 impl Working {
     /// They end; what they asked was answered, each time.
     pub fn end(self) -> anyhow::Result<Answers> {
-        self.ends.store(true, Ordering::Relaxed);
         self.runtime.shutdown_timeout(Duration::from_secs(1));
         let mut answers = self.answers.lock().unwrap_or_else(PoisonError::into_inner);
         std::mem::replace(&mut answers, Ok(Answers::new()))
@@ -218,18 +213,9 @@ async fn client(socket: &Path, most: usize) -> anyhow::Result<Client> {
 }
 
 /// Only one client asks for recordings: the daemon takes one at a time.
-async fn ask(
-    mut client: Client,
-    has_recordings: bool,
-    pod: String,
-    ends: Arc<AtomicBool>,
-    answers: Arc<Mutex<anyhow::Result<Answers>>>,
-) {
+async fn ask(mut client: Client, has_recordings: bool, pod: String, answers: Arc<Mutex<anyhow::Result<Answers>>>) {
     let asked = QUESTIONS.into_iter().filter(|question| has_recordings || *question != Question::Recording);
     for question in asked.cycle() {
-        if ends.load(Ordering::Relaxed) {
-            return;
-        }
         let began = Instant::now();
         let answer = question.ask(&mut client, &pod).await;
         let took = began.elapsed().as_secs_f64() * 1_000.0;
